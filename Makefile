@@ -1,0 +1,26 @@
+# make demo   train a small pair on Fashion-MNIST and show which images it memorized
+# make test   run the tests
+PYTHON ?= python3
+INSTALLED := .venv/installed
+RUN := .venv/bin/python
+
+.PHONY: demo test data
+
+demo: $(INSTALLED) data
+	$(RUN) train_simclr.py --config configs/demo.yaml
+	$(RUN) memorization_scores.py --config configs/demo.yaml
+
+test: $(INSTALLED)
+	$(RUN) -m pytest
+
+# Fashion-MNIST: found here already, downloaded, or from its Debian package where that can be installed.
+FIND_DATA := $(RUN) -c "from memorization.config import DataSettings; from memorization.data import open_images; open_images(DataSettings(name='fashion_mnist'))"
+data: $(INSTALLED)
+	@$(FIND_DATA) 2>/dev/null \
+	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y dataset-fashion-mnist; } \
+	|| true # where neither worked, train_simclr.py says what to do
+
+$(INSTALLED): requirements.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install -q -r requirements.txt
+	touch $@

@@ -1,0 +1,138 @@
+"""last.pt to go on, encoder.pt to measure: plain types and tensors, a checksum, and nothing that is executed on loading."""
+
+import hashlib
+import io
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from memorization.config import first_difference, read_run_config, trained_part
+from memorization.errors import WrongUse
+from memorization.storage import write_atomically
+from memorization.subsets import load_subsets
+from models.encoders import make_encoder
+
+FORMAT = "memorization checkpoint 1"
+
+
+def save_checkpoint(path, content):
+    """Write a dict of plain types and tensors, with its checksum. Equal contents give equal bytes."""
+    content = _on_cpu({"format": FORMAT, **content})
+    file = io.BytesIO()
+    torch.save({**content, "checksum": _checksum(content)}, file)
+    write_atomically(path, file.getvalue())
+
+
+def read_checkpoint(path):
+    """The dict in a checkpoint. Raises WrongUse where the file is missing, foreign, truncated or changed."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise WrongUse(f"{path}: no such file") from None
+    except Exception as error:  # torch raises many kinds for foreign and broken files
+        raise WrongUse(f"{path}: not a whole checkpoint ({str(error).splitlines()[0] if str(error) else type(error).__name__})") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise WrongUse(f"{path}: not a checkpoint of this project ({FORMAT!r} is missing)")
+    if content.pop("checksum", None) != _checksum(content):
+        raise WrongUse(f"{path}: its checksum does not fit; the file is broken")
+    return content
+
+
+def save_progress(folder, content):
+    """Write last.pt; the one before becomes previous.pt."""
+    if (folder / "last.pt").exists():
+        (folder / "last.pt").replace(folder / "previous.pt")
+    save_checkpoint(folder / "last.pt", content)
+
+
+def read_progress(folder):
+    """The content of last.pt, of previous.pt where last.pt is missing or broken, or None where neither was written."""
+    for name in ("last.pt", "previous.pt"):
+        if (folder / name).exists():
+            try:
+                return read_checkpoint(folder / name)
+            except WrongUse as error:
+                print(f"warning: {error}; looking for an earlier checkpoint")
+    return None
+
+
+def load_encoder(path):
+    """A trained encoder, in eval mode on the CPU, from its file alone.
+
+    Returns (encoder, record); record tells what was trained: config, role, seed, epoch, channels, size, mean, std, subsets (fingerprint).
+    Raises WrongUse where the file is not a whole encoder.pt.
+    """
+    record = read_checkpoint(path)
+    if record.get("kind") != "encoder":
+        raise WrongUse(f"{path}: a checkpoint, but not of an encoder; encoder.pt is what is measured")
+    weights = record.pop("weights")
+    encoder = make_encoder(SimpleNamespace(**record["config"]["encoder"]), record["channels"], record["size"])
+    try:
+        encoder.load_state_dict(weights)
+    except RuntimeError as error:
+        raise WrongUse(f"{path}: its weights do not fit its encoder ({' '.join(str(error).split())})") from None
+    return encoder.eval().requires_grad_(False), record
+
+
+def load_pair(run, seed, checkpoint="encoder"):
+    """The pair of one seed: (f, g, record), with the record of f.
+
+    run: the run folder; checkpoint: "encoder", or such as "epoch_0100". Raises WrongUse where f and g do not belong together or to this
+    run: another config, seed, epoch or split.
+    """
+    run = Path(run)
+    name = "encoder" if checkpoint == "encoder" else f"encoder_{checkpoint}"
+    subsets = load_subsets(run / "subsets.npz").fingerprint
+    trained = trained_part(read_run_config(run))
+    pair, records = [], []
+    for role in ("candidate", "independent"):
+        path = run / f"seed_{seed}" / role / f"{name}.pt"
+        encoder, record = load_encoder(path)
+        for key, value, expected in (("role", record["role"], role), ("seed", record["seed"], seed), ("subsets", record["subsets"], subsets)):
+            if value != expected:
+                raise WrongUse(f"{path}: {key} is {value!r}, but {expected!r} belongs here")
+        difference = first_difference(record["config"], trained)
+        if difference:
+            key, value, expected = difference
+            raise WrongUse(f"{path}: {key} is {value!r}, but the run was trained with {expected!r}")
+        pair.append(encoder)
+        records.append(record)
+    if records[0]["epoch"] != records[1]["epoch"]:
+        raise WrongUse(f"{run}/seed_{seed}: f was trained for {records[0]['epoch']} epochs, g for {records[1]['epoch']}")
+    return *pair, records[0]
+
+
+def _on_cpu(value):
+    """The same nested value, with its tensors contiguous on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().contiguous()
+    if isinstance(value, dict):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_on_cpu(item) for item in value]
+    return value
+
+
+def _checksum(value):
+    """SHA-256 over a nested value of plain types and tensors, hexadecimal."""
+    digest = hashlib.sha256()
+
+    def add(item):
+        if isinstance(item, torch.Tensor):
+            digest.update(f"{item.dtype} {tuple(item.shape)} ".encode())
+            digest.update(item.contiguous().flatten().view(torch.uint8).numpy())
+        elif isinstance(item, dict):
+            digest.update(f"dict {len(item)} ".encode())
+            for key, part in item.items():
+                digest.update(f"{key!r}: ".encode())
+                add(part)
+        elif isinstance(item, list):
+            digest.update(f"list {len(item)} ".encode())
+            for part in item:
+                add(part)
+        else:
+            digest.update(f"{item!r} ".encode())
+
+    add(value)
+    return digest.hexdigest()

@@ -1,0 +1,433 @@
+"""Every setting, its type, bounds and meaning; and how a YAML file and a command line become a Config."""
+
+import argparse
+import difflib
+import inspect
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from memorization.errors import WrongUse
+from memorization.storage import write_atomically
+
+# The part of a config that says what was trained; the rest says how it is measured.
+TRAINED = ("data", "subsets", "augmentation", "encoder", "method", "training")
+NOT_COMPARED = {"compared": False}  # settings that may differ between training and measuring
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Interval = Annotated[list[Positive], Field(min_length=2, max_length=2)]
+
+
+class Settings(BaseModel):
+    """A section: unknown keys, wrong types and infinities are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class DataSettings(Settings):
+    name: Literal["fashion_mnist", "cifar10", "cifar100", "svhn", "stl10", "image_folder", "fake"] = Field(description="the dataset")
+    root: str = Field("data", description="folder of the dataset", json_schema_extra=NOT_COMPARED)
+    prepared: str = Field("data/prepared", description="folder for the decoded maps of image_folder", json_schema_extra=NOT_COMPARED)
+    size: int | None = Field(None, ge=1, description="image_folder and fake: height and width of the prepared images")
+
+    @pydantic.model_validator(mode="after")
+    def _size_where_needed(self):
+        needs_size = self.name in ("image_folder", "fake")
+        if needs_size and self.size is None:
+            raise ValueError(f"size is missing: {self.name} needs one, such as 224")
+        if not needs_size and self.size is not None:
+            raise ValueError(f"size is {self.size}, but the images of {self.name} have a size of their own; leave it out")
+        return self
+
+
+class SubsetSettings(Settings):
+    shared: int = Field(ge=0, description="size of S_S, in both encoders' training sets; 0 gives disjoint halves")
+    candidate: int = Field(ge=2, description="size of S_C, in f's training set only")
+    independent: int = Field(ge=2, description="size of S_I, in g's training set only; equal to candidate")
+    external: int = Field(ge=2, description="size of S_E, from the test set, in neither training set")
+    order: Literal["file", "shuffled"] = Field("file", description="take the images in file order, as the papers do, or shuffled")
+    seed: int = Field(0, ge=0, description="order: shuffled: which shuffle")
+
+    @pydantic.model_validator(mode="after")
+    def _candidates_are_replaced(self):
+        if self.candidate != self.independent:
+            raise ValueError(
+                f"independent is {self.independent}, but must equal candidate ({self.candidate}): candidates are replaced, not left out"
+            )
+        return self
+
+
+class ViewRecipe(Settings):
+    """How one kind of view is drawn. The operations are applied in the order of these settings."""
+
+    count: int = Field(1, ge=1, description="views drawn by this recipe")
+    size: int = Field(ge=1, description="height and width of the view")
+    crop_scale: Interval | None = Field(None, description="random resized crop: bounds of its share of the area; null takes the whole image")
+    crop_ratio: Interval = Field([3 / 4, 4 / 3], description="random resized crop: bounds of width / height")
+    flip: Share = Field(0.0, description="probability of a horizontal flip")
+    rotate: list[Literal[0, 90, 180, 270]] = Field([0], min_length=1, description="angles, counter-clockwise, drawn with equal chance")
+    jitter: Share = Field(0.0, description="probability of colour jitter")
+    jitter_strength: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=4, max_length=4)] = Field(
+        [0.4, 0.4, 0.4, 0.1], description="brightness, contrast, saturation, hue"
+    )
+    grayscale: Share = Field(0.0, description="probability of turning gray")
+    blur: Share = Field(0.0, description="probability of a Gaussian blur, its kernel a tenth of the view")
+    blur_sigma: Interval = Field([0.1, 2.0], description="bounds of the blur's standard deviation, pixels")
+    solarize: Share = Field(0.0, description="probability of inverting the pixels at or above solarize_threshold")
+    solarize_threshold: Share = Field(0.5, description="see solarize; pixels are in [0, 1]")
+    noise: float = Field(0.0, ge=0, description="standard deviation of Gaussian noise on pixels in [0, 1]")
+
+    @pydantic.model_validator(mode="after")
+    def _bounds_in_order(self):
+        for key in ("crop_scale", "crop_ratio", "blur_sigma"):
+            bounds = getattr(self, key)
+            if bounds and bounds[0] > bounds[1]:
+                raise ValueError(f"{key} is {bounds}, but its lower bound comes first")
+        if self.crop_scale and self.crop_scale[1] > 1:
+            raise ValueError(f"crop_scale is {self.crop_scale}, but a crop covers at most 1 of the area")
+        if self.jitter_strength[3] > 0.5:
+            raise ValueError(f"jitter_strength is {self.jitter_strength}, but hue is at most 0.5")
+        return self
+
+
+Recipes = Annotated[list[ViewRecipe], Field(min_length=1)]
+
+
+class AugmentationSettings(Settings):
+    views: Recipes = Field(description="the recipes of the views, a list of mappings")
+
+    @property
+    def size(self):
+        """Height and width of the full-size views, the encoder's input."""
+        return max(recipe.size for recipe in self.views)
+
+
+class EncoderSettings(Settings):
+    name: Literal["resnet_small", "resnet18", "resnet34", "resnet50"] = Field(description="the encoder")
+    stem: Literal["small", "standard"] = Field("small", description="ResNet-18, -34, -50: 3x3 without max-pool, or 7x7 with it (ImageNet)")
+    width: int = Field(32, ge=1, description="resnet_small: channels of its first stage")
+
+
+class TrainingSettings(Settings):
+    epochs: int = Field(ge=1, description="passes over the training set")
+    batch_size: int = Field(ge=2, description="source images a step; the last partial batch of an epoch is dropped")
+    optimizer: Literal["sgd", "adamw", "lars"] = Field(description="the optimizer")
+    learning_rate: float = Field(gt=0, description="learning rate for a batch of base_batch_size")
+    base_batch_size: int | None = Field(
+        256, ge=1, description="the rate used is learning_rate x batch_size / base_batch_size; null leaves it as it is"
+    )
+    weight_decay: float = Field(0.0, ge=0, description="weight decay; biases and norms have none")
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd and lars: momentum")
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = Field(
+        [0.9, 0.999], description="adamw: decay of the two moments"
+    )
+    lars_eta: float = Field(0.001, gt=0, description="lars: trust coefficient")
+    lars_clip: bool = Field(False, description="lars: never step further than the plain rate would")
+    warmup_epochs: int = Field(0, ge=0, description="epochs of linear warm-up, before the cosine")
+    clip_gradient: float | None = Field(None, gt=0, description="bound on the norm of the whole gradient; null for none")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto is bf16 autocast on CUDA and fp32 on a CPU")
+    knn_every: int = Field(0, ge=0, json_schema_extra=NOT_COMPARED, description="epochs between kNN accuracies, which need labels; 0 for none")
+    checkpoint_minutes: float = Field(10.0, gt=0, json_schema_extra=NOT_COMPARED, description="minutes between two saves of last.pt")
+    checkpoint_epochs: list[Annotated[int, Field(ge=1)]] = Field(
+        [], json_schema_extra=NOT_COMPARED, description="epochs after which encoder_epoch_NNNN.pt is kept"
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _within_the_epochs(self):
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs is {self.warmup_epochs}, but must be less than epochs ({self.epochs})")
+        for epoch in self.checkpoint_epochs:
+            if epoch > self.epochs:
+                raise ValueError(f"checkpoint_epochs has {epoch}, but training ends after {self.epochs} epochs")
+        return self
+
+
+class ScoreSettings(Settings):
+    views: int = Field(10, ge=3, description="views of each image, compared pair by pair")
+    representation: Literal["pooled", "tokens"] = Field("pooled", description="the encoder's output, or all its positions before pooling")
+    augmentation: Literal["training"] | Recipes = Field("training", description="the views: those of training, or a list of other recipes")
+    per_subset: int | None = Field(None, ge=2, description="score only so many images of each subset, the first by hash; null for all")
+    batch_size: int = Field(256, ge=1, description="images a forward pass; no score depends on it")
+
+
+class Config(Settings):
+    """One whole experiment. Outside the sections of `TRAINED` it says how the pair is measured."""
+
+    run: str = Field(min_length=1, description="the run folder")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1, description="each seed trains one pair")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    threads: int | None = Field(None, ge=1, description="CPU threads; null leaves the choice to torch")
+    data: DataSettings
+    subsets: SubsetSettings
+    augmentation: AugmentationSettings
+    encoder: EncoderSettings
+    method: Any = None
+    training: TrainingSettings
+    scores: ScoreSettings = ScoreSettings()
+
+    _actions: dict = pydantic.PrivateAttr(default_factory=dict)
+
+    @pydantic.field_validator("seeds")
+    @classmethod
+    def _each_seed_once(cls, seeds):
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("each seed may stand once")
+        return seeds
+
+    @property
+    def folder(self):
+        """The run folder, a Path."""
+        return Path(self.run)
+
+    @property
+    def actions(self):
+        """The command line's actions, such as {"checkpoint": "all"}."""
+        return self._actions
+
+
+def read_config(doc, argv=None, method=None, actions=None):
+    """The Config of a script, from its YAML file and its command line.
+
+    doc: the script's docstring, shown by --help. method: the schema of the method's settings, for a script that trains. Without it
+    the script measures: what was trained is then taken from the run folder, and a value of it that was given and differs is refused.
+    actions: {name: help} of the options beside the settings, strings that land in config.actions.
+    Raises WrongUse, one line that names file, key, value and what is allowed.
+    """
+    schema = Config if method is None else pydantic.create_model("Config", __base__=Config, method=(method, ...))
+    options = _options(schema)
+    parser = _Parser(prog="", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, usage=argparse.SUPPRESS)
+    parser.add_argument("--config", required=True, metavar="FILE", help="the experiment, a YAML file")
+    for name, meaning in (actions or {}).items():
+        parser.add_argument(f"--{name}", help=meaning)
+    settings = parser.add_argument_group("settings (each is a key of the YAML file)")
+    for key, field in options.items():
+        several = "+" if _is_list(field.annotation) else None
+        settings.add_argument(f"--{key}", nargs=several, metavar=_type_name(field), help=_meaning(field))
+    arguments = vars(parser.parse_args(argv))
+
+    given = read_yaml(arguments["config"])
+    for key, field in options.items():
+        if arguments[key] is not None:
+            _put(given, key, _parse_value(key, arguments[key], field))
+    config = _validated(schema, given, arguments["config"])
+    if method is None:
+        config = _with_trained_part(config, given)
+    config._actions.update({name: arguments[name] for name in actions or {}})
+    return config
+
+
+def read_yaml(path):
+    """The mapping in a YAML file; a key that stands twice is refused."""
+    try:
+        content = yaml.load(Path(path).read_text(), _UniqueKeys)
+    except FileNotFoundError:
+        raise WrongUse(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise WrongUse(f"{path}: cannot be read ({error})") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise WrongUse(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise WrongUse(f"{path}: holds {type(content).__name__}, but a config is a mapping of keys to values")
+    return content
+
+
+def trained_part(config):
+    """The settings that say what was trained, a dict of plain types; what may differ in measuring is left out."""
+    return {section: _compared(getattr(config, section)) for section in TRAINED}
+
+
+def first_difference(given, stored, key=""):
+    """The first (key, given value, stored value) in which two nested dicts differ, or None."""
+    if isinstance(given, dict) and isinstance(stored, dict):
+        pairs = [(f"{key}.{name}".lstrip("."), given.get(name), stored.get(name)) for name in [*given, *(set(stored) - set(given))]]
+    elif isinstance(given, list) and isinstance(stored, list) and len(given) == len(stored):
+        pairs = [(f"{key}.{i}", *values) for i, values in enumerate(zip(given, stored))]
+    else:
+        return None if given == stored and type(given) is type(stored) else (key, given, stored)
+    for pair_key, one, other in pairs:
+        difference = first_difference(one, other, pair_key)
+        if difference:
+            return difference
+    return None
+
+
+def read_run_config(run):
+    """The Config that a run folder was trained with; its method section is a plain dict. Raises WrongUse where there is none."""
+    path = Path(run) / "config.yaml"
+    if not path.exists():
+        raise WrongUse(f"{run}: no trained run here ({path} is missing); train it first, with the same config")
+    return _validated(Config, read_yaml(path), path)
+
+
+def save_config(config):
+    """Write config.yaml into the run folder."""
+    write_atomically(config.folder / "config.yaml", yaml.safe_dump(config.model_dump(), sort_keys=False))
+
+
+def _with_trained_part(config, given):
+    """The config with what was trained taken from its run folder; what was given of it must not differ."""
+    run = read_run_config(config.run)
+    given_trained = {section: given[section] for section in TRAINED if section in given and section != "method"}
+    difference = first_difference(_restricted(trained_part(config), given_trained), _restricted(trained_part(run), given_trained))
+    if difference:
+        key, value, trained = difference
+        raise WrongUse(f"{key}: {value!r} was given, but {config.run} was trained with {trained!r}")
+    for seed in config.seeds:
+        if seed not in run.seeds:
+            raise WrongUse(f"seeds: {seed} was given, but {config.run} was trained with {run.seeds}")
+    data = run.data.model_copy(update={"root": config.data.root, "prepared": config.data.prepared})
+    return config.model_copy(update={section: getattr(run, section) for section in TRAINED} | {"data": data})
+
+
+def _restricted(values, keys):
+    """The part of a nested dict that has the keys of another."""
+    if isinstance(values, dict) and isinstance(keys, dict):
+        return {name: _restricted(values[name], keys[name]) for name in keys if name in values}
+    return values
+
+
+def _compared(section):
+    """A section as plain types, without the settings that may differ between training and measuring."""
+    if not isinstance(section, BaseModel):
+        return section
+    skipped = {name for name, field in type(section).model_fields.items() if field.json_schema_extra == NOT_COMPARED}
+    return section.model_dump(exclude=skipped)
+
+
+# --- the YAML file ----------------------------------------------------------------------------------------------------------------
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys without a word; this loader refuses them."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"key {key!r} stands twice in line {node.start_mark.line + 1} and below")
+        return super().construct_mapping(node, deep)
+
+
+def _validated(schema, values, source):
+    """values checked by the schema; WrongUse names the first thing that is wrong."""
+    try:
+        return schema.model_validate(values)
+    except pydantic.ValidationError as error:
+        problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")  # a misspelt key explains a missing one
+        raise WrongUse(f"{source}: {_one_line(problems, schema)}") from None
+
+
+def _one_line(problems, schema):
+    """What pydantic found, as one line: key, value and what is allowed."""
+    problem = problems[0]
+    if "literal['training']" in problem["loc"] and not isinstance(problem["input"], str):  # a list of recipes: show what is wrong in it
+        problem = problems[1]
+    # A union adds the name of the alternative to the path of the key; it is no key.
+    path = [part for part in problem["loc"] if not (isinstance(part, str) and ("[" in part or part in ("int", "float")))]
+    key = ".".join(str(part) for part in path)
+    if problem["type"] == "extra_forbidden":
+        known = list(_fields_at(schema, path[:-1]))
+        near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
+        return f"{key}: no such setting; " + (f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}")
+    if problem["type"] == "missing":
+        return f"{key}: is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    hint = ""
+    if isinstance(problem["input"], str) and _is_number(problem["input"]):
+        hint = " (YAML reads this as text; write it with a dot and without an exponent, such as 0.001)"
+    return f"{key}: {problem['input']!r} is not allowed: {message[0].lower()}{message[1:]}{hint}"
+
+
+def _is_number(text):
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _fields_at(schema, path):
+    """The fields of the section that a path of keys leads to."""
+    for part in path:
+        if isinstance(part, str):
+            schema = _section_in(schema.model_fields[part].annotation)
+    return schema.model_fields
+
+
+def _section_in(annotation):
+    """The Settings class in an annotation such as `list[ViewRecipe]`, or None."""
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in typing.get_args(annotation) if (found := _section_in(part))), None)
+
+
+# --- the command line -------------------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but a wrong option is one line."""
+
+    def error(self, message):
+        if message.startswith("unrecognized arguments: "):
+            unknown = message.removeprefix("unrecognized arguments: ").split()[0]
+            near = difflib.get_close_matches(unknown, self._option_string_actions, n=1, cutoff=0.5)
+            message = f"{unknown}: no such option" + (f"; did you mean {near[0]}?" if near else "; see --help")
+        raise WrongUse(f"command line: {message}")
+
+
+def _options(schema, prefix=""):
+    """{dotted key: field} of every setting that holds a value."""
+    options = {}
+    for name, field in schema.model_fields.items():
+        if inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel):
+            options |= _options(field.annotation, f"{prefix}{name}.")
+        elif field.annotation is not Any:
+            options[prefix + name] = field
+    return options
+
+
+def _parse_value(key, given, field):
+    """The value of one option: read as YAML reads it, except where the setting is text. given: a word, or a list's words."""
+    if field.annotation is str:
+        return given
+    words = given if isinstance(given, list) else [given]
+    try:
+        values = [yaml.safe_load(word) for word in words]
+    except yaml.YAMLError as error:
+        raise WrongUse(f"command line: --{key}: {' '.join(words)!r} is not YAML ({' '.join(str(error).split())})") from None
+    # A list may also be given as one word, `[0, 1]`, and so may what stands in its place: null, or a name.
+    whole = given is not words or (len(values) == 1 and (values[0] is None or isinstance(values[0], (list, str))))
+    return values[0] if whole else values
+
+
+def _is_list(annotation):
+    return typing.get_origin(annotation) is list or any(_is_list(part) for part in typing.get_args(annotation))
+
+
+def _put(values, key, value):
+    """Set a dotted key in nested dicts."""
+    *sections, name = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise WrongUse(f"{section}: {values!r} is not allowed: it is a section with keys of its own")
+    values[name] = value
+
+
+def _type_name(field):
+    names = str(field.annotation.__name__ if inspect.isclass(field.annotation) else field.annotation)
+    if typing.get_origin(field.annotation) is Literal:
+        return "|".join(str(choice) for choice in typing.get_args(field.annotation))
+    return "LIST" if _is_list(field.annotation) else names.split("|")[0].strip().upper()
+
+
+def _meaning(field):
+    default = "" if field.is_required() else f" (default: {'null' if field.default is None else field.default})"
+    return f"{field.description or ''}{default}".replace("%", "%%")

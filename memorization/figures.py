@@ -1,0 +1,127 @@
+"""Every picture, drawn from saved results."""
+
+import io
+import json
+
+import matplotlib
+import numpy as np
+import torch
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from memorization.storage import write_atomically
+from memorization.subsets import SUBSETS
+
+# Okabe and Ito's colours, told apart by colour-blind readers too.
+COLORS = {"shared": "#999999", "candidate": "#D55E00", "independent": "#0072B2", "external": "#009E73"}
+NAMES = {"shared": "shared $S_S$", "candidate": "candidate $S_C$", "independent": "independent $S_I$", "external": "external $S_E$"}
+SCORE = "memorization score  $m(x) = L_{align}(g, x) - L_{align}(f, x)$"
+GALLERY_COLUMNS, GALLERY_ROWS = 8, 2
+
+
+def draw_histogram(scores, path):
+    """The scores of the four subsets as overlaid histograms. scores: dict of (N,) arrays "score" and "subset"."""
+    figure, axes = plt.subplots(figsize=(7.5, 4.5))
+    bins = np.histogram_bin_edges(scores["score"], bins=50)
+    for name in SUBSETS:
+        values = scores["score"][scores["subset"] == name]
+        if len(values):
+            label = f"{NAMES[name]}: n = {len(values)}, mean {values.mean():.4f}"
+            axes.hist(values, bins, density=True, histtype="stepfilled", alpha=0.25, color=COLORS[name])
+            axes.hist(values, bins, density=True, histtype="step", linewidth=1.5, color=COLORS[name], label=label)
+            axes.axvline(values.mean(), color=COLORS[name], linestyle="--", linewidth=1)
+    axes.set(title="How much the candidate encoder memorized each image", xlabel=SCORE, ylabel="density")
+    axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def draw_scatter(scores, path):
+    """L_align of f against L_align of g, an image a point; above the diagonal lies what f memorized. scores: as of memorization_scores.py."""
+    figure, axes = plt.subplots(figsize=(6, 6))
+    f, g = scores["alignment_loss_f"], scores["alignment_loss_g"]
+    low, high = min(f.min(), g.min()), max(f.max(), g.max())
+    margin = 0.03 * (high - low)
+    limits = low - margin, high + margin
+    axes.plot(limits, limits, color="black", linewidth=0.8, label="equally well aligned")
+    size = 12 if len(f) < 5000 else 3
+    for name in ("external", "shared", "independent", "candidate"):  # the subsets that should differ on top
+        chosen = scores["subset"] == name
+        if chosen.any():
+            axes.scatter(f[chosen], g[chosen], s=size, alpha=0.5, linewidths=0, color=COLORS[name], label=NAMES[name], rasterized=True)
+    axes.set(
+        title="Above the diagonal: memorized by f",
+        xlabel="alignment loss of the candidate encoder  $L_{align}(f, x)$  (L2 distance)",
+        ylabel="alignment loss of the independent encoder  $L_{align}(g, x)$  (L2 distance)",
+        xlim=limits,
+        ylim=limits,
+        aspect="equal",
+    )
+    axes.legend(frameon=False, fontsize=8, markerscale=1.5)
+    _save(figure, path)
+
+
+def draw_gallery(scores, images, path):
+    """The most and the least memorized candidates with their scores. scores: as of memorization_scores.py; images: where they are found."""
+    candidates = np.flatnonzero(scores["subset"] == "candidate")
+    by_score = candidates[np.argsort(-scores["score"][candidates], kind="stable")]
+    shown = min(GALLERY_COLUMNS * GALLERY_ROWS, len(by_score) // 2)
+    blocks = [("The most memorized candidates", by_score[:shown]), ("The least memorized candidates", by_score[-shown:][::-1])]
+    rows = -(-shown // GALLERY_COLUMNS)
+    figure = plt.figure(figsize=(1.25 * GALLERY_COLUMNS, 2 * (1.75 * rows + 0.4)), layout="constrained")
+    for part, (title, members) in zip(figure.subfigures(2, 1), blocks):
+        part.suptitle(f"{title}: score ± standard error", fontsize=11)
+        all_axes = list(part.subplots(rows, GALLERY_COLUMNS, squeeze=False).flat)
+        for axes in all_axes:
+            axes.axis("off")
+        for axes, row in zip(all_axes, members):
+            pixels = images.train.gather(torch.tensor([scores["index"][row]]))[0].cpu().numpy()
+            axes.imshow(pixels.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
+            label = scores["label"][row]
+            name = images.classes[label] if label >= 0 else "no label"
+            axes.set_title(f"{scores['score'][row]:+.4f}\n± {scores['stderr'][row]:.4f}\n{_shortened(name)}", fontsize=7.5)
+    _save(figure, path)
+
+
+def draw_training_curve(folders, logs):
+    """Memorization over training, into training_curve.png beside the folder of the last checkpoint.
+
+    folders: of the scored checkpoints, in order of their epochs, each with a summary.json; logs: for every seed the lines of f's log.jsonl.
+    """
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    epochs = [summary["checkpoint"]["epoch"] for summary in summaries]
+    figure, (upper, lower) = plt.subplots(2, 1, figsize=(7.5, 7), sharex=True)
+    for name in summaries[0]["subsets"]:
+        raw = [summary["subsets"][name]["raw"] for summary in summaries]
+        errors = [values["standard_error"] for values in raw]
+        upper.errorbar(epochs, [values["mean"] for values in raw], errors, color=COLORS[name], marker="o", capsize=3, label=f"{NAMES[name]}, mean")
+    top = [summary["subsets"]["candidate"]["raw"]["top_tenth_mean"] for summary in summaries]
+    upper.plot(epochs, top, color=COLORS["candidate"], linestyle=":", marker="^", label=f"{NAMES['candidate']}, mean of the top 10 %")
+    upper.axhline(0, color="black", linewidth=0.8)
+    upper.set(title="Memorization over training (error bars: standard error over images)", ylabel="memorization score $m(x)$")
+    upper.legend(frameon=False, fontsize=8)
+    accuracy_axes = lower.twinx()
+    for seed, log in enumerate(logs):
+        label = None if seed else "training loss of f (left)"
+        lower.plot([line["epoch"] for line in log], [line["loss"] for line in log], color="black", linewidth=1, label=label)
+        measured = [line for line in log if line["knn_accuracy"] is not None]
+        label = None if seed else "kNN accuracy of f (right)"
+        accuracy = [100 * line["knn_accuracy"] for line in measured]
+        accuracy_axes.plot([line["epoch"] for line in measured], accuracy, color="#CC79A7", marker="s", markersize=4, label=label)
+    lower.set(xlabel="epoch", ylabel="training loss")
+    accuracy_axes.set_ylabel("kNN accuracy, %")
+    handles = [axes.get_legend_handles_labels() for axes in (lower, accuracy_axes)]
+    lower.legend(handles[0][0] + handles[1][0], handles[0][1] + handles[1][1], frameon=False, fontsize=8, loc="center right")
+    _save(figure, folders[-1] / "training_curve.png")
+
+
+def _shortened(name):
+    """A class name short enough for a small picture."""
+    return name if len(name) <= 16 else name[:15] + "…"
+
+
+def _save(figure, path):
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150, bbox_inches="tight")
+    plt.close(figure)
+    write_atomically(path, content.getvalue())

@@ -1,0 +1,49 @@
+"""The machine a script runs on: its device, and what a result should say of it."""
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from memorization.errors import WrongUse
+
+
+def choose_device(config):
+    """The torch.device of a script; sets the number of CPU threads where the config names one. Raises WrongUse for an absent GPU."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise WrongUse(f"device: {config.device!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def use_exact_arithmetic():
+    """Measure in full float32: no TF32 in CUDA's matrix products and convolutions."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def describe_machine(device):
+    """Versions, device and git commit, a dict of plain types."""
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "torchvision", "numpy", "scipy")},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "commit": _commit(),
+    }
+
+
+def _commit():
+    """The git commit of this code, with + where the files differ from it; None outside a git checkout."""
+    try:
+        git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

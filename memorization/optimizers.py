@@ -1,0 +1,82 @@
+"""Optimizers by name, parameter groups, and the schedule of the learning rate."""
+
+import math
+
+import torch
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rate scaling (You et al. 2017, arXiv 1708.03888), on top of SGD with momentum.
+
+    Each weight takes steps in proportion to its own norm: its rate is lr x eta ||w|| / (||g|| + weight_decay ||w||). With clip, never more
+    than lr itself. Groups with `adapt` false (biases and norms, as is the custom) take plain momentum steps.
+    """
+
+    def __init__(self, groups, lr, momentum, weight_decay, eta, clip):
+        super().__init__(groups, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, eta=eta, clip=clip, adapt=True))
+
+    @torch.no_grad()
+    def step(self):
+        """One step on every parameter that has a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._step_one(parameter, group)
+
+    def _step_one(self, parameter, group):
+        update = parameter.grad + group["weight_decay"] * parameter
+        if group["adapt"]:
+            weight_norm, gradient_norm = parameter.norm(), parameter.grad.norm()
+            trust = group["eta"] * weight_norm / (gradient_norm + group["weight_decay"] * weight_norm)
+            trust = torch.where((weight_norm > 0) & (gradient_norm > 0), trust, 1.0)
+            if group["clip"]:
+                trust = (trust / group["lr"]).clamp(max=1.0)
+            update = update * trust
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        state["momentum"].mul_(group["momentum"]).add_(update)
+        parameter.sub_(group["lr"] * state["momentum"])
+
+
+def make_optimizer(method, settings):
+    """The optimizer of a method. settings: the config's `training:` section."""
+    groups = method.parameter_groups() if hasattr(method, "parameter_groups") else default_parameter_groups(method, settings)
+    return OPTIMIZERS[settings.optimizer](groups, scaled_learning_rate(settings), settings)
+
+
+OPTIMIZERS = {
+    "sgd": lambda groups, lr, s: torch.optim.SGD(groups, lr=lr, momentum=s.momentum, weight_decay=s.weight_decay),
+    "adamw": lambda groups, lr, s: torch.optim.AdamW(groups, lr=lr, betas=tuple(s.betas), weight_decay=s.weight_decay),
+    "lars": lambda groups, lr, s: LARS(groups, lr, s.momentum, s.weight_decay, s.lars_eta, s.lars_clip),
+}
+
+
+def default_parameter_groups(method, settings):
+    """Two groups: weights, and biases and norms, which are neither decayed nor adapted to their own norm."""
+    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    weights = [parameter for parameter in trained if parameter.ndim > 1]
+    plain = {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0}
+    if settings.optimizer == "lars":
+        plain["adapt"] = False
+    return [group for group in ({"params": weights}, plain) if group["params"]]
+
+
+def scaled_learning_rate(settings):
+    """The learning rate for the batch size in use."""
+    if settings.base_batch_size is None:
+        return settings.learning_rate
+    return settings.learning_rate * settings.batch_size / settings.base_batch_size
+
+
+def schedule(step, steps, warmup_steps):
+    """The share of the learning rate to use in a step: a linear warm-up to 1, then half a cosine towards 0."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))
+
+
+def set_learning_rate(optimizer, rate, full_rate):
+    """Set the rate of every group; a group's `lr_scale` multiplies it, and `constant_lr` keeps it at the full rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.get("lr_scale", 1.0) * (full_rate if group.get("constant_lr") else rate)

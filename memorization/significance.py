@@ -1,0 +1,61 @@
+"""Is it more than chance? Tests between subsets, effect sizes, and intervals.
+
+Tests over samples hold *given this pair*: all samples share the two encoders, whose own offset is in every score. Contrasts between subsets
+cancel that offset; only several seeds show how much pairs differ.
+"""
+
+import numpy as np
+from scipy import stats
+
+BOOTSTRAP_RESAMPLES = 2000
+
+
+def describe(values):
+    """n, mean, std (n - 1) and standard error of (n,) values, a dict of floats."""
+    return {
+        "n": len(values),
+        "mean": float(np.mean(values)),
+        "std": float(np.std(values, ddof=1)),
+        "standard_error": float(np.std(values, ddof=1) / np.sqrt(len(values))),
+    }
+
+
+def welch_test(greater, smaller):
+    """Welch's one-sided t test that the mean of `greater` is above that of `smaller`; t, p and Cohen's d as a dict."""
+    result = stats.ttest_ind(greater, smaller, equal_var=False, alternative="greater")
+    return {"t": float(result.statistic), "p": float(result.pvalue), "d": cohens_d(greater, smaller)}
+
+
+def one_sample_test(values, alternative):
+    """One-sample t test of a mean against 0, as in SSLMem; t, p and Cohen's d as a dict. alternative: "greater", "less", "two-sided"."""
+    result = stats.ttest_1samp(values, 0.0, alternative=alternative)
+    return {"t": float(result.statistic), "p": float(result.pvalue), "d": _standardized(np.mean(values), np.std(values, ddof=1))}
+
+
+def paired_test(first, second):
+    """Paired one-sided t test that `first` is above `second`, (n,) each, one value a seed; t, p, n and the mean difference as a dict."""
+    result = stats.ttest_rel(first, second, alternative="greater")
+    difference = float(np.mean(np.subtract(first, second)))
+    return {"t": float(result.statistic), "p": float(result.pvalue), "n": len(first), "mean_difference": difference}
+
+
+def cohens_d(first, second):
+    """Difference of two means over the pooled standard deviation (Cohen 1988); NaN where that is 0."""
+    n, m = len(first), len(second)
+    pooled = ((n - 1) * np.var(first, ddof=1) + (m - 1) * np.var(second, ddof=1)) / (n + m - 2)
+    return _standardized(np.mean(first) - np.mean(second), np.sqrt(pooled))
+
+
+def _standardized(difference, deviation):
+    return float(difference / deviation) if deviation else float("nan")
+
+
+def bootstrap_interval(statistic, *samples, seed=0):
+    """95 % percentile interval of a statistic of independent samples, each resampled on its own. Returns [low, high].
+
+    statistic: takes the samples as arrays (..., n) and an `axis`.
+    """
+    result = stats.bootstrap(
+        samples, statistic, n_resamples=BOOTSTRAP_RESAMPLES, batch=100, vectorized=True, method="percentile", rng=np.random.default_rng(seed)
+    )
+    return [float(result.confidence_interval.low), float(result.confidence_interval.high)]

@@ -1,0 +1,291 @@
+"""Training a pair: the rule of the pair in `train_pair`, and the loop, which knows no method, in `train_encoder`."""
+
+import inspect
+import json
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from memorization.augmentations import training_views, whole_images
+from memorization.checkpoint import read_checkpoint, read_progress, save_checkpoint, save_progress
+from memorization.config import first_difference, read_run_config, save_config, trained_part
+from memorization.errors import WrongUse
+from memorization.machine import choose_device, describe_machine
+from memorization.neighbors import knn_accuracy
+from memorization.optimizers import make_optimizer, scaled_learning_rate, schedule, set_learning_rate
+from memorization.randomness import shuffled
+from memorization.storage import write_atomically
+from memorization.subsets import ROLES, SUBSETS, check_pair, draw_subsets, load_subsets, save_subsets
+
+KNN_NEIGHBORS = 20
+ENCODING_BATCH = 512  # whole images encoded at a time for the kNN accuracy
+
+
+def train_pair(make_method, images, config):
+    """Train f and g for every seed of the config, by one function called twice.
+
+    f and g differ in their training sets alone: same seed, initial weights, schedule and number of steps, and a shared image is met by
+    both in the same batch, slot and views. make_method: () -> a method (see models/__init__.py), its weights drawn from torch's global
+    generator; images: of open_images. A run that was interrupted goes on; one that is finished is left alone.
+    Raises WrongUse, before anything is written, where the config does not fit the data, the method or the run folder.
+    """
+    device = choose_device(config)
+    subsets, images = draw_subsets(config.subsets, images)
+    check_pair(subsets)
+    _check_fit(make_method, images, subsets, config)
+    _open_run(subsets, config, device)
+    images = images.to(device)
+    _print_plan(subsets, config, device)
+    for seed in config.seeds:
+        for role in ROLES:
+            train_encoder(make_method, images, subsets, role, seed, config, device)
+
+
+def train_encoder(make_method, images, subsets, role, seed, config, device):
+    """Train the encoder of one role ("candidate" or "independent") and seed; write its folder of the run.
+
+    A batch is a set of positions in the training list, in an order that depends on (seed, epoch) alone; the last partial batch of an epoch
+    is dropped. Goes on from last.pt where there is one.
+    """
+    settings = config.training
+    folder = config.folder / f"seed_{seed}" / role
+    identity = {"config": trained_part(config), "subsets": subsets.fingerprint, "role": role, "seed": seed}
+    if (folder / "encoder.pt").exists():
+        _check_identity(read_checkpoint(folder / "encoder.pt"), identity, folder / "encoder.pt")
+        print(f"{folder}: finished already, nothing to do")
+        return
+
+    torch.manual_seed(seed)
+    method = make_method().to(device, memory_format=torch.channels_last)
+    optimizer = make_optimizer(method, settings)
+    training_set = torch.from_numpy(subsets.training_set(role))
+    steps_per_epoch = len(training_set) // settings.batch_size
+    steps = settings.epochs * steps_per_epoch
+    full_rate = scaled_learning_rate(settings)
+
+    step, losses = _resume(folder, identity, method, optimizer)
+    log = _open_log(folder, finished_epochs=step // steps_per_epoch)
+    clock = _Clock(first_step=step)
+    next_save = time.monotonic() + 60 * settings.checkpoint_minutes
+
+    def save():
+        nonlocal next_save
+        _check_finite(losses, step, full_rate, folder)
+        weights = {"method": method.state_dict(), "optimizer": optimizer.state_dict()}
+        save_progress(folder, {"kind": "progress", **identity, "step": step, "losses": losses, **weights})
+        next_save = time.monotonic() + 60 * settings.checkpoint_minutes
+
+    for epoch in range(step // steps_per_epoch, settings.epochs):
+        order = shuffled(len(training_set), seed, "order", epoch=epoch)
+        first = step % steps_per_epoch
+        for i in tqdm(range(first, steps_per_epoch), desc=f"epoch {epoch + 1}", leave=False, disable=None):
+            positions = order[i * settings.batch_size : (i + 1) * settings.batch_size]
+            views = training_views(images.train, training_set[positions], config.augmentation.views, images.normalization, seed, epoch)
+            rate = full_rate * schedule(step, steps, settings.warmup_epochs * steps_per_epoch)
+            set_learning_rate(optimizer, rate, full_rate)
+            losses.append(train_step(method, optimizer, views, settings, progress=step / steps))
+            step += 1
+            if time.monotonic() > next_save and step % steps_per_epoch:  # at its end, an epoch is saved once it is measured and logged
+                save()
+
+        _check_finite(losses, step, full_rate, folder)
+        measured = measure_encoder(method.encoder, views[0], images, subsets, role, config, epoch + 1)
+        record = {"epoch": epoch + 1, "step": step, "loss": torch.stack(losses).mean().item(), "learning_rate": rate, **measured}
+        _log_epoch(log, record, clock, step, steps, config, f"{role} seed {seed}")
+        losses.clear()
+        if epoch + 1 in settings.checkpoint_epochs:
+            save_encoder(folder / f"encoder_epoch_{epoch + 1:04d}.pt", method.encoder, identity, images, config, epoch + 1)
+        if time.monotonic() > next_save:
+            save()
+
+    save()
+    save_encoder(folder / "encoder.pt", method.encoder, identity, images, config, settings.epochs)
+
+
+def train_step(method, optimizer, views, settings, progress):
+    """One step of any method. progress: in [0, 1], the share of the training done before it. Returns the loss, a detached scalar."""
+    device = views[0].pixels.device
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=_uses_bf16(settings, device)):
+        loss = method(*views)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if settings.clip_gradient:
+        nn.utils.clip_grad_norm_(method.parameters(), settings.clip_gradient)
+    if hasattr(method, "before_step"):
+        method.before_step(progress)
+    optimizer.step()
+    if hasattr(method, "after_step"):
+        method.after_step(progress)
+    return loss.detach().float()
+
+
+@torch.no_grad()
+def measure_encoder(encoder, view, images, subsets, role, config, epoch):
+    """How an encoder does at the end of an epoch, a dict: the spread of its representations of a view and, every `knn_every` epochs, its
+    kNN accuracy on S_E among the labelled images of its training set (else None)."""
+    encoder.eval()
+    measured = {"spread": spread(encoder(view.pixels, view.visible).float()).item(), "knn_accuracy": None}
+    if config.training.knn_every and epoch % config.training.knn_every == 0:
+        bank, bank_labels = _labelled(encoder, images, images.train, subsets.training_set(role), config)
+        queries, query_labels = _labelled(encoder, images, images.test, subsets.external, config)
+        measured["knn_accuracy"] = knn_accuracy(queries, query_labels, bank, bank_labels, KNN_NEIGHBORS)
+    encoder.train()
+    return measured
+
+
+def spread(representations):
+    """How much l2-normalized representations differ: about 1 where they point everywhere, 0 where they have collapsed to one point.
+
+    representations: (B, D). Returns a scalar, sqrt(D) times the mean over dimensions of their standard deviation (SimSiam, section 4.1).
+    """
+    return F.normalize(representations, dim=1).std(0).mean() * representations.shape[1] ** 0.5
+
+
+def save_encoder(path, encoder, identity, images, config, epoch):
+    """Write what is measured: the encoder's weights and what was trained."""
+    mean, std = images.normalization
+    input = {"channels": images.channels, "size": config.augmentation.size, "mean": list(mean), "std": list(std)}
+    save_checkpoint(path, {"kind": "encoder", **identity, "epoch": epoch, **input, "weights": encoder.state_dict()})
+
+
+# --- at the door ------------------------------------------------------------------------------------------------------------------
+
+
+def _check_fit(make_method, images, subsets, config):
+    """Raise WrongUse where the settings do not fit the data or the method."""
+    size = len(subsets.training_set("candidate"))
+    if size < config.training.batch_size:
+        raise WrongUse(f"training.batch_size: {config.training.batch_size} is more than the {size} images of a training set")
+    views = sum(recipe.count for recipe in config.augmentation.views)
+    parameters = inspect.signature(make_method().forward)
+    try:
+        parameters.bind(*range(views))
+    except TypeError:
+        raise WrongUse(f"augmentation.views: {views} views are drawn, but {config.method.name} takes {parameters}") from None
+    if config.training.knn_every:
+        for name, split, indices in (("training", images.train, subsets.train), ("external", images.test, subsets.external)):
+            if not (split.labels[torch.from_numpy(indices)] >= 0).any():
+                raise WrongUse(f"training.knn_every: {config.training.knn_every} needs labels, but no {name} image has one; set it to 0")
+
+
+def _open_run(subsets, config, device):
+    """Make the run folder, or refuse one in which something else was trained."""
+    if (config.folder / "config.yaml").exists():
+        run = read_run_config(config.run)
+        difference = first_difference(trained_part(config), trained_part(run))
+        if difference:
+            key, value, trained = difference
+            raise WrongUse(f"{key}: {value!r} was given, but {config.run} was trained with {trained!r}; choose another --run")
+        if load_subsets(config.folder / "subsets.npz").fingerprint != subsets.fingerprint:
+            raise WrongUse(f"{config.run}/subsets.npz: drawn from other images than those in {config.data.root}")
+        config = config.model_copy(update={"seeds": sorted({*run.seeds, *config.seeds})})
+    save_subsets(subsets, config.folder / "subsets.npz")
+    write_atomically(config.folder / "environment.json", json.dumps(describe_machine(device), indent=2) + "\n")
+    save_config(config)
+
+
+def _print_plan(subsets, config, device):
+    """What follows from the config: sizes, steps and the learning rate."""
+    settings = config.training
+    size = len(subsets.training_set("candidate"))
+    per_epoch = size // settings.batch_size
+    print(f"{config.run}: {config.method.name} on {config.data.name}, {config.encoder.name}, {device}")
+    print("  " + ", ".join(f"{name} {len(getattr(subsets, name))}" for name in SUBSETS) + f"; {size} images train each encoder")
+    dropped = size - per_epoch * settings.batch_size
+    print(f"  {settings.epochs} epochs of {per_epoch} steps, {dropped} images left out of each epoch's last batch")
+    print(f"  learning rate {scaled_learning_rate(settings):.6g} after scaling, {settings.optimizer}", flush=True)
+
+
+# --- going on where it was --------------------------------------------------------------------------------------------------------
+
+
+def _resume(folder, identity, method, optimizer):
+    """Load the progress kept in a folder. Returns (steps done, losses of the epoch under way)."""
+    progress = read_progress(folder)
+    if progress is None:
+        return 0, []
+    _check_identity(progress, identity, folder / "last.pt")
+    method.load_state_dict(progress["method"])
+    optimizer.load_state_dict(progress["optimizer"])
+    print(f"{folder}: going on after step {progress['step']}")
+    return progress["step"], progress["losses"]
+
+
+def _check_identity(content, identity, path):
+    """Raise WrongUse where a checkpoint is of something else than what is being trained."""
+    difference = first_difference({key: content.get(key) for key in identity}, identity)
+    if difference:
+        key, value, expected = difference
+        raise WrongUse(f"{path}: {key} is {value!r}, but {expected!r} is being trained")
+
+
+def _check_finite(losses, step, full_rate, folder):
+    """Raise WrongUse at the first loss that is not finite."""
+    finite = torch.isfinite(torch.stack(losses)).tolist() if losses else []
+    if not all(finite):
+        bad = step - len(losses) + finite.index(False) + 1
+        kept = next((f"{folder / name} is the last good checkpoint" for name in ("last.pt", "previous.pt") if (folder / name).exists()), "none was saved")
+        raise WrongUse(f"{folder}: the loss of step {bad} is not finite (full learning rate {full_rate:.6g}); {kept}")
+
+
+# --- the log ----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Clock:
+    """Time since the start of this process's training, and of its current epoch."""
+
+    first_step: int
+
+    def __post_init__(self):
+        self.start = self.epoch_start = time.monotonic()
+        self.epoch_first_step = self.first_step
+
+    def lap(self, step):
+        """End an epoch. Returns (its seconds, its steps, seconds a step since the start)."""
+        now = time.monotonic()
+        lap = now - self.epoch_start, step - self.epoch_first_step, (now - self.start) / (step - self.first_step)
+        self.epoch_start, self.epoch_first_step = now, step
+        return lap
+
+
+def _open_log(folder, finished_epochs):
+    """log.jsonl with the lines of finished epochs; what an interrupted run logged beyond its checkpoint will be logged again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "log.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    write_atomically(path, "".join(line for line in lines[:finished_epochs]))
+    return path
+
+
+def _log_epoch(log, record, clock, step, steps, config, name):
+    """One line on the screen, and the same as JSON in log.jsonl."""
+    seconds, epoch_steps, seconds_a_step = clock.lap(step)
+    images_per_second = epoch_steps * config.training.batch_size / seconds
+    record = {**record, "images_per_second": round(images_per_second, 1), "seconds": round(seconds, 3)}
+    with log.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    left = time.strftime("%H:%M:%S", time.gmtime(seconds_a_step * (steps - step)))
+    knn = "" if record["knn_accuracy"] is None else f"  kNN {record['knn_accuracy']:.1%}"
+    tqdm.write(
+        f"{name}  epoch {record['epoch']}/{config.training.epochs}  loss {record['loss']:.4f}  spread {record['spread']:.3f}{knn}"
+        f"  {images_per_second:.0f} images/s  {left} left"
+    )
+
+
+def _labelled(encoder, images, split, indices, config):
+    """Representations (n, D) and labels (n,) of the labelled ones among some images of a split, seen whole."""
+    indices = torch.from_numpy(indices)
+    indices = indices[split.labels[indices] >= 0]
+    device = split.device
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=_uses_bf16(config.training, device)):
+        parts = [encoder(whole_images(split, part, config.augmentation.size, images.normalization).pixels) for part in indices.split(ENCODING_BATCH)]
+    return torch.cat(parts).float(), split.labels[indices].to(device)
+
+
+def _uses_bf16(settings, device):
+    return settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")

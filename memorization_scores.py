@@ -1,0 +1,293 @@
+"""Score every image of a trained run: how much better f aligns its views than g does. Positive means f memorized it.
+
+    python memorization_scores.py --config configs/simclr_cifar10.yaml
+    python memorization_scores.py --config configs/simclr_cifar10.yaml --checkpoint epoch_0100
+    python memorization_scores.py --config configs/simclr_cifar10.yaml --checkpoint all
+
+Reads the run folder (encoder.pt of every seed and role, subsets.npz, config.yaml) and the data set. Writes into scores/ of the run folder:
+scores.csv, scores.npz, scores.mat, summary.json, histogram.png, scatter.png and gallery.png; for another checkpoint, representation or
+augmentation into a folder in it, named after them. With --checkpoint all every kept checkpoint is scored, and training_curve.png drawn.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+import torch
+from tqdm import tqdm
+
+from memorization.alignment import alignment_loss, jackknife_error, memorization_score, represent
+from memorization.augmentations import augment, measuring_recipe
+from memorization.checkpoint import load_pair
+from memorization.config import read_config
+from memorization.data import open_images
+from memorization.errors import WrongUse, one_line_errors
+from memorization.figures import draw_gallery, draw_histogram, draw_scatter, draw_training_curve
+from memorization.machine import choose_device, describe_machine, use_exact_arithmetic
+from memorization.randomness import sample_keys, stream
+from memorization.significance import bootstrap_interval, describe, one_sample_test, paired_test, welch_test
+from memorization.storage import write_atomically
+from memorization.subsets import SUBSETS, load_subsets
+
+ACTIONS = {"checkpoint": "encoder (the default), epoch_NNNN for a kept one, or all for the score over training"}
+COLUMNS = ["index", "split", "subset", "label", "alignment_loss_f", "alignment_loss_g", "score", "score_range", "score_ratio", "stderr"]
+# One-sided tests between subsets, (greater, smaller), and what the paper expects of each subset against 0.
+COMPARISONS = [
+    ("candidate", "shared"),
+    ("candidate", "external"),
+    ("shared", "independent"),
+    ("external", "independent"),
+    ("candidate", "independent"),
+]
+AGAINST_ZERO = {"shared": "two-sided", "candidate": "greater", "independent": "less", "external": "two-sided"}
+
+
+@one_line_errors
+def main(argv=None):
+    config = read_config(__doc__, argv, actions=ACTIONS)
+    device = choose_device(config)
+    use_exact_arithmetic()
+    subsets = load_subsets(config.folder / "subsets.npz")
+    images = open_images(config.data).prepared(subsets.train, subsets.external)
+    if images.fingerprint != subsets.data:
+        raise WrongUse(f"data.root: {config.data.root} holds other images than {config.run} was trained on")
+    images = images.to(device)
+
+    checkpoint = config.actions["checkpoint"] or "encoder"
+    if checkpoint != "all":
+        score_checkpoint(checkpoint, images, subsets, config, device)
+        return
+    epochs = kept_epochs(config)
+    for name in [*epochs, "encoder"]:
+        score_checkpoint(name, images, subsets, config, device)
+    draw_training_curve([score_folder(config, name) for name in epochs] + [score_folder(config, "encoder")], training_logs(config))
+
+
+def score_checkpoint(checkpoint, images, subsets, config, device):
+    """Score one checkpoint of every seed, and write its folder."""
+    pairs = {seed: load_pair(config.folder, seed, checkpoint) for seed in config.seeds}
+    rows = chosen_rows(subsets, images, config.scores.per_subset)
+    start = time.monotonic()
+    losses = [score_pair(*pairs[seed], seed, rows, images, config, device) for seed in config.seeds]
+    seconds = time.monotonic() - start
+    scores = combine(rows, *(np.stack(parts) for parts in zip(*losses)))
+    epoch = pairs[config.seeds[0]][2]["epoch"]
+    summary = summarize(scores, config.seeds) | {
+        "checkpoint": {"name": checkpoint, "epoch": epoch},
+        "settings": config.scores.model_dump(),
+        "fingerprints": {"subsets": subsets.fingerprint, "data": subsets.data},
+        "machine": describe_machine(device),
+        "seconds": seconds,
+        "images_per_second": len(rows["index"]) * len(config.seeds) / seconds,
+    }
+    folder = score_folder(config, checkpoint)
+    write_scores(folder, scores, summary)
+    draw_histogram(scores, folder / "histogram.png")
+    draw_scatter(scores, folder / "scatter.png")
+    draw_gallery(scores, images, folder / "gallery.png")
+    print_summary(summary, folder)
+
+
+def score_pair(f, g, record, seed, rows, images, config, device):
+    """L_align of f and of g, and the jackknife error of their difference, for every row: three (N,) float64 arrays."""
+    f, g = (encoder.to(device, memory_format=torch.channels_last) for encoder in (f, g))
+    recipes = config.augmentation.views if config.scores.augmentation == "training" else config.scores.augmentation
+    normalization = record["mean"], record["std"]
+    parts = []
+    progress = tqdm(total=len(rows["index"]), desc=f"scoring seed {seed}", unit=" images", leave=False, disable=None)
+    for split in (images.train, images.test):
+        indices = torch.from_numpy(rows["index"][rows["split"] == split.name])  # rows are in subset order: the training set's, then the test set's
+        for batch in indices.split(config.scores.batch_size):
+            parts.append(score_batch(f, g, split, batch, recipes, normalization, seed, config.scores))
+            progress.update(len(batch))
+    progress.close()
+    losses_f, losses_g, errors = (torch.cat(column).double().cpu().numpy() for column in zip(*parts))
+    for role, losses in (("candidate", losses_f), ("independent", losses_g)):
+        if not np.isfinite(losses).all():
+            raise WrongUse(f"{config.run}/seed_{seed}/{role}: the encoder gives representations that are not finite")
+    return losses_f, losses_g, errors
+
+
+@torch.inference_mode()
+def score_batch(f, g, split, indices, recipes, normalization, seed, settings):
+    """L_align of f and of g and the jackknife error, (B,) each. The same views go through f and g: their noise cancels in the difference."""
+    views = [
+        augment(split, indices, measuring_recipe(recipes, view), normalization, seed, "scoring", view=view) for view in range(settings.views)
+    ]
+    representations_f = represent(f, views, settings.representation)
+    representations_g = represent(g, views, settings.representation)
+    return alignment_loss(representations_f), alignment_loss(representations_g), jackknife_error(representations_f, representations_g)
+
+
+def chosen_rows(subsets, images, per_subset):
+    """The images to score, in subset order, then by index: a dict of (N,) arrays index, split, subset and label."""
+    rows = {"index": [], "split": [], "subset": [], "label": []}
+    for subset, split in SUBSETS.items():
+        indices = np.sort(first_by_hash(getattr(subsets, subset), per_subset, split))
+        rows["index"].append(indices)
+        rows["split"].append(np.full(len(indices), split))
+        rows["subset"].append(np.full(len(indices), subset))
+        rows["label"].append(getattr(images, split).labels.numpy()[indices])
+    return {name: np.concatenate(parts) for name, parts in rows.items()}
+
+
+def first_by_hash(indices, count, split):
+    """The `count` indices with the smallest hash: a random choice, the same for every run and for every seed. None takes all."""
+    if count is None or count >= len(indices):
+        return indices
+    keys = sample_keys(stream(0, "subsets", split), torch.from_numpy(indices)).numpy()
+    return indices[np.argsort(keys, kind="stable")[:count]]
+
+
+def combine(rows, losses_f, losses_g, errors):
+    """All that is known of every image, a dict of (N,) arrays, and per seed "L_f", "L_g" and "jackknife" (S, N).
+
+    losses_f, losses_g, errors: (S, N). Losses and scores are means over the seeds. The standard error of a score is the jackknife's over
+    views with one seed; with several, each with views of its own, that of their mean.
+    """
+    per_seed = memorization_score(losses_f, losses_g)  # (S, N)
+    loss_f, loss_g = losses_f.mean(0), losses_g.mean(0)
+    score = memorization_score(loss_f, loss_g)
+    seeds = len(per_seed)
+    return rows | {
+        "alignment_loss_f": loss_f,
+        "alignment_loss_g": loss_g,
+        "score": score,
+        "score_range": score / (score.max() - score.min() or 1.0),  # f against itself: every score is 0
+        "score_ratio": (per_seed / (losses_g + losses_f)).mean(0),
+        "stderr": per_seed.std(0, ddof=1) / seeds**0.5 if seeds > 1 else errors[0],
+        "L_f": losses_f,
+        "L_g": losses_g,
+        "jackknife": errors,
+    }
+
+
+def summarize(scores, seeds):
+    """The statistics of summary.json, a dict of plain types."""
+    of = {name: scores["score"][scores["subset"] == name] for name in SUBSETS}
+    of = {name: values for name, values in of.items() if len(values)}  # disjoint halves have no shared images
+    summary = {
+        "seeds": list(seeds),
+        "subsets": {
+            name: {
+                "raw": describe(values) | {"top_tenth_mean": float(np.sort(values)[-max(1, len(values) // 10) :].mean())},
+                "range": describe(scores["score_range"][scores["subset"] == name]),
+                "ratio": describe(scores["score_ratio"][scores["subset"] == name]),
+            }
+            for name, values in of.items()
+        },
+        "given_this_pair": {
+            "meaning": "tests over samples: they hold for these encoders, not for pairs in general",
+            "welch": {f"{a} > {b}": welch_test(of[a], of[b]) for a, b in COMPARISONS if a in of and b in of},
+            "against_zero": {name: {"alternative": AGAINST_ZERO[name]} | one_sample_test(of[name], AGAINST_ZERO[name]) for name in of},
+        },
+        "offset_on_unseen_images": float(of["external"].mean()),
+        "free_of_the_offset": {
+            "candidate - external": contrast(of["candidate"], of["external"], weight=1.0),
+            "(candidate - independent) / 2": contrast(of["candidate"], of["independent"], weight=0.5),
+        },
+    }
+    if len(seeds) > 1:
+        per_seed = memorization_score(scores["L_f"], scores["L_g"])  # (S, N)
+        means = {name: per_seed[:, scores["subset"] == name].mean(1) for name in of}
+        summary["over_seeds"] = {
+            "means": {name: values.tolist() for name, values in means.items()},
+            "paired": {f"{a} > {b}": paired_test(means[a], means[b]) for a, b in COMPARISONS if a in of and b in of},
+        }
+    return summary
+
+
+def contrast(first, second, weight):
+    """The weighted difference of two subsets' means, with its bootstrap interval."""
+
+    def difference(a, b, axis=-1):
+        return weight * (a.mean(axis) - b.mean(axis))
+
+    return {"value": float(difference(first, second)), "interval_95": bootstrap_interval(difference, first, second)}
+
+
+def write_scores(folder, scores, summary):
+    """scores.csv, scores.npz, scores.mat and summary.json."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(zip(*(scores[column].tolist() for column in COLUMNS)))
+    write_atomically(folder / "scores.csv", table.getvalue())
+    arrays = io.BytesIO()
+    np.savez(arrays, **{name: scores[name] for name in ("index", "split", "subset", "label", "L_f", "L_g", "jackknife")})
+    write_atomically(folder / "scores.npz", arrays.getvalue())
+    matlab = io.BytesIO()
+    as_cells = {name: scores[name].astype(object) for name in ("split", "subset")}
+    scipy.io.savemat(matlab, scores | as_cells, oned_as="column")
+    write_atomically(folder / "scores.mat", matlab.getvalue())
+    write_atomically(folder / "summary.json", json.dumps(without_nan(summary), indent=2) + "\n")
+
+
+def without_nan(value):
+    """A nested value with None in the place of every NaN, which JSON does not know: statistics of scores that are all equal."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def print_summary(summary, folder):
+    """A table of the subsets and the tests."""
+    print(f"\n{'subset':>12} {'n':>7} {'mean score':>12} {'std. error':>11} {'range scale':>12} {'ratio':>9}")
+    for name, scales in summary["subsets"].items():
+        raw = scales["raw"]
+        means = f"{raw['mean']:>12.5f} {raw['standard_error']:>11.5f} {scales['range']['mean']:>12.4f} {scales['ratio']['mean']:>9.4f}"
+        print(f"{name:>12} {raw['n']:>7} {means}")
+    print(f"\noffset of this pair on unseen images (mean of external): {summary['offset_on_unseen_images']:.5f}")
+    for name, contrast in summary["free_of_the_offset"].items():
+        low, high = contrast["interval_95"]
+        print(f"{name:>32}: {contrast['value']:.5f}  (95 % interval {low:.5f} to {high:.5f})")
+    print("\ngiven this pair, one-sided Welch tests:")
+    for name, test in summary["given_this_pair"]["welch"].items():
+        print(f"{name:>32}: t {test['t']:.2f}  p {test['p']:.2g}  Cohen's d {test['d']:.2f}")
+    if "over_seeds" in summary:
+        print(f"\nover {len(summary['seeds'])} seeds, paired t tests of the means:")
+        for name, test in summary["over_seeds"]["paired"].items():
+            print(f"{name:>32}: t {test['t']:.2f}  p {test['p']:.2g}  mean difference {test['mean_difference']:.5f}")
+    print(f"\n{summary['images_per_second']:.0f} images/s; written to {folder}: scores.csv and the pictures", flush=True)
+
+
+def score_folder(config, checkpoint):
+    """scores/ of the run for the defaults; a folder in it, named after them, for another checkpoint, representation or augmentation."""
+    names = [] if checkpoint == "encoder" else [checkpoint]
+    if config.scores.representation != "pooled":
+        names.append(config.scores.representation)
+    if config.scores.augmentation != "training":
+        recipes = json.dumps([recipe.model_dump() for recipe in config.scores.augmentation])
+        names.append(f"augmentation_{hashlib.sha256(recipes.encode()).hexdigest()[:8]}")
+    return config.folder / "scores" / "_".join(names)
+
+
+def kept_epochs(config):
+    """The kept checkpoints that both encoders of every seed have, such as ["epoch_0100", "epoch_0200"]."""
+    kept = [
+        {path.stem.removeprefix("encoder_") for path in Path(config.folder, f"seed_{seed}", role).glob("encoder_epoch_*.pt")}
+        for seed in config.seeds
+        for role in ("candidate", "independent")
+    ]
+    epochs = sorted(set.intersection(*kept))
+    if not epochs:
+        raise WrongUse(f"--checkpoint all: {config.run} kept no checkpoints; name their epochs in training.checkpoint_epochs")
+    return epochs
+
+
+def training_logs(config):
+    """The lines of log.jsonl of every f, a list for each seed."""
+    logs = [config.folder / f"seed_{seed}" / "candidate" / "log.jsonl" for seed in config.seeds]
+    return [[json.loads(line) for line in log.read_text().splitlines()] for log in logs]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""Networks only: encoders, and one whole training method a file. Nothing here knows of experiments, data sets or files.
+
+A method is a torch module that the training loop knows by this contract, and by nothing else:
+
+    encoder                    the only part that is measured and kept
+    forward(*views) -> loss    a view has .pixels (B, C, H, W), normalized, and .visible (B, K) patch indices or None
+    parameter_groups()         optional; dicts with params and any of lr_scale, weight_decay, constant_lr (else: all parameters, biases
+                               and norms without decay)
+    before_step(progress)      optional; after backward, before the optimizer: freezing, schedules; progress in [0, 1]
+    after_step(progress)       optional; momentum networks, centres, temperatures
+
+All its state lives in parameters and buffers. Beside the module stands the schema of its settings, a pydantic model whose fields are the
+keys of the config's `method:` section and whose `arguments()` are those of the module. Adding a method is one file here, one train script
+and one config.
+
+An encoder maps normalized pixels to representations:
+
+    encoder(pixels, visible=None) -> (B, D)              one representation an image
+    encoder.tokens(pixels, visible=None) -> (B, T, D)    one a position, before pooling
+    encoder.dim                                          D
+"""

@@ -1,0 +1,74 @@
+"""A whole experiment small enough for tests: a tiny ResNet on made-up images, trained in about a second."""
+
+import copy
+
+import pytest
+import yaml
+
+import memorization_scores
+import train_simclr
+
+EXPERIMENT = {
+    "run": "runs/tiny",
+    "seeds": [0],
+    "threads": 2,
+    "device": "cpu",
+    "data": {"name": "fake", "size": 16},
+    "subsets": {"shared": 32, "candidate": 24, "independent": 24, "external": 40},
+    "augmentation": {"views": [{"count": 2, "size": 16, "crop_scale": [0.5, 1.0], "flip": 0.5, "jitter": 0.8, "grayscale": 0.2}]},
+    "encoder": {"name": "resnet_small", "width": 4},
+    "method": {"name": "simclr", "hidden_dim": 8, "projection_dim": 8},
+    "training": {"epochs": 3, "batch_size": 16, "optimizer": "adamw", "learning_rate": 0.01, "base_batch_size": None},
+    "scores": {"views": 4},
+}
+
+
+@pytest.fixture
+def write_config(tmp_path):
+    """write_config(changes, name) -> path of a YAML file: the tiny experiment with dotted keys changed; a value of None takes a key out."""
+
+    def write(changes=(), name="tiny.yaml"):
+        experiment = copy.deepcopy(EXPERIMENT)
+        for key, value in {"run": str(tmp_path / "run"), **dict(changes)}.items():
+            *sections, last = key.split(".")
+            section = experiment
+            for part in sections:
+                section = section.setdefault(part, {})
+            if value is None:
+                del section[last]
+            else:
+                section[last] = value
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(experiment))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def scored_run(tmp_path_factory):
+    """(config path, run folder) of a tiny pair of two seeds, trained with a checkpoint after epoch 2, and scored. Not to be changed."""
+    folder = tmp_path_factory.mktemp("scored")
+    experiment = copy.deepcopy(EXPERIMENT) | {"run": str(folder / "run"), "seeds": [0, 1]}
+    experiment["training"] |= {"checkpoint_epochs": [2], "knn_every": 1}
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(experiment))
+    train_simclr.main(["--config", str(path)])
+    memorization_scores.main(["--config", str(path)])
+    return str(path), folder / "run"
+
+
+@pytest.fixture
+def refusal(capsys):
+    """refusal(main, argv) -> the one line with which a script refuses wrong use; fails where it does not."""
+
+    def refuse(main, argv):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ending:
+            main(argv)
+        line = capsys.readouterr().err
+        assert ending.value.code == 2
+        assert line.startswith("error: ") and line.count("\n") == 1, line
+        return line
+
+    return refuse

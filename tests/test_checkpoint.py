@@ -1,0 +1,138 @@
+import os
+import shutil
+
+import pytest
+import torch
+
+from memorization.checkpoint import load_encoder, load_pair, read_checkpoint, read_progress, save_checkpoint, save_progress
+from memorization.errors import WrongUse
+
+CONTENT = {"numbers": [1, 2.5, None], "weights": {"w": torch.arange(6.0).view(2, 3), "half": torch.ones(3).bfloat16(), "n": torch.tensor(7)}}
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    save_checkpoint(tmp_path / "c.pt", CONTENT)
+    read = read_checkpoint(tmp_path / "c.pt")
+    assert read["numbers"] == CONTENT["numbers"]
+    for name, tensor in CONTENT["weights"].items():
+        assert torch.equal(read["weights"][name], tensor) and read["weights"][name].dtype == tensor.dtype
+
+
+def test_equal_contents_give_equal_bytes(tmp_path):
+    for name in ("a.pt", "b.pt"):
+        save_checkpoint(tmp_path / name, CONTENT)
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_refused(keep, tmp_path):
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, CONTENT)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+    with pytest.raises(WrongUse, match="c.pt"):
+        read_checkpoint(path)
+
+
+def test_a_flipped_bit_in_a_weight_is_noticed(tmp_path):
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, CONTENT)
+    content = bytearray(path.read_bytes())
+    at = content.index(CONTENT["weights"]["w"].numpy().tobytes())
+    content[at + 5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WrongUse, match="c.pt"):
+        read_checkpoint(path)
+
+
+class Executes:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+@pytest.mark.parametrize("foreign", [{"state_dict": {}}, [1, 2], Executes()], ids=["other keys", "a list", "code"])
+def test_a_foreign_checkpoint_is_refused_and_nothing_in_it_executed(foreign, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(foreign, "foreign.pt")
+    with pytest.raises(WrongUse, match="foreign.pt"):
+        read_checkpoint("foreign.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_progress_falls_back_on_the_checkpoint_before(tmp_path, capsys):
+    assert read_progress(tmp_path) is None
+    for step in (1, 2):
+        save_progress(tmp_path, {"step": step})
+    assert read_progress(tmp_path)["step"] == 2
+    last = tmp_path / "last.pt"
+    last.write_bytes(last.read_bytes()[:200])
+    assert read_progress(tmp_path)["step"] == 1
+    assert str(last) in capsys.readouterr().out
+    last.unlink()  # as between the two renames of a save
+    assert read_progress(tmp_path)["step"] == 1
+
+
+def test_an_encoder_loads_from_its_file_alone(scored_run, tmp_path):
+    _, run = scored_run
+    path = run / "seed_0" / "candidate" / "encoder.pt"
+    lonely = shutil.copy(path, tmp_path / "encoder.pt")
+    encoder, record = load_encoder(lonely)
+    assert not encoder.training and not any(p.requires_grad for p in encoder.parameters())
+    assert (record["role"], record["seed"], record["epoch"]) == ("candidate", 0, 3)
+    assert (record["channels"], record["size"], record["mean"]) == (3, 16, [0.5, 0.5, 0.5])
+    weights = read_checkpoint(path)["weights"]
+    assert all(torch.equal(value, weights[name]) for name, value in encoder.state_dict().items())
+
+
+def test_a_pair_is_f_and_g_of_one_seed(scored_run):
+    _, run = scored_run
+    f, g, record = load_pair(run, seed=1)
+    candidate, _ = load_encoder(run / "seed_1" / "candidate" / "encoder.pt")
+    independent, _ = load_encoder(run / "seed_1" / "independent" / "encoder.pt")
+    pixels = torch.rand(2, 3, 16, 16)
+    assert torch.equal(f(pixels), candidate(pixels)) and torch.equal(g(pixels), independent(pixels))
+    assert not torch.equal(f(pixels), g(pixels)) and record["seed"] == 1
+
+
+MIX_UPS = {  # which file of the run is put in the place of seed 0's g, and what the refusal names
+    "seed_0/candidate/encoder.pt": "role is 'candidate'",
+    "seed_1/independent/encoder.pt": "seed is 1",
+    "seed_0/candidate/last.pt": "not of an encoder",
+    "seed_0/independent/encoder_epoch_0002.pt": "f was trained for 3 epochs, g for 2",
+    "seed_0/independent/log.jsonl": "not a whole checkpoint",
+}
+
+
+@pytest.mark.parametrize("other, reason", MIX_UPS.items(), ids=MIX_UPS)
+def test_encoders_that_do_not_belong_together_are_refused(other, reason, scored_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(scored_run[1], run)
+    shutil.copy(scored_run[1] / other, run / "seed_0" / "independent" / "encoder.pt")
+    with pytest.raises(WrongUse, match=reason):
+        load_pair(run, seed=0)
+
+
+@pytest.mark.parametrize("key, value, reason", [
+    ("subsets", "0" * 64, "subsets is '0000"),
+    ("config.training.epochs", 99, "training.epochs is 99"),
+    ("config.augmentation.views", [], "augmentation.views"),
+    ("config.encoder.width", 8, "encoder.width is 8|size mismatch"),
+])  # fmt: skip
+def test_an_encoder_of_another_run_or_split_is_refused(key, value, reason, scored_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(scored_run[1], run)
+    path = run / "seed_0" / "independent" / "encoder.pt"
+    record = read_checkpoint(path)
+    section, *keys = key.split(".")
+    if keys:
+        record[section][keys[0]][keys[1]] = value
+    else:
+        record[section] = value
+    save_checkpoint(path, record)
+    with pytest.raises(WrongUse, match=reason):
+        load_pair(run, seed=0)
+
+
+def test_a_missing_encoder_is_one_line(scored_run):
+    with pytest.raises(WrongUse, match="seed_5.*no such file"):
+        load_pair(scored_run[1], seed=5)

@@ -1,0 +1,311 @@
+import csv
+import json
+import shutil
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import scipy.io
+import torch
+import torch.nn.functional as F
+
+import memorization_scores
+import train_simclr
+from memorization.augmentations import augment
+from memorization.checkpoint import load_pair, read_checkpoint, save_checkpoint
+from memorization.config import DataSettings, ViewRecipe, read_config
+from memorization.data import open_images
+from memorization.significance import cohens_d
+from memorization.subsets import load_subsets, save_subsets
+
+COLUMNS = ["index", "split", "subset", "label", "alignment_loss_f", "alignment_loss_g", "score", "score_range", "score_ratio", "stderr"]
+FILES = ["gallery.png", "histogram.png", "scatter.png", "scores.csv", "scores.mat", "scores.npz", "summary.json"]
+
+
+def score(path, *options):
+    memorization_scores.main(["--config", path, *options])
+
+
+def read_table(folder):
+    with open(folder / "scores.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    columns = dict(zip(rows[0], zip(*rows[1:])))
+    text = ("split", "subset")
+    return rows[0], {name: np.array(values) if name in text else np.array(values, dtype=float) for name, values in columns.items()}
+
+
+@pytest.fixture
+def run_copy(scored_run, tmp_path):
+    """(config path, a copy of the scored run that a test may change)."""
+    path, run = scored_run
+    shutil.copytree(run, tmp_path / "run")
+    return path, tmp_path / "run"
+
+
+def test_the_files_and_columns_are_those_promised(scored_run):
+    folder = scored_run[1] / "scores"
+    assert sorted(file.name for file in folder.iterdir()) == FILES
+    header, table = read_table(folder)
+    assert header == COLUMNS
+    subsets = load_subsets(scored_run[1] / "subsets.npz")
+    assert table["subset"].tolist() == 32 * ["shared"] + 24 * ["candidate"] + 24 * ["independent"] + 40 * ["external"]
+    assert table["split"].tolist() == 80 * ["train"] + 40 * ["test"]
+    assert table["index"].tolist() == [*subsets.train.tolist(), *subsets.external.tolist()]
+    images = open_images(DataSettings(name="fake", size=16))
+    assert table["label"][:80].tolist() == images.train.labels[:80].tolist()
+
+
+def test_scores_equal_the_definition_written_out(scored_run):
+    """One candidate, one seed: the views drawn again, one by one, and the mean distance over all pairs of them."""
+    _, run = scored_run
+    images = open_images(DataSettings(name="fake", size=16))
+    with np.load(run / "scores/scores.npz") as arrays:
+        arrays = dict(arrays)
+    row = 40  # a candidate
+    assert arrays["subset"][row] == "candidate"
+    recipe = ViewRecipe(**json.loads(json.dumps(read_checkpoint(run / "seed_1/candidate/encoder.pt")["config"]["augmentation"]["views"][0])))
+    f, g, _ = load_pair(run, seed=1)
+    index = torch.tensor([arrays["index"][row]])
+    views = [augment(images.train, index, recipe, images.normalization, seed=1, purpose="scoring", view=v) for v in range(4)]
+    for encoder, name in ((f, "L_f"), (g, "L_g")):
+        z = [F.normalize(encoder(view.pixels), dim=1)[0] for view in views]
+        expected = np.mean([torch.dist(z[i], z[j]).item() for i in range(4) for j in range(i + 1, 4)])
+        assert arrays[name][1, row] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_scales_follow_from_the_raw_losses(scored_run):
+    _, run = scored_run
+    _, table = read_table(run / "scores")
+    with np.load(run / "scores/scores.npz") as arrays:
+        losses_f, losses_g = arrays["L_f"], arrays["L_g"]  # (2, N)
+    assert losses_f.shape == (2, 120) and losses_f.min() > 0
+    assert np.array_equal(table["alignment_loss_f"], losses_f.mean(0)) and np.array_equal(table["alignment_loss_g"], losses_g.mean(0))
+    assert np.array_equal(table["score"], table["alignment_loss_g"] - table["alignment_loss_f"])
+    assert np.ptp(table["score_range"]) == pytest.approx(1)
+    assert np.allclose(table["score_range"], table["score"] / np.ptp(table["score"]))
+    assert np.allclose(table["score_ratio"], ((losses_g - losses_f) / (losses_g + losses_f)).mean(0))
+    assert np.allclose(table["stderr"], (losses_g - losses_f).std(0, ddof=1) / np.sqrt(2))
+
+
+def test_with_one_seed_the_error_is_the_jackknifes(run_copy):
+    path, run = run_copy
+    score(path, "--run", str(run), "--seeds", "1")
+    with np.load(run / "scores/scores.npz") as arrays:
+        assert np.array_equal(read_table(run / "scores")[1]["stderr"], arrays["jackknife"][0]) and arrays["jackknife"].min() > 0
+
+
+def test_the_matlab_file_holds_the_same(scored_run):
+    folder = scored_run[1] / "scores"
+    matlab, (_, table) = scipy.io.loadmat(folder / "scores.mat", squeeze_me=True), read_table(folder)
+    assert np.array_equal(matlab["score"], table["score"])
+    assert matlab["subset"].tolist() == table["subset"].tolist()
+
+
+def test_the_summary_holds_the_statistics_promised(scored_run):
+    _, run = scored_run
+    summary = json.loads((run / "scores/summary.json").read_text())
+    _, table = read_table(run / "scores")
+    of = {name: table["score"][table["subset"] == name] for name in ("shared", "candidate", "independent", "external")}
+    for name, values in of.items():
+        raw = summary["subsets"][name]["raw"]
+        assert (raw["n"], raw["mean"], raw["std"]) == (len(values), pytest.approx(values.mean()), pytest.approx(values.std(ddof=1)))
+        assert raw["top_tenth_mean"] == pytest.approx(np.sort(values)[-(len(values) // 10) :].mean())
+        assert summary["subsets"][name]["ratio"]["mean"] == pytest.approx(table["score_ratio"][table["subset"] == name].mean())
+    welch = summary["given_this_pair"]["welch"]
+    assert {"candidate > shared", "candidate > external", "external > independent", "shared > independent"} <= set(welch)
+    assert welch["candidate > external"]["d"] == pytest.approx(cohens_d(of["candidate"], of["external"]))
+    against_zero = summary["given_this_pair"]["against_zero"]
+    assert against_zero["candidate"]["alternative"] == "greater" and against_zero["independent"]["alternative"] == "less"
+    assert summary["offset_on_unseen_images"] == pytest.approx(of["external"].mean())
+    contrasts = summary["free_of_the_offset"]
+    assert contrasts["(candidate - independent) / 2"]["value"] == pytest.approx((of["candidate"].mean() - of["independent"].mean()) / 2)
+    low, high = contrasts["candidate - external"]["interval_95"]
+    assert low < contrasts["candidate - external"]["value"] < high
+    assert summary["over_seeds"]["paired"]["candidate > independent"]["n"] == 2
+    assert np.mean(summary["over_seeds"]["means"]["candidate"]) == pytest.approx(of["candidate"].mean())
+    assert summary["fingerprints"]["subsets"] == load_subsets(run / "subsets.npz").fingerprint
+    assert summary["settings"]["views"] == 4 and summary["seeds"] == [0, 1] and summary["images_per_second"] > 0
+
+
+def test_the_same_command_gives_the_same_bytes(scored_run, run_copy):
+    path, run = run_copy
+    shutil.rmtree(run / "scores")
+    score(path, "--run", str(run))
+    for name in ("scores.csv", "scores.npz"):
+        assert (run / "scores" / name).read_bytes() == (scored_run[1] / "scores" / name).read_bytes()
+
+
+def table_with(run_copy, *options):
+    path, run = run_copy
+    score(path, "--run", str(run), *options)
+    return read_table(run / "scores")[1]
+
+
+def test_batch_size_does_not_change_a_score(scored_run, run_copy):
+    whole = read_table(scored_run[1] / "scores")[1]
+    for size in ("1", "7"):
+        table = table_with(run_copy, "--scores.batch_size", size)
+        for column in ("alignment_loss_f", "alignment_loss_g", "score"):
+            assert np.abs(table[column] - whole[column]).max() < 1e-6
+
+
+def test_per_subset_takes_the_same_images_whatever_else_is_scored(scored_run, run_copy):
+    whole, few = read_table(scored_run[1] / "scores")[1], table_with(run_copy, "--scores.per_subset", "10")
+    assert few["subset"].tolist() == sum(([name] * 10 for name in ("shared", "candidate", "independent", "external")), [])
+    position = {key: i for i, key in enumerate(zip(whole["subset"], whole["index"]))}
+    rows = [position[key] for key in zip(few["subset"], few["index"])]
+    assert few["index"].tolist() != [*range(10), *range(32, 42), *range(56, 66), *range(10)]  # by hash, not the first in the file
+    assert np.abs(few["score"] - whole["score"][rows]).max() < 1e-6
+    assert set(few["index"]) >= set(table_with(run_copy, "--scores.per_subset", "5")["index"])
+
+
+def put(run, source, target):
+    """Put one encoder's weights in the place of another's, under that one's name."""
+    record = read_checkpoint(run / source)
+    role, seed = target.split("/")[1], int(target.split("/")[0].removeprefix("seed_"))
+    save_checkpoint(run / target, record | {"role": role, "seed": seed})
+
+
+def test_f_against_f_scores_exactly_zero(run_copy):
+    path, run = run_copy
+    put(run, "seed_0/candidate/encoder.pt", "seed_0/independent/encoder.pt")
+    table = table_with(run_copy, "--seeds", "0")
+    for column in ("score", "score_range", "score_ratio", "stderr"):
+        assert (table[column] == 0).all()
+    assert (table["alignment_loss_f"] > 0).all()
+
+
+def test_swapping_f_and_g_flips_every_sign_exactly(run_copy):
+    before = table_with(run_copy, "--seeds", "0")
+    _, run = run_copy
+    g = read_checkpoint(run / "seed_0/independent/encoder.pt")
+    put(run, "seed_0/candidate/encoder.pt", "seed_0/independent/encoder.pt")
+    save_checkpoint(run / "seed_0/candidate/encoder.pt", g | {"role": "candidate"})
+    after = table_with(run_copy, "--seeds", "0")
+    for column in ("score", "score_range", "score_ratio"):
+        assert np.array_equal(after[column], -before[column]) and before[column].any()
+    assert np.array_equal(after["stderr"], before["stderr"])
+
+
+def test_two_random_halves_of_the_external_images_agree(write_config, tmp_path):
+    path = write_config({"subsets.external": 256})
+    train_simclr.main(["--config", path])
+    score(path)
+    table = read_table(tmp_path / "run/scores")[1]
+    external = table["score"][table["subset"] == "external"]
+    order = np.random.default_rng(0).permutation(256)
+    one, other = external[order[:128]], external[order[128:]]
+    error = np.sqrt(one.var(ddof=1) / 128 + other.var(ddof=1) / 128)
+    assert 0 < abs(one.mean() - other.mean()) < 4 * error
+
+
+def test_jackknife_errors_predict_scores_with_fresh_views(scored_run):
+    """Real encoders, fresh views by another seed of the views: z of the repeated scores has standard deviation 1."""
+    path, run = scored_run
+    config = read_config("", ["--config", path, "--scores.views", "10"])
+    subsets = load_subsets(run / "subsets.npz")
+    images = open_images(config.data)
+    f, g, record = load_pair(run, seed=0)
+    rows = memorization_scores.chosen_rows(subsets, images, 20)
+    repeats = [memorization_scores.score_pair(f, g, record, seed, rows, images, config, torch.device("cpu")) for seed in range(100, 120)]
+    scores = np.stack([loss_g - loss_f for loss_f, loss_g, _ in repeats])  # (repeats, N)
+    errors = np.sqrt(np.mean([error**2 for _, _, error in repeats], axis=0))
+    z = (scores - scores.mean(0)) / errors * np.sqrt(20 / 19)
+    assert z.std() == pytest.approx(1, abs=0.15)
+
+
+def test_tokens_and_other_augmentations_land_in_folders_of_their_own(run_copy):
+    path, run = run_copy
+    before = (run / "scores/scores.csv").read_bytes()
+    score(path, "--run", str(run), "--scores.representation", "tokens")
+    recipe = "[{size: 16, noise: 0.2}]"
+    score(path, "--run", str(run), "--scores.augmentation", recipe)
+    folders = sorted(folder for folder in (run / "scores").iterdir() if folder.is_dir())
+    assert [folder.name.split("_")[0] for folder in folders] == ["augmentation", "tokens"]
+    for folder in folders:
+        assert sorted(file.name for file in folder.iterdir()) == FILES
+    noise = json.loads((folders[0] / "summary.json").read_text())["settings"]["augmentation"][0]
+    assert noise["noise"] == 0.2 and noise["crop_scale"] is None
+    assert (run / "scores/scores.csv").read_bytes() == before
+    tables = [read_table(folder)[1]["score"].tolist() for folder in (run / "scores", *folders)]
+    assert tables[0] != tables[1] != tables[2] != tables[0]
+
+
+def test_all_checkpoints_give_the_score_over_training(run_copy):
+    path, run = run_copy
+    score(path, "--run", str(run), "--checkpoint", "all")
+    assert sorted(file.name for file in (run / "scores").iterdir()) == sorted([*FILES, "epoch_0002", "training_curve.png"])
+    epoch = json.loads((run / "scores/epoch_0002/summary.json").read_text())["checkpoint"]["epoch"]
+    assert epoch == 2 and read_table(run / "scores/epoch_0002")[1]["score"].tolist() != read_table(run / "scores")[1]["score"].tolist()
+    for picture in run.glob("scores/**/*.png"):
+        pixels = plt.imread(picture)
+        assert min(pixels.shape[:2]) > 300 and 0.01 < (pixels[..., :3].min(-1) < 0.9).mean() < 0.9  # neither empty nor all ink
+
+
+def test_the_gallery_shows_the_images(run_copy, monkeypatch):
+    shown = []
+    monkeypatch.setattr("matplotlib.axes.Axes.imshow", lambda axes, pixels, **_: shown.append(np.asarray(pixels)))
+    table = table_with(run_copy)
+    images = open_images(DataSettings(name="fake", size=16))
+    candidates = np.flatnonzero(table["subset"] == "candidate")
+    best = candidates[table["score"][candidates].argmax()]
+    expected = images.train.pixels[int(table["index"][best])].permute(1, 2, 0).numpy()
+    assert len(shown) == 24 and np.array_equal(shown[0], expected)
+
+
+def test_disjoint_halves_are_scored_without_shared_images(write_config, tmp_path):
+    path = write_config({"subsets.shared": 0, "training.epochs": 1, "scores.views": 3})
+    train_simclr.main(["--config", path])
+    score(path)
+    summary = json.loads((tmp_path / "run/scores/summary.json").read_text())
+    assert list(summary["subsets"]) == ["candidate", "independent", "external"]
+    assert not any("shared" in name for name in summary["given_this_pair"]["welch"])
+
+
+# --- wrong use --------------------------------------------------------------------------------------------------------------------
+
+
+def break_file(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def nan_weights(path):
+    record = read_checkpoint(path)
+    record["weights"]["layers.0.weight"].fill_(float("nan"))
+    save_checkpoint(path, record)
+
+
+def other_data(run):
+    subsets = load_subsets(run / "subsets.npz")
+    subsets.data["train"]["sha256"] = "0" * 64
+    save_subsets(subsets, run / "subsets.npz")
+    for path in run.glob("seed_*/*/encoder.pt"):
+        save_checkpoint(path, read_checkpoint(path) | {"subsets": subsets.fingerprint})
+
+
+def other_split(run):
+    subsets = load_subsets(run / "subsets.npz")
+    swapped = type(subsets)(subsets.shared, subsets.independent, subsets.candidate, subsets.external, subsets.data)
+    save_subsets(swapped, run / "subsets.npz")
+
+
+DAMAGE = [
+    (lambda run: break_file(run / "seed_0/candidate/encoder.pt"), [], ["seed_0/candidate/encoder.pt", "not a whole checkpoint"]),
+    (lambda run: break_file(run / "subsets.npz"), [], ["subsets.npz"]),
+    (lambda run: nan_weights(run / "seed_1/independent/encoder.pt"), [], ["seed_1/independent", "not finite"]),
+    (lambda run: (run / "seed_1/independent/encoder.pt").unlink(), [], ["seed_1/independent/encoder.pt", "no such file"]),
+    (other_data, [], ["data.root", "other images"]),
+    (other_split, [], ["subsets is", "belongs here"]),
+    (lambda run: None, ["--checkpoint", "epoch_0009"], ["encoder_epoch_0009.pt", "no such file"]),
+    (lambda run: (run / "seed_0/candidate/encoder_epoch_0002.pt").unlink(), ["--checkpoint", "all"], ["--checkpoint all", "checkpoint_epochs"]),
+]
+
+
+@pytest.mark.parametrize("damage, options, words", DAMAGE, ids=lambda value: str(value) if isinstance(value, list) else "")
+def test_a_run_that_cannot_be_scored_is_one_line_and_nothing_is_lost(damage, options, words, run_copy, refusal):
+    path, run = run_copy
+    damage(run)
+    before = {file: file.read_bytes() for file in (run / "scores").rglob("*") if file.is_file()}
+    line = refusal(memorization_scores.main, ["--config", path, "--run", str(run), *options])
+    assert all(word in line for word in words), line
+    assert {file: file.read_bytes() for file in (run / "scores").rglob("*") if file.is_file()} == before

@@ -1,0 +1,282 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import memorization.training as training
+import train_simclr
+from memorization.checkpoint import read_checkpoint
+from memorization.config import read_config
+from memorization.data import open_images
+from memorization.errors import WrongUse
+from memorization.subsets import load_subsets
+from models.encoders import make_encoder
+from models.simclr import SimCLR, SimCLRSettings
+
+ROLES = ("candidate", "independent")
+
+
+def train(path, *options):
+    train_simclr.main(["--config", path, *options])
+
+
+class Watch:
+    """Records every training step of every encoder: its views' source indices, views, learning rates, and its optimizer's parameters."""
+
+    def __init__(self, monkeypatch):
+        self.runs = []
+        views, step, make = training.training_views, training.train_step, training.make_optimizer
+
+        def watched_optimizer(method, settings):
+            optimizer = make(method, settings)
+            initial = {name: value.detach().clone() for name, value in method.state_dict().items()}
+            self.runs.append({"method": method, "optimizer": optimizer, "initial": initial, "indices": [], "views": [], "rates": []})
+            return optimizer
+
+        def watched_views(images, indices, *rest):
+            self.runs[-1]["indices"].append(indices)
+            return views(images, indices, *rest)
+
+        def watched_step(method, optimizer, step_views, *rest, **named):
+            self.runs[-1]["views"].append([view.pixels for view in step_views])
+            self.runs[-1]["rates"].append([group["lr"] for group in optimizer.param_groups])
+            return step(method, optimizer, step_views, *rest, **named)
+
+        for name, function in (("make_optimizer", watched_optimizer), ("training_views", watched_views), ("train_step", watched_step)):
+            monkeypatch.setattr(training, name, function)
+
+
+@pytest.fixture
+def watched_pair(monkeypatch, write_config, tmp_path):
+    watch = Watch(monkeypatch)
+    train(write_config())
+    return *watch.runs, load_subsets(tmp_path / "run" / "subsets.npz")
+
+
+def test_f_and_g_start_from_the_same_weights_and_both_change(watched_pair):
+    f, g, _ = watched_pair
+    for name, initial in f["initial"].items():
+        assert torch.equal(initial, g["initial"][name])
+    for run in (f, g):
+        for name, parameter in run["method"].named_parameters():
+            assert not torch.equal(parameter, run["initial"][name]), f"{name} was not trained"
+    weights = [run["method"].state_dict()["encoder.layers.0.weight"] for run in (f, g)]
+    assert not torch.equal(*weights)
+
+
+def test_each_optimizer_holds_its_own_models_parameters(watched_pair):
+    f, g, _ = watched_pair
+    for run in (f, g):
+        held = {id(p) for group in run["optimizer"].param_groups for p in group["params"]}
+        assert held == {id(p) for p in run["method"].parameters()}
+    assert not {id(p) for p in f["method"].parameters()} & {id(p) for p in g["method"].parameters()}
+
+
+def test_f_and_g_take_the_same_steps_at_the_same_rates(watched_pair):
+    f, g, _ = watched_pair
+    assert len(f["rates"]) == len(g["rates"]) == 3 * (56 // 16)
+    assert f["rates"] == g["rates"] and f["rates"][0][0] == 0.01 > f["rates"][-1][0]
+
+
+def test_shared_images_meet_the_same_views_in_the_same_slots(watched_pair):
+    f, g, subsets = watched_pair
+    shared = set(subsets.shared.tolist())
+    partner = dict(zip(subsets.candidate.tolist(), subsets.independent.tolist()))
+    met = 0
+    for step in range(len(f["indices"])):
+        for slot, (one, other) in enumerate(zip(f["indices"][step].tolist(), g["indices"][step].tolist())):
+            assert other == partner.get(one, one)  # the j-th independent stands where the j-th candidate stands
+            if one in shared:
+                met += 1
+                assert all(torch.equal(a[slot], b[slot]) for a, b in zip(f["views"][step], g["views"][step]))
+            else:
+                assert not torch.equal(f["views"][step][0][slot], g["views"][step][0][slot])
+    assert met > 50
+
+
+def test_an_epoch_meets_every_image_at_most_once_and_no_two_epochs_are_alike(watched_pair):
+    f, _, subsets = watched_pair
+    epochs = [torch.cat(f["indices"][3 * e : 3 * e + 3]).tolist() for e in range(3)]
+    for epoch in epochs:
+        assert len(epoch) == len(set(epoch)) == 48 and set(epoch) <= set(subsets.training_set("candidate").tolist())
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert not torch.equal(f["views"][0][0], f["views"][0][1])  # the two views of a step differ
+
+
+def trained_bytes(run):
+    return {role: (run / "seed_0" / role / "encoder.pt").read_bytes() for role in ROLES}
+
+
+def log_without_times(run, role="candidate"):
+    lines = [json.loads(line) for line in (run / "seed_0" / role / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in ("seconds", "images_per_second")} for line in lines]
+
+
+def test_the_same_command_gives_the_same_bytes(write_config, tmp_path):
+    path = write_config()
+    for run in ("a", "b"):
+        train(path, "--run", str(tmp_path / run))
+    assert trained_bytes(tmp_path / "a") == trained_bytes(tmp_path / "b")
+    assert trained_bytes(tmp_path / "a")["candidate"] != trained_bytes(tmp_path / "a")["independent"]
+    train(path, "--run", str(tmp_path / "c"), "--seeds", "1")
+    other = read_checkpoint(tmp_path / "c/seed_1/candidate/encoder.pt")["weights"]
+    assert not torch.equal(other["layers.0.weight"], read_checkpoint(tmp_path / "a/seed_0/candidate/encoder.pt")["weights"]["layers.0.weight"])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
+def test_an_interrupted_run_goes_on_and_ends_bit_identical(optimizer, write_config, tmp_path, monkeypatch):
+    """Interrupted in the middle of an epoch, of f and then of g, with a save before every step."""
+    path = write_config({"training.optimizer": optimizer, "training.knn_every": 1, "training.checkpoint_minutes": 1e-9})
+    train(path, "--run", str(tmp_path / "whole"))
+
+    step, steps = training.train_step, []
+
+    def interrupted_step(*arguments, **named):
+        steps.append(None)
+        if len(steps) in (6, 14):
+            raise KeyboardInterrupt
+        return step(*arguments, **named)
+
+    monkeypatch.setattr(training, "train_step", interrupted_step)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train(path)
+    train(path)
+    assert len(steps) == 2 * 9 + 2
+    assert trained_bytes(tmp_path / "run") == trained_bytes(tmp_path / "whole")
+    for role in ROLES:
+        assert log_without_times(tmp_path / "run", role) == log_without_times(tmp_path / "whole", role)
+
+
+def test_a_finished_run_says_so_and_does_nothing(write_config, tmp_path, capsys, monkeypatch):
+    path = write_config()
+    train(path)
+    before = trained_bytes(tmp_path / "run")
+    monkeypatch.setattr(training, "train_step", None)  # would be called
+    capsys.readouterr()
+    train(path)
+    assert capsys.readouterr().out.count("finished already") == 2
+    assert trained_bytes(tmp_path / "run") == before
+
+
+def test_more_seeds_join_a_finished_run(write_config, tmp_path, capsys):
+    path = write_config({"training.epochs": 1})
+    train(path)
+    train(path, "--seeds", "0", "2")
+    assert (tmp_path / "run/seed_2/independent/encoder.pt").exists()
+    train(path, "--seeds", "1")
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["seeds"] == [0, 1, 2]
+
+
+def test_the_run_folder_tells_what_was_done(scored_run):
+    _, run = scored_run
+    assert yaml.safe_load((run / "config.yaml").read_text())["training"]["optimizer"] == "adamw"
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["torch"].split("+")[0] == torch.__version__.split("+")[0] and environment["threads"] == 2 and "commit" in environment
+    log = [json.loads(line) for line in (run / "seed_1/independent/log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in log] == [1, 2, 3] and [line["step"] for line in log] == [3, 6, 9]
+    for line in log:
+        assert np.isfinite(line["loss"]) and line["images_per_second"] > 0
+        assert 0 < line["spread"] < 1.5 and 0 <= line["knn_accuracy"] <= 1
+    assert (run / "seed_1/candidate/encoder_epoch_0002.pt").exists()
+
+
+def test_simclr_learns_on_a_few_hundred_images_and_does_not_collapse(write_config, tmp_path):
+    train(write_config({
+        "encoder.width": 16, "training.epochs": 8, "training.batch_size": 64, "training.knn_every": 8, "training.learning_rate": 0.003,
+        "subsets.shared": 192, "subsets.candidate": 64, "subsets.independent": 64, "method.temperature": 0.2, "method.projection_dim": 32,
+    }))  # fmt: skip
+    log = log_without_times(tmp_path / "run")
+    assert log[-1]["loss"] < log[0]["loss"] - 0.2
+    assert log[-1]["spread"] > log[0]["spread"] + 0.1
+    assert log[-1]["knn_accuracy"] > 0.3  # of ten classes
+
+
+def test_spread_is_0_for_a_point_and_1_for_all_directions():
+    assert training.spread(torch.ones(8, 5)).item() == pytest.approx(0, abs=1e-6)
+    directions = torch.randn(4000, 64, generator=torch.Generator().manual_seed(0))
+    assert training.spread(directions).item() == pytest.approx(1, abs=0.02)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(write_config, tmp_path, refusal, monkeypatch):
+    path = write_config({"training.checkpoint_minutes": 1e-9})
+    step, steps = training.train_step, []
+
+    def diverging_step(*arguments, **named):
+        steps.append(None)
+        return step(*arguments, **named) * (float("nan") if len(steps) == 5 else 1)
+
+    monkeypatch.setattr(training, "train_step", diverging_step)
+    line = refusal(train_simclr.main, ["--config", path])
+    last = tmp_path / "run/seed_0/candidate/last.pt"
+    assert "step 5" in line and "learning rate 0.01" in line and str(last) in line
+    assert read_checkpoint(last)["step"] == 4
+
+
+def test_labels_are_needed_for_a_knn_accuracy(write_config, refusal, tmp_path, monkeypatch):
+    def unlabelled(settings):
+        images = open_images(settings)
+        images.train.labels.fill_(-1)
+        return images
+
+    monkeypatch.setattr(train_simclr, "open_images", unlabelled)
+    line = refusal(train_simclr.main, ["--config", write_config({"training.knn_every": 1})])
+    assert "training.knn_every" in line and "labels" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_progress_of_another_training_is_refused(write_config, refusal, tmp_path):
+    train(write_config({"training.epochs": 1}))
+    folder = tmp_path / "run/seed_0"
+    (folder / "independent/encoder.pt").unlink()
+    (folder / "candidate/last.pt").replace(folder / "independent/last.pt")
+    line = refusal(train_simclr.main, ["--config", write_config({"training.epochs": 1})])
+    assert "role is 'candidate'" in line and "'independent' is being trained" in line
+
+
+def test_unequal_subsets_never_train(write_config, monkeypatch):
+    """The rule of the pair is asserted where a pair is trained, not only where its config is read."""
+    config = read_config("", ["--config", write_config()], method=SimCLRSettings)
+    images = open_images(config.data)
+    draw = training.draw_subsets
+
+    def unequal(*arguments):
+        subsets, images = draw(*arguments)
+        object.__setattr__(subsets, "candidate", subsets.candidate[1:])
+        return subsets, images
+
+    monkeypatch.setattr(training, "draw_subsets", unequal)
+    with pytest.raises(WrongUse, match="equally many"):
+        training.train_pair(lambda: SimCLR(make_encoder(config.encoder, 3, 16), **config.method.arguments()), images, config)
+
+
+class Hooked(SimCLR):
+    """A method that uses every optional part of the contract."""
+
+    calls = []
+
+    def parameter_groups(self):
+        return [{"params": self.encoder.parameters(), "lr_scale": 0.5}, {"params": self.projector.parameters()}]
+
+    def before_step(self, progress):
+        assert all(p.grad is not None for p in self.parameters())
+        self.calls.append(("before", progress))
+
+    def after_step(self, progress):
+        self.calls.append(("after", progress))
+
+
+def test_the_loop_calls_the_optional_parts_of_a_method(write_config, monkeypatch):
+    config = read_config("", ["--config", write_config({"training.epochs": 1})], method=SimCLRSettings)
+    watch = Watch(monkeypatch)
+    training.train_pair(lambda: Hooked(make_encoder(config.encoder, 3, 16), **config.method.arguments()), open_images(config.data), config)
+    assert Hooked.calls == 2 * [(when, step / 3) for step in range(3) for when in ("before", "after")]
+    assert watch.runs[0]["rates"][0] == [0.005, 0.01]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_pair_trains_on_a_gpu_in_bf16(write_config, tmp_path):
+    train(write_config({"device": "cuda", "training.knn_every": 3}))
+    assert np.isfinite(log_without_times(tmp_path / "run")[-1]["loss"])
