@@ -256,7 +256,7 @@ def print_summary(summary, folder):
         print(f"\nover {len(summary['seeds'])} seeds, paired t tests of the means:")
         for name, test in summary["over_seeds"]["paired"].items():
             print(f"{name:>32}: t {test['t']:.2f}  p {test['p']:.2g}  mean difference {test['mean_difference']:.5f}")
-    print(f"\n{summary['images_per_second']:.0f} images/s; written to {folder}: scores.csv and the pictures", flush=True)
+    print(f"\n{summary['images_per_second']:.0f} images/s; the pictures are in {folder}: gallery.png, histogram.png, scatter.png", flush=True)
 
 
 def score_folder(config, checkpoint):

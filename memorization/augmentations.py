@@ -177,7 +177,9 @@ def color_jitter(x, parameters):
         of_mean = torch.where(operation == CONTRAST, 1 - factor, 0.0)
         a, b, c = (_per_image(coefficient.float(), x.device) for coefficient in (of_pixel, of_gray, of_mean))
         gray = _gray(x)
-        x = (a * x + b * gray + c * gray.mean((2, 3), keepdim=True)).clamp_(0, 1)
+        # Row by row: several threads would share the sum over one large image, and round it unlike that of an image in a batch.
+        mean = gray.mean(3, keepdim=True).mean(2, keepdim=True)
+        x = (a * x + b * gray + c * mean).clamp_(0, 1)
         if colored:
             x = _where(operation == HUE, lambda part, rows: shift_hue(part, factor[rows]), x)
     return x

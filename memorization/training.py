@@ -37,7 +37,7 @@ def train_pair(make_method, images, config):
     subsets, images = draw_subsets(config.subsets, images)
     check_pair(subsets)
     _check_fit(make_method, images, subsets, config)
-    _open_run(subsets, config, device)
+    _open_run(subsets, config)
     images = images.to(device)
     _print_plan(subsets, config, device)
     for seed in config.seeds:
@@ -59,6 +59,7 @@ def train_encoder(make_method, images, subsets, role, seed, config, device):
         print(f"{folder}: finished already, nothing to do")
         return
 
+    write_atomically(config.folder / "environment.json", json.dumps(describe_machine(device), indent=2) + "\n")
     torch.manual_seed(seed)
     method = make_method().to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(method, settings)
@@ -172,7 +173,7 @@ def _check_fit(make_method, images, subsets, config):
                 raise WrongUse(f"training.knn_every: {config.training.knn_every} needs labels, but no {name} image has one; set it to 0")
 
 
-def _open_run(subsets, config, device):
+def _open_run(subsets, config):
     """Make the run folder, or refuse one in which something else was trained."""
     if (config.folder / "config.yaml").exists():
         run = read_run_config(config.run)
@@ -184,7 +185,6 @@ def _open_run(subsets, config, device):
             raise WrongUse(f"{config.run}/subsets.npz: drawn from other images than those in {config.data.root}")
         config = config.model_copy(update={"seeds": sorted({*run.seeds, *config.seeds})})
     save_subsets(subsets, config.folder / "subsets.npz")
-    write_atomically(config.folder / "environment.json", json.dumps(describe_machine(device), indent=2) + "\n")
     save_config(config)
 
 

@@ -1,4 +1,4 @@
-"""A whole experiment small enough for tests: a tiny ResNet on made-up images, trained in about a second."""
+"""A whole experiment small enough for tests: a tiny ResNet on made-up images, trained in a second or two."""
 
 import copy
 
@@ -11,7 +11,7 @@ import train_simclr
 EXPERIMENT = {
     "run": "runs/tiny",
     "seeds": [0],
-    "threads": 2,
+    "threads": 1,
     "device": "cpu",
     "data": {"name": "fake", "size": 16},
     "subsets": {"shared": 32, "candidate": 24, "independent": 24, "external": 40},
@@ -23,39 +23,36 @@ EXPERIMENT = {
 }
 
 
+def write_experiment(folder, changes=()):
+    """Write a config into a folder: the tiny experiment with dotted keys changed; a value of None takes a key out. Returns its path."""
+    experiment = copy.deepcopy(EXPERIMENT)
+    for key, value in {"run": str(folder / "run"), **dict(changes)}.items():
+        *sections, last = key.split(".")
+        section = experiment
+        for part in sections:
+            section = section[part]
+        section[last] = value
+        if value is None:
+            del section[last]
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(experiment))
+    return str(path)
+
+
 @pytest.fixture
 def write_config(tmp_path):
-    """write_config(changes, name) -> path of a YAML file: the tiny experiment with dotted keys changed; a value of None takes a key out."""
-
-    def write(changes=(), name="tiny.yaml"):
-        experiment = copy.deepcopy(EXPERIMENT)
-        for key, value in {"run": str(tmp_path / "run"), **dict(changes)}.items():
-            *sections, last = key.split(".")
-            section = experiment
-            for part in sections:
-                section = section.setdefault(part, {})
-            if value is None:
-                del section[last]
-            else:
-                section[last] = value
-        path = tmp_path / name
-        path.write_text(yaml.safe_dump(experiment))
-        return str(path)
-
-    return write
+    """write_config(changes) -> path of a config whose run folder is tmp_path / "run"; see write_experiment."""
+    return lambda changes=(): write_experiment(tmp_path, changes)
 
 
 @pytest.fixture(scope="session")
 def scored_run(tmp_path_factory):
     """(config path, run folder) of a tiny pair of two seeds, trained with a checkpoint after epoch 2, and scored. Not to be changed."""
     folder = tmp_path_factory.mktemp("scored")
-    experiment = copy.deepcopy(EXPERIMENT) | {"run": str(folder / "run"), "seeds": [0, 1]}
-    experiment["training"] |= {"checkpoint_epochs": [2], "knn_every": 1}
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(experiment))
-    train_simclr.main(["--config", str(path)])
-    memorization_scores.main(["--config", str(path)])
-    return str(path), folder / "run"
+    path = write_experiment(folder, {"seeds": [0, 1], "training.checkpoint_epochs": [2], "training.knn_every": 1})
+    train_simclr.main(["--config", path])
+    memorization_scores.main(["--config", path])
+    return path, folder / "run"
 
 
 @pytest.fixture
