@@ -102,7 +102,8 @@ def score_pair(f, g, record, seed, rows, images, config, device):
     parts = []
     progress = tqdm(total=len(rows["index"]), desc=f"scoring seed {seed}", unit=" images", leave=False, disable=None)
     for split in (images.train, images.test):
-        indices = torch.from_numpy(rows["index"][rows["split"] == split.name])  # rows are in subset order: the training set's, then the test set's
+        # Rows are in subset order: those of the training set come before those of the test set.
+        indices = torch.from_numpy(rows["index"][rows["split"] == split.name])
         for batch in indices.split(config.scores.batch_size):
             parts.append(score_batch(f, g, split, batch, recipes, normalization, seed, config.scores))
             progress.update(len(batch))
@@ -116,12 +117,13 @@ def score_pair(f, g, record, seed, rows, images, config, device):
 
 @torch.inference_mode()
 def score_batch(f, g, split, indices, recipes, normalization, seed, settings):
-    """L_align of f and of g and the jackknife error, (B,) each. The same views go through f and g: their noise cancels in the difference."""
+    """L_align of f and of g, and the jackknife error of their difference, (B,) each."""
     views = [
-        augment(split, indices, measuring_recipe(recipes, view), normalization, seed, "scoring", view=view) for view in range(settings.views)
+        augment(split, indices, measuring_recipe(recipes, view), normalization, seed, "scoring", view=view)
+        for view in range(settings.views)
     ]
-    representations_f = represent(f, views, settings.representation)
-    representations_g = represent(g, views, settings.representation)
+    representations_f = represent(f, views, settings.representation)  # the same views through f and g:
+    representations_g = represent(g, views, settings.representation)  # their noise cancels in the difference
     return alignment_loss(representations_f), alignment_loss(representations_g), jackknife_error(representations_f, representations_g)
 
 
@@ -256,7 +258,9 @@ def print_summary(summary, folder):
         print(f"\nover {len(summary['seeds'])} seeds, paired t tests of the means:")
         for name, test in summary["over_seeds"]["paired"].items():
             print(f"{name:>32}: t {test['t']:.2f}  p {test['p']:.2g}  mean difference {test['mean_difference']:.5f}")
-    print(f"\n{summary['images_per_second']:.0f} images/s; the pictures are in {folder}: gallery.png, histogram.png, scatter.png", flush=True)
+    print(
+        f"\n{summary['images_per_second']:.0f} images/s; the pictures are in {folder}: gallery.png, histogram.png, scatter.png", flush=True
+    )
 
 
 def score_folder(config, checkpoint):

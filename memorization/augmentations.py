@@ -6,6 +6,7 @@ was drawn before, or on the device. The operations are those of torchvision's fu
 
 import math
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -124,14 +125,14 @@ def transform(pixels, parameters, recipe):
     """Apply drawn parameters. pixels: (B, C, H, W) uint8. Returns (B, C, size, size) float32 in [0, 1], before normalization."""
     x = resized_crop(pixels, parameters, recipe.size)
     for turns in (1, 2, 3):
-        x = _where(parameters.quarter_turns == turns, lambda part, _: part.rot90(turns, (2, 3)), x)
+        x = _where(parameters.quarter_turns == turns, partial(torch.rot90, k=turns, dims=(2, 3)), x)
     if recipe.jitter:
         x = color_jitter(x, parameters)
     if recipe.grayscale and x.shape[1] == 3:
         x = torch.where(_per_image(parameters.grayscale, x.device), _gray(x), x)
     if recipe.blur:
         radius = max(1, recipe.size // 20)  # a kernel of about a tenth of the view
-        x = _where(parameters.blur, lambda part, rows: gaussian_blur(part, parameters.sigma[rows], radius), x)
+        x = _where(parameters.blur, partial(gaussian_blur, radius=radius), x, parameters.sigma)
     if recipe.solarize:
         inverted = torch.where(x >= recipe.solarize_threshold, 1 - x, x)
         x = torch.where(_per_image(parameters.solarize, x.device), inverted, x)
@@ -181,7 +182,7 @@ def color_jitter(x, parameters):
         mean = gray.mean(3, keepdim=True).mean(2, keepdim=True)
         x = (a * x + b * gray + c * mean).clamp_(0, 1)
         if colored:
-            x = _where(operation == HUE, lambda part, rows: shift_hue(part, factor[rows]), x)
+            x = _where(operation == HUE, shift_hue, x, factor)
     return x
 
 
@@ -279,13 +280,13 @@ def _per_image(values, device):
     return values.to(device)[:, None, None, None]
 
 
-def _where(chosen, operation, x):
-    """operation(part, rows) on the chosen images only. chosen: (B,) bool on the CPU, so that a GPU is not waited for.
+def _where(chosen, operation, x, *parameters):
+    """operation(x, *parameters) on the chosen images only. chosen: (B,) bool, on the CPU as the parameters: a GPU is not waited for.
 
     x keeps its layout in memory whichever images are chosen, or sums over it would round differently from batch to batch.
     """
     if chosen.any():
         rows = chosen.nonzero()[:, 0]
         on_device = rows.to(x.device)
-        x.index_copy_(0, on_device, operation(x[on_device], rows))  # x belongs to this view alone
+        x.index_copy_(0, on_device, operation(x[on_device], *(parameter[rows] for parameter in parameters)))  # x belongs to this view alone
     return x

@@ -89,18 +89,20 @@ def load_pair(run, seed, checkpoint="encoder"):
     for role in ("candidate", "independent"):
         path = run / f"seed_{seed}" / role / f"{name}.pt"
         encoder, record = load_encoder(path)
-        for key, value, expected in (("role", record["role"], role), ("seed", record["seed"], seed), ("subsets", record["subsets"], subsets)):
-            if value != expected:
-                raise WrongUse(f"{path}: {key} is {value!r}, but {expected!r} belongs here")
-        difference = first_difference(record["config"], trained)
-        if difference:
-            key, value, expected = difference
-            raise WrongUse(f"{path}: {key} is {value!r}, but the run was trained with {expected!r}")
+        check_belongs(record, {"role": role, "seed": seed, "subsets": subsets, "config": trained}, path)
         pair.append(encoder)
         records.append(record)
     if records[0]["epoch"] != records[1]["epoch"]:
         raise WrongUse(f"{run}/seed_{seed}: f was trained for {records[0]['epoch']} epochs, g for {records[1]['epoch']}")
     return *pair, records[0]
+
+
+def check_belongs(content, expected, path):
+    """Raise WrongUse where a checkpoint's content differs from what is expected of it, a dict of some of its keys."""
+    difference = first_difference({key: content.get(key) for key in expected}, expected)
+    if difference:
+        key, value, wanted = difference
+        raise WrongUse(f"{path}: {key.removeprefix('config.')} is {value!r}, but {wanted!r} belongs here")
 
 
 def _on_cpu(value):

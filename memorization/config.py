@@ -67,7 +67,9 @@ class ViewRecipe(Settings):
 
     count: int = Field(1, ge=1, description="views drawn by this recipe")
     size: int = Field(ge=1, description="height and width of the view")
-    crop_scale: Interval | None = Field(None, description="random resized crop: bounds of its share of the area; null takes the whole image")
+    crop_scale: Interval | None = Field(
+        None, description="random resized crop: bounds of its share of the area; null takes the whole image"
+    )
     crop_ratio: Interval = Field([3 / 4, 4 / 3], description="random resized crop: bounds of width / height")
     flip: Share = Field(0.0, description="probability of a horizontal flip")
     rotate: list[Literal[0, 90, 180, 270]] = Field([0], min_length=1, description="angles, counter-clockwise, drawn with equal chance")
@@ -131,7 +133,9 @@ class TrainingSettings(Settings):
     warmup_epochs: int = Field(0, ge=0, description="epochs of linear warm-up, before the cosine")
     clip_gradient: float | None = Field(None, gt=0, description="bound on the norm of the whole gradient; null for none")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto is bf16 autocast on CUDA and fp32 on a CPU")
-    knn_every: int = Field(0, ge=0, json_schema_extra=NOT_COMPARED, description="epochs between kNN accuracies, which need labels; 0 for none")
+    knn_every: int = Field(
+        0, ge=0, json_schema_extra=NOT_COMPARED, description="epochs between kNN accuracies, which need labels; 0 for none"
+    )
     checkpoint_minutes: float = Field(10.0, gt=0, json_schema_extra=NOT_COMPARED, description="minutes between two saves of last.pt")
     checkpoint_epochs: list[Annotated[int, Field(ge=1)]] = Field(
         [], json_schema_extra=NOT_COMPARED, description="epochs after which encoder_epoch_NNNN.pt is kept"
@@ -200,7 +204,9 @@ def read_config(doc, argv=None, method=None, actions=None):
     """
     schema = Config if method is None else pydantic.create_model("Config", __base__=Config, method=(method, ...))
     options = _options(schema)
-    parser = _Parser(prog="", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, usage=argparse.SUPPRESS)
+    parser = _Parser(
+        prog="", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, usage=argparse.SUPPRESS
+    )
     parser.add_argument("--config", required=True, metavar="FILE", help="the experiment, a YAML file")
     for name, meaning in (actions or {}).items():
         parser.add_argument(f"--{name}", help=meaning)

@@ -37,7 +37,10 @@ def draw_histogram(scores, path):
 
 
 def draw_scatter(scores, path):
-    """L_align of f against L_align of g, an image a point; above the diagonal lies what f memorized. scores: as of memorization_scores.py."""
+    """L_align of f against L_align of g, an image a point; above the diagonal lies what f memorized.
+
+    scores: dict of (N,) arrays "alignment_loss_f", "alignment_loss_g" and "subset".
+    """
     figure, axes = plt.subplots(figsize=(6, 6))
     f, g = scores["alignment_loss_f"], scores["alignment_loss_g"]
     low, high = min(f.min(), g.min()), max(f.max(), g.max())
@@ -62,7 +65,10 @@ def draw_scatter(scores, path):
 
 
 def draw_gallery(scores, images, path):
-    """The most and the least memorized candidates with their scores. scores: as of memorization_scores.py; images: where they are found."""
+    """The most and the least memorized candidates with their scores.
+
+    scores: dict of (N,) arrays "index", "subset", "label", "score" and "stderr"; images: where the indices lead to.
+    """
     candidates = np.flatnonzero(scores["subset"] == "candidate")
     by_score = candidates[np.argsort(-scores["score"][candidates], kind="stable")]
     shown = min(GALLERY_COLUMNS * GALLERY_ROWS, len(by_score) // 2)
@@ -94,7 +100,9 @@ def draw_training_curve(folders, logs):
     for name in summaries[0]["subsets"]:
         raw = [summary["subsets"][name]["raw"] for summary in summaries]
         errors = [values["standard_error"] for values in raw]
-        upper.errorbar(epochs, [values["mean"] for values in raw], errors, color=COLORS[name], marker="o", capsize=3, label=f"{NAMES[name]}, mean")
+        upper.errorbar(
+            epochs, [values["mean"] for values in raw], errors, color=COLORS[name], marker="o", capsize=3, label=f"{NAMES[name]}, mean"
+        )
     top = [summary["subsets"]["candidate"]["raw"]["top_tenth_mean"] for summary in summaries]
     upper.plot(epochs, top, color=COLORS["candidate"], linestyle=":", marker="^", label=f"{NAMES['candidate']}, mean of the top 10 %")
     upper.axhline(0, color="black", linewidth=0.8)

@@ -1,6 +1,5 @@
 """Exact nearest neighbours, and the class they vote for."""
 
-import torch
 import torch.nn.functional as F
 
 QUERY_CHUNK = 1024  # queries compared with the whole bank at a time

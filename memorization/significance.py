@@ -56,6 +56,12 @@ def bootstrap_interval(statistic, *samples, seed=0):
     statistic: takes the samples as arrays (..., n) and an `axis`.
     """
     result = stats.bootstrap(
-        samples, statistic, n_resamples=BOOTSTRAP_RESAMPLES, batch=100, vectorized=True, method="percentile", rng=np.random.default_rng(seed)
+        samples,
+        statistic,
+        n_resamples=BOOTSTRAP_RESAMPLES,
+        batch=100,
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(seed),
     )
     return [float(result.confidence_interval.low), float(result.confidence_interval.high)]

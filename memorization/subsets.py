@@ -101,7 +101,9 @@ def load_subsets(path):
 def check_pair(subsets, source="subsets"):
     """Raise WrongUse unless the subsets are what a pair is trained on: no image twice, and as many candidates as independents."""
     if len(subsets.candidate) != len(subsets.independent):
-        raise WrongUse(f"{source}: {len(subsets.candidate)} candidates, but {len(subsets.independent)} independents; they must be equally many")
+        raise WrongUse(
+            f"{source}: {len(subsets.candidate)} candidates, but {len(subsets.independent)} independents; they must be equally many"
+        )
     for split, indices in (("train", subsets.train), ("test", subsets.external)):
         values, counts = np.unique(indices, return_counts=True)
         if (counts > 1).any():

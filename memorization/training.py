@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from memorization.augmentations import training_views, whole_images
-from memorization.checkpoint import read_checkpoint, read_progress, save_checkpoint, save_progress
+from memorization.checkpoint import check_belongs, read_checkpoint, read_progress, save_checkpoint, save_progress
 from memorization.config import first_difference, read_run_config, save_config, trained_part
 from memorization.errors import WrongUse
 from memorization.machine import choose_device, describe_machine
@@ -55,7 +55,7 @@ def train_encoder(make_method, images, subsets, role, seed, config, device):
     folder = config.folder / f"seed_{seed}" / role
     identity = {"config": trained_part(config), "subsets": subsets.fingerprint, "role": role, "seed": seed}
     if (folder / "encoder.pt").exists():
-        _check_identity(read_checkpoint(folder / "encoder.pt"), identity, folder / "encoder.pt")
+        check_belongs(read_checkpoint(folder / "encoder.pt"), identity, folder / "encoder.pt")
         print(f"{folder}: finished already, nothing to do")
         return
 
@@ -208,27 +208,19 @@ def _resume(folder, identity, method, optimizer):
     progress = read_progress(folder)
     if progress is None:
         return 0, []
-    _check_identity(progress, identity, folder / "last.pt")
+    check_belongs(progress, identity, folder / "last.pt")
     method.load_state_dict(progress["method"])
     optimizer.load_state_dict(progress["optimizer"])
     print(f"{folder}: going on after step {progress['step']}")
     return progress["step"], progress["losses"]
 
 
-def _check_identity(content, identity, path):
-    """Raise WrongUse where a checkpoint is of something else than what is being trained."""
-    difference = first_difference({key: content.get(key) for key in identity}, identity)
-    if difference:
-        key, value, expected = difference
-        raise WrongUse(f"{path}: {key} is {value!r}, but {expected!r} is being trained")
-
-
 def _check_finite(losses, step, full_rate, folder):
-    """Raise WrongUse at the first loss that is not finite."""
+    """Raise WrongUse at the first loss that is not finite. losses: of the epoch's steps up to `step`."""
     finite = torch.isfinite(torch.stack(losses)).tolist() if losses else []
     if not all(finite):
         bad = step - len(losses) + finite.index(False) + 1
-        kept = next((f"{folder / name} is the last good checkpoint" for name in ("last.pt", "previous.pt") if (folder / name).exists()), "none was saved")
+        kept = "last.pt is the last good checkpoint" if (folder / "last.pt").exists() else "no checkpoint was saved before it"
         raise WrongUse(f"{folder}: the loss of step {bad} is not finite (full learning rate {full_rate:.6g}); {kept}")
 
 
@@ -283,7 +275,10 @@ def _labelled(encoder, images, split, indices, config):
     indices = indices[split.labels[indices] >= 0]
     device = split.device
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=_uses_bf16(config.training, device)):
-        parts = [encoder(whole_images(split, part, config.augmentation.size, images.normalization).pixels) for part in indices.split(ENCODING_BATCH)]
+        parts = [
+            encoder(whole_images(split, part, config.augmentation.size, images.normalization).pixels)
+            for part in indices.split(ENCODING_BATCH)
+        ]
     return torch.cat(parts).float(), split.labels[indices].to(device)
 
 

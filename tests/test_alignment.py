@@ -47,11 +47,13 @@ def test_a_pair_made_by_hand_scores_positive_where_f_aligns_better():
 
 def test_jackknife_equals_leaving_out_each_view_by_hand():
     f, g = random_views(4, 6, 5, seed=1), random_views(4, 6, 5, seed=2)
-    without = torch.stack([
-        memorization_score(alignment_loss(f[:, kept]), alignment_loss(g[:, kept]))
-        for v in range(6)
-        for kept in [[view for view in range(6) if view != v]]
-    ])
+    without = torch.stack(
+        [
+            memorization_score(alignment_loss(f[:, kept]), alignment_loss(g[:, kept]))
+            for v in range(6)
+            for kept in [[view for view in range(6) if view != v]]
+        ]
+    )
     expected = (5 / 6 * (without - without.mean(0)).square().sum(0)).sqrt()
     assert torch.allclose(jackknife_error(f, g), expected, atol=1e-12)
 

@@ -251,12 +251,13 @@ def test_views_are_exactly_the_same_in_every_order_of_the_batch(channels, source
     assert torch.equal(views_of(images, order, size), views_of(images, torch.arange(131), size)[order])
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 31, 63, 64, 65, 130])
 @pytest.mark.parametrize("channels, source, size", SHAPES)
-def test_views_are_exactly_the_same_in_batches_of_every_size(channels, source, size, batch_size):
+def test_views_are_exactly_the_same_in_batches_of_every_size(channels, source, size):
     images, indices = made_up_split(131, channels, source), torch.arange(131)
-    parts = [views_of(images, part, size) for part in indices.split(batch_size)]
-    assert torch.equal(torch.cat(parts), views_of(images, indices, size))
+    whole = views_of(images, indices, size)
+    for batch_size in (1, 2, 3, 5, 31, 63, 64, 65, 130):
+        parts = [views_of(images, part, size) for part in indices.split(batch_size)]
+        assert torch.equal(torch.cat(parts), whole), batch_size
 
 
 @pytest.mark.parametrize("channels, source, size", SHAPES)
@@ -270,15 +271,15 @@ def test_views_are_exactly_the_same_when_other_samples_are_left_out_repeated_or_
         assert torch.equal(views_of(replace(images, pixels=others_lost), torch.arange(131), size)[kept], whole[kept])
 
 
-@pytest.mark.parametrize("count, channels, source, size", [(40, 3, 32, 32), (6, 3, 24, 200), (6, 1, 24, 200)])
+@pytest.mark.parametrize("count, channels, source, size", [(40, 3, 32, 32), (6, 1, 24, 200)])
 def test_views_are_exactly_the_same_on_one_thread_and_on_two_alone_and_in_a_batch(count, channels, source, size):
     """From 182 x 182 pixels on, torch shares a sum over one image among threads, but not a sum over each image of a batch."""
     images, indices = made_up_split(count, channels, source), torch.arange(count)
     on_one_thread = views_of(images, indices, size)
     torch.set_num_threads(2)
-    alone = torch.cat([views_of(images, index, size) for index in indices[:6].split(1)])
+    alone = torch.cat([views_of(images, index, size) for index in indices[:4].split(1)])
     assert torch.equal(views_of(images, indices, size), on_one_thread)
-    assert torch.equal(alone, on_one_thread[:6])
+    assert torch.equal(alone, on_one_thread[:4])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -7,7 +7,10 @@ import torch
 from memorization.checkpoint import load_encoder, load_pair, read_checkpoint, read_progress, save_checkpoint, save_progress
 from memorization.errors import WrongUse
 
-CONTENT = {"numbers": [1, 2.5, None], "weights": {"w": torch.arange(6.0).view(2, 3), "half": torch.ones(3).bfloat16(), "n": torch.tensor(7)}}
+CONTENT = {
+    "numbers": [1, 2.5, None],
+    "weights": {"w": torch.arange(6.0).view(2, 3), "half": torch.ones(3).bfloat16(), "n": torch.tensor(7)},
+}
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):

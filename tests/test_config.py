@@ -67,7 +67,10 @@ WRONG = [
     (["--encoder.name", "resnet19"], ["encoder.name", "'resnet19'", "'resnet18'"]),
     (["--data.name", "cifar10"], ["data", "size", "cifar10"]),
     (["--augmentation.views", "[{size: 16, count: 3}]"], ["augmentation.views", "3 views", "first, second"]),
-    (["--augmentation.views", "[{size: 16, count: 2, crop_scal: [0.1, 1]}]"], ["augmentation.views.0.crop_scal", "did you mean crop_scale?"]),
+    (
+        ["--augmentation.views", "[{size: 16, count: 2, crop_scal: [0.1, 1]}]"],
+        ["augmentation.views.0.crop_scal", "did you mean crop_scale?"],
+    ),
     (["--augmentation.views", "[{size: 16, count: 2, crop_scale: [0.9, 0.1]}]"], ["crop_scale", "lower bound"]),
     (["--augmentation.views", "[{size: 16, count: 2, flip: 1.5}]"], ["augmentation.views.0.flip", "1.5", "less than or equal to 1"]),
     (["--augmentation.views", "[]"], ["augmentation.views"]),

@@ -63,7 +63,9 @@ def test_scores_equal_the_definition_written_out(scored_run):
         arrays = dict(arrays)
     row = 40  # a candidate
     assert arrays["subset"][row] == "candidate"
-    recipe = ViewRecipe(**json.loads(json.dumps(read_checkpoint(run / "seed_1/candidate/encoder.pt")["config"]["augmentation"]["views"][0])))
+    recipe = ViewRecipe(
+        **json.loads(json.dumps(read_checkpoint(run / "seed_1/candidate/encoder.pt")["config"]["augmentation"]["views"][0]))
+    )
     f, g, _ = load_pair(run, seed=1)
     index = torch.tensor([arrays["index"][row]])
     views = [augment(images.train, index, recipe, images.normalization, seed=1, purpose="scoring", view=v) for v in range(4)]
@@ -297,7 +299,11 @@ DAMAGE = [
     (other_data, [], ["data.root", "other images"]),
     (other_split, [], ["subsets is", "belongs here"]),
     (lambda run: None, ["--checkpoint", "epoch_0009"], ["encoder_epoch_0009.pt", "no such file"]),
-    (lambda run: (run / "seed_0/candidate/encoder_epoch_0002.pt").unlink(), ["--checkpoint", "all"], ["--checkpoint all", "checkpoint_epochs"]),
+    (
+        lambda run: (run / "seed_0/candidate/encoder_epoch_0002.pt").unlink(),
+        ["--checkpoint", "all"],
+        ["--checkpoint all", "checkpoint_epochs"],
+    ),
 ]
 
 

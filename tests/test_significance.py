@@ -43,7 +43,10 @@ def test_paired_test_takes_one_value_a_seed():
 
 def test_bootstrap_interval_covers_as_often_as_it_says():
     rng = np.random.default_rng(0)
-    difference = lambda a, b, axis=-1: a.mean(axis) - b.mean(axis)
+
+    def difference(a, b, axis=-1):
+        return a.mean(axis) - b.mean(axis)
+
     covered = 0
     for repeat in range(100):
         low, high = bootstrap_interval(difference, rng.normal(1, 1, 40), rng.normal(0, 1, 40), seed=repeat)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import write_experiment
 
 import memorization.training as training
 import train_simclr
-from conftest import write_experiment
 from memorization.checkpoint import read_checkpoint
 from memorization.config import read_config
 from memorization.data import open_images
@@ -126,7 +126,9 @@ def test_the_same_command_gives_the_same_bytes(write_config, tmp_path):
     assert trained_bytes(tmp_path / "a")["candidate"] != trained_bytes(tmp_path / "a")["independent"]
     train(path, "--run", str(tmp_path / "c"), "--seeds", "1")
     other = read_checkpoint(tmp_path / "c/seed_1/candidate/encoder.pt")["weights"]
-    assert not torch.equal(other["layers.0.weight"], read_checkpoint(tmp_path / "a/seed_0/candidate/encoder.pt")["weights"]["layers.0.weight"])
+    assert not torch.equal(
+        other["layers.0.weight"], read_checkpoint(tmp_path / "a/seed_0/candidate/encoder.pt")["weights"]["layers.0.weight"]
+    )
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
@@ -214,9 +216,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
     monkeypatch.setattr(training, "train_step", diverging_step)
     line = refusal(train_simclr.main, ["--config", path])
-    last = tmp_path / "run/seed_0/candidate/last.pt"
-    assert "step 5" in line and "learning rate 0.01" in line and str(last) in line
-    assert read_checkpoint(last)["step"] == 4
+    folder = tmp_path / "run/seed_0/candidate"
+    assert str(folder) in line and "step 5" in line and "learning rate 0.01" in line and "last.pt is the last good" in line
+    assert read_checkpoint(folder / "last.pt")["step"] == 4
 
 
 def test_labels_are_needed_for_a_knn_accuracy(write_config, refusal, tmp_path, monkeypatch):
@@ -237,7 +239,7 @@ def test_progress_of_another_training_is_refused(write_config, refusal, tmp_path
     (folder / "independent/encoder.pt").unlink()
     (folder / "candidate/last.pt").replace(folder / "independent/last.pt")
     line = refusal(train_simclr.main, ["--config", write_config({"training.epochs": 1})])
-    assert "role is 'candidate'" in line and "'independent' is being trained" in line
+    assert "role is 'candidate'" in line and "'independent' belongs here" in line
 
 
 def test_unequal_subsets_never_train(write_config, monkeypatch):
