@@ -68,7 +68,7 @@ def train_encoder(make_method, images, subsets, role, seed, config, device):
     steps = settings.epochs * steps_per_epoch
     full_rate = scaled_learning_rate(settings)
 
-    step, losses = _resume(folder, identity, method, optimizer)
+    step, losses = _resume(folder, identity, method, optimizer, device)
     log = _open_log(folder, finished_epochs=step // steps_per_epoch)
     clock = _Clock(first_step=step)
     next_save = time.monotonic() + 60 * settings.checkpoint_minutes
@@ -203,7 +203,7 @@ def _print_plan(subsets, config, device):
 # --- going on where it was --------------------------------------------------------------------------------------------------------
 
 
-def _resume(folder, identity, method, optimizer):
+def _resume(folder, identity, method, optimizer, device):
     """Load the progress kept in a folder. Returns (steps done, losses of the epoch under way)."""
     progress = read_progress(folder)
     if progress is None:
@@ -212,7 +212,7 @@ def _resume(folder, identity, method, optimizer):
     method.load_state_dict(progress["method"])
     optimizer.load_state_dict(progress["optimizer"])
     print(f"{folder}: going on after step {progress['step']}")
-    return progress["step"], progress["losses"]
+    return progress["step"], [loss.to(device) for loss in progress["losses"]]
 
 
 def _check_finite(losses, step, full_rate, folder):

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from memorization.alignment import alignment_loss, jackknife_error, memorization_score
+from memorization.alignment import alignment_loss, jackknife_error, memorization_score, represent
+from memorization.augmentations import View
 
 
 def random_views(B, V, D, seed=0):
@@ -30,6 +31,23 @@ def test_alignment_loss_keeps_small_distances_in_float32():
     step = 1e-4 * F.normalize(torch.randn(4, 1, 512, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), dim=2)
     representations = torch.cat([near, near + step], dim=1)
     assert torch.allclose(alignment_loss(representations.float()).double(), alignment_loss(representations), rtol=1e-3)
+
+
+class Rows(torch.nn.Module):
+    """Each row of an image is a token; their mean is the representation."""
+
+    def forward(self, pixels, visible=None):
+        return self.tokens(pixels).mean(1)
+
+    def tokens(self, pixels, visible=None):
+        return pixels[:, 0]
+
+
+def test_pooled_and_flattened_representations_have_length_one():
+    first, second = View(torch.tensor([[[[3.0, 0.0], [0.0, 4.0]]]])), View(torch.tensor([[[[0.0, 0.0], [0.0, 2.0]]]]))
+    tokens = represent(Rows(), [first, second], "tokens")
+    assert torch.allclose(tokens, torch.tensor([[[0.6, 0.0, 0.0, 0.8], [0.0, 0.0, 0.0, 1.0]]]))  # over all tokens together
+    assert torch.allclose(represent(Rows(), [first, second]), torch.tensor([[[0.6, 0.8], [0.0, 1.0]]]))
 
 
 def test_alignment_loss_of_one_view_is_refused():

@@ -31,6 +31,7 @@ def test_welch_by_hand_is_one_sided():
 def test_one_sample_test_follows_its_alternative():
     greater, less = one_sample_test(A, "greater"), one_sample_test(A, "less")
     assert greater["t"] == pytest.approx(3 / (math.sqrt(14 / 3) / 2))
+    assert greater["d"] == pytest.approx(3 / math.sqrt(14 / 3))
     assert greater["p"] < 0.05 < less["p"] and greater["p"] + less["p"] == pytest.approx(1)
 
 
@@ -39,6 +40,15 @@ def test_paired_test_takes_one_value_a_seed():
     differences = np.array([1.0, 0.5, 2.0])
     assert test["n"] == 3 and test["mean_difference"] == pytest.approx(differences.mean())
     assert test["t"] == pytest.approx(differences.mean() / (differences.std(ddof=1) / math.sqrt(3)))
+    assert test["p"] == pytest.approx(stats.t.sf(test["t"], 2))
+
+
+def test_bootstrap_interval_of_a_large_sample_is_that_of_the_normal_distribution():
+    values = np.random.default_rng(0).normal(5, 2, 2000)
+    low, high = bootstrap_interval(lambda a, axis=-1: a.mean(axis), values)
+    error = values.std(ddof=1) / math.sqrt(2000)
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
 
 
 def test_bootstrap_interval_covers_as_often_as_it_says():

@@ -35,6 +35,19 @@ def test_shuffled_subsets_are_disjoint_repeatable_and_follow_their_seed():
     assert max(one.train) > 100 and max(one.external) > 10  # from all over the data set
 
 
+def test_training_and_test_images_are_shuffled_differently():
+    subsets = draw(order="shuffled", shared=0, candidate=100, independent=100, external=200)
+    assert [i for i in subsets.train if i < 256] != subsets.external.tolist()
+
+
+def test_the_fingerprint_tells_which_subset_an_image_is_in_and_of_which_data():
+    subsets = made()
+    swapped = made(candidate=[3], independent=[2])
+    other_data = Subsets(subsets.shared, subsets.candidate, subsets.independent, subsets.external, data={"name": "other"})
+    moved = made(shared=[0], candidate=[1, 2])
+    assert len({subsets.fingerprint, swapped.fingerprint, other_data.fingerprint, moved.fingerprint}) == 4
+
+
 def test_disjoint_halves_share_nothing():
     subsets = draw(shared=0)
     assert subsets.training_set("candidate").tolist() == [0, 1, 2] and subsets.training_set("independent").tolist() == [3, 4, 5]

@@ -1,4 +1,7 @@
+import dataclasses
 import json
+import math
+import shutil
 
 import numpy as np
 import pytest
@@ -8,11 +11,12 @@ from conftest import write_experiment
 
 import memorization.training as training
 import train_simclr
+from memorization.augmentations import View
 from memorization.checkpoint import read_checkpoint
 from memorization.config import read_config
 from memorization.data import open_images
 from memorization.errors import WrongUse
-from memorization.subsets import load_subsets
+from memorization.subsets import draw_subsets, load_subsets
 from models.encoders import make_encoder
 from models.simclr import SimCLR, SimCLRSettings
 
@@ -132,7 +136,7 @@ def test_the_same_command_gives_the_same_bytes(write_config, tmp_path):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
-def test_an_interrupted_run_goes_on_and_ends_bit_identical(optimizer, write_config, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_and_ends_bit_identical(optimizer, write_config, tmp_path, monkeypatch, capsys):
     """Interrupted in the middle of an epoch, of f and then of g, with a save before every step."""
     path = write_config({"training.optimizer": optimizer, "training.knn_every": 1, "training.checkpoint_minutes": 1e-9})
     train(path, "--run", str(tmp_path / "whole"))
@@ -151,6 +155,8 @@ def test_an_interrupted_run_goes_on_and_ends_bit_identical(optimizer, write_conf
             train(path)
     train(path)
     assert len(steps) == 2 * 9 + 2
+    printed = capsys.readouterr().out
+    assert "candidate: going on after step 5" in printed and "independent: going on after step 3" in printed
     assert trained_bytes(tmp_path / "run") == trained_bytes(tmp_path / "whole")
     for role in ROLES:
         assert log_without_times(tmp_path / "run", role) == log_without_times(tmp_path / "whole", role)
@@ -165,6 +171,110 @@ def test_a_finished_run_says_so_and_does_nothing(write_config, tmp_path, capsys,
     train(path)
     assert capsys.readouterr().out.count("finished already") == 2
     assert trained_bytes(tmp_path / "run") == before
+
+
+def test_another_encoder_in_the_place_of_a_finished_one_is_refused(write_config, tmp_path, refusal):
+    path = write_config({"training.epochs": 1})
+    train(path)
+    folder = tmp_path / "run/seed_0"
+    shutil.copy(folder / "candidate/encoder.pt", folder / "independent/encoder.pt")
+    assert "role is 'candidate', but 'independent' belongs here" in refusal(train_simclr.main, ["--config", path])
+
+
+def test_a_run_folder_of_other_images_is_refused(write_config, tmp_path, refusal, monkeypatch):
+    path = write_config({"training.epochs": 1})
+    train(path)
+    before = (tmp_path / "run/subsets.npz").read_bytes()
+
+    def changed(settings):
+        images = open_images(settings)
+        images.train.pixels[0, 0, 0, 0] ^= 1
+        return images
+
+    monkeypatch.setattr(train_simclr, "open_images", changed)
+    assert "drawn from other images" in refusal(train_simclr.main, ["--config", path])
+    assert (tmp_path / "run/subsets.npz").read_bytes() == before
+
+
+def test_rates_are_scaled_by_the_batch_and_warmed_up_over_epochs(write_config, monkeypatch):
+    watch = Watch(monkeypatch)
+    train(write_config({"training.base_batch_size": 8, "training.warmup_epochs": 1}))
+    rates = [rate for rate, *_ in watch.runs[0]["rates"]]
+    assert rates[:4] == pytest.approx([0.02 / 3, 0.04 / 3, 0.02, 0.02])  # 0.01 x 16 / 8, over the 3 steps of one epoch
+    assert rates[-1] == pytest.approx(0.02 * 0.5 * (1 + math.cos(math.pi * 5 / 6)))
+
+
+def test_the_gradient_is_clipped_where_told(write_config, tmp_path, monkeypatch):
+    norms = []
+    step = torch.optim.AdamW.step
+
+    def watched_step(optimizer):
+        gradients = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"]]
+        norms.append(torch.cat(gradients).norm().item())
+        return step(optimizer)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched_step)
+    path = write_config({"training.epochs": 1})
+    train(path)
+    train(path, "--run", str(tmp_path / "clipped"), "--training.clip_gradient", "0.001")
+    assert min(norms[:6]) > 0.01 and max(norms[6:]) == pytest.approx(0.001, rel=1e-3)
+
+
+@pytest.mark.parametrize("precision, dtype", [("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_precision_is_that_of_the_setting(precision, dtype, write_config, monkeypatch):
+    seen = set()
+    project = SimCLR.project
+
+    def watched_project(simclr, pixels):
+        z = project(simclr, pixels)
+        seen.add(z.dtype)
+        return z
+
+    monkeypatch.setattr(SimCLR, "project", watched_project)
+    train(write_config({"training.epochs": 1, "training.precision": precision}))
+    assert seen == {dtype}
+
+
+class Pixels(torch.nn.Module):
+    """An encoder whose representation is the image itself."""
+
+    def forward(self, pixels, visible=None):
+        return pixels.flatten(1)
+
+
+def test_knn_accuracy_is_of_external_images_among_the_labelled_ones_of_the_encoders_training_set(write_config):
+    path = write_config({"training.knn_every": 2, "data.size": 8, "augmentation.views": [{"size": 8}]})
+    config = read_config("", ["--config", path], method=SimCLRSettings)
+    images = dataclasses.replace(open_images(config.data), mean=(0.1, 0.5, 0.9), std=(0.2, 0.3, 0.4))
+    images.train.labels[::3] = -1
+    images.train.labels[60:] = 9  # no image of the independents may vote for f
+    subsets, _ = draw_subsets(config.subsets, images)
+    view = View(torch.rand(8, 3, 8, 8))
+    for role in ROLES:
+        bank = torch.from_numpy(subsets.training_set(role))
+        bank = bank[images.train.labels[bank] >= 0]
+
+        def representations(split, indices):
+            pixels = split.pixels[indices].float() / 255
+            return ((pixels - torch.tensor(images.mean).view(3, 1, 1)) / torch.tensor(images.std).view(3, 1, 1)).flatten(1)
+
+        queries = representations(images.test, torch.from_numpy(subsets.external))
+        similarity = torch.cosine_similarity(queries[:, None], representations(images.train, bank)[None], dim=2)
+        votes = images.train.labels[bank][similarity.topk(20).indices]
+        predictions = torch.stack([torch.bincount(row, minlength=10).argmax() for row in votes])
+        expected = (predictions == images.test.labels[torch.from_numpy(subsets.external)]).float().mean().item()
+        measured = training.measure_encoder(Pixels(), view, images, subsets, role, config, epoch=2)
+        assert measured["knn_accuracy"] == pytest.approx(expected) and expected > 0
+        assert measured["spread"] == pytest.approx(training.spread(view.pixels.flatten(1)).item())
+        assert training.measure_encoder(Pixels(), view, images, subsets, role, config, epoch=3)["knn_accuracy"] is None
+
+
+def test_an_encoder_is_kept_with_the_normalization_of_its_images(write_config, tmp_path):
+    config = read_config("", ["--config", write_config()], method=SimCLRSettings)
+    images = dataclasses.replace(open_images(config.data), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    training.save_encoder(tmp_path / "encoder.pt", make_encoder(config.encoder, 3, 16), {"role": "candidate"}, images, config, epoch=7)
+    record = read_checkpoint(tmp_path / "encoder.pt")
+    assert (record["mean"], record["std"], record["epoch"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6], 7)
 
 
 def test_more_seeds_join_a_finished_run(write_config, tmp_path, capsys):
