@@ -55,20 +55,23 @@ def test_the_files_and_columns_are_those_promised(scored_run):
     assert table["label"][:80].tolist() == images.train.labels[:80].tolist()
 
 
-def test_scores_equal_the_definition_written_out(scored_run):
-    """One candidate, one seed: the views drawn again, one by one, and the mean distance over all pairs of them."""
-    _, run = scored_run
-    images = open_images(DataSettings(name="fake", size=16))
-    with np.load(run / "scores/scores.npz") as arrays:
+@pytest.mark.parametrize("subset, row, split", [("candidate", 40, "train"), ("external", 100, "test")])
+@pytest.mark.parametrize("recipes", ["training", [{"size": 16, "rotate": [90]}, {"size": 16, "crop_scale": [0.3, 0.6]}, {"size": 8}]])
+def test_scores_equal_the_definition_written_out(subset, row, split, recipes, run_copy):
+    """One image, one seed: the views drawn again, one by one, the recipes of full size in turn, and the mean distance over all pairs."""
+    path, run = run_copy
+    score(path, "--run", str(run), "--scores.augmentation", str(recipes))
+    folder = run / "scores" if recipes == "training" else next((run / "scores").glob("augmentation_*"))
+    with np.load(folder / "scores.npz") as arrays:
         arrays = dict(arrays)
-    row = 40  # a candidate
-    assert arrays["subset"][row] == "candidate"
-    recipe = ViewRecipe(
-        **json.loads(json.dumps(read_checkpoint(run / "seed_1/candidate/encoder.pt")["config"]["augmentation"]["views"][0]))
-    )
-    f, g, _ = load_pair(run, seed=1)
-    index = torch.tensor([arrays["index"][row]])
-    views = [augment(images.train, index, recipe, images.normalization, seed=1, purpose="scoring", view=v) for v in range(4)]
+    assert arrays["subset"][row] == subset and arrays["split"][row] == split
+    f, g, record = load_pair(run, seed=1)
+    if recipes == "training":
+        recipes = record["config"]["augmentation"]["views"]
+    recipes = [ViewRecipe(**recipe) for recipe in recipes if recipe["size"] == 16]
+    images = open_images(DataSettings(name="fake", size=16))
+    source, index = getattr(images, split), torch.tensor([arrays["index"][row]])
+    views = [augment(source, index, recipes[v % len(recipes)], images.normalization, seed=1, purpose="scoring", view=v) for v in range(4)]
     for encoder, name in ((f, "L_f"), (g, "L_g")):
         z = [F.normalize(encoder(view.pixels), dim=1)[0] for view in views]
         expected = np.mean([torch.dist(z[i], z[j]).item() for i in range(4) for j in range(i + 1, 4)])
@@ -112,12 +115,17 @@ def test_the_summary_holds_the_statistics_promised(scored_run):
         raw = summary["subsets"][name]["raw"]
         assert (raw["n"], raw["mean"], raw["std"]) == (len(values), pytest.approx(values.mean()), pytest.approx(values.std(ddof=1)))
         assert raw["top_tenth_mean"] == pytest.approx(np.sort(values)[-(len(values) // 10) :].mean())
+        assert summary["subsets"][name]["range"]["mean"] == pytest.approx(table["score_range"][table["subset"] == name].mean())
         assert summary["subsets"][name]["ratio"]["mean"] == pytest.approx(table["score_ratio"][table["subset"] == name].mean())
     welch = summary["given_this_pair"]["welch"]
     assert {"candidate > shared", "candidate > external", "external > independent", "shared > independent"} <= set(welch)
     assert welch["candidate > external"]["d"] == pytest.approx(cohens_d(of["candidate"], of["external"]))
     against_zero = summary["given_this_pair"]["against_zero"]
-    assert against_zero["candidate"]["alternative"] == "greater" and against_zero["independent"]["alternative"] == "less"
+    alternatives = {"shared": "two-sided", "candidate": "greater", "independent": "less", "external": "two-sided"}
+    assert {name: test["alternative"] for name, test in against_zero.items()} == alternatives
+    assert all(
+        test["t"] == pytest.approx(of[name].mean() / (of[name].std(ddof=1) / len(of[name]) ** 0.5)) for name, test in against_zero.items()
+    )
     assert summary["offset_on_unseen_images"] == pytest.approx(of["external"].mean())
     contrasts = summary["free_of_the_offset"]
     assert contrasts["(candidate - independent) / 2"]["value"] == pytest.approx((of["candidate"].mean() - of["independent"].mean()) / 2)
@@ -253,6 +261,16 @@ def test_the_gallery_shows_the_images(run_copy, monkeypatch):
     best = candidates[table["score"][candidates].argmax()]
     expected = images.train.pixels[int(table["index"][best])].permute(1, 2, 0).numpy()
     assert len(shown) == 24 and np.array_equal(shown[0], expected)
+
+
+def test_the_scatter_has_f_across_and_g_up(run_copy, monkeypatch):
+    shown = {}
+    monkeypatch.setattr("matplotlib.axes.Axes.scatter", lambda axes, x, y, label, **_: shown.update({label.split()[0]: (x, y)}))
+    table = table_with(run_copy)
+    for subset in ("shared", "candidate", "independent", "external"):
+        rows = table["subset"] == subset
+        assert np.array_equal(shown[subset][0], table["alignment_loss_f"][rows])
+        assert np.array_equal(shown[subset][1], table["alignment_loss_g"][rows])
 
 
 def test_disjoint_halves_are_scored_without_shared_images(write_config, tmp_path):
