@@ -23,7 +23,7 @@ GALLERY_COLUMNS, GALLERY_ROWS = 8, 2
 def draw_histogram(scores, path):
     """The scores of the four subsets as overlaid histograms. scores: dict of (N,) arrays "score" and "subset"."""
     figure, axes = plt.subplots(figsize=(7.5, 4.5))
-    bins = np.histogram_bin_edges(scores["score"], bins=50)
+    bins = np.histogram_bin_edges(scores["score"], bins=40)
     for name in SUBSETS:
         values = scores["score"][scores["subset"] == name]
         if len(values):
@@ -32,7 +32,8 @@ def draw_histogram(scores, path):
             axes.hist(values, bins, density=True, histtype="step", linewidth=1.5, color=COLORS[name], label=label)
             axes.axvline(values.mean(), color=COLORS[name], linestyle="--", linewidth=1)
     axes.set(title="How much the candidate encoder memorized each image", xlabel=SCORE, ylabel="density")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
+    axes.set_ylim(top=1.25 * axes.get_ylim()[1])  # room for the legend
     _save(figure, path)
 
 
