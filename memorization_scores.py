@@ -63,10 +63,10 @@ def main(argv=None):
     if checkpoint != "all":
         score_checkpoint(checkpoint, images, subsets, config, device)
         return
-    epochs = kept_epochs(config)
-    for name in [*epochs, "encoder"]:
+    names, logs = [*kept_epochs(config), "encoder"], training_logs(config)
+    for name in names:
         score_checkpoint(name, images, subsets, config, device)
-    draw_training_curve([score_folder(config, name) for name in epochs] + [score_folder(config, "encoder")], training_logs(config))
+    draw_training_curve([score_folder(config, name) for name in names], logs)
 
 
 def score_checkpoint(checkpoint, images, subsets, config, device):
@@ -112,6 +112,10 @@ def score_pair(f, g, record, seed, rows, images, config, device):
     for role, losses in (("candidate", losses_f), ("independent", losses_g)):
         if not np.isfinite(losses).all():
             raise WrongUse(f"{config.run}/seed_{seed}/{role}: the encoder gives representations that are not finite")
+        if not losses.any():
+            raise WrongUse(
+                f"{config.run}/seed_{seed}/{role}: all views are represented alike: the recipe has no chance in it, or it collapsed"
+            )
     return losses_f, losses_g, errors
 
 
@@ -162,7 +166,7 @@ def combine(rows, losses_f, losses_g, errors):
         "alignment_loss_g": loss_g,
         "score": score,
         "score_range": score / (score.max() - score.min() or 1.0),  # f against itself: every score is 0
-        "score_ratio": (per_seed / (losses_g + losses_f)).mean(0),
+        "score_ratio": np.divide(per_seed, losses_g + losses_f, out=np.zeros_like(per_seed), where=losses_g + losses_f > 0).mean(0),
         "stderr": per_seed.std(0, ddof=1) / seeds**0.5 if seeds > 1 else errors[0],
         "L_f": losses_f,
         "L_g": losses_g,
@@ -248,9 +252,9 @@ def print_summary(summary, folder):
         means = f"{raw['mean']:>12.5f} {raw['standard_error']:>11.5f} {scales['range']['mean']:>12.4f} {scales['ratio']['mean']:>9.4f}"
         print(f"{name:>12} {raw['n']:>7} {means}")
     print(f"\noffset of this pair on unseen images (mean of external): {summary['offset_on_unseen_images']:.5f}")
-    for name, contrast in summary["free_of_the_offset"].items():
-        low, high = contrast["interval_95"]
-        print(f"{name:>32}: {contrast['value']:.5f}  (95 % interval {low:.5f} to {high:.5f})")
+    for name, difference in summary["free_of_the_offset"].items():
+        low, high = difference["interval_95"]
+        print(f"{name:>32}: {difference['value']:.5f}  (95 % interval {low:.5f} to {high:.5f})")
     print("\ngiven this pair, one-sided Welch tests:")
     for name, test in summary["given_this_pair"]["welch"].items():
         print(f"{name:>32}: t {test['t']:.2f}  p {test['p']:.2g}  Cohen's d {test['d']:.2f}")
@@ -281,7 +285,7 @@ def kept_epochs(config):
         for seed in config.seeds
         for role in ("candidate", "independent")
     ]
-    epochs = sorted(set.intersection(*kept))
+    epochs = sorted(set.intersection(*kept), key=lambda name: int(name.removeprefix("epoch_")))
     if not epochs:
         raise WrongUse(f"--checkpoint all: {config.run} kept no checkpoints; name their epochs in training.checkpoint_epochs")
     return epochs
@@ -290,6 +294,9 @@ def kept_epochs(config):
 def training_logs(config):
     """The lines of log.jsonl of every f, a list for each seed."""
     logs = [config.folder / f"seed_{seed}" / "candidate" / "log.jsonl" for seed in config.seeds]
+    for log in logs:
+        if not log.exists():
+            raise WrongUse(f"--checkpoint all: {log} is missing")
     return [[json.loads(line) for line in log.read_text().splitlines()] for log in logs]
 
 

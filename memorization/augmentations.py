@@ -281,7 +281,7 @@ def _per_image(values, device):
 
 
 def _where(chosen, operation, x, *parameters):
-    """operation(x, *parameters) on the chosen images only. chosen: (B,) bool, on the CPU as the parameters: a GPU is not waited for.
+    """operation(x, *parameters) on the chosen images only. chosen: (B,) bool, on the CPU as the parameters, so that a GPU is not asked.
 
     x keeps its layout in memory whichever images are chosen, or sums over it would round differently from batch to batch.
     """

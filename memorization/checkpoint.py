@@ -30,8 +30,8 @@ def read_checkpoint(path):
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise WrongUse(f"{path}: no such file") from None
-    except Exception as error:  # torch raises many kinds for foreign and broken files
-        raise WrongUse(f"{path}: not a whole checkpoint ({str(error).splitlines()[0] if str(error) else type(error).__name__})") from None
+    except Exception:  # torch raises many kinds for foreign and broken files, with advice that is none here
+        raise WrongUse(f"{path}: not a whole checkpoint: truncated, broken, or another kind of file") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise WrongUse(f"{path}: not a checkpoint of this project ({FORMAT!r} is missing)")
     if content.pop("checksum", None) != _checksum(content):
@@ -40,27 +40,37 @@ def read_checkpoint(path):
 
 
 def save_progress(folder, content):
-    """Write last.pt; the one before becomes previous.pt."""
+    """Write last.pt; the one before becomes previous.pt, once the new one is whole on the disk."""
+    save_checkpoint(folder / "next.pt", content)
     if (folder / "last.pt").exists():
         (folder / "last.pt").replace(folder / "previous.pt")
-    save_checkpoint(folder / "last.pt", content)
+    (folder / "next.pt").replace(folder / "last.pt")
 
 
 def read_progress(folder):
-    """The content of last.pt, of previous.pt where last.pt is missing or broken, or None where neither was written."""
-    for name in ("last.pt", "previous.pt"):
-        if (folder / name).exists():
-            try:
-                return read_checkpoint(folder / name)
-            except WrongUse as error:
-                print(f"warning: {error}; looking for an earlier checkpoint")
-    return None
+    """The content of last.pt, of previous.pt where last.pt is missing or broken, or None where neither was written.
+
+    A broken last.pt is deleted, or the next save would put it in the place of a good previous.pt. Raises WrongUse where only it is left.
+    """
+    last, previous = folder / "last.pt", folder / "previous.pt"
+    if not last.exists():
+        return read_checkpoint(previous) if previous.exists() else None
+    try:
+        return read_checkpoint(last)
+    except WrongUse as error:
+        if not previous.exists():
+            raise WrongUse(f"{error}; delete it to train from the start") from None
+        content = read_checkpoint(previous)
+        print(f"warning: {error}; going on from {previous}")
+        last.unlink()
+        return content
 
 
 def load_encoder(path):
     """A trained encoder, in eval mode on the CPU, from its file alone.
 
-    Returns (encoder, record); record tells what was trained: config, role, seed, epoch, channels, size, mean, std, subsets (fingerprint).
+    Returns (encoder, record); record tells what was trained: config, role, seed, epoch, precision, channels, size, mean, std, subsets
+    (fingerprint).
     Raises WrongUse where the file is not a whole encoder.pt.
     """
     record = read_checkpoint(path)
@@ -92,8 +102,9 @@ def load_pair(run, seed, checkpoint="encoder"):
         check_belongs(record, {"role": role, "seed": seed, "subsets": subsets, "config": trained}, path)
         pair.append(encoder)
         records.append(record)
-    if records[0]["epoch"] != records[1]["epoch"]:
-        raise WrongUse(f"{run}/seed_{seed}: f was trained for {records[0]['epoch']} epochs, g for {records[1]['epoch']}")
+    for key in ("epoch", "precision"):
+        if records[0][key] != records[1][key]:
+            raise WrongUse(f"{run}/seed_{seed}: {key} is {records[0][key]!r} of f, but {records[1][key]!r} of g")
     return *pair, records[0]
 
 

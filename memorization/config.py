@@ -18,6 +18,7 @@ from memorization.storage import write_atomically
 TRAINED = ("data", "subsets", "augmentation", "encoder", "method", "training")
 NOT_COMPARED = {"compared": False}  # settings that may differ between training and measuring
 
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Interval = Annotated[list[Positive], Field(min_length=2, max_length=2)]
@@ -51,7 +52,7 @@ class SubsetSettings(Settings):
     independent: int = Field(ge=2, description="size of S_I, in g's training set only; equal to candidate")
     external: int = Field(ge=2, description="size of S_E, from the test set, in neither training set")
     order: Literal["file", "shuffled"] = Field("file", description="take the images in file order, as the papers do, or shuffled")
-    seed: int = Field(0, ge=0, description="order: shuffled: which shuffle")
+    seed: Seed = Field(0, description="order: shuffled: which shuffle")
 
     @pydantic.model_validator(mode="after")
     def _candidates_are_replaced(self):
@@ -137,6 +138,9 @@ class TrainingSettings(Settings):
         0, ge=0, json_schema_extra=NOT_COMPARED, description="epochs between kNN accuracies, which need labels; 0 for none"
     )
     checkpoint_minutes: float = Field(10.0, gt=0, json_schema_extra=NOT_COMPARED, description="minutes between two saves of last.pt")
+    pictures_every: int = Field(
+        0, ge=0, json_schema_extra=NOT_COMPARED, description="epochs between pictures, of methods that draw some; 0 for none"
+    )
     checkpoint_epochs: list[Annotated[int, Field(ge=1)]] = Field(
         [], json_schema_extra=NOT_COMPARED, description="epochs after which encoder_epoch_NNNN.pt is kept"
     )
@@ -163,7 +167,7 @@ class Config(Settings):
     """One whole experiment. Outside the sections of `TRAINED` it says how the pair is measured."""
 
     run: str = Field(min_length=1, description="the run folder")
-    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1, description="each seed trains one pair")
+    seeds: list[Seed] = Field([0], min_length=1, description="each seed trains one pair")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     threads: int | None = Field(None, ge=1, description="CPU threads; null leaves the choice to torch")
     data: DataSettings
@@ -186,7 +190,7 @@ class Config(Settings):
     @property
     def folder(self):
         """The run folder, a Path."""
-        return Path(self.run)
+        return Path(self.run).expanduser()
 
     @property
     def actions(self):
@@ -210,6 +214,8 @@ def read_config(doc, argv=None, method=None, actions=None):
     parser.add_argument("--config", required=True, metavar="FILE", help="the experiment, a YAML file")
     for name, meaning in (actions or {}).items():
         parser.add_argument(f"--{name}", help=meaning)
+    recipe = [f"  {name}: {_meaning(field)}" for name, field in ViewRecipe.model_fields.items()]
+    parser.epilog = "\n".join(["keys of a recipe in augmentation.views, such as '[{count: 2, size: 32, flip: 0.5}]':", *recipe])
     settings = parser.add_argument_group("settings (each is a key of the YAML file)")
     for key, field in options.items():
         several = "+" if _is_list(field.annotation) else None
@@ -217,12 +223,13 @@ def read_config(doc, argv=None, method=None, actions=None):
     arguments = vars(parser.parse_args(argv))
 
     given = read_yaml(arguments["config"])
-    for key, field in options.items():
-        if arguments[key] is not None:
-            _put(given, key, _parse_value(key, arguments[key], field))
-    config = _validated(schema, given, arguments["config"])
+    on_command_line = {key: arguments[key] for key in options if arguments[key] is not None}
+    for key, value in on_command_line.items():
+        _put(given, key, _parse_value(key, value, options[key]))
     if method is None:
-        config = _with_trained_part(config, given)
+        config = _with_trained_part(given, arguments["config"], on_command_line)
+    else:
+        config = _validated(schema, given, arguments["config"], on_command_line)
     config._actions.update({name: arguments[name] for name in actions or {}})
     return config
 
@@ -264,7 +271,7 @@ def first_difference(given, stored, key=""):
 
 def read_run_config(run):
     """The Config that a run folder was trained with; its method section is a plain dict. Raises WrongUse where there is none."""
-    path = Path(run) / "config.yaml"
+    path = Path(run).expanduser() / "config.yaml"
     if not path.exists():
         raise WrongUse(f"{run}: no trained run here ({path} is missing); train it first, with the same config")
     return _validated(Config, read_yaml(path), path)
@@ -275,10 +282,13 @@ def save_config(config):
     write_atomically(config.folder / "config.yaml", yaml.safe_dump(config.model_dump(), sort_keys=False))
 
 
-def _with_trained_part(config, given):
+def _with_trained_part(given, source, on_command_line):
     """The config with what was trained taken from its run folder; what was given of it must not differ."""
-    run = read_run_config(config.run)
+    if not isinstance(given.get("run"), str):
+        raise WrongUse(f"{source}: run: is missing")
+    run = read_run_config(given["run"])
     given_trained = {section: given[section] for section in TRAINED if section in given and section != "method"}
+    config = _validated(Config, _merged(run.model_dump(include=set(TRAINED)), given), source, on_command_line)
     difference = first_difference(_restricted(trained_part(config), given_trained), _restricted(trained_part(run), given_trained))
     if difference:
         key, value, trained = difference
@@ -288,6 +298,13 @@ def _with_trained_part(config, given):
             raise WrongUse(f"seeds: {seed} was given, but {config.run} was trained with {run.seeds}")
     data = run.data.model_copy(update={"root": config.data.root, "prepared": config.data.prepared})
     return config.model_copy(update={section: getattr(run, section) for section in TRAINED} | {"data": data})
+
+
+def _merged(values, changes):
+    """Nested dicts with the values of another put over theirs."""
+    if isinstance(values, dict) and isinstance(changes, dict):
+        return values | {name: _merged(values.get(name), change) for name, change in changes.items()}
+    return changes
 
 
 def _restricted(values, keys):
@@ -319,17 +336,19 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _validated(schema, values, source):
-    """values checked by the schema; WrongUse names the first thing that is wrong."""
+def _validated(schema, values, source, on_command_line=()):
+    """values checked by the schema; WrongUse names the first thing that is wrong, and where it was given."""
     try:
         return schema.model_validate(values)
     except pydantic.ValidationError as error:
         problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")  # a misspelt key explains a missing one
-        raise WrongUse(f"{source}: {_one_line(problems, schema)}") from None
+        key, message = _key_and_message(problems, schema)
+        given_there = any(key == option or key.startswith(f"{option}.") for option in on_command_line)
+        raise WrongUse(f"{'command line' if given_there else source}: {f'{key}: ' if key else ''}{message}") from None
 
 
-def _one_line(problems, schema):
-    """What pydantic found, as one line: key, value and what is allowed."""
+def _key_and_message(problems, schema):
+    """What pydantic found first: the dotted key, and its value and what is allowed."""
     problem = problems[0]
     if "literal['training']" in problem["loc"] and not isinstance(problem["input"], str):  # a list of recipes: show what is wrong in it
         problem = problems[1]
@@ -339,16 +358,16 @@ def _one_line(problems, schema):
     if problem["type"] == "extra_forbidden":
         known = list(_fields_at(schema, path[:-1]))
         near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
-        return f"{key}: no such setting; " + (f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}")
+        return key, "no such setting; " + (f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}")
     if problem["type"] == "missing":
-        return f"{key}: is missing"
+        return key, "is missing"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
-        return f"{key}: {message}" if key else message
+        return key, message
     hint = ""
     if isinstance(problem["input"], str) and _is_number(problem["input"]):
         hint = " (YAML reads this as text; write it with a dot and without an exponent, such as 0.001)"
-    return f"{key}: {problem['input']!r} is not allowed: {message[0].lower()}{message[1:]}{hint}"
+    return key, f"{problem['input']!r} is not allowed: {message[0].lower()}{message[1:]}{hint}"
 
 
 def _is_number(text):

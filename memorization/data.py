@@ -239,7 +239,8 @@ def _prepare(split, indices, folder):
     Beside it lie a .geometry.npy and a .json, with the number of finished rows, where an interrupted preparation goes on, and the sha256.
     """
     indices = torch.as_tensor(indices, dtype=torch.int64).unique()
-    assert ((indices >= 0) & (indices < len(split))).all(), "indices outside of the split"
+    if len(indices) and not 0 <= indices.min() <= indices.max() < len(split):
+        raise WrongUse(f"image_folder: image {indices.max()} is asked for, but the {split.name} folder has only {len(split)} images")
     rows = torch.arange(len(indices))
     split = replace(split, row_of=torch.full((len(split),), -1).index_put((indices,), rows))
     if len(indices) == 0:

@@ -1,4 +1,4 @@
-"""Every picture, drawn from saved results."""
+"""Every picture."""
 
 import io
 import json
@@ -9,6 +9,7 @@ import torch
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 from memorization.storage import write_atomically
 from memorization.subsets import SUBSETS
@@ -74,11 +75,12 @@ def draw_gallery(scores, images, path):
     by_score = candidates[np.argsort(-scores["score"][candidates], kind="stable")]
     shown = min(GALLERY_COLUMNS * GALLERY_ROWS, len(by_score) // 2)
     blocks = [("The most memorized candidates", by_score[:shown]), ("The least memorized candidates", by_score[-shown:][::-1])]
-    rows = -(-shown // GALLERY_COLUMNS)
-    figure = plt.figure(figsize=(1.25 * GALLERY_COLUMNS, 2 * (1.75 * rows + 0.4)), layout="constrained")
+    columns = min(GALLERY_COLUMNS, max(4, shown))
+    rows = -(-shown // columns)
+    figure = plt.figure(figsize=(1.25 * columns, 2 * (1.75 * rows + 0.4)), layout="constrained")
     for part, (title, members) in zip(figure.subfigures(2, 1), blocks):
         part.suptitle(f"{title}: score ± standard error", fontsize=11)
-        all_axes = list(part.subplots(rows, GALLERY_COLUMNS, squeeze=False).flat)
+        all_axes = list(part.subplots(rows, columns, squeeze=False).flat)
         for axes in all_axes:
             axes.axis("off")
         for axes, row in zip(all_axes, members):
@@ -118,10 +120,30 @@ def draw_training_curve(folders, logs):
         accuracy = [100 * line["knn_accuracy"] for line in measured]
         accuracy_axes.plot([line["epoch"] for line in measured], accuracy, color="#CC79A7", marker="s", markersize=4, label=label)
     lower.set(xlabel="epoch", ylabel="training loss")
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     accuracy_axes.set_ylabel("kNN accuracy, %")
     handles = [axes.get_legend_handles_labels() for axes in (lower, accuracy_axes)]
-    lower.legend(handles[0][0] + handles[1][0], handles[0][1] + handles[1][1], frameon=False, fontsize=8, loc="center right")
+    lower.legend(
+        handles[0][0] + handles[1][0], handles[0][1] + handles[1][1], fontsize=8, framealpha=0.9, edgecolor="none", loc="center right"
+    )
     _save(figure, folders[-1] / "training_curve.png")
+
+
+def draw_pictures(rows, normalization, path):
+    """Rows of pictures, such as originals above reconstructions.
+
+    rows: {title: (n, C, H, W) pixels, normalized}; normalization: (mean, std) of the channels.
+    """
+    columns = max(len(pictures) for pictures in rows.values())
+    figure, all_axes = plt.subplots(len(rows), columns, figsize=(1.25 * columns, 1.4 * len(rows)), squeeze=False, layout="constrained")
+    mean, std = (np.array(values).reshape(-1, 1, 1) for values in normalization)
+    for axes_row, (title, pictures) in zip(all_axes, rows.items()):
+        for axes in axes_row:
+            axes.set(xticks=[], yticks=[], frame_on=False)
+        axes_row[0].set_ylabel(title)
+        for axes, picture in zip(axes_row, pictures.detach().float().cpu().numpy()):
+            axes.imshow((picture * std + mean).clip(0, 1).transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1)
+    _save(figure, path)
 
 
 def _shortened(name):

@@ -20,13 +20,13 @@ ROLES = ("candidate", "independent")  # of the two encoders, f and g
 
 @dataclass(frozen=True)
 class Subsets:
-    """Indices of the four subsets, each (n,) int64, and the fingerprint of the data set they index."""
+    """Indices of the four subsets, each (n,) int64, and the fingerprint of the images they lead to, once those are prepared."""
 
     shared: np.ndarray
     candidate: np.ndarray
     independent: np.ndarray
     external: np.ndarray
-    data: dict
+    data: dict | None = None
 
     def training_set(self, role):
         """The training set of f (role "candidate") or g ("independent"), shared samples first. Returns (n,) int64."""
@@ -49,16 +49,15 @@ class Subsets:
 
 
 def draw_subsets(settings, images):
-    """The Subsets of a config. settings: its `subsets:` section; images: of open_images, only whose images are counted and prepared.
+    """The Subsets of a config, their `data` still to be filled in. settings: its `subsets:` section; images: of open_images, to be counted.
 
-    Returns (subsets, images), the images prepared. Raises WrongUse where there are too few images.
+    Raises WrongUse where there are too few images.
     """
     counts = [settings.shared, settings.candidate, settings.independent]
     train = _ordered(len(images.train), sum(counts), "train", settings)
     external = _ordered(len(images.test), settings.external, "test", settings)
     shared, candidate, independent = np.split(train, np.cumsum(counts)[:-1])
-    images = images.prepared(train, external)
-    return Subsets(shared, candidate, independent, external, images.fingerprint), images
+    return Subsets(shared, candidate, independent, external)
 
 
 def _ordered(available, wanted, split, settings):

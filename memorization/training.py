@@ -3,7 +3,8 @@
 import inspect
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import replace
+from datetime import timedelta
 
 import torch
 import torch.nn as nn
@@ -14,6 +15,7 @@ from memorization.augmentations import training_views, whole_images
 from memorization.checkpoint import check_belongs, read_checkpoint, read_progress, save_checkpoint, save_progress
 from memorization.config import first_difference, read_run_config, save_config, trained_part
 from memorization.errors import WrongUse
+from memorization.figures import draw_pictures
 from memorization.machine import choose_device, describe_machine
 from memorization.neighbors import knn_accuracy
 from memorization.optimizers import make_optimizer, scaled_learning_rate, schedule, set_learning_rate
@@ -34,10 +36,13 @@ def train_pair(make_method, images, config):
     Raises WrongUse, before anything is written, where the config does not fit the data, the method or the run folder.
     """
     device = choose_device(config)
-    subsets, images = draw_subsets(config.subsets, images)
+    subsets = draw_subsets(config.subsets, images)
     check_pair(subsets)
     _check_fit(make_method, images, subsets, config)
-    _open_run(subsets, config)
+    seeds = _check_run_folder(config)
+    images = images.prepared(subsets.train, subsets.external)
+    subsets = replace(subsets, data=images.fingerprint)
+    _open_run(subsets, config, seeds)
     images = images.to(device)
     _print_plan(subsets, config, device)
     for seed in config.seeds:
@@ -53,13 +58,14 @@ def train_encoder(make_method, images, subsets, role, seed, config, device):
     """
     settings = config.training
     folder = config.folder / f"seed_{seed}" / role
-    identity = {"config": trained_part(config), "subsets": subsets.fingerprint, "role": role, "seed": seed}
+    precision = "bf16" if _uses_bf16(settings, device) else "fp32"
+    identity = {"config": trained_part(config), "subsets": subsets.fingerprint, "role": role, "seed": seed, "precision": precision}
     if (folder / "encoder.pt").exists():
-        check_belongs(read_checkpoint(folder / "encoder.pt"), identity, folder / "encoder.pt")
+        check_belongs(read_checkpoint(folder / "encoder.pt"), {"kind": "encoder", **identity}, folder / "encoder.pt")
         print(f"{folder}: finished already, nothing to do")
         return
 
-    write_atomically(config.folder / "environment.json", json.dumps(describe_machine(device), indent=2) + "\n")
+    _note_environment(config.folder, f"seed_{seed}/{role}", device)
     torch.manual_seed(seed)
     method = make_method().to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(method, settings)
@@ -75,7 +81,7 @@ def train_encoder(make_method, images, subsets, role, seed, config, device):
 
     def save():
         nonlocal next_save
-        _check_finite(losses, step, full_rate, folder)
+        _check_finite(losses, method, step, full_rate, folder)
         weights = {"method": method.state_dict(), "optimizer": optimizer.state_dict()}
         save_progress(folder, {"kind": "progress", **identity, "step": step, "losses": losses, **weights})
         next_save = time.monotonic() + 60 * settings.checkpoint_minutes
@@ -93,7 +99,9 @@ def train_encoder(make_method, images, subsets, role, seed, config, device):
             if time.monotonic() > next_save and step % steps_per_epoch:  # at its end, an epoch is saved once it is measured and logged
                 save()
 
-        _check_finite(losses, step, full_rate, folder)
+        _check_finite(losses, method, step, full_rate, folder)
+        if settings.pictures_every and (epoch + 1) % settings.pictures_every == 0 and hasattr(method, "pictures"):
+            draw_pictures(method.pictures(views), images.normalization, folder / f"pictures_epoch_{epoch + 1:04d}.png")
         measured = measure_encoder(method.encoder, views[0], images, subsets, role, config, epoch + 1)
         record = {"epoch": epoch + 1, "step": step, "loss": torch.stack(losses).mean().item(), "learning_rate": rate, **measured}
         _log_epoch(log, record, clock, step, steps, config, f"{role} seed {seed}")
@@ -149,8 +157,8 @@ def spread(representations):
 def save_encoder(path, encoder, identity, images, config, epoch):
     """Write what is measured: the encoder's weights and what was trained."""
     mean, std = images.normalization
-    input = {"channels": images.channels, "size": config.augmentation.size, "mean": list(mean), "std": list(std)}
-    save_checkpoint(path, {"kind": "encoder", **identity, "epoch": epoch, **input, "weights": encoder.state_dict()})
+    sees = {"channels": images.channels, "size": config.augmentation.size, "mean": list(mean), "std": list(std)}
+    save_checkpoint(path, {"kind": "encoder", **identity, "epoch": epoch, **sees, "weights": encoder.state_dict()})
 
 
 # --- at the door ------------------------------------------------------------------------------------------------------------------
@@ -173,19 +181,37 @@ def _check_fit(make_method, images, subsets, config):
                 raise WrongUse(f"training.knn_every: {config.training.knn_every} needs labels, but no {name} image has one; set it to 0")
 
 
-def _open_run(subsets, config):
-    """Make the run folder, or refuse one in which something else was trained."""
-    if (config.folder / "config.yaml").exists():
-        run = read_run_config(config.run)
-        difference = first_difference(trained_part(config), trained_part(run))
-        if difference:
-            key, value, trained = difference
-            raise WrongUse(f"{key}: {value!r} was given, but {config.run} was trained with {trained!r}; choose another --run")
-        if load_subsets(config.folder / "subsets.npz").fingerprint != subsets.fingerprint:
-            raise WrongUse(f"{config.run}/subsets.npz: drawn from other images than those in {config.data.root}")
-        config = config.model_copy(update={"seeds": sorted({*run.seeds, *config.seeds})})
-    save_subsets(subsets, config.folder / "subsets.npz")
-    save_config(config)
+def _check_run_folder(config):
+    """Raise WrongUse for a run folder in which something else was trained. Returns the seeds of the run, those of the config joined."""
+    if not (config.folder / "config.yaml").exists():
+        nearest = next(folder for folder in (config.folder, *config.folder.parents) if folder.exists())
+        if not nearest.is_dir():
+            raise WrongUse(f"run: {config.run!r} is not allowed: {nearest} is a file")
+        return config.seeds
+    run = read_run_config(config.run)
+    difference = first_difference(trained_part(config), trained_part(run))
+    if difference:
+        key, value, trained = difference
+        raise WrongUse(f"{key}: {value!r} was given, but {config.run} was trained with {trained!r}; choose another --run")
+    return sorted({*run.seeds, *config.seeds})
+
+
+def _open_run(subsets, config, seeds):
+    """Write config.yaml and subsets.npz; a run that is there already is only checked, and joined by new seeds."""
+    if not (config.folder / "config.yaml").exists():
+        save_subsets(subsets, config.folder / "subsets.npz")
+    elif load_subsets(config.folder / "subsets.npz").fingerprint != subsets.fingerprint:
+        raise WrongUse(f"{config.run}/subsets.npz: drawn from other images than those in {config.data.root}")
+    elif read_run_config(config.run).seeds == seeds:
+        return
+    save_config(config.model_copy(update={"seeds": seeds}))
+
+
+def _note_environment(run, name, device):
+    """Put the machine that trains an encoder into environment.json, under the encoder's name."""
+    path = run / "environment.json"
+    machines = json.loads(path.read_text()) if path.exists() else {}
+    write_atomically(path, json.dumps(machines | {name: describe_machine(device)}, indent=2) + "\n")
 
 
 def _print_plan(subsets, config, device):
@@ -208,34 +234,35 @@ def _resume(folder, identity, method, optimizer, device):
     progress = read_progress(folder)
     if progress is None:
         return 0, []
-    check_belongs(progress, identity, folder / "last.pt")
+    check_belongs(progress, {"kind": "progress", **identity}, folder / "last.pt")
     method.load_state_dict(progress["method"])
     optimizer.load_state_dict(progress["optimizer"])
     print(f"{folder}: going on after step {progress['step']}")
     return progress["step"], [loss.to(device) for loss in progress["losses"]]
 
 
-def _check_finite(losses, step, full_rate, folder):
-    """Raise WrongUse at the first loss that is not finite. losses: of the epoch's steps up to `step`."""
+def _check_finite(losses, method, step, full_rate, folder):
+    """Raise WrongUse at a loss or a weight that is not finite. losses: of the epoch's steps up to `step`."""
     finite = torch.isfinite(torch.stack(losses)).tolist() if losses else []
     if not all(finite):
-        bad = step - len(losses) + finite.index(False) + 1
-        kept = "last.pt is the last good checkpoint" if (folder / "last.pt").exists() else "no checkpoint was saved before it"
-        raise WrongUse(f"{folder}: the loss of step {bad} is not finite (full learning rate {full_rate:.6g}); {kept}")
+        what = f"the loss of step {step - len(losses) + finite.index(False) + 1}"
+    elif not all(torch.isfinite(weight).all() for weight in method.state_dict().values()):
+        what = f"a weight after step {step}"
+    else:
+        return
+    good = next((name for name in ("last.pt", "previous.pt") if (folder / name).exists()), "none")
+    raise WrongUse(f"{folder}: {what} is not finite (full learning rate {full_rate:.6g}); the last good checkpoint: {good}")
 
 
 # --- the log ----------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass
 class _Clock:
     """Time since the start of this process's training, and of its current epoch."""
 
-    first_step: int
-
-    def __post_init__(self):
+    def __init__(self, first_step):
+        self.first_step = self.epoch_first_step = first_step
         self.start = self.epoch_start = time.monotonic()
-        self.epoch_first_step = self.first_step
 
     def lap(self, step):
         """End an epoch. Returns (its seconds, its steps, seconds a step since the start)."""
@@ -261,7 +288,7 @@ def _log_epoch(log, record, clock, step, steps, config, name):
     record = {**record, "images_per_second": round(images_per_second, 1), "seconds": round(seconds, 3)}
     with log.open("a") as file:
         file.write(json.dumps(record) + "\n")
-    left = time.strftime("%H:%M:%S", time.gmtime(seconds_a_step * (steps - step)))
+    left = timedelta(seconds=round(seconds_a_step * (steps - step)))
     knn = "" if record["knn_accuracy"] is None else f"  kNN {record['knn_accuracy']:.1%}"
     tqdm.write(
         f"{name}  epoch {record['epoch']}/{config.training.epochs}  loss {record['loss']:.4f}  spread {record['spread']:.3f}{knn}"

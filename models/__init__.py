@@ -8,6 +8,8 @@ A method is a torch module that the training loop knows by this contract, and by
                                and norms without decay)
     before_step(progress)      optional; after backward, before the optimizer: freezing, schedules; progress in [0, 1]
     after_step(progress)       optional; momentum networks, centres, temperatures
+    pictures(views)            optional; {title: (n, C, H, W) pixels, normalized as the views are}, drawn as rows of pictures every
+                               training.pictures_every epochs
 
 All its state lives in parameters and buffers. Beside the module stands the schema of its settings, a pydantic model whose fields are the
 keys of the config's `method:` section and whose `arguments()` are those of the module. Adding a method is one file here, one train script

@@ -71,8 +71,25 @@ def test_progress_falls_back_on_the_checkpoint_before(tmp_path, capsys):
     last.write_bytes(last.read_bytes()[:200])
     assert read_progress(tmp_path)["step"] == 1
     assert str(last) in capsys.readouterr().out
-    last.unlink()  # as between the two renames of a save
+    assert read_progress(tmp_path)["step"] == 1  # the broken one is gone, as between the two renames of a save,
+    save_progress(tmp_path, {"step": 3})  # and does not take the place of the good one
+    last.write_bytes(b"")
     assert read_progress(tmp_path)["step"] == 1
+
+
+def test_a_checkpoint_is_whole_before_another_makes_room_for_it(tmp_path, monkeypatch):
+    for step in (1, 2):
+        save_progress(tmp_path, {"step": step})
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        save_progress(tmp_path, {"step": 3})
+    assert [read_checkpoint(tmp_path / name)["step"] for name in ("previous.pt", "last.pt")] == [1, 2]
+
+
+def test_a_broken_checkpoint_that_is_all_there_is_is_refused(tmp_path):
+    (tmp_path / "last.pt").write_bytes(b"something else")
+    with pytest.raises(WrongUse, match="delete it"):
+        read_progress(tmp_path)
 
 
 def test_an_encoder_loads_from_its_file_alone(scored_run, tmp_path):
@@ -101,7 +118,7 @@ MIX_UPS = {  # which file of the run is put in the place of seed 0's g, and what
     "seed_0/candidate/encoder.pt": "role is 'candidate'",
     "seed_1/independent/encoder.pt": "seed is 1",
     "seed_0/candidate/last.pt": "not of an encoder",
-    "seed_0/independent/encoder_epoch_0002.pt": "f was trained for 3 epochs, g for 2",
+    "seed_0/independent/encoder_epoch_0002.pt": "epoch is 3 of f, but 2 of g",
     "seed_0/independent/log.jsonl": "not a whole checkpoint",
 }
 
@@ -119,6 +136,7 @@ def test_encoders_that_do_not_belong_together_are_refused(other, reason, scored_
     ("subsets", "0" * 64, "subsets is '0000"),
     ("config.training.epochs", 99, "training.epochs is 99"),
     ("config.augmentation.views", [], "augmentation.views"),
+    ("precision", "bf16", "precision is 'fp32' of f, but 'bf16' of g"),
     ("config.encoder.width", 8, "encoder.width is 8|size mismatch"),
 ])  # fmt: skip
 def test_an_encoder_of_another_run_or_split_is_refused(key, value, reason, scored_run, tmp_path):

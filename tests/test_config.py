@@ -42,6 +42,7 @@ def test_help_is_the_docstring_and_the_settings_with_their_meaning(write_config,
     assert ending.value.code == 0
     assert train_simclr.__doc__.strip() in text
     assert "--training.warmup_epochs" in text and "epochs of linear warm-up" in text
+    assert "crop_scale: random resized crop" in text  # a key of the recipes
 
 
 WRONG = [
@@ -59,7 +60,8 @@ WRONG = [
     (["--subsets.shared", "2000"], ["subsets", "2048", "1024"]),
     (["--subsets.external", "257"], ["subsets", "257", "256"]),
     (["--seeds", "0", "0"], ["seeds", "once"]),
-    (["--seeds", "-1"], ["seeds", "-1"]),
+    (["--seeds", "-1"], ["command line: seeds", "-1"]),
+    (["--seeds", "99999999999999999999"], ["seeds", "9223372036854775808"]),
     (["--device", "gpu"], ["device", "'gpu'"]),
     (["--device", "cuda:99"], ["device", "'cuda:99'"]),
     (["--method.temperature", "0"], ["method.temperature", "0", "greater than 0"]),
@@ -138,6 +140,16 @@ def test_measuring_takes_what_was_trained_from_the_run(scored_run, write_config)
     config = read_config("", ["--config", write_config({"run": str(run), "threads": None, "training.checkpoint_epochs": []})])
     trained = Config.model_validate(yaml.safe_load((run / "config.yaml").read_text()))
     assert trained_part(config) == trained_part(trained)
+
+
+def test_measuring_needs_no_more_than_the_run(scored_run, tmp_path):
+    _, run = scored_run
+    path = tmp_path / "short.yaml"
+    path.write_text(f"run: {run}\nscores: {{views: 7}}\n")
+    config = read_config("", ["--config", str(path), "--training.epochs", "3", "--data.root", "elsewhere"])
+    trained = Config.model_validate(yaml.safe_load((run / "config.yaml").read_text()))
+    assert trained_part(config) == trained_part(trained) and config.scores.views == 7
+    assert config.data.root == "elsewhere" and trained.data.root == "data"  # where the data lie may differ
 
 
 @pytest.mark.parametrize("options, words", [

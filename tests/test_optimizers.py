@@ -39,6 +39,12 @@ def test_lars_with_clip_never_exceeds_the_plain_rate():
     assert torch.allclose(w, torch.tensor([[300.0, 400.0 - 0.5 * 0.01]]))
 
 
+def test_lars_takes_a_plain_step_where_a_norm_is_zero():
+    w = parameter_with([[0.0, 0.0]], [[0.0, 2.0]])
+    LARS([w], lr=0.5, momentum=0.0, weight_decay=0.0, eta=0.01, clip=False).step()
+    assert torch.allclose(w, torch.tensor([[0.0, -1.0]]))
+
+
 def test_lars_leaves_biases_and_norms_unadapted():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     weights, plain = default_parameter_groups(model, training(optimizer="lars"))

@@ -15,6 +15,7 @@ from memorization.augmentations import augment
 from memorization.checkpoint import load_pair, read_checkpoint, save_checkpoint
 from memorization.config import DataSettings, ViewRecipe, read_config
 from memorization.data import open_images
+from memorization.machine import use_exact_arithmetic
 from memorization.significance import cohens_d
 from memorization.subsets import load_subsets, save_subsets
 
@@ -282,6 +283,12 @@ def test_disjoint_halves_are_scored_without_shared_images(write_config, tmp_path
     assert not any("shared" in name for name in summary["given_this_pair"]["welch"])
 
 
+def test_scores_are_measured_without_tf32():
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    use_exact_arithmetic()
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
 # --- wrong use --------------------------------------------------------------------------------------------------------------------
 
 
@@ -316,6 +323,8 @@ DAMAGE = [
     (lambda run: (run / "seed_1/independent/encoder.pt").unlink(), [], ["seed_1/independent/encoder.pt", "no such file"]),
     (other_data, [], ["data.root", "other images"]),
     (other_split, [], ["subsets is", "belongs here"]),
+    (lambda run: None, ["--scores.augmentation", "[{size: 16}]"], ["seed_0/candidate", "represented alike"]),
+    (lambda run: (run / "seed_1/candidate/log.jsonl").unlink(), ["--checkpoint", "all"], ["log.jsonl is missing"]),
     (lambda run: None, ["--checkpoint", "epoch_0009"], ["encoder_epoch_0009.pt", "no such file"]),
     (
         lambda run: (run / "seed_0/candidate/encoder_epoch_0002.pt").unlink(),

@@ -69,6 +69,14 @@ def test_one_pass_differs_only_through_batch_norm():
     assert not torch.allclose(*with_batch_norm, atol=1e-4)
 
 
+def test_the_loss_is_that_of_the_projected_views_at_the_methods_temperature():
+    first, second = views()
+    for temperature in (0.1, 0.7):
+        simclr = make_simclr(head_norm="layer", temperature=temperature)
+        z1, z2 = simclr.projector(first.pixels.flatten(1)), simclr.projector(second.pixels.flatten(1))
+        assert simclr(first, second).item() == pytest.approx(slow_nt_xent(z1, z2, temperature), rel=1e-5)
+
+
 @pytest.mark.parametrize("head_norm, kind", [("batch", nn.BatchNorm1d), ("layer", nn.LayerNorm), ("none", nn.Identity)])
 def test_head_norm_is_the_one_named(head_norm, kind):
     assert type(make_simclr(head_norm=head_norm).projector[1]) is kind

@@ -248,7 +248,7 @@ def test_knn_accuracy_is_of_external_images_among_the_labelled_ones_of_the_encod
     images = dataclasses.replace(open_images(config.data), mean=(0.1, 0.5, 0.9), std=(0.2, 0.3, 0.4))
     images.train.labels[::3] = -1
     images.train.labels[60:] = 9  # no image of the independents may vote for f
-    subsets, _ = draw_subsets(config.subsets, images)
+    subsets = draw_subsets(config.subsets, images)
     view = View(torch.rand(8, 3, 8, 8))
     for role in ROLES:
         bank = torch.from_numpy(subsets.training_set(role))
@@ -289,7 +289,9 @@ def test_more_seeds_join_a_finished_run(write_config, tmp_path, capsys):
 def test_the_run_folder_tells_what_was_done(scored_run):
     _, run = scored_run
     assert yaml.safe_load((run / "config.yaml").read_text())["training"]["optimizer"] == "adamw"
-    environment = json.loads((run / "environment.json").read_text())
+    environments = json.loads((run / "environment.json").read_text())
+    assert list(environments) == [f"seed_{seed}/{role}" for seed in (0, 1) for role in ROLES]
+    environment = environments["seed_1/candidate"]
     assert environment["torch"].split("+")[0] == torch.__version__.split("+")[0] and environment["threads"] == 1 and "commit" in environment
     log = [json.loads(line) for line in (run / "seed_1/independent/log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in log] == [1, 2, 3] and [line["step"] for line in log] == [3, 6, 9]
@@ -327,8 +329,54 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     monkeypatch.setattr(training, "train_step", diverging_step)
     line = refusal(train_simclr.main, ["--config", path])
     folder = tmp_path / "run/seed_0/candidate"
-    assert str(folder) in line and "step 5" in line and "learning rate 0.01" in line and "last.pt is the last good" in line
+    assert str(folder) in line and "step 5" in line and "learning rate 0.01" in line and "last good checkpoint: last.pt" in line
     assert read_checkpoint(folder / "last.pt")["step"] == 4
+
+
+def test_weights_that_are_not_finite_stop_the_run_before_they_are_kept(write_config, tmp_path, refusal, monkeypatch):
+    step, steps = training.train_step, []
+
+    def poisoning_step(method, *rest, **named):
+        loss = step(method, *rest, **named)
+        steps.append(None)
+        if len(steps) == 9:  # the last step of f: its loss was finite
+            next(method.encoder.parameters()).data.fill_(float("nan"))
+        return loss
+
+    monkeypatch.setattr(training, "train_step", poisoning_step)
+    line = refusal(train_simclr.main, ["--config", write_config()])
+    assert "a weight after step 9 is not finite" in line and "last good checkpoint: none" in line
+    assert not list((tmp_path / "run").rglob("*.pt"))
+
+
+def test_checkpoints_are_saved_every_so_many_minutes(write_config, monkeypatch):
+    now, saved = [0.0], []
+    step, save = training.train_step, training.save_progress
+
+    def step_of_40_seconds(*arguments, **named):
+        now[0] += 40
+        return step(*arguments, **named)
+
+    def watched_save(folder, content):
+        saved.append((folder.name, content["step"]))
+        save(folder, content)
+
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(training, "train_step", step_of_40_seconds)
+    monkeypatch.setattr(training, "save_progress", watched_save)
+    train(write_config({"training.checkpoint_minutes": 2.5}))  # more than 150 seconds: after every fourth step, and at the end
+    assert saved == [(role, step) for role in ROLES for step in (4, 8, 9)]
+
+
+def test_a_run_folder_that_is_a_file_is_refused(write_config, tmp_path, refusal):
+    (tmp_path / "file").write_text("text")
+    for run in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert f"{tmp_path}/file is a file" in refusal(train_simclr.main, ["--config", write_config(), "--run", str(run)])
+
+
+def test_nothing_is_prepared_for_a_config_that_is_refused(write_config, refusal, monkeypatch):
+    monkeypatch.setattr("memorization.data.Images.prepared", None)  # would be called
+    assert "training.batch_size" in refusal(train_simclr.main, ["--config", write_config({"training.batch_size": 57})])
 
 
 def test_labels_are_needed_for_a_knn_accuracy(write_config, refusal, tmp_path, monkeypatch):
@@ -359,9 +407,8 @@ def test_unequal_subsets_never_train(write_config, monkeypatch):
     draw = training.draw_subsets
 
     def unequal(*arguments):
-        subsets, images = draw(*arguments)
-        object.__setattr__(subsets, "candidate", subsets.candidate[1:])
-        return subsets, images
+        subsets = draw(*arguments)
+        return dataclasses.replace(subsets, candidate=subsets.candidate[1:])
 
     monkeypatch.setattr(training, "draw_subsets", unequal)
     with pytest.raises(WrongUse, match="equally many"):
@@ -383,13 +430,18 @@ class Hooked(SimCLR):
     def after_step(self, progress):
         self.calls.append(("after", progress))
 
+    def pictures(self, views):
+        return {"first view": views[0].pixels[:4], "second view": views[1].pixels[:4]}
+
 
 def test_the_loop_calls_the_optional_parts_of_a_method(write_config, monkeypatch):
-    config = read_config("", ["--config", write_config({"training.epochs": 1})], method=SimCLRSettings)
+    path = write_config({"training.epochs": 1, "training.pictures_every": 1})
+    config = read_config("", ["--config", path], method=SimCLRSettings)
     watch = Watch(monkeypatch)
     training.train_pair(lambda: Hooked(make_encoder(config.encoder, 3, 16), **config.method.arguments()), open_images(config.data), config)
     assert Hooked.calls == 2 * [(when, step / 3) for step in range(3) for when in ("before", "after")]
     assert watch.runs[0]["rates"][0] == [0.005, 0.01]
+    assert (config.folder / "seed_0/candidate/pictures_epoch_0001.png").stat().st_size > 1000
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
