@@ -33,7 +33,7 @@ from memorization.machine import choose_device, describe_machine, use_exact_arit
 from memorization.randomness import sample_keys, stream
 from memorization.significance import bootstrap_interval, describe, one_sample_test, paired_test, welch_test
 from memorization.storage import write_atomically
-from memorization.subsets import SUBSETS, load_subsets
+from memorization.subsets import ROLES, SUBSETS, load_subsets
 
 ACTIONS = {"checkpoint": "encoder (the default), epoch_NNNN for a kept one, or all for the score over training"}
 COLUMNS = ["index", "split", "subset", "label", "alignment_loss_f", "alignment_loss_g", "score", "score_range", "score_ratio", "stderr"]
@@ -109,7 +109,7 @@ def score_pair(f, g, record, seed, rows, images, config, device):
             progress.update(len(batch))
     progress.close()
     losses_f, losses_g, errors = (torch.cat(column).double().cpu().numpy() for column in zip(*parts))
-    for role, losses in (("candidate", losses_f), ("independent", losses_g)):
+    for role, losses in zip(ROLES, (losses_f, losses_g)):
         if not np.isfinite(losses).all():
             raise WrongUse(f"{config.run}/seed_{seed}/{role}: the encoder gives representations that are not finite")
         if not losses.any():
@@ -283,7 +283,7 @@ def kept_epochs(config):
     kept = [
         {path.stem.removeprefix("encoder_") for path in Path(config.folder, f"seed_{seed}", role).glob("encoder_epoch_*.pt")}
         for seed in config.seeds
-        for role in ("candidate", "independent")
+        for role in ROLES
     ]
     epochs = sorted(set.intersection(*kept), key=lambda name: int(name.removeprefix("epoch_")))
     if not epochs:

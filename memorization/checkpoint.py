@@ -10,7 +10,7 @@ import torch
 from memorization.config import first_difference, read_run_config, trained_part
 from memorization.errors import WrongUse
 from memorization.storage import write_atomically
-from memorization.subsets import load_subsets
+from memorization.subsets import ROLES, load_subsets
 from models.encoders import make_encoder
 
 FORMAT = "memorization checkpoint 1"
@@ -91,12 +91,12 @@ def load_pair(run, seed, checkpoint="encoder"):
     run: the run folder; checkpoint: "encoder", or such as "epoch_0100". Raises WrongUse where f and g do not belong together or to this
     run: another config, seed, epoch or split.
     """
-    run = Path(run)
+    run = Path(run).expanduser()
     name = "encoder" if checkpoint == "encoder" else f"encoder_{checkpoint}"
     subsets = load_subsets(run / "subsets.npz").fingerprint
     trained = trained_part(read_run_config(run))
     pair, records = [], []
-    for role in ("candidate", "independent"):
+    for role in ROLES:
         path = run / f"seed_{seed}" / role / f"{name}.pt"
         encoder, record = load_encoder(path)
         check_belongs(record, {"role": role, "seed": seed, "subsets": subsets, "config": trained}, path)

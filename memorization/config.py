@@ -257,7 +257,7 @@ def trained_part(config):
 def first_difference(given, stored, key=""):
     """The first (key, given value, stored value) in which two nested dicts differ, or None."""
     if isinstance(given, dict) and isinstance(stored, dict):
-        pairs = [(f"{key}.{name}".lstrip("."), given.get(name), stored.get(name)) for name in [*given, *(set(stored) - set(given))]]
+        pairs = [(f"{key}.{name}".lstrip("."), given.get(name), stored.get(name)) for name in {**given, **stored}]
     elif isinstance(given, list) and isinstance(stored, list) and len(given) == len(stored):
         pairs = [(f"{key}.{i}", *values) for i, values in enumerate(zip(given, stored))]
     else:

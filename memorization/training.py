@@ -176,9 +176,11 @@ def _check_fit(make_method, images, subsets, config):
     except TypeError:
         raise WrongUse(f"augmentation.views: {views} views are drawn, but {config.method.name} takes {parameters}") from None
     if config.training.knn_every:
-        for name, split, indices in (("training", images.train, subsets.train), ("external", images.test, subsets.external)):
-            if not (split.labels[torch.from_numpy(indices)] >= 0).any():
-                raise WrongUse(f"training.knn_every: {config.training.knn_every} needs labels, but no {name} image has one; set it to 0")
+        needed = {f"training image of the {role} encoder": images.train.labels[subsets.training_set(role)] for role in ROLES}
+        needed["external image"] = images.test.labels[subsets.external]
+        for name, labels in needed.items():
+            if not (labels >= 0).any():
+                raise WrongUse(f"training.knn_every: {config.training.knn_every} needs labels, but no {name} has one; set it to 0")
 
 
 def _check_run_folder(config):

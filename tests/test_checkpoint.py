@@ -154,6 +154,12 @@ def test_an_encoder_of_another_run_or_split_is_refused(key, value, reason, score
         load_pair(run, seed=0)
 
 
+def test_a_run_folder_may_lie_in_the_home_folder(scored_run, monkeypatch):
+    _, run = scored_run
+    monkeypatch.setenv("HOME", str(run.parent))
+    assert load_pair("~/run", seed=0)[2]["role"] == "candidate"
+
+
 def test_a_missing_encoder_is_one_line(scored_run):
     with pytest.raises(WrongUse, match="seed_5.*no such file"):
         load_pair(scored_run[1], seed=5)

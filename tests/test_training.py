@@ -379,15 +379,20 @@ def test_nothing_is_prepared_for_a_config_that_is_refused(write_config, refusal,
     assert "training.batch_size" in refusal(train_simclr.main, ["--config", write_config({"training.batch_size": 57})])
 
 
-def test_labels_are_needed_for_a_knn_accuracy(write_config, refusal, tmp_path, monkeypatch):
-    def unlabelled(settings):
+@pytest.mark.parametrize("split, unlabelled, who", [
+    ("train", slice(None), "the candidate encoder"),
+    ("train", slice(24, None), "the independent encoder"),  # as in STL-10, whose labelled images come first
+    ("test", slice(None), "external image"),
+])  # fmt: skip
+def test_labels_are_needed_for_a_knn_accuracy(split, unlabelled, who, write_config, refusal, tmp_path, monkeypatch):
+    def partly_unlabelled(settings):
         images = open_images(settings)
-        images.train.labels.fill_(-1)
+        getattr(images, split).labels[unlabelled] = -1
         return images
 
-    monkeypatch.setattr(train_simclr, "open_images", unlabelled)
-    line = refusal(train_simclr.main, ["--config", write_config({"training.knn_every": 1})])
-    assert "training.knn_every" in line and "labels" in line
+    monkeypatch.setattr(train_simclr, "open_images", partly_unlabelled)
+    line = refusal(train_simclr.main, ["--config", write_config({"training.knn_every": 1, "subsets.shared": 0})])
+    assert "training.knn_every" in line and "labels" in line and who in line
     assert not (tmp_path / "run").exists()
 
 
