@@ -22,7 +22,7 @@ import scipy.io
 import torch
 from tqdm import tqdm
 
-from memorization.alignment import alignment_loss, jackknife_error, memorization_score, represent
+from memorization.alignment import encoder_distances, jackknife_error, mean_over_pairs, memorization_score
 from memorization.augmentations import augment, measuring_recipe
 from memorization.checkpoint import load_pair
 from memorization.config import read_config
@@ -105,7 +105,7 @@ def score_pair(f, g, record, seed, rows, images, config, device):
         # Rows are in subset order: those of the training set come before those of the test set.
         indices = torch.from_numpy(rows["index"][rows["split"] == split.name])
         for batch in indices.split(config.scores.batch_size):
-            parts.append(score_batch(f, g, split, batch, recipes, normalization, seed, config.scores))
+            parts.append(score_batch(f, g, split, batch, recipes, normalization, seed, config))
             progress.update(len(batch))
     progress.close()
     losses_f, losses_g, errors = (torch.cat(column).double().cpu().numpy() for column in zip(*parts))
@@ -120,15 +120,15 @@ def score_pair(f, g, record, seed, rows, images, config, device):
 
 
 @torch.inference_mode()
-def score_batch(f, g, split, indices, recipes, normalization, seed, settings):
+def score_batch(f, g, split, indices, recipes, normalization, seed, config):
     """L_align of f and of g, and the jackknife error of their difference, (B,) each."""
     views = [
-        augment(split, indices, measuring_recipe(recipes, view), normalization, seed, "scoring", view=view)
-        for view in range(settings.views)
+        augment(split, indices, measuring_recipe(recipes, view), normalization, seed, "scoring", view=view, patch=config.encoder.patch)
+        for view in range(config.scores.views)
     ]
-    representations_f = represent(f, views, settings.representation)  # the same views through f and g:
-    representations_g = represent(g, views, settings.representation)  # their noise cancels in the difference
-    return alignment_loss(representations_f), alignment_loss(representations_g), jackknife_error(representations_f, representations_g)
+    distances_f = encoder_distances(f, views, config.scores.representation)  # the same views through f and g:
+    distances_g = encoder_distances(g, views, config.scores.representation)  # their noise cancels in the difference
+    return mean_over_pairs(distances_f), mean_over_pairs(distances_g), jackknife_error(distances_f, distances_g)
 
 
 def chosen_rows(subsets, images, per_subset):

@@ -24,6 +24,7 @@ _SLOTS = torch.arange(37)
 _SCALES, _RATIOS, (_TOP, _LEFT, _FLIP, _ROTATE, _JITTER) = slice(0, 10), slice(10, 20), range(20, 25)
 _STRENGTHS, _ORDER, (_GRAYSCALE, _BLUR, _SIGMA, _SOLARIZE) = slice(25, 29), slice(29, 33), range(33, 37)
 _FIRST_NOISE_SLOT = 64
+_FIRST_MASK_SLOT = 1 << 32  # beyond the noise of any image
 
 
 class View(NamedTuple):
@@ -56,26 +57,37 @@ class Parameters:
         return Parameters(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
-def augment(images, indices, recipe, normalization, seed, purpose, epoch=0, view=0):
+def augment(images, indices, recipe, normalization, seed, purpose, epoch=0, view=0, patch=None):
     """One view of each image.
 
     images: a Split, the source of the pixels; indices: (B,) int64, which of its images; recipe: a ViewRecipe; normalization: (mean, std)
-    of the channels; purpose: a name in randomness.PURPOSES. Returns a View on the device of the images.
+    of the channels; purpose: a name in randomness.PURPOSES; patch: height and width of the encoder's patches, for a recipe with a mask.
+    Returns a View on the device of the images.
     """
     indices = torch.as_tensor(indices)
-    parameters = draw_parameters(recipe, indices, images.size, stream(seed, purpose, images.name, epoch, view))
+    view_stream = stream(seed, purpose, images.name, epoch, view)
+    parameters = draw_parameters(recipe, indices, images.size, view_stream)
+    visible = draw_visible(recipe, indices, patch, view_stream).to(images.device) if recipe.mask_ratio else None
     chunk = CHUNK if images.device.type == "cpu" else len(indices)
     pixels = [
         normalize(transform(images.gather(indices[start : start + chunk]), parameters[start : start + chunk], recipe), *normalization)
         for start in range(0, len(indices), chunk)
     ]
-    return View(torch.cat(pixels) if len(pixels) > 1 else pixels[0])
+    return View(torch.cat(pixels) if len(pixels) > 1 else pixels[0], visible)
 
 
-def training_views(images, indices, recipes, normalization, seed, epoch):
+def training_views(images, indices, recipes, normalization, seed, epoch, patch=None):
     """All views of one training step, a list: recipe after recipe, each `count` times."""
     numbered = enumerate(recipe for recipe in recipes for _ in range(recipe.count))
-    return [augment(images, indices, recipe, normalization, seed, "training", epoch, view) for view, recipe in numbered]
+    return [augment(images, indices, recipe, normalization, seed, "training", epoch, view, patch) for view, recipe in numbered]
+
+
+def blank_views(recipes, channels, patch, count):
+    """The views of a training step as far as their shapes go: black images, with the first patches visible."""
+    numbered = [recipe for recipe in recipes for _ in range(recipe.count)]
+    pixels = [torch.zeros(count, channels, recipe.size, recipe.size) for recipe in numbered]
+    visible = [torch.arange(count_patches(recipe, patch)[1]).expand(count, -1) if recipe.mask_ratio else None for recipe in numbered]
+    return [View(*parts) for parts in zip(pixels, visible)]
 
 
 def measuring_recipe(recipes, view):
@@ -119,6 +131,22 @@ def draw_parameters(recipe, indices, source_size, view_stream):
         solarize=u[:, _SOLARIZE] < recipe.solarize,
         noise_keys=keys,
     )
+
+
+def draw_visible(recipe, indices, patch, view_stream):
+    """The patches that an encoder may see in one view, (B, K) int64, numbered row by row and in ascending order.
+
+    indices: (B,) int64; patch: height and width of a patch; view_stream: from randomness.stream. Every choice of patches has equal chance.
+    """
+    T, K = count_patches(recipe, patch)
+    u = uniform(sample_keys(view_stream, indices), _FIRST_MASK_SLOT + torch.arange(T))  # (B, T)
+    return u.argsort(dim=1, stable=True)[:, :K].sort(dim=1).values
+
+
+def count_patches(recipe, patch):
+    """(T, K): how many patches a view has, and how many of them are visible: all but round(T mask_ratio), and at least one."""
+    T = (recipe.size // patch) ** 2
+    return T, max(1, T - round(T * recipe.mask_ratio))
 
 
 def transform(pixels, parameters, recipe):

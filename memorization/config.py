@@ -84,6 +84,7 @@ class ViewRecipe(Settings):
     solarize: Share = Field(0.0, description="probability of inverting the pixels at or above solarize_threshold")
     solarize_threshold: Share = Field(0.5, description="see solarize; pixels are in [0, 1]")
     noise: float = Field(0.0, ge=0, description="standard deviation of Gaussian noise on pixels in [0, 1]")
+    mask_ratio: float = Field(0.0, ge=0, lt=1, description="share of the patches that a vision transformer does not see")
 
     @pydantic.model_validator(mode="after")
     def _bounds_in_order(self):
@@ -111,9 +112,20 @@ class AugmentationSettings(Settings):
 
 
 class EncoderSettings(Settings):
-    name: Literal["resnet_small", "resnet18", "resnet34", "resnet50"] = Field(description="the encoder")
+    name: Literal["resnet_small", "resnet18", "resnet34", "resnet50", "vit_mini", "vit_tiny", "vit_small", "vit_base"] = Field(
+        description="the encoder"
+    )
     stem: Literal["small", "standard"] = Field("small", description="ResNet-18, -34, -50: 3x3 without max-pool, or 7x7 with it (ImageNet)")
-    width: int = Field(32, ge=1, description="resnet_small: channels of its first stage")
+    width: int = Field(32, ge=1, description="resnet_small: channels of its first stage; vit_mini: of its tokens, a multiple of 32")
+    depth: int = Field(4, ge=1, description="vit_mini: its blocks")
+    patch: int = Field(4, ge=1, description="vit_...: height and width of a patch, a divisor of the size of every view")
+    positions: Literal["sincos", "learned"] = Field("sincos", description="vit_...: fixed sines and cosines, or learned")
+    pooling: Literal["mean", "class"] = Field("mean", description="vit_...: the mean of the visible patches' tokens, or the class token")
+
+    @property
+    def sees_patches(self):
+        """Whether patches can be hidden from it."""
+        return self.name.startswith("vit_")
 
 
 class TrainingSettings(Settings):
@@ -186,6 +198,20 @@ class Config(Settings):
         if len(set(seeds)) < len(seeds):
             raise ValueError("each seed may stand once")
         return seeds
+
+    @pydantic.model_validator(mode="after")
+    def _views_fit_the_encoder(self):
+        given = [("augmentation.views", recipe) for recipe in self.augmentation.views]
+        if self.scores.augmentation != "training":
+            given += [("scores.augmentation", recipe) for recipe in self.scores.augmentation]
+        for key, recipe in given:
+            if self.encoder.sees_patches and recipe.size % self.encoder.patch:
+                raise ValueError(f"encoder.patch: {self.encoder.patch} does not divide the {recipe.size} pixels of a view in {key}")
+            if recipe.mask_ratio and not self.encoder.sees_patches:
+                raise ValueError(
+                    f"{key}: mask_ratio is {recipe.mask_ratio}, but {self.encoder.name} sees whole images; only a vit_... takes a mask"
+                )
+        return self
 
     @property
     def folder(self):

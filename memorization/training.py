@@ -11,7 +11,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from memorization.augmentations import training_views, whole_images
+from memorization.augmentations import blank_views, training_views, whole_images
 from memorization.checkpoint import check_belongs, read_checkpoint, read_progress, save_checkpoint, save_progress
 from memorization.config import first_difference, read_run_config, save_config, trained_part
 from memorization.errors import WrongUse
@@ -91,7 +91,9 @@ def train_encoder(make_method, images, subsets, role, seed, config, device):
         first = step % steps_per_epoch
         for i in tqdm(range(first, steps_per_epoch), desc=f"epoch {epoch + 1}", leave=False, disable=None):
             positions = order[i * settings.batch_size : (i + 1) * settings.batch_size]
-            views = training_views(images.train, training_set[positions], config.augmentation.views, images.normalization, seed, epoch)
+            views = training_views(
+                images.train, training_set[positions], config.augmentation.views, images.normalization, seed, epoch, config.encoder.patch
+            )
             rate = full_rate * schedule(step, steps, settings.warmup_epochs * steps_per_epoch)
             set_learning_rate(optimizer, rate, full_rate)
             losses.append(train_step(method, optimizer, views, settings, progress=step / steps))
@@ -169,18 +171,28 @@ def _check_fit(make_method, images, subsets, config):
     size = len(subsets.training_set("candidate"))
     if size < config.training.batch_size:
         raise WrongUse(f"training.batch_size: {config.training.batch_size} is more than the {size} images of a training set")
-    views = sum(recipe.count for recipe in config.augmentation.views)
-    parameters = inspect.signature(make_method().forward)
-    try:
-        parameters.bind(*range(views))
-    except TypeError:
-        raise WrongUse(f"augmentation.views: {views} views are drawn, but {config.method.name} takes {parameters}") from None
+    _try_method(make_method, images.channels, config)
     if config.training.knn_every:
         needed = {f"training image of the {role} encoder": images.train.labels[subsets.training_set(role)] for role in ROLES}
         needed["external image"] = images.test.labels[subsets.external]
         for name, labels in needed.items():
             if not (labels >= 0).any():
                 raise WrongUse(f"training.knn_every: {config.training.knn_every} needs labels, but no {name} has one; set it to 0")
+
+
+def _try_method(make_method, channels, config):
+    """Raise WrongUse where a method cannot be made with these settings, or does not take the views that they describe."""
+    try:
+        method, views = make_method(), blank_views(config.augmentation.views, channels, config.encoder.patch, count=2)
+        signature = inspect.signature(method.forward)
+        try:
+            signature.bind(*views)
+        except TypeError:
+            raise ValueError(f"augmentation.views: {len(views)} views are drawn, but {config.method.name} takes {signature}") from None
+        with torch.no_grad():
+            method(*views)
+    except ValueError as error:
+        raise WrongUse(str(error)) from None
 
 
 def _check_run_folder(config):

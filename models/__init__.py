@@ -18,6 +18,11 @@ and one config.
 An encoder maps normalized pixels to representations:
 
     encoder(pixels, visible=None) -> (B, D)              one representation an image
-    encoder.tokens(pixels, visible=None) -> (B, T, D)    one a position, before pooling
+    encoder.tokens(pixels, visible=None) -> (B, T, D)    one a position, before pooling; of a vision transformer (B, 1 + K, D), the class
+                                                         token and the K visible patches
     encoder.dim                                          D
+    encoder.patch                                        of a vision transformer: height and width of its patches
+
+Whatever does not fit together (a method and an encoder, or its views) is a ValueError, raised when the method is made or first called,
+whose message is one line that names the setting; it is called once on blank views before training starts.
 """

@@ -5,13 +5,14 @@ from typing import Literal
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from models.heads import projection_head
+from models.settings import MethodSettings
 
 
-class SimCLRSettings(BaseModel):
+class SimCLRSettings(MethodSettings):
     """The config's `method:` section."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
     name: Literal["simclr"]
     hidden_dim: int = Field(512, ge=1, description="width of the projector's hidden layer")
@@ -20,10 +21,6 @@ class SimCLRSettings(BaseModel):
     head_norm: Literal["batch", "layer", "none"] = Field("batch", description="normalization in the projector")
     one_pass: bool = Field(False, description="both views through the encoder in one batch: batch norm then sees them together")
 
-    def arguments(self):
-        """The arguments of `SimCLR` beside its encoder."""
-        return self.model_dump(exclude={"name"})
-
 
 class SimCLR(nn.Module):
     """Both views of an image attract each other and repel all other images of the batch."""
@@ -31,29 +28,30 @@ class SimCLR(nn.Module):
     def __init__(self, encoder, hidden_dim, projection_dim, temperature, head_norm, one_pass):
         super().__init__()
         self.encoder = encoder
-        self.projector = nn.Sequential(
-            nn.Linear(encoder.dim, hidden_dim, bias=head_norm == "none"),
-            HEAD_NORMS[head_norm](hidden_dim),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden_dim, projection_dim),
-        )
+        self.projector = projection_head(encoder.dim, hidden_dim, projection_dim, head_norm)
         self.temperature = temperature
         self.one_pass = one_pass
 
     def forward(self, first, second):
         """Two views of the same B images. Returns the loss, a scalar."""
         if self.one_pass:
-            z1, z2 = self.project(torch.cat([first.pixels, second.pixels])).chunk(2)
+            z1, z2 = self.project(*joined(first, second)).chunk(2)
         else:
-            z1, z2 = self.project(first.pixels), self.project(second.pixels)
+            z1, z2 = self.project(first.pixels, first.visible), self.project(second.pixels, second.visible)
         return nt_xent(z1, z2, self.temperature)
 
-    def project(self, pixels):
-        """(B, C, H, W) -> (B, projection_dim)."""
-        return self.projector(self.encoder(pixels))
+    def project(self, pixels, visible):
+        """(B, C, H, W), and (B, K) or None -> (B, projection_dim)."""
+        return self.projector(self.encoder(pixels, visible))
 
 
-HEAD_NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "none": lambda dim: nn.Identity()}
+def joined(first, second):
+    """Two views of B images as one batch: pixels (2B, C, H, W), and visible (2B, K) or None. Raises ValueError where they do not fit."""
+    shapes = [(view.pixels.shape, None if view.visible is None else view.visible.shape) for view in (first, second)]
+    if shapes[0] != shapes[1]:
+        raise ValueError("method.one_pass: True needs two views of one size, under one mask ratio")
+    visible = None if first.visible is None else torch.cat([first.visible, second.visible])
+    return torch.cat([first.pixels, second.pixels]), visible
 
 
 def nt_xent(z1, z2, temperature):

@@ -6,7 +6,12 @@ import pytest
 import yaml
 
 import memorization_scores
+import train_byol
+import train_mae
 import train_simclr
+from models.byol import BYOLSettings
+from models.mae import MAESettings
+from models.simclr import SimCLRSettings
 
 EXPERIMENT = {
     "run": "runs/tiny",
@@ -22,11 +27,35 @@ EXPERIMENT = {
     "scores": {"views": 4},
 }
 
+# Of every method: its script, the schema of its settings, and what it changes in the tiny experiment.
+METHODS = {
+    "simclr": (train_simclr, SimCLRSettings, {}),
+    "byol": (
+        train_byol,
+        BYOLSettings,
+        {
+            "method": {"name": "byol", "hidden_dim": 8, "projection_dim": 8, "momentum": 0.9},
+            "augmentation": {
+                "views": [{"size": 16, "crop_scale": [0.5, 1.0], "jitter": 0.8}, {"size": 16, "crop_scale": [0.5, 1.0], "solarize": 0.5}]
+            },
+        },
+    ),
+    "mae": (
+        train_mae,
+        MAESettings,
+        {
+            "method": {"name": "mae", "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
+            "augmentation": {"views": [{"size": 16, "mask_ratio": 0.75}]},
+            "encoder": {"name": "vit_mini", "width": 32, "depth": 1},
+        },
+    ),
+}
+
 
 def write_experiment(folder, changes=()):
     """Write a config into a folder: the tiny experiment with dotted keys changed; a value of None takes a key out. Returns its path."""
     experiment = copy.deepcopy(EXPERIMENT)
-    for key, value in {"run": str(folder / "run"), **dict(changes)}.items():
+    for key, value in copy.deepcopy({"run": str(folder / "run"), **dict(changes)}).items():
         *sections, last = key.split(".")
         section = experiment
         for part in sections:

@@ -4,8 +4,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from memorization.alignment import alignment_loss, jackknife_error, memorization_score, represent
+from memorization.alignment import (
+    alignment_loss,
+    encoder_distances,
+    jackknife_error,
+    masked_token_distances,
+    mean_over_pairs,
+    memorization_score,
+    represent,
+    view_distances,
+)
 from memorization.augmentations import View
+from memorization.config import EncoderSettings
+from models.encoders import make_encoder
 
 
 def random_views(B, V, D, seed=0):
@@ -50,9 +61,77 @@ def test_pooled_and_flattened_representations_have_length_one():
     assert torch.allclose(represent(Rows(), [first, second]), torch.tensor([[[0.6, 0.8], [0.0, 1.0]]]))
 
 
+class Places(torch.nn.Module):
+    """Stands for a vision transformer that says of each patch of one pixel what it shows, and 5 as the class token."""
+
+    patch = 1
+
+    def tokens(self, pixels, visible=None):
+        patches = pixels.flatten(2).transpose(1, 2)  # (B, T, C)
+        if visible is not None:
+            patches = patches.gather(1, visible[:, :, None].expand(-1, -1, patches.shape[2]))
+        return torch.cat([torch.full_like(patches[:, :1], 5.0), patches], dim=1)
+
+
+def test_tokens_of_masked_views_are_compared_only_where_both_see_written_out():
+    generator = torch.Generator().manual_seed(0)
+    views = [View(torch.randn(3, 2, 3, 3, generator=generator, dtype=torch.float64)) for _ in range(5)]
+    visible = [torch.rand(3, 9, generator=generator).argsort(dim=1)[:, :4].sort(dim=1).values for _ in range(4)] + [None]
+    views = [View(view.pixels, seen) for view, seen in zip(views, visible)]  # the last view hides nothing
+    distances = encoder_distances(Places(), views, "tokens")
+    for image in range(3):
+        for i in range(5):
+            for j in range(5):
+                seen = [set(range(9)) if view.visible is None else set(view.visible[image].tolist()) for view in (views[i], views[j])]
+                vectors = [[5.0, 5.0], [5.0, 5.0]]  # the class token
+                for place in sorted(seen[0] & seen[1]):
+                    for vector, view in zip(vectors, (views[i], views[j])):
+                        vector += view.pixels[image, :, place // 3, place % 3].tolist()
+                one, other = ([x / math.hypot(*vector) for x in vector] for vector in vectors)
+                assert distances[image, i, j].item() == pytest.approx(math.dist(one, other), abs=1e-7 if i == j else 1e-12)
+
+
+def test_masks_alone_put_no_distance_between_views_that_are_perfectly_aligned():
+    """Zeros in the place of hidden tokens would put them more than 1 apart."""
+    pixels = torch.randn(4, 6, 8, 8, generator=torch.Generator().manual_seed(0))
+    masks = [torch.rand(4, 64, generator=torch.Generator().manual_seed(i)).argsort(dim=1)[:, :16] for i in range(3)]
+    distances = encoder_distances(Places(), [View(pixels, mask) for mask in masks], "tokens")
+    assert distances.abs().max() < 1e-6
+
+
+def test_with_everything_visible_masked_tokens_are_all_tokens():
+    torch.manual_seed(0)
+    encoder = make_encoder(EncoderSettings(name="vit_mini", width=32, depth=1), 1, 16).eval()
+    pixels = torch.randn(3, 2, 1, 16, 16)
+    everything = torch.arange(16).expand(2, -1)
+    with torch.no_grad():
+        masked = encoder_distances(encoder, [View(view, everything) for view in pixels], "tokens")
+        whole = encoder_distances(encoder, [View(view) for view in pixels], "tokens")
+    assert torch.allclose(masked, whole, atol=1e-5) and whole[:, 0, 1].min() > 0.1
+
+
+def test_pooled_distances_are_those_of_the_encoders_output_under_the_mask():
+    torch.manual_seed(0)
+    encoder = make_encoder(EncoderSettings(name="vit_mini", width=32, depth=1), 1, 16).eval()
+    views = [View(torch.randn(2, 1, 16, 16), torch.tensor([[0, i], [i, 15]])) for i in (3, 7, 9)]
+    with torch.no_grad():
+        expected = torch.stack([F.normalize(encoder(view.pixels, view.visible), dim=1) for view in views], dim=1)
+        assert torch.equal(encoder_distances(encoder, views), view_distances(expected))
+
+
+def test_token_distances_keep_small_distances_in_float32():
+    generator = torch.Generator().manual_seed(0)
+    near = torch.randn(2, 1, 20, 8, generator=generator, dtype=torch.float64)
+    tokens = torch.cat([near, near + 1e-5 * torch.randn(2, 1, 20, 8, generator=generator, dtype=torch.float64)], dim=1)
+    seen = torch.ones(2, 2, 20, dtype=torch.bool)
+    exact = masked_token_distances(tokens, seen)
+    assert torch.allclose(masked_token_distances(tokens.float(), seen).double()[:, 0, 1], exact[:, 0, 1], rtol=0.02)
+
+
 def test_alignment_loss_of_one_view_is_refused():
-    with pytest.raises(ValueError, match="at least 2"):
-        alignment_loss(torch.zeros(1, 1, 4))
+    for of_one_view in (lambda: alignment_loss(torch.zeros(1, 1, 4)), lambda: mean_over_pairs(torch.zeros(1, 1, 1))):
+        with pytest.raises(ValueError, match="at least 2"):
+            of_one_view()
 
 
 def test_a_pair_made_by_hand_scores_positive_where_f_aligns_better():
@@ -73,7 +152,7 @@ def test_jackknife_equals_leaving_out_each_view_by_hand():
         ]
     )
     expected = (5 / 6 * (without - without.mean(0)).square().sum(0)).sqrt()
-    assert torch.allclose(jackknife_error(f, g), expected, atol=1e-12)
+    assert torch.allclose(jackknife_error(view_distances(f), view_distances(g)), expected, atol=1e-12)
 
 
 def test_jackknife_predicts_how_scores_repeat_with_fresh_views():
@@ -87,7 +166,7 @@ def test_jackknife_predicts_how_scores_repeat_with_fresh_views():
         shift = torch.randn(samples, V, D, generator=generator, dtype=torch.float64)  # the same views through f and g
         f, g = F.normalize(centre + noise_f * shift, dim=2), F.normalize(centre + noise_g * shift, dim=2)
         scores.append(memorization_score(alignment_loss(f), alignment_loss(g)))
-        errors.append(jackknife_error(f, g))
+        errors.append(jackknife_error(view_distances(f), view_distances(g)))
     scores, errors = torch.stack(scores), torch.stack(errors)  # (repeats, samples)
     # Each sample's error is taken over its repeats: one alone has V - 1 degrees of freedom, and a z of it the tails of Student's t.
     z = (scores - scores.mean(0)) / errors.square().mean(0).sqrt() * math.sqrt(repeats / (repeats - 1))
@@ -96,4 +175,4 @@ def test_jackknife_predicts_how_scores_repeat_with_fresh_views():
 
 def test_jackknife_of_two_views_is_refused():
     with pytest.raises(ValueError, match="at least 3"):
-        jackknife_error(random_views(2, 2, 3), random_views(2, 2, 3))
+        jackknife_error(torch.zeros(2, 2, 2), torch.zeros(2, 2, 2))

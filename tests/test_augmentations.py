@@ -8,7 +8,16 @@ from scipy import stats
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from memorization.augmentations import augment, draw_parameters, measuring_recipe, training_views, transform, whole_images
+from memorization.augmentations import (
+    augment,
+    blank_views,
+    draw_parameters,
+    draw_visible,
+    measuring_recipe,
+    training_views,
+    transform,
+    whole_images,
+)
 from memorization.config import ViewRecipe
 from memorization.data import Split
 from memorization.randomness import stream
@@ -409,6 +418,63 @@ def test_switching_an_operation_on_leaves_what_is_drawn_for_the_others_as_it_was
     all_on = draw(ViewRecipe(size=8, **EVERYTHING), 100)
     for name in ("top", "left", "height", "width", "flip", "factors", "order", "noise_keys"):
         assert torch.equal(getattr(few, name), getattr(all_on, name)), name
+
+
+# --- masks ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size, patch, ratio, K", [
+    (28, 4, 0.75, 12), (32, 2, 0.75, 64), (32, 4, 0.9, 6), (8, 4, 0.9, 1), (8, 4, 0.99, 1), (4, 4, 0.6, 1), (32, 4, 0.001, 64),
+])  # fmt: skip
+def test_a_mask_leaves_all_but_the_rounded_share_of_the_patches_and_at_least_one(size, patch, ratio, K):
+    recipe = ViewRecipe(size=size, mask_ratio=ratio)
+    view = augment(made_up_split(70, 1, size), torch.arange(70), recipe, NORMALIZATION[1], seed=0, purpose="training", patch=patch)
+    assert view.visible.shape == (70, K) and view.visible.dtype == torch.int64
+    assert (view.visible.diff(dim=1) > 0).all() and 0 <= view.visible.min() and view.visible.max() < (size // patch) ** 2
+    blank = blank_views([recipe, recipe.model_copy(update={"count": 2})], 1, patch, count=5)
+    assert [(tuple(view.pixels.shape), tuple(view.visible.shape)) for view in blank] == 3 * [((5, 1, size, size), (5, K))]
+
+
+def test_without_a_mask_everything_is_visible():
+    images = made_up_split(4, 1, 8)
+    assert augment(images, torch.arange(4), ViewRecipe(size=8), NORMALIZATION[1], seed=0, purpose="training", patch=4).visible is None
+    assert blank_views([ViewRecipe(size=8)], 1, 4, count=2)[0].visible is None
+
+
+def test_every_choice_of_patches_has_equal_chance_and_tells_nothing_about_the_crop():
+    recipe = ViewRecipe(size=6, mask_ratio=0.5, crop_scale=[0.2, 0.6], flip=0.5)
+    seen = draw_visible(ViewRecipe(size=4, mask_ratio=0.5), torch.arange(6000), 2, stream(0, "training"))
+    counts = [(seen == torch.tensor(pair)).all(1).sum().item() for pair in itertools.combinations(range(4), 2)]
+    assert sum(counts) == 6000 and stats.chisquare(counts).pvalue > 0.01
+    drawn, seen = draw(recipe, 20_000), draw_visible(recipe, torch.arange(20_000), 2, stream(0, "training"))
+    is_visible = torch.zeros(20_000, 9, dtype=torch.float64).scatter_(1, seen, 1.0)
+    of_crop = torch.stack([drawn.top, drawn.left, drawn.height, drawn.width, drawn.flip.double()], dim=1)
+    correlations = torch.corrcoef(torch.cat([is_visible, of_crop], dim=1).T)[:9, 9:]
+    assert correlations.abs().max() < 4.5 / math.sqrt(20_000)
+
+
+def test_a_mask_depends_on_its_own_sample_and_on_what_it_is_for_alone():
+    images, recipe = made_up_split(131, 1, 28), ViewRecipe(size=28, mask_ratio=0.75)
+
+    def masks(indices, seed=0, purpose="training", epoch=1, view=0, split="train"):
+        views = augment(replace(images, name=split), indices, recipe, NORMALIZATION[1], seed, purpose, epoch, view, patch=4)
+        return views.visible
+
+    whole = masks(torch.arange(131))
+    assert torch.equal(masks(torch.arange(131).flip(0)), whole.flip(0))
+    assert torch.equal(torch.cat([masks(part) for part in torch.arange(131).split(7)]), whole)
+    others = [{"seed": 1}, {"purpose": "scoring"}, {"epoch": 2}, {"view": 1}, {"split": "test"}]
+    drawn = torch.cat([whole, *(masks(torch.arange(131), **other) for other in others)])
+    assert len(drawn.unique(dim=0)) == len(drawn)
+
+
+def test_a_mask_changes_nothing_else_of_a_view():
+    images = made_up_split(20, 3, 16)
+    views = [
+        augment(images, torch.arange(20), ViewRecipe(size=16, **EVERYTHING, mask_ratio=ratio), NORMALIZATION[3], 0, "training", patch=4)
+        for ratio in (0.0, 0.5)
+    ]
+    assert torch.equal(views[0].pixels, views[1].pixels)
 
 
 # --- what shares its parameters, and what never does ------------------------------------------------------------------------------

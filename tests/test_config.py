@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import METHODS
 
 import memorization_scores
+import train_mae
 import train_simclr
 from memorization.config import Config, first_difference, read_config, trained_part
 from memorization.errors import WrongUse
@@ -19,9 +21,10 @@ def read(path, *options):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_is_whole_and_names_its_run_after_itself(path):
-    config = read(str(path))
-    assert config.run == f"runs/{path.stem}"
     written = yaml.safe_load(path.read_text())
+    _, schema, _ = METHODS[written["method"]["name"]]
+    config = read_config("A script.", ["--config", str(path)], method=schema)
+    assert config.run == f"runs/{path.stem}"
     assert {"run", "seeds", "data", "subsets", "augmentation", "encoder", "method", "training", "scores"} <= set(written)
 
 
@@ -89,6 +92,45 @@ WRONG = [
 def test_a_wrong_option_is_one_line_and_nothing_is_written(options, words, write_config, refusal, tmp_path):
     line = refusal(train_simclr.main, ["--config", write_config(), *options])
     assert all(word in line for word in words), line
+    assert not (tmp_path / "run").exists()
+
+
+MASKS = [
+    ([{"size": 16, "mask_ratio": 1.0}], ["augmentation.views.0.mask_ratio", "1.0", "less than 1"]),
+    ([{"size": 16, "mask_ratio": -0.5}], ["augmentation.views.0.mask_ratio", "-0.5", "greater than or equal to 0"]),
+    ([{"size": 16}], ["augmentation.views", "MAE needs a mask_ratio above 0"]),
+    ([{"size": 16, "mask_ratio": 0.01}], ["augmentation.views", "mask_ratio hides none of the 16 patches"]),
+    ([{"size": 18, "mask_ratio": 0.5}], ["encoder.patch: 4 does not divide the 18 pixels of a view in augmentation.views"]),
+    ([{"size": 16, "mask_ratio": 0.5, "count": 2}], ["augmentation.views", "2 views are drawn, but mae takes (view)"]),
+]
+
+
+@pytest.mark.parametrize("views, words", MASKS, ids=lambda value: str(value))
+def test_a_mask_that_cannot_be_is_one_line_and_nothing_is_written(views, words, write_config, refusal, tmp_path):
+    line = refusal(train_mae.main, ["--config", write_config(METHODS["mae"][2] | {"augmentation.views": views})])
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("script, options, words", [
+    (train_mae, ["--encoder.patch", "5"], ["encoder.patch: 5 does not divide the 16 pixels"]),
+    (train_mae, ["--encoder.name", "resnet18"], ["mask_ratio is 0.75, but resnet18 sees whole images"]),
+    (train_mae, ["--encoder.name", "resnet18", "--augmentation.views", "[{size: 16}]"], ["encoder.name: MAE hides patches"]),
+    (train_mae, ["--encoder.width", "40"], ["encoder.width: 40"]),
+    (train_mae, ["--method.decoder_heads", "3"], ["method.decoder_heads: 3"]),
+    (train_mae, ["--training.batch_size", "1"], ["training.batch_size", "1", "greater than or equal to 2"]),
+    (train_mae, ["--scores.augmentation", "[{size: 17}]"], ["encoder.patch: 4 does not divide", "scores.augmentation"]),
+    (train_simclr, ["--augmentation.views", "[{size: 16, count: 2, mask_ratio: 0.5}]"], ["only a vit_... takes a mask"]),
+])  # fmt: skip
+def test_an_encoder_that_does_not_fit_is_one_line_and_nothing_is_written(script, options, words, write_config, refusal, tmp_path):
+    line = refusal(script.main, ["--config", write_config(METHODS["mae" if script is train_mae else "simclr"][2]), *options])
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "run").exists()
+
+
+def test_views_of_two_sizes_do_not_pass_in_one_batch(write_config, refusal, tmp_path):
+    path = write_config({"method.one_pass": True, "augmentation.views": [{"size": 16}, {"size": 8}]})
+    assert "method.one_pass: True needs two views of one size" in refusal(train_simclr.main, ["--config", path])
     assert not (tmp_path / "run").exists()
 
 

@@ -8,8 +8,10 @@ import pytest
 import scipy.io
 import torch
 import torch.nn.functional as F
+from conftest import METHODS, write_experiment
 
 import memorization_scores
+import train_mae
 import train_simclr
 from memorization.augmentations import augment
 from memorization.checkpoint import load_pair, read_checkpoint, save_checkpoint
@@ -77,6 +79,61 @@ def test_scores_equal_the_definition_written_out(subset, row, split, recipes, ru
         z = [F.normalize(encoder(view.pixels), dim=1)[0] for view in views]
         expected = np.mean([torch.dist(z[i], z[j]).item() for i in range(4) for j in range(i + 1, 4)])
         assert arrays[name][1, row] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def masked_run(tmp_path_factory):
+    """(config path, run folder) of a tiny pair trained by MAE and scored. Not to be changed."""
+    folder = tmp_path_factory.mktemp("masked")
+    path = write_experiment(folder, METHODS["mae"][2])
+    train_mae.main(["--config", path])
+    score(path)
+    return path, folder / "run"
+
+
+@pytest.mark.parametrize("representation", ["pooled", "tokens"])
+@pytest.mark.parametrize("recipe", ["training", {"size": 16, "mask_ratio": 0.5, "noise": 0.1}, {"size": 16, "rotate": [0, 90]}])
+def test_scores_of_a_masked_autoencoder_equal_the_definition_written_out(representation, recipe, masked_run, tmp_path):
+    """Under the training mask by construction, or under another recipe, which the result records; tokens only where both views see."""
+    path, run = tmp_path / "tiny.yaml", shutil.copytree(masked_run[1], tmp_path / "run")
+    shutil.copy(masked_run[0], path)
+    explicit = [] if recipe == "training" else ["--scores.augmentation", f"[{recipe}]"]
+    score(str(path), "--run", str(run), "--scores.representation", representation, *explicit)
+    folder = max((run / "scores").rglob("scores.npz"), key=lambda file: file.stat().st_mtime_ns).parent
+    assert (folder == run / "scores") == (recipe == "training" and representation == "pooled")
+    settings = json.loads((folder / "summary.json").read_text())["settings"]
+    if recipe != "training":
+        assert recipe.items() <= settings["augmentation"][0].items()
+    f, _, record = load_pair(run, seed=0)
+    drawn = ViewRecipe(**record["config"]["augmentation"]["views"][0] if recipe == "training" else recipe)
+    images, row = open_images(DataSettings(name="fake", size=16)), 40
+    with np.load(folder / "scores.npz") as arrays:
+        index, loss = torch.tensor([arrays["index"][row]]), arrays["L_f"][0, row]
+    views = [augment(images.train, index, drawn, images.normalization, seed=0, purpose="scoring", view=v, patch=4) for v in range(4)]
+    visible = [set(range(16)) if view.visible is None else set(view.visible[0].tolist()) for view in views]
+    assert {len(patches) for patches in visible} == {16 - int(16 * drawn.mask_ratio)}
+
+    def vector(v, places):
+        """What view v is represented by, restricted to some patches."""
+        if representation == "pooled":
+            return F.normalize(f(views[v].pixels, views[v].visible), dim=1)[0]
+        tokens = f.tokens(views[v].pixels, views[v].visible)[0]
+        kept = [0] + [1 + i for i, place in enumerate(sorted(visible[v])) if place in places]
+        return F.normalize(tokens[kept].flatten(), dim=0)
+
+    pairs = [(i, j) for i in range(4) for j in range(i + 1, 4)]
+    distances = [torch.dist(*(vector(v, visible[i] & visible[j]) for v in (i, j))).item() for i, j in pairs]
+    assert loss == pytest.approx(np.mean(distances), abs=1e-6) and loss > 0
+
+
+def test_batch_size_does_not_change_a_score_under_a_mask(masked_run, tmp_path):
+    path, run = masked_run[0], shutil.copytree(masked_run[1], tmp_path / "run")
+    for representation in ("pooled", "tokens"):
+        tables = []
+        for size in ("256", "7"):
+            score(path, "--run", str(run), "--scores.representation", representation, "--scores.batch_size", size)
+            tables.append(read_table(run / "scores" / ("" if representation == "pooled" else "tokens"))[1])
+        assert np.abs(tables[0]["score"] - tables[1]["score"]).max() < 1e-6 and tables[0]["score"].any()
 
 
 def test_the_scales_follow_from_the_raw_losses(scored_run):

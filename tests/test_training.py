@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import write_experiment
+from conftest import METHODS, write_experiment
 
 import memorization.training as training
 import train_simclr
@@ -23,8 +23,8 @@ from models.simclr import SimCLR, SimCLRSettings
 ROLES = ("candidate", "independent")
 
 
-def train(path, *options):
-    train_simclr.main(["--config", path, *options])
+def train(path, *options, method="simclr"):
+    METHODS[method][0].main(["--config", path, *options])
 
 
 class Watch:
@@ -135,11 +135,14 @@ def test_the_same_command_gives_the_same_bytes(write_config, tmp_path):
     )
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
-def test_an_interrupted_run_goes_on_and_ends_bit_identical(optimizer, write_config, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "method, optimizer", [("simclr", "sgd"), ("simclr", "adamw"), ("simclr", "lars"), ("byol", "sgd"), ("mae", "adamw")]
+)
+def test_an_interrupted_run_goes_on_and_ends_bit_identical(method, optimizer, write_config, tmp_path, monkeypatch, capsys):
     """Interrupted in the middle of an epoch, of f and then of g, with a save before every step."""
-    path = write_config({"training.optimizer": optimizer, "training.knn_every": 1, "training.checkpoint_minutes": 1e-9})
-    train(path, "--run", str(tmp_path / "whole"))
+    changes = {"training.optimizer": optimizer, "training.knn_every": 1, "training.checkpoint_minutes": 1e-9}
+    path = write_config(METHODS[method][2] | changes)
+    train(path, "--run", str(tmp_path / "whole"), method=method)
 
     step, steps = training.train_step, []
 
@@ -152,8 +155,8 @@ def test_an_interrupted_run_goes_on_and_ends_bit_identical(optimizer, write_conf
     monkeypatch.setattr(training, "train_step", interrupted_step)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            train(path)
-    train(path)
+            train(path, method=method)
+    train(path, method=method)
     assert len(steps) == 2 * 9 + 2
     printed = capsys.readouterr().out
     assert "candidate: going on after step 5" in printed and "independent: going on after step 3" in printed
@@ -225,9 +228,10 @@ def test_precision_is_that_of_the_setting(precision, dtype, write_config, monkey
     seen = set()
     project = SimCLR.project
 
-    def watched_project(simclr, pixels):
-        z = project(simclr, pixels)
-        seen.add(z.dtype)
+    def watched_project(simclr, pixels, visible):
+        z = project(simclr, pixels, visible)
+        if z.requires_grad:  # a training step, not the trial before it
+            seen.add(z.dtype)
         return z
 
     monkeypatch.setattr(SimCLR, "project", watched_project)
@@ -301,14 +305,27 @@ def test_the_run_folder_tells_what_was_done(scored_run):
     assert (run / "seed_1/candidate/encoder_epoch_0002.pt").exists()
 
 
-def test_simclr_learns_on_a_few_hundred_images_and_does_not_collapse(write_config, tmp_path):
-    train(write_config({
-        "encoder.width": 16, "training.epochs": 8, "training.batch_size": 64, "training.knn_every": 8, "training.learning_rate": 0.003,
-        "subsets.shared": 192, "subsets.candidate": 64, "subsets.independent": 64, "method.temperature": 0.2, "method.projection_dim": 32,
-    }))  # fmt: skip
+LEARNING = {  # of every method, what it needs beyond the tiny experiment, and by how much its loss falls
+    "simclr": ({"encoder.width": 16, "training.learning_rate": 0.003, "method.temperature": 0.2, "method.projection_dim": 32}, 0.2),
+    "byol": ({"encoder.width": 16, "training.learning_rate": 0.003, "method.hidden_dim": 64, "method.projection_dim": 32}, 0.5),
+    "mae": (
+        {
+            "encoder.width": 64, "encoder.patch": 8, "augmentation.views": [{"size": 16, "mask_ratio": 0.25}], "method.decoder_dim": 32,
+            "training.learning_rate": 0.003, "training.batch_size": 32, "training.epochs": 40,
+        },
+        0.2,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_learns_on_a_few_hundred_images_and_does_not_collapse(method, write_config, tmp_path):
+    changes, fall = LEARNING[method]
+    sizes = {"subsets.shared": 192, "subsets.candidate": 64, "subsets.independent": 64, "training.batch_size": 64, "training.epochs": 8}
+    train(write_config(METHODS[method][2] | sizes | {"training.knn_every": 1} | changes), method=method)
     log = log_without_times(tmp_path / "run")
-    assert log[-1]["loss"] < log[0]["loss"] - 0.2
-    assert log[-1]["spread"] > log[0]["spread"] + 0.1
+    assert log[-1]["loss"] < log[0]["loss"] - fall
+    assert log[-1]["spread"] > 0.5  # 1 is the most, and 0 a collapse
     assert log[-1]["knn_accuracy"] > 0.3  # of ten classes
 
 

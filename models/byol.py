@@ -1,0 +1,75 @@
+"""BYOL: Bootstrap Your Own Latent (Grill et al. 2020, arXiv 2006.07733)."""
+
+import copy
+import math
+from typing import Literal
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from pydantic import Field
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from models.heads import projection_head
+from models.settings import MethodSettings
+
+
+class BYOLSettings(MethodSettings):
+    """The config's `method:` section."""
+
+    name: Literal["byol"]
+    hidden_dim: int = Field(4096, ge=1, description="width of the hidden layers of projector and predictor")
+    projection_dim: int = Field(256, ge=1, description="width of what the projector gives and the predictor predicts")
+    momentum: float = Field(0.99, ge=0, le=1, description="momentum of the slow network at the start; it rises to 1 by half a cosine")
+    head_norm: Literal["batch", "layer", "none"] = Field("batch", description="normalization in projector and predictor")
+    kept: Literal["online", "momentum"] = Field("online", description="which of the two encoders is measured and kept")
+
+
+class BYOL(nn.Module):
+    """From one view of an image, the online network predicts what the momentum network, its slow copy, makes of the other.
+
+    As in the paper's code, the batch norms of the momentum network normalize by their own batch and keep running statistics of their own;
+    only parameters are averaged. Each view passes by itself.
+    """
+
+    def __init__(self, encoder, hidden_dim, projection_dim, momentum, head_norm, kept):
+        super().__init__()
+        self.online_encoder = encoder
+        self.projector = projection_head(encoder.dim, hidden_dim, projection_dim, head_norm)
+        self.predictor = projection_head(projection_dim, hidden_dim, projection_dim, head_norm)
+        self.momentum_encoder = copy.deepcopy(encoder).requires_grad_(False)
+        self.momentum_projector = copy.deepcopy(self.projector).requires_grad_(False)
+        self.base_momentum = momentum
+        self.kept = kept
+
+    @property
+    def encoder(self):
+        """The encoder that is measured and kept."""
+        return self.momentum_encoder if self.kept == "momentum" else self.online_encoder
+
+    def forward(self, first, second):
+        """Two views of the same B images. Returns the loss, a scalar: that of predicting either view from the other (eq. 2, symmetric)."""
+        p1, p2 = (self.predictor(self.projector(self.online_encoder(view.pixels, view.visible))) for view in (first, second))
+        with torch.no_grad():
+            z1, z2 = (self.momentum_projector(self.momentum_encoder(view.pixels, view.visible)) for view in (first, second))
+        return prediction_loss(p1, z2) + prediction_loss(p2, z1)
+
+    def after_step(self, progress):
+        """The momentum network follows the online network."""
+        online = [*self.online_encoder.parameters(), *self.projector.parameters()]
+        slow = [*self.momentum_encoder.parameters(), *self.momentum_projector.parameters()]
+        get_ema_multi_avg_fn(momentum_at(progress, self.base_momentum))(slow, online, None)
+
+
+def prediction_loss(p, z):
+    """2 - 2 cos(p, z), the squared distance of the two once l2-normalized, mean over B, a scalar; computed in at least float32.
+
+    p: (B, D), predictions; z: (B, D), what they should be.
+    """
+    p, z = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (p, z))
+    return 2 - 2 * F.cosine_similarity(p, z, dim=1).mean()
+
+
+def momentum_at(progress, base):
+    """The momentum of a step: half a cosine from base to 1 (section 3.1). progress: in [0, 1], the share of the training that is done."""
+    return 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2

@@ -1,0 +1,130 @@
+"""Vision transformers (Dosovitskiy et al. 2021, arXiv 2010.11929) as encoders that may see some of an image's patches only."""
+
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+VIT_SIZES = {"vit_tiny": (192, 12, 3), "vit_small": (384, 12, 6), "vit_base": (768, 12, 12)}  # width, depth, heads
+MINI_HEAD_DIM = 32  # vit_mini has a head for every 32 channels
+
+
+class VisionTransformer(nn.Module):
+    """A class token and a token for every visible patch, through transformer blocks that normalize first.
+
+    channels, size: of the images; patch: height and width of a patch, a divisor of size; dim: D; positions: "sincos" or "learned"; pooling:
+    "mean" of the visible patches' tokens, or "class", the class token.
+    """
+
+    def __init__(self, channels, size, patch, dim, depth, heads, positions, pooling):
+        super().__init__()
+        if size % patch:
+            raise ValueError(f"encoder.patch: {patch} does not divide the image size, {size}")
+        self.patch, self.dim, self.pooling = patch, dim, pooling
+        self.channels, self.grid = channels, size // patch
+        self.embed = nn.Linear(channels * patch**2, dim)
+        self.class_token = nn.Parameter(0.02 * torch.randn(dim))
+        self.positions = Positions(dim, self.grid, positions)
+        self.blocks = transformer_blocks(dim, depth, heads)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        initialize_linear(self)
+
+    def forward(self, pixels, visible=None):
+        """pixels: (B, C, H, W), normalized; visible: (B, K), the patches to look at, or None for all. Returns (B, D)."""
+        tokens = self.tokens(pixels, visible)
+        return tokens[:, 0] if self.pooling == "class" else tokens[:, 1:].mean(1)
+
+    def tokens(self, pixels, visible=None):
+        """pixels, visible: as above; patches are numbered row by row. Returns (B, 1 + K, D), the class token, then the patches as given."""
+        patches = patchify(pixels, self.patch)  # (B, T, C patch^2)
+        positions = self.positions(pixels.shape[2] // self.patch).expand(len(pixels), -1, -1)  # (B, T, D)
+        if visible is not None:
+            patches, positions = take_tokens(patches, visible), take_tokens(positions, visible)
+        tokens = self.embed(patches) + positions  # (B, K, D)
+        tokens = torch.cat([self.class_token.expand(len(tokens), 1, -1), tokens], dim=1)
+        return self.norm(self.blocks(tokens))
+
+
+class Positions(nn.Module):
+    """Where a patch is: a vector for each place of a square grid, "sincos" (fixed) or "learned"; interpolated for other grids."""
+
+    def __init__(self, dim, grid, kind):
+        super().__init__()
+        self.grid = grid
+        if kind == "learned":
+            self.table = nn.Parameter(0.02 * torch.randn(grid**2, dim))
+        else:
+            self.register_buffer("table", sincos_positions(dim, grid))
+
+    def forward(self, grid):
+        """The vectors of a grid x grid image, (grid^2, D), row by row."""
+        if grid == self.grid:
+            return self.table
+        square = self.table.T.reshape(1, -1, self.grid, self.grid)
+        return F.interpolate(square, size=(grid, grid), mode="bicubic").flatten(2)[0].T
+
+
+def vit(name, settings, channels, size):
+    """A vision transformer by name: vit_tiny, vit_small, vit_base, or vit_mini, whose width and depth are settings.
+
+    settings: has .patch, .positions and .pooling, and for vit_mini .width, a multiple of 32, and .depth.
+    Raises ValueError, which names the setting, where they do not fit the images or each other.
+    """
+    if name == "vit_mini":
+        if settings.width % MINI_HEAD_DIM:
+            raise ValueError(f"encoder.width: {settings.width} is no multiple of {MINI_HEAD_DIM}, as vit_mini needs")
+        dim, depth, heads = settings.width, settings.depth, settings.width // MINI_HEAD_DIM
+    else:
+        dim, depth, heads = VIT_SIZES[name]
+    return VisionTransformer(channels, size, settings.patch, dim, depth, heads, settings.positions, settings.pooling)
+
+
+def transformer_blocks(dim, depth, heads):
+    """`depth` blocks of attention and a perceptron of 4 dim, each normalized first; (B, T, dim) -> (B, T, dim), without dropout."""
+    return nn.Sequential(*(
+        nn.TransformerEncoderLayer(dim, heads, 4 * dim, 0.0, F.gelu, layer_norm_eps=1e-6, batch_first=True, norm_first=True)
+        for _ in range(depth)
+    ))  # fmt: skip
+
+
+def initialize_linear(module):
+    """Xavier-uniform weights and no biases in every linear layer, as in MAE (He et al. 2022, A.1)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+
+def patchify(pixels, patch):
+    """(B, C, H, W) -> (B, T, C patch^2): the patches row by row, each with its channels outermost. Undone by `unpatchify`."""
+    B, C, H, W = pixels.shape
+    if H % patch or W % patch:
+        raise ValueError(f"encoder.patch: {patch} does not divide images of {H} x {W} pixels")
+    x = pixels.reshape(B, C, H // patch, patch, W // patch, patch)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(B, -1, C * patch**2)
+
+
+def unpatchify(patches, patch):
+    """(B, T, C patch^2) -> (B, C, H, W), a square image: the inverse of `patchify`."""
+    B, T, values = patches.shape
+    grid = math.isqrt(T)
+    x = patches.reshape(B, grid, grid, values // patch**2, patch, patch)
+    return x.permute(0, 3, 1, 4, 2, 5).reshape(B, -1, grid * patch, grid * patch)
+
+
+def take_tokens(tokens, indices):
+    """The tokens at some places of each image. tokens: (B, T, D); indices: (B, K) int64. Returns (B, K, D)."""
+    return tokens.gather(1, indices[:, :, None].expand(-1, -1, tokens.shape[2]))
+
+
+def sincos_positions(dim, grid):
+    """Fixed positions (grid^2, dim), row by row: sines and cosines of the column in one half, of the row in the other, at wavelengths from
+    2 pi to 20,000 pi (Vaswani et al. 2017, in two dimensions as in MoCo v3 and MAE). Raises ValueError unless 4 divides dim."""
+    if dim % 4:
+        raise ValueError(f"fixed positions need a width that 4 divides, {dim} given")
+    frequency = 10_000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    angle = torch.arange(grid)[:, None] * frequency  # (grid, dim / 4)
+    line = torch.cat([angle.sin(), angle.cos()], dim=1)  # (grid, dim / 2)
+    column, row = line[None, :].expand(grid, -1, -1), line[:, None].expand(-1, grid, -1)
+    return torch.cat([column, row], dim=2).flatten(0, 1).float()

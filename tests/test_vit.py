@@ -1,0 +1,139 @@
+import math
+
+import pytest
+import torch
+
+from memorization.config import EncoderSettings
+from models.encoders import make_encoder
+from models.vit import Positions, patchify, sincos_positions, unpatchify
+
+
+def make_vit(channels=1, size=16, seed=0, **settings):
+    torch.manual_seed(seed)
+    return make_encoder(EncoderSettings(**{"name": "vit_mini", "width": 32, "depth": 2, "patch": 4} | settings), channels, size).eval()
+
+
+def images(B, channels, size):
+    return torch.randn(B, channels, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def test_patches_are_numbered_row_by_row():
+    pixels = torch.arange(2 * 16.0).view(1, 2, 4, 4)
+    patches = patchify(pixels, 2)
+    assert patches.shape == (1, 4, 8)
+    assert patches[0, 1].tolist() == [2, 3, 6, 7, 18, 19, 22, 23]  # top right, first channel then second
+    assert patches[0, 2].tolist() == [8, 9, 12, 13, 24, 25, 28, 29]  # bottom left
+
+
+@pytest.mark.parametrize("channels, size, patch", [(1, 28, 4), (3, 32, 2), (3, 8, 8), (1, 6, 3)])
+def test_unpatchify_undoes_patchify_exactly(channels, size, patch):
+    pixels = images(3, channels, size)
+    assert torch.equal(unpatchify(patchify(pixels, patch), patch), pixels)
+
+
+@pytest.mark.parametrize("name, dim, depth, heads, millions", [
+    ("vit_tiny", 192, 12, 3, 5.5), ("vit_small", 384, 12, 6, 21.7), ("vit_base", 768, 12, 12, 85.8),
+])  # fmt: skip
+def test_the_sizes_are_those_of_the_literature(name, dim, depth, heads, millions):
+    """Parameters of DeiT and ViT at 224 pixels and patches of 16, without the classifier."""
+    with torch.device("meta"):
+        encoder = make_encoder(EncoderSettings(name=name, patch=16, positions="learned"), 3, 224)
+    assert (encoder.dim, len(encoder.blocks), encoder.blocks[0].self_attn.num_heads) == (dim, depth, heads)
+    assert sum(parameter.numel() for parameter in encoder.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+@pytest.mark.parametrize("patch, size", [(2, 28), (4, 32), (8, 96), (16, 48)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_any_size_that_the_patch_divides(patch, size, channels):
+    tokens = make_vit(channels, size, patch=patch).tokens(images(2, channels, size))
+    assert tokens.shape == (2, 1 + (size // patch) ** 2, 32)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "class"])
+def test_pooling_is_the_class_token_or_the_mean_of_the_visible_patches(pooling):
+    encoder, pixels = make_vit(pooling=pooling), images(3, 1, 16)
+    for visible in (None, torch.tensor([[0, 5], [2, 3], [7, 15]])):
+        tokens = encoder.tokens(pixels, visible)
+        expected = tokens[:, 0] if pooling == "class" else tokens[:, 1:].mean(1)
+        assert torch.equal(encoder(pixels, visible), expected)
+
+
+@pytest.mark.parametrize("positions", ["sincos", "learned"])
+def test_all_patches_visible_is_the_whole_image_and_their_order_says_nothing(positions):
+    """Each patch is encoded at its own position: listing patches in another order permutes their tokens and changes nothing else."""
+    encoder, pixels = make_vit(positions=positions), images(3, 1, 16)
+    whole = encoder.tokens(pixels)
+    order = torch.stack([torch.randperm(16, generator=torch.Generator().manual_seed(i)) for i in range(3)])
+    tokens = encoder.tokens(pixels, order)
+    assert torch.allclose(tokens[:, 0], whole[:, 0], atol=1e-5)
+    for row in range(3):
+        assert torch.allclose(tokens[row, 1:], whole[row, 1 + order[row]], atol=1e-5)
+
+
+def test_a_patch_that_is_moved_is_seen_elsewhere():
+    encoder = make_vit()
+    patches = patchify(images(1, 1, 16), 4)
+    moved = patches.clone()
+    moved[:, 9] = patches[:, 4]
+    one = encoder(unpatchify(patches, 4), torch.tensor([[4]]))
+    other = encoder(unpatchify(moved, 4), torch.tensor([[9]]))
+    assert not torch.allclose(one, other, atol=1e-3)
+
+
+def test_hidden_patches_are_not_seen():
+    encoder, pixels = make_vit(), images(2, 1, 16)
+    visible = torch.tensor([[0, 3, 9], [1, 2, 15]])
+    is_visible = torch.zeros(2, 16, 1).scatter_(1, visible[:, :, None], 1.0).bool()
+    changed = unpatchify(torch.where(is_visible, patchify(pixels, 4), 7.0), 4)
+    assert torch.equal(encoder(pixels, visible), encoder(changed, visible))
+    assert not torch.allclose(encoder(pixels), encoder(changed), atol=1e-3)
+
+
+def test_fixed_positions_are_the_sines_and_cosines_written_out():
+    table = sincos_positions(8, 3)
+    for row in range(3):
+        for column in range(3):
+            expected = []
+            for place in (column, row):
+                angles = [place / 10_000 ** (i / 2) for i in range(2)]
+                expected += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+            assert table[3 * row + column].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_fixed_positions_are_no_parameters_and_learned_ones_are():
+    fixed, learned = make_vit(positions="sincos"), make_vit(positions="learned")
+    assert "positions.table" not in dict(fixed.named_parameters()) and "positions.table" in fixed.state_dict()
+    assert dict(learned.named_parameters())["positions.table"].shape == (16, 32)
+
+
+def test_positions_are_interpolated_for_other_sizes():
+    """A grid of three times the size meets every place of the table again, in the middle of its 3 x 3 places."""
+    positions = Positions(4, 8, "learned")
+    positions.table.data = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    assert positions(8) is positions.table
+    larger = positions(24).view(24, 24, 4)
+    assert torch.allclose(larger[1::3, 1::3].flatten(0, 1), positions.table, atol=1e-5)
+    positions.table.data = (torch.arange(64) // 8)[:, None].expand(-1, 4).float()  # the row
+    rows = positions(24).view(24, 24, 4)
+    assert torch.allclose(rows, rows[:, :1].expand(-1, 24, -1), atol=1e-5) and (rows[3:-2, 0].diff(dim=0) > 0).all()
+    assert make_vit(size=16)(images(1, 1, 32)).shape == (1, 32)
+
+
+def test_the_rows_of_a_batch_are_encoded_each_by_itself():
+    encoder, pixels = make_vit(), images(5, 1, 16)
+    alone = torch.cat([encoder(row) for row in pixels.split(1)])
+    assert torch.allclose(encoder(pixels), alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes, size, words", [
+    ({"patch": 5}, 16, "encoder.patch: 5 does not divide"),
+    ({"width": 40}, 16, "encoder.width: 40"),
+])  # fmt: skip
+def test_settings_that_do_not_fit_are_refused(changes, size, words):
+    with pytest.raises(ValueError, match=words):
+        make_vit(size=size, **changes)
+
+
+def test_another_size_that_the_patch_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="encoder.patch: 4 does not divide"):
+        make_vit()(images(1, 1, 18))
