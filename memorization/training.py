@@ -171,7 +171,7 @@ def _check_fit(make_method, images, subsets, config):
     size = len(subsets.training_set("candidate"))
     if size < config.training.batch_size:
         raise WrongUse(f"training.batch_size: {config.training.batch_size} is more than the {size} images of a training set")
-    _try_method(make_method, images.channels, config)
+    try_method(make_method, images.channels, config)
     if config.training.knn_every:
         needed = {f"training image of the {role} encoder": images.train.labels[subsets.training_set(role)] for role in ROLES}
         needed["external image"] = images.test.labels[subsets.external]
@@ -180,7 +180,7 @@ def _check_fit(make_method, images, subsets, config):
                 raise WrongUse(f"training.knn_every: {config.training.knn_every} needs labels, but no {name} has one; set it to 0")
 
 
-def _try_method(make_method, channels, config):
+def try_method(make_method, channels, config):
     """Raise WrongUse where a method cannot be made with these settings, or does not take the views that they describe."""
     try:
         method, views = make_method(), blank_views(config.augmentation.views, channels, config.encoder.patch, count=2)

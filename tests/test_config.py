@@ -1,5 +1,6 @@
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -9,7 +10,9 @@ import memorization_scores
 import train_mae
 import train_simclr
 from memorization.config import Config, first_difference, read_config, trained_part
+from memorization.data import NORMALIZATION
 from memorization.errors import WrongUse
+from memorization.training import try_method
 from models.simclr import SimCLRSettings
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -26,6 +29,17 @@ def test_every_config_is_whole_and_names_its_run_after_itself(path):
     config = read_config("A script.", ["--config", str(path)], method=schema)
     assert config.run == f"runs/{path.stem}"
     assert {"run", "seeds", "data", "subsets", "augmentation", "encoder", "method", "training", "scores"} <= set(written)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_method_of_every_config_takes_the_views_of_its_augmentation(path, monkeypatch):
+    written, tried = yaml.safe_load(path.read_text()), []
+    script, _, _ = METHODS[written["method"]["name"]]
+    channels = len(NORMALIZATION[written["data"]["name"]][0])
+    monkeypatch.setattr(script, "open_images", lambda settings: SimpleNamespace(channels=channels))
+    monkeypatch.setattr(script, "train_pair", lambda make_method, images, config: tried.append(try_method(make_method, channels, config)))
+    script.main(["--config", str(path)])
+    assert tried == [None]
 
 
 def test_every_value_of_the_file_is_an_option(write_config):
