@@ -37,7 +37,8 @@ class Watch:
         def watched_optimizer(method, settings):
             optimizer = make(method, settings)
             initial = {name: value.detach().clone() for name, value in method.state_dict().items()}
-            self.runs.append({"method": method, "optimizer": optimizer, "initial": initial, "indices": [], "views": [], "rates": []})
+            recorded = {"indices": [], "views": [], "visible": [], "rates": []}
+            self.runs.append({"method": method, "optimizer": optimizer, "initial": initial, **recorded})
             return optimizer
 
         def watched_views(images, indices, *rest):
@@ -46,6 +47,7 @@ class Watch:
 
         def watched_step(method, optimizer, step_views, *rest, **named):
             self.runs[-1]["views"].append([view.pixels for view in step_views])
+            self.runs[-1]["visible"].append([view.visible for view in step_views])
             self.runs[-1]["rates"].append([group["lr"] for group in optimizer.param_groups])
             return step(method, optimizer, step_views, *rest, **named)
 
@@ -102,6 +104,19 @@ def test_shared_images_meet_the_same_views_in_the_same_slots(watched_pair):
             else:
                 assert not torch.equal(f["views"][step][0][slot], g["views"][step][0][slot])
     assert met > 50
+
+
+def test_shared_images_meet_the_same_masks_and_no_two_epochs_do(write_config, tmp_path, monkeypatch):
+    watch = Watch(monkeypatch)
+    train(write_config(METHODS["mae"][2]), method="mae")
+    f, g = watch.runs
+    shared, masks = set(load_subsets(tmp_path / "run/subsets.npz").shared.tolist()), {}
+    for step in range(len(f["indices"])):
+        for slot, (one, other) in enumerate(zip(f["indices"][step].tolist(), g["indices"][step].tolist())):
+            mask = f["visible"][step][0][slot]
+            masks.setdefault(one, set()).add(tuple(mask.tolist()))
+            assert torch.equal(mask, g["visible"][step][0][slot]) == (one in shared)
+    assert max(len(drawn) for drawn in masks.values()) == 3  # epochs
 
 
 def test_an_epoch_meets_every_image_at_most_once_and_no_two_epochs_are_alike(watched_pair):
@@ -466,7 +481,18 @@ def test_the_loop_calls_the_optional_parts_of_a_method(write_config, monkeypatch
     assert (config.folder / "seed_0/candidate/pictures_epoch_0001.png").stat().st_size > 1000
 
 
+def test_a_masked_autoencoder_draws_what_it_sees(write_config, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(training, "draw_pictures", lambda rows, normalization, path: drawn.append((path.name, rows, normalization)))
+    train(write_config(METHODS["mae"][2] | {"training.pictures_every": 2}), method="mae")
+    assert [name for name, *_ in drawn] == 2 * ["pictures_epoch_0002.png"]
+    assert {title: tuple(pixels.shape) for title, pixels in drawn[0][1].items()} == {
+        title: (8, 3, 16, 16) for title in ("original", "masked", "reconstruction")
+    }
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_pair_trains_on_a_gpu_in_bf16(write_config, tmp_path):
-    train(write_config({"device": "cuda", "training.knn_every": 3}))
+@pytest.mark.parametrize("method", METHODS)
+def test_a_pair_trains_on_a_gpu_in_bf16(method, write_config, tmp_path):
+    train(write_config(METHODS[method][2] | {"device": "cuda", "training.knn_every": 3}), method=method)
     assert np.isfinite(log_without_times(tmp_path / "run")[-1]["loss"])
