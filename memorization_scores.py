@@ -105,18 +105,21 @@ def score_pair(f, g, record, seed, rows, images, config, device):
         # Rows are in subset order: those of the training set come before those of the test set.
         indices = torch.from_numpy(rows["index"][rows["split"] == split.name])
         for batch in indices.split(config.scores.batch_size):
-            parts.append(score_batch(f, g, split, batch, recipes, normalization, seed, config))
+            losses_f, losses_g, errors = score_batch(f, g, split, batch, recipes, normalization, seed, config)
+            for role, losses in zip(ROLES, (losses_f, losses_g)):
+                check_losses(losses, f"{config.run}/seed_{seed}/{role}")
+            parts.append((losses_f, losses_g, errors))
             progress.update(len(batch))
     progress.close()
-    losses_f, losses_g, errors = (torch.cat(column).double().cpu().numpy() for column in zip(*parts))
-    for role, losses in zip(ROLES, (losses_f, losses_g)):
-        if not np.isfinite(losses).all():
-            raise WrongUse(f"{config.run}/seed_{seed}/{role}: the encoder gives representations that are not finite")
-        if not losses.any():
-            raise WrongUse(
-                f"{config.run}/seed_{seed}/{role}: all views are represented alike: the recipe has no chance in it, or it collapsed"
-            )
-    return losses_f, losses_g, errors
+    return tuple(torch.cat(column).double().cpu().numpy() for column in zip(*parts))
+
+
+def check_losses(losses, encoder):
+    """Raise WrongUse where an encoder's losses of a batch, (B,), show that nothing can be measured."""
+    if not losses.isfinite().all():
+        raise WrongUse(f"{encoder}: the encoder gives representations that are not finite")
+    if not losses.any():
+        raise WrongUse(f"{encoder}: all views are represented alike: the recipe has no chance in it, or it collapsed")
 
 
 @torch.inference_mode()

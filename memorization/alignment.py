@@ -23,9 +23,11 @@ def memorization_score(loss_f, loss_g):
 def represent(encoder, views, representation="pooled"):
     """Representations of V views of the same B images, each l2-normalized.
 
-    representation: "pooled", the encoder's output; "tokens", all its positions before pooling, flattened, of views that hide none.
-    Returns (B, V, D).
+    representation: "pooled", the encoder's output; "tokens", all its positions before pooling, flattened.
+    Returns (B, V, D). Raises ValueError for tokens of masked views, which stand at other positions in every view.
     """
+    if representation == "tokens" and any(view.visible is not None for view in views):
+        raise ValueError("tokens of masked views are no vectors to compare; see masked_token_distances")
     encode = {"pooled": encoder, "tokens": lambda pixels, visible: encoder.tokens(pixels, visible).flatten(1)}[representation]
     representations = torch.stack([encode(view.pixels, view.visible) for view in views], dim=1)  # (B, V, D)
     return F.normalize(representations, dim=2)

@@ -67,7 +67,7 @@ def augment(images, indices, recipe, normalization, seed, purpose, epoch=0, view
     indices = torch.as_tensor(indices)
     view_stream = stream(seed, purpose, images.name, epoch, view)
     parameters = draw_parameters(recipe, indices, images.size, view_stream)
-    visible = draw_visible(recipe, indices, patch, view_stream).to(images.device) if recipe.mask_ratio else None
+    visible = draw_visible(recipe, indices.to(images.device), patch, view_stream) if recipe.mask_ratio else None
     chunk = CHUNK if images.device.type == "cpu" else len(indices)
     pixels = [
         normalize(transform(images.gather(indices[start : start + chunk]), parameters[start : start + chunk], recipe), *normalization)
@@ -136,10 +136,11 @@ def draw_parameters(recipe, indices, source_size, view_stream):
 def draw_visible(recipe, indices, patch, view_stream):
     """The patches that an encoder may see in one view, (B, K) int64, numbered row by row and in ascending order.
 
-    indices: (B,) int64; patch: height and width of a patch; view_stream: from randomness.stream. Every choice of patches has equal chance.
+    Every choice of patches has equal chance. indices: (B,) int64, on the device of the result; patch: height and width of a patch;
+    view_stream: from randomness.stream.
     """
     T, K = count_patches(recipe, patch)
-    u = uniform(sample_keys(view_stream, indices), _FIRST_MASK_SLOT + torch.arange(T))  # (B, T)
+    u = uniform(sample_keys(view_stream, indices), _FIRST_MASK_SLOT + torch.arange(T, device=indices.device))  # (B, T)
     return u.argsort(dim=1, stable=True)[:, :K].sort(dim=1).values
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import torch
 
-from memorization.config import first_difference, read_run_config, trained_part
+from memorization.config import first_difference, read_run_config, trained_part, with_defaults
 from memorization.errors import WrongUse
 from memorization.storage import write_atomically
 from memorization.subsets import ROLES, load_subsets
@@ -110,7 +110,10 @@ def load_pair(run, seed, checkpoint="encoder"):
 
 def check_belongs(content, expected, path):
     """Raise WrongUse where a checkpoint's content differs from what is expected of it, a dict of some of its keys."""
-    difference = first_difference({key: content.get(key) for key in expected}, expected)
+    found = {key: content.get(key) for key in expected}
+    if found.get("config"):
+        found["config"] = with_defaults(found["config"], path)
+    difference = first_difference(found, expected)
     if difference:
         key, value, wanted = difference
         raise WrongUse(f"{path}: {key.removeprefix('config.')} is {value!r}, but {wanted!r} belongs here")

@@ -119,8 +119,17 @@ class EncoderSettings(Settings):
     width: int = Field(32, ge=1, description="resnet_small: channels of its first stage; vit_mini: of its tokens, a multiple of 32")
     depth: int = Field(4, ge=1, description="vit_mini: its blocks")
     patch: int = Field(4, ge=1, description="vit_...: height and width of a patch, a divisor of the size of every view")
-    positions: Literal["sincos", "learned"] = Field("sincos", description="vit_...: fixed sines and cosines, or learned")
+    positions: Literal["sincos", "learned"] = Field("sincos", description="vit_...: fixed sines and cosines, or learned (and decayed)")
     pooling: Literal["mean", "class"] = Field("mean", description="vit_...: the mean of the visible patches' tokens, or the class token")
+
+    @pydantic.model_validator(mode="after")
+    def _takes_its_settings(self):
+        takes = {"patch", "positions", "pooling"} if self.sees_patches else {"stem"}
+        takes = {"resnet_small": {"width"}, "vit_mini": {"width", "depth", *takes}}.get(self.name, takes)
+        for name, field in type(self).model_fields.items():
+            if name not in {"name", *takes} and getattr(self, name) != field.default:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but {self.name} takes no {name}, only {', '.join(sorted(takes))}")
+        return self
 
     @property
     def sees_patches(self):
@@ -280,6 +289,15 @@ def trained_part(config):
     return {section: _compared(getattr(config, section)) for section in TRAINED}
 
 
+def with_defaults(trained, source):
+    """What `trained_part` gave in an earlier version, with the settings that came since at their defaults.
+
+    Raises WrongUse, which names the source, where it is no such thing.
+    """
+    sections = {section: (Config.model_fields[section].annotation, ...) for section in TRAINED}
+    return trained_part(_validated(pydantic.create_model("Trained", __base__=Settings, **sections), trained, source))
+
+
 def first_difference(given, stored, key=""):
     """The first (key, given value, stored value) in which two nested dicts differ, or None."""
     if isinstance(given, dict) and isinstance(stored, dict):
@@ -369,7 +387,8 @@ def _validated(schema, values, source, on_command_line=()):
     except pydantic.ValidationError as error:
         problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")  # a misspelt key explains a missing one
         key, message = _key_and_message(problems, schema)
-        given_there = any(key == option or key.startswith(f"{option}.") for option in on_command_line)
+        named = key or message.split(":")[0]  # a rule that holds between sections names its key itself
+        given_there = any(named == option or named.startswith(f"{option}.") for option in on_command_line)
         raise WrongUse(f"{'command line' if given_there else source}: {f'{key}: ' if key else ''}{message}") from None
 
 

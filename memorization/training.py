@@ -191,6 +191,8 @@ def try_method(make_method, channels, config):
             raise ValueError(f"augmentation.views: {len(views)} views are drawn, but {config.method.name} takes {signature}") from None
         with torch.no_grad():
             method(*views)
+        if config.training.pictures_every and not hasattr(method, "pictures"):
+            raise ValueError(f"training.pictures_every: {config.training.pictures_every}, but {config.method.name} draws none; set it to 0")
     except ValueError as error:
         raise WrongUse(str(error)) from None
 

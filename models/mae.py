@@ -54,7 +54,7 @@ class MAE(nn.Module):
         if self.normalize_pixels:
             mean, std = patch_statistics(target)
             target = (target - mean) / std
-        return (predicted.float() - target).square().mean()
+        return (predicted - target).square().mean()
 
     def reconstruct(self, pixels, visible):
         """All patches as the decoder predicts them from the visible ones, (B, T, C patch^2), in the order of the image."""

@@ -3,15 +3,18 @@
 import copy
 
 import pytest
+import torch
 import yaml
 
 import memorization_scores
 import train_byol
 import train_mae
 import train_simclr
+from memorization.augmentations import View
 from models.byol import BYOLSettings
 from models.mae import MAESettings
 from models.simclr import SimCLRSettings
+from models.vit import patchify, unpatchify
 
 EXPERIMENT = {
     "run": "runs/tiny",
@@ -66,6 +69,13 @@ def write_experiment(folder, changes=()):
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(experiment))
     return str(path)
+
+
+def with_hidden_pixels(view, value, patch=4):
+    """A masked view with the pixels of its hidden patches set to a value; what sees only the visible ones cannot tell."""
+    patches = patchify(view.pixels, patch)
+    seen = torch.zeros(patches.shape[:2], dtype=torch.bool).scatter_(1, view.visible, True)
+    return View(unpatchify(torch.where(seen[:, :, None], patches, value), patch), view.visible)
 
 
 @pytest.fixture

@@ -110,6 +110,11 @@ def test_with_everything_visible_masked_tokens_are_all_tokens():
     assert torch.allclose(masked, whole, atol=1e-5) and whole[:, 0, 1].min() > 0.1
 
 
+def test_tokens_of_masked_views_are_no_vectors():
+    with pytest.raises(ValueError, match="masked_token_distances"):
+        represent(Places(), [View(torch.zeros(1, 1, 2, 2), torch.tensor([[0]]))], "tokens")
+
+
 def test_pooled_distances_are_those_of_the_encoders_output_under_the_mask():
     torch.manual_seed(0)
     encoder = make_encoder(EncoderSettings(name="vit_mini", width=32, depth=1), 1, 16).eval()

@@ -441,16 +441,17 @@ def test_without_a_mask_everything_is_visible():
     assert blank_views([ViewRecipe(size=8)], 1, 4, count=2)[0].visible is None
 
 
-def test_every_choice_of_patches_has_equal_chance_and_tells_nothing_about_the_crop():
-    recipe = ViewRecipe(size=6, mask_ratio=0.5, crop_scale=[0.2, 0.6], flip=0.5)
+def test_every_choice_of_patches_has_equal_chance_and_tells_nothing_about_crop_or_noise():
+    recipe = ViewRecipe(size=6, mask_ratio=0.5, crop_scale=[0.2, 0.6], flip=0.5, noise=0.1)
     seen = draw_visible(ViewRecipe(size=4, mask_ratio=0.5), torch.arange(6000), 2, stream(0, "training"))
     counts = [(seen == torch.tensor(pair)).all(1).sum().item() for pair in itertools.combinations(range(4), 2)]
     assert sum(counts) == 6000 and stats.chisquare(counts).pvalue > 0.01
-    drawn, seen = draw(recipe, 20_000), draw_visible(recipe, torch.arange(20_000), 2, stream(0, "training"))
+    drawn, seen = draw(recipe, 20_000, size=6), draw_visible(recipe, torch.arange(20_000), 2, stream(0, "training"))
     is_visible = torch.zeros(20_000, 9, dtype=torch.float64).scatter_(1, seen, 1.0)
     of_crop = torch.stack([drawn.top, drawn.left, drawn.height, drawn.width, drawn.flip.double()], dim=1)
-    correlations = torch.corrcoef(torch.cat([is_visible, of_crop], dim=1).T)[:9, 9:]
-    assert correlations.abs().max() < 4.5 / math.sqrt(20_000)
+    noise = transform(one_color(20_000, 1, 6, value=128).pixels, drawn, recipe).flatten(1).double()
+    correlations = torch.corrcoef(torch.cat([is_visible, of_crop, noise], dim=1).T)[:9, 9:]
+    assert correlations.abs().max() < 5 / math.sqrt(20_000)
 
 
 def test_a_mask_depends_on_its_own_sample_and_on_what_it_is_for_alone():

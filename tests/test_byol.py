@@ -4,9 +4,13 @@ import math
 import pytest
 import torch
 import torch.nn as nn
+from conftest import with_hidden_pixels
 
 from memorization.augmentations import View
+from memorization.config import EncoderSettings
 from models.byol import BYOL, BYOLSettings, momentum_at, prediction_loss
+from models.encoders import make_encoder
+from models.heads import HEAD_NORMS
 
 
 class Convolution(nn.Module):
@@ -62,6 +66,26 @@ def test_each_view_predicts_the_momentum_networks_projection_of_the_other():
     expected = slow_prediction_loss(online[0], slow[1]) + slow_prediction_loss(online[1], slow[0])
     assert byol(first, second).item() == pytest.approx(expected, rel=1e-5)
     assert byol(second, first).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_both_networks_see_each_view_under_its_own_mask():
+    torch.manual_seed(0)
+    settings = BYOLSettings(name="byol", hidden_dim=8, projection_dim=4, head_norm="layer")
+    byol = BYOL(make_encoder(EncoderSettings(name="vit_mini", depth=1), 3, 16), **settings.arguments())
+    generator = torch.Generator().manual_seed(0)
+    masks = [torch.rand(6, 16, generator=generator).argsort(dim=1)[:, :5] for _ in range(2)]
+    masked = [View(torch.randn(6, 3, 16, 16, generator=generator), mask) for mask in masks]
+    loss = byol(*masked)
+    assert torch.equal(byol(*(with_hidden_pixels(view, 7.0) for view in masked)), loss)
+    assert not torch.allclose(byol(*(View(view.pixels) for view in masked)), loss, atol=1e-4)
+
+
+@pytest.mark.parametrize("head_norm", HEAD_NORMS)
+def test_projector_and_predictor_have_the_widths_and_the_norm_of_the_settings(head_norm):
+    byol = make_byol(head_norm=head_norm)
+    for head, widths in ((byol.projector, [(8, 6), (4, 8)]), (byol.predictor, [(8, 4), (4, 8)])):
+        assert [tuple(layer.weight.shape) for layer in head if isinstance(layer, nn.Linear)] == widths
+        assert type(head[1]) is type(HEAD_NORMS[head_norm](8))
 
 
 @pytest.mark.parametrize("base", [0.9, 0.996])

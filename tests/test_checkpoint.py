@@ -154,6 +154,18 @@ def test_an_encoder_of_another_run_or_split_is_refused(key, value, reason, score
         load_pair(run, seed=0)
 
 
+def test_an_encoder_of_an_earlier_version_is_at_the_defaults_of_the_settings_that_came_since(scored_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(scored_run[1], run)
+    for role in ("candidate", "independent"):
+        record = read_checkpoint(run / f"seed_0/{role}/encoder.pt")
+        for key in ("patch", "depth", "positions", "pooling"):
+            del record["config"]["encoder"][key]
+        del record["config"]["augmentation"]["views"][0]["mask_ratio"]
+        save_checkpoint(run / f"seed_0/{role}/encoder.pt", record)
+    assert load_pair(run, seed=0)[2]["role"] == "candidate"
+
+
 def test_a_run_folder_may_lie_in_the_home_folder(scored_run, monkeypatch):
     _, run = scored_run
     monkeypatch.setenv("HOME", str(run.parent))

@@ -127,9 +127,12 @@ def test_a_mask_that_cannot_be_is_one_line_and_nothing_is_written(views, words, 
 
 
 @pytest.mark.parametrize("script, options, words", [
-    (train_mae, ["--encoder.patch", "5"], ["encoder.patch: 5 does not divide the 16 pixels"]),
-    (train_mae, ["--encoder.name", "resnet18"], ["mask_ratio is 0.75, but resnet18 sees whole images"]),
-    (train_mae, ["--encoder.name", "resnet18", "--augmentation.views", "[{size: 16}]"], ["encoder.name: MAE hides patches"]),
+    (train_mae, ["--encoder.patch", "5"], ["command line: encoder.patch: 5 does not divide the 16 pixels"]),
+    (train_mae, ["--encoder.name", "resnet18"], ["encoder: depth is 1, but resnet18 takes no depth, only stem"]),
+    (train_mae, ["--encoder.name", "vit_tiny"], ["encoder: depth is 1, but vit_tiny takes no depth, only patch, pooling, positions"]),
+    (train_simclr, ["--encoder.patch", "5"], ["encoder: patch is 5, but resnet_small takes no patch, only width"]),
+    (train_simclr, ["--training.pictures_every", "1"], ["training.pictures_every: 1, but simclr draws none"]),
+    (train_simclr, ["--scores.augmentation", "[{size: 16, mask_ratio: 0.5}]"], ["scores.augmentation: mask_ratio is 0.5"]),
     (train_mae, ["--encoder.width", "40"], ["encoder.width: 40"]),
     (train_mae, ["--method.decoder_heads", "3"], ["method.decoder_heads: 3"]),
     (train_mae, ["--training.batch_size", "1"], ["training.batch_size", "1", "greater than or equal to 2"]),
@@ -139,6 +142,17 @@ def test_a_mask_that_cannot_be_is_one_line_and_nothing_is_written(views, words, 
 def test_an_encoder_that_does_not_fit_is_one_line_and_nothing_is_written(script, options, words, write_config, refusal, tmp_path):
     line = refusal(script.main, ["--config", write_config(METHODS["mae" if script is train_mae else "simclr"][2]), *options])
     assert all(word in line for word in words), line
+    assert not (tmp_path / "run").exists()
+
+
+def test_mae_refuses_a_resnet(write_config, refusal, tmp_path):
+    encoder, views = {"name": "resnet18"}, [{"size": 18}]
+    for mask, words in (
+        ({}, "encoder.name: MAE hides patches"),
+        ({"mask_ratio": 0.5}, "mask_ratio is 0.5, but resnet18 sees whole images"),
+    ):
+        changes = {"encoder": encoder, "augmentation.views": [views[0] | mask]}
+        assert words in refusal(train_mae.main, ["--config", write_config(METHODS["mae"][2] | changes)])
     assert not (tmp_path / "run").exists()
 
 

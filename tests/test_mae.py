@@ -1,11 +1,12 @@
 import pytest
 import torch
+from conftest import with_hidden_pixels
 
 from memorization.augmentations import View
 from memorization.config import EncoderSettings
 from models.encoders import make_encoder
 from models.mae import MAE, MAESettings, hidden_patches, patch_statistics, restore_order
-from models.vit import patchify, unpatchify
+from models.vit import patchify
 
 
 def make_mae(channels=1, encoder=(), **changes):
@@ -58,14 +59,30 @@ def test_the_encoder_never_sees_a_hidden_patch_and_the_loss_never_asks_for_a_vis
     of_patches = patchify(pixels.grad, 4).abs().sum(2)  # (B, T)
     seen = torch.zeros(5, 16).scatter_(1, view.visible, 1.0).bool()
     assert (of_patches[~seen] == 0).all() and (of_patches[seen] > 0).all()
+    assert torch.equal(mae.reconstruct(*with_hidden_pixels(view, 7.0)), mae.reconstruct(*view))
     mae.predict.weight.data.zero_()  # the prediction is now the bias, whatever is seen
-    changed = torch.where(seen[:, :, None], 9.0, patchify(view.pixels, 4))
-    assert mae(view).item() == pytest.approx(mae(View(unpatchify(changed, 4), view.visible)).item())
+    visible_changed = with_hidden_pixels(View(view.pixels, hidden_patches(view.visible, 16)), 9.0).pixels
+    assert mae(view).item() == pytest.approx(mae(View(visible_changed, view.visible)).item())
 
 
 def test_predictions_do_not_depend_on_the_order_in_which_visible_patches_are_listed():
     mae, view = make_mae(), masked_view()
     assert torch.allclose(mae.reconstruct(view.pixels, view.visible), mae.reconstruct(view.pixels, view.visible.flip(1)), atol=1e-5)
+
+
+def test_the_decoder_uses_the_class_token_and_has_the_depth_of_the_settings():
+    mae, view = make_mae(decoder_depth=3), masked_view()
+    tokens, before = mae.encoder.tokens(*view).detach(), mae.reconstruct(*view)
+    changed = tokens.clone()
+    changed[:, 0] += 1
+    mae.encoder.tokens = lambda pixels, visible: changed
+    assert len(mae.blocks) == 3 and not torch.allclose(mae.reconstruct(*view), before, atol=1e-3)
+
+
+def test_patches_are_normalized_by_their_own_statistics_and_flat_ones_by_an_epsilon():
+    patches = torch.tensor([[[1.0, 3.0], [5.0, 5.0]]])
+    mean, std = patch_statistics(patches)
+    assert mean[0, :, 0].tolist() == [2.0, 5.0] and std[0, :, 0].tolist() == pytest.approx([2**0.5, 1e-3])
 
 
 def test_every_parameter_is_trained_and_the_decoder_is_not_part_of_the_encoder():
@@ -116,7 +133,7 @@ def test_a_view_that_hides_nothing_is_refused(K, words):
 
 def test_an_encoder_that_cannot_leave_out_patches_is_refused():
     with pytest.raises(ValueError, match="encoder.name: MAE hides patches"):
-        make_mae(encoder={"name": "resnet_small"})
+        MAE(make_encoder(EncoderSettings(name="resnet_small"), 1, 16), 16, 1, 2, True)
 
 
 def test_heads_that_do_not_divide_the_decoders_width_are_refused():

@@ -85,7 +85,8 @@ def test_scores_equal_the_definition_written_out(subset, row, split, recipes, ru
 def masked_run(tmp_path_factory):
     """(config path, run folder) of a tiny pair trained by MAE and scored. Not to be changed."""
     folder = tmp_path_factory.mktemp("masked")
-    path = write_experiment(folder, METHODS["mae"][2])
+    mask = {"encoder.patch": 2, "augmentation.views": [{"size": 16, "mask_ratio": 0.75}]}
+    path = write_experiment(folder, METHODS["mae"][2] | mask)
     train_mae.main(["--config", path])
     score(path)
     return path, folder / "run"
@@ -104,26 +105,27 @@ def test_scores_of_a_masked_autoencoder_equal_the_definition_written_out(represe
     settings = json.loads((folder / "summary.json").read_text())["settings"]
     if recipe != "training":
         assert recipe.items() <= settings["augmentation"][0].items()
-    f, _, record = load_pair(run, seed=0)
+    f, g, record = load_pair(run, seed=0)
     drawn = ViewRecipe(**record["config"]["augmentation"]["views"][0] if recipe == "training" else recipe)
     images, row = open_images(DataSettings(name="fake", size=16)), 40
     with np.load(folder / "scores.npz") as arrays:
-        index, loss = torch.tensor([arrays["index"][row]]), arrays["L_f"][0, row]
-    views = [augment(images.train, index, drawn, images.normalization, seed=0, purpose="scoring", view=v, patch=4) for v in range(4)]
-    visible = [set(range(16)) if view.visible is None else set(view.visible[0].tolist()) for view in views]
-    assert {len(patches) for patches in visible} == {16 - int(16 * drawn.mask_ratio)}
+        index, losses = torch.tensor([arrays["index"][row]]), (arrays["L_f"][0, row], arrays["L_g"][0, row])
+    views = [augment(images.train, index, drawn, images.normalization, seed=0, purpose="scoring", view=v, patch=2) for v in range(4)]
+    visible = [set(range(64)) if view.visible is None else set(view.visible[0].tolist()) for view in views]
+    assert {len(patches) for patches in visible} == {64 - int(64 * drawn.mask_ratio)}
 
-    def vector(v, places):
-        """What view v is represented by, restricted to some patches."""
+    def vector(encoder, v, places):
+        """What an encoder makes of view v, restricted to some patches."""
         if representation == "pooled":
-            return F.normalize(f(views[v].pixels, views[v].visible), dim=1)[0]
-        tokens = f.tokens(views[v].pixels, views[v].visible)[0]
+            return F.normalize(encoder(views[v].pixels, views[v].visible), dim=1)[0]
+        tokens = encoder.tokens(views[v].pixels, views[v].visible)[0]
         kept = [0] + [1 + i for i, place in enumerate(sorted(visible[v])) if place in places]
         return F.normalize(tokens[kept].flatten(), dim=0)
 
     pairs = [(i, j) for i in range(4) for j in range(i + 1, 4)]
-    distances = [torch.dist(*(vector(v, visible[i] & visible[j]) for v in (i, j))).item() for i, j in pairs]
-    assert loss == pytest.approx(np.mean(distances), abs=1e-6) and loss > 0
+    for encoder, loss in zip((f, g), losses):
+        distances = [torch.dist(*(vector(encoder, v, visible[i] & visible[j]) for v in (i, j))).item() for i, j in pairs]
+        assert loss == pytest.approx(np.mean(distances), abs=1e-6) and loss > 0
 
 
 def test_batch_size_does_not_change_a_score_under_a_mask(masked_run, tmp_path):

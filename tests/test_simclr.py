@@ -3,8 +3,11 @@ import math
 import pytest
 import torch
 import torch.nn as nn
+from conftest import with_hidden_pixels
 
 from memorization.augmentations import View
+from memorization.config import EncoderSettings
+from models.encoders import make_encoder
 from models.simclr import SimCLR, SimCLRSettings, nt_xent
 
 
@@ -67,6 +70,33 @@ def test_one_pass_differs_only_through_batch_norm():
     with_batch_norm = make_simclr(one_pass=True)(first, second), make_simclr()(first, second)
     assert torch.allclose(*with_layer_norm, atol=1e-6)
     assert not torch.allclose(*with_batch_norm, atol=1e-4)
+
+
+def masked_views(*counts):
+    """Views of 6 images of 4 patches a side, each under masks of its own that leave `counts` patches."""
+    generator = torch.Generator().manual_seed(0)
+    masks = [torch.rand(6, 16, generator=generator).argsort(dim=1)[:, :count] for count in counts]
+    return [View(torch.randn(6, 3, 16, 16, generator=generator), mask) for mask in masks]
+
+
+@pytest.mark.parametrize("one_pass", [True, False])
+def test_each_view_is_encoded_under_its_own_mask(one_pass):
+    torch.manual_seed(0)
+    encoder = make_encoder(EncoderSettings(name="vit_mini", depth=1), 3, 16)
+    settings = SimCLRSettings(name="simclr", hidden_dim=6, projection_dim=4, head_norm="layer", one_pass=one_pass)
+    simclr, views = SimCLR(encoder, **settings.arguments()), masked_views(5, 5)
+    loss = simclr(*views)
+    assert torch.equal(simclr(*(with_hidden_pixels(view, 7.0) for view in views)), loss)
+    z1, z2 = (simclr.projector(encoder(view.pixels, view.visible)) for view in views)
+    assert loss.item() == pytest.approx(slow_nt_xent(z1, z2, 0.5), rel=1e-5)
+
+
+@pytest.mark.parametrize("counts", [(5, 8), (5, 16)])
+def test_views_under_unequal_masks_do_not_pass_in_one_batch(counts):
+    first, second = masked_views(*counts)
+    for other in (second, View(second.pixels)):
+        with pytest.raises(ValueError, match="one mask ratio"):
+            make_simclr(one_pass=True)(first, other)
 
 
 def test_the_loss_is_that_of_the_projected_views_at_the_methods_temperature():

@@ -2,10 +2,12 @@ import math
 
 import pytest
 import torch
+import torch.nn as nn
+import torch.nn.functional as F
 
 from memorization.config import EncoderSettings
 from models.encoders import make_encoder
-from models.vit import Positions, patchify, sincos_positions, unpatchify
+from models.vit import Positions, patchify, sincos_positions, transformer_blocks, unpatchify
 
 
 def make_vit(channels=1, size=16, seed=0, **settings):
@@ -89,6 +91,31 @@ def test_hidden_patches_are_not_seen():
     assert not torch.allclose(encoder(pixels), encoder(changed), atol=1e-3)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_block_is_attention_and_a_perceptron_each_normalized_first_written_out(training):
+    torch.manual_seed(0)
+    block = transformer_blocks(8, 1, 2)[0].train(training)
+    for parameter in block.parameters():
+        parameter.data = torch.randn(parameter.shape)
+    x = 1e-3 * torch.randn(3, 5, 8)  # small enough for the norm's epsilon to show
+    normed = F.layer_norm(x, (8,), block.norm1.weight, block.norm1.bias, eps=1e-6)
+    q, k, v = F.linear(normed, block.self_attn.in_proj_weight, block.self_attn.in_proj_bias).chunk(3, dim=2)
+    heads = [((q[:, :, part] @ k[:, :, part].transpose(1, 2)) / 4**0.5).softmax(2) @ v[:, :, part] for part in (slice(0, 4), slice(4, 8))]
+    expected = x + block.self_attn.out_proj(torch.cat(heads, dim=2))
+    normed = F.layer_norm(expected, (8,), block.norm2.weight, block.norm2.bias, eps=1e-6)
+    expected = expected + block.linear2(F.gelu(block.linear1(normed)))
+    with torch.no_grad():
+        assert torch.allclose(block(x), expected, atol=1e-3, rtol=1e-4)
+
+
+def test_a_fresh_transformer_has_no_biases_a_head_for_every_32_channels_and_small_learned_positions():
+    encoder = make_vit(width=96, positions="learned")
+    assert encoder.blocks[0].self_attn.num_heads == 3
+    linear = [layer for layer in encoder.modules() if isinstance(layer, nn.Linear)]
+    assert len(linear) == 1 + 3 * 2 and not any(layer.bias.any() for layer in linear)
+    assert encoder.positions.table.std().item() == pytest.approx(0.02, rel=0.1)
+
+
 def test_fixed_positions_are_the_sines_and_cosines_written_out():
     table = sincos_positions(8, 3)
     for row in range(3):
@@ -114,6 +141,10 @@ def test_positions_are_interpolated_for_other_sizes():
     larger = positions(24).view(24, 24, 4)
     assert torch.allclose(larger[1::3, 1::3].flatten(0, 1), positions.table, atol=1e-5)
     positions.table.data = (torch.arange(64) // 8)[:, None].expand(-1, 4).float()  # the row
+    assert torch.equal(
+        positions(12).view(12, 12, 4)[:, 0],
+        F.interpolate(torch.arange(8.0).view(1, 1, 8, 1).expand(-1, 4, -1, 8), (12, 12), mode="bicubic")[0, :, :, 0].T,
+    )
     rows = positions(24).view(24, 24, 4)
     assert torch.allclose(rows, rows[:, :1].expand(-1, 24, -1), atol=1e-5) and (rows[3:-2, 0].diff(dim=0) > 0).all()
     assert make_vit(size=16)(images(1, 1, 32)).shape == (1, 32)
@@ -134,6 +165,12 @@ def test_settings_that_do_not_fit_are_refused(changes, size, words):
         make_vit(size=size, **changes)
 
 
-def test_another_size_that_the_patch_does_not_divide_is_refused():
+@pytest.mark.parametrize("height, width", [(18, 18), (8, 6), (6, 8)])
+def test_another_size_that_the_patch_does_not_divide_is_refused(height, width):
     with pytest.raises(ValueError, match="encoder.patch: 4 does not divide"):
-        make_vit()(images(1, 1, 18))
+        make_vit()(torch.zeros(1, 1, height, width))
+
+
+def test_fixed_positions_need_a_width_that_4_divides():
+    with pytest.raises(ValueError, match="6 given"):
+        sincos_positions(6, 2)
