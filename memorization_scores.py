@@ -10,10 +10,8 @@ augmentation into a folder in it, named after them. With --checkpoint all every 
 """
 
 import csv
-import hashlib
 import io
 import json
-import math
 import time
 from pathlib import Path
 
@@ -24,16 +22,15 @@ from tqdm import tqdm
 
 from memorization.alignment import encoder_distances, jackknife_error, mean_over_pairs, memorization_score
 from memorization.augmentations import augment, measuring_recipe
-from memorization.checkpoint import load_pair
+from memorization.checkpoint import load_pair, pair_fingerprints
 from memorization.config import read_config
 from memorization.data import open_images
 from memorization.errors import WrongUse, one_line_errors
 from memorization.figures import draw_gallery, draw_histogram, draw_scatter, draw_training_curve
 from memorization.machine import choose_device, describe_machine, use_exact_arithmetic
-from memorization.randomness import sample_keys, stream
 from memorization.significance import bootstrap_interval, describe, one_sample_test, paired_test, welch_test
-from memorization.storage import write_atomically
-from memorization.subsets import ROLES, SUBSETS, load_subsets
+from memorization.storage import write_atomically, write_json
+from memorization.subsets import ROLES, SUBSETS, first_by_hash, load_subsets
 
 ACTIONS = {"checkpoint": "encoder (the default), epoch_NNNN for a kept one, or all for the score over training"}
 COLUMNS = ["index", "split", "subset", "label", "alignment_loss_f", "alignment_loss_g", "score", "score_range", "score_ratio", "stderr"]
@@ -66,12 +63,13 @@ def main(argv=None):
     names, logs = [*kept_epochs(config), "encoder"], training_logs(config)
     for name in names:
         score_checkpoint(name, images, subsets, config, device)
-    draw_training_curve([score_folder(config, name) for name in names], logs)
+    draw_training_curve([config.score_folder(name) for name in names], logs)
 
 
 def score_checkpoint(checkpoint, images, subsets, config, device):
     """Score one checkpoint of every seed, and write its folder."""
     pairs = {seed: load_pair(config.folder, seed, checkpoint) for seed in config.seeds}
+    encoders = pair_fingerprints(pairs)
     rows = chosen_rows(subsets, images, config.scores.per_subset)
     start = time.monotonic()
     losses = [score_pair(*pairs[seed], seed, rows, images, config, device) for seed in config.seeds]
@@ -81,12 +79,12 @@ def score_checkpoint(checkpoint, images, subsets, config, device):
     summary = summarize(scores, config.seeds) | {
         "checkpoint": {"name": checkpoint, "epoch": epoch},
         "settings": config.scores.model_dump(),
-        "fingerprints": {"subsets": subsets.fingerprint, "data": subsets.data},
+        "fingerprints": {"subsets": subsets.fingerprint, "data": subsets.data, "encoders": encoders},
         "machine": describe_machine(device),
         "seconds": seconds,
         "images_per_second": len(rows["index"]) * len(config.seeds) / seconds,
     }
-    folder = score_folder(config, checkpoint)
+    folder = config.score_folder(checkpoint)
     write_scores(folder, scores, summary)
     draw_histogram(scores, folder / "histogram.png")
     draw_scatter(scores, folder / "scatter.png")
@@ -144,14 +142,6 @@ def chosen_rows(subsets, images, per_subset):
         rows["subset"].append(np.full(len(indices), subset))
         rows["label"].append(getattr(images, split).labels.numpy()[indices])
     return {name: np.concatenate(parts) for name, parts in rows.items()}
-
-
-def first_by_hash(indices, count, split):
-    """The `count` indices with the smallest hash: a random choice, the same for every run and for every seed. None takes all."""
-    if count is None or count >= len(indices):
-        return indices
-    keys = sample_keys(stream(0, "subsets", split), torch.from_numpy(indices)).numpy()
-    return indices[np.argsort(keys, kind="stable")[:count]]
 
 
 def combine(rows, losses_f, losses_g, errors):
@@ -235,16 +225,7 @@ def write_scores(folder, scores, summary):
     as_cells = {name: scores[name].astype(object) for name in ("split", "subset")}
     scipy.io.savemat(matlab, scores | as_cells, oned_as="column")
     write_atomically(folder / "scores.mat", matlab.getvalue())
-    write_atomically(folder / "summary.json", json.dumps(without_nan(summary), indent=2) + "\n")
-
-
-def without_nan(value):
-    """A nested value with None in the place of every NaN, which JSON does not know: statistics of scores that are all equal."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    write_json(folder / "summary.json", summary)
 
 
 def print_summary(summary, folder):
@@ -268,17 +249,6 @@ def print_summary(summary, folder):
     print(
         f"\n{summary['images_per_second']:.0f} images/s; the pictures are in {folder}: gallery.png, histogram.png, scatter.png", flush=True
     )
-
-
-def score_folder(config, checkpoint):
-    """scores/ of the run for the defaults; a folder in it, named after them, for another checkpoint, representation or augmentation."""
-    names = [] if checkpoint == "encoder" else [checkpoint]
-    if config.scores.representation != "pooled":
-        names.append(config.scores.representation)
-    if config.scores.augmentation != "training":
-        recipes = json.dumps([recipe.model_dump() for recipe in config.scores.augmentation])
-        names.append(f"augmentation_{hashlib.sha256(recipes.encode()).hexdigest()[:8]}")
-    return config.folder / "scores" / "_".join(names)
 
 
 def kept_epochs(config):

@@ -1,6 +1,7 @@
 """Train a pair of BYOL encoders: f on S_S + S_C, g on S_S + S_I.
 
     python train_byol.py --config configs/byol_cifar10.yaml
+    python train_byol.py --config configs/byol_cifar10.yaml --role candidate --subsets.file memorized_500_draw0.npz
 
 Reads the config and the data set. Writes the run folder: config.yaml, subsets.npz, environment.json, and for each seed and role
 (candidate, independent) encoder.pt, last.pt and log.jsonl. The same command goes on where an interrupted run stopped; when all is
@@ -10,14 +11,14 @@ finished it says so and does nothing. Next: memorization_scores.py with the same
 from memorization.config import read_config
 from memorization.data import open_images
 from memorization.errors import one_line_errors
-from memorization.training import train_pair
+from memorization.training import ROLE_ACTION, train_pair
 from models.byol import BYOL, BYOLSettings
 from models.encoders import make_encoder
 
 
 @one_line_errors
 def main(argv=None):
-    config = read_config(__doc__, argv, method=BYOLSettings)
+    config = read_config(__doc__, argv, method=BYOLSettings, actions=ROLE_ACTION)
     images = open_images(config.data)
 
     def make_method():

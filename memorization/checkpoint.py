@@ -20,7 +20,7 @@ def save_checkpoint(path, content):
     """Write a dict of plain types and tensors, with its checksum. Equal contents give equal bytes."""
     content = _on_cpu({"format": FORMAT, **content})
     file = io.BytesIO()
-    torch.save({**content, "checksum": _checksum(content)}, file)
+    torch.save({**content, "checksum": checksum(content)}, file)
     write_atomically(path, file.getvalue())
 
 
@@ -34,7 +34,7 @@ def read_checkpoint(path):
         raise WrongUse(f"{path}: not a whole checkpoint: truncated, broken, or another kind of file") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise WrongUse(f"{path}: not a checkpoint of this project ({FORMAT!r} is missing)")
-    if content.pop("checksum", None) != _checksum(content):
+    if content.pop("checksum", None) != checksum(content):
         raise WrongUse(f"{path}: its checksum does not fit; the file is broken")
     return content
 
@@ -77,12 +77,22 @@ def load_encoder(path):
     if record.get("kind") != "encoder":
         raise WrongUse(f"{path}: a checkpoint, but not of an encoder; encoder.pt is what is measured")
     weights = record.pop("weights")
-    encoder = make_encoder(SimpleNamespace(**record["config"]["encoder"]), record["channels"], record["size"])
+    encoder = _fresh_encoder(record)
     try:
         encoder.load_state_dict(weights)
     except RuntimeError as error:
         raise WrongUse(f"{path}: its weights do not fit its encoder ({' '.join(str(error).split())})") from None
     return encoder.eval().requires_grad_(False), record
+
+
+def untrained_encoder(record, seed):
+    """An encoder like that of a record before its training, in eval mode on the CPU. seed: of its initial weights."""
+    torch.manual_seed(seed)
+    return _fresh_encoder(record).eval().requires_grad_(False)
+
+
+def _fresh_encoder(record):
+    return make_encoder(SimpleNamespace(**record["config"]["encoder"]), record["channels"], record["size"])
 
 
 def load_pair(run, seed, checkpoint="encoder"):
@@ -108,6 +118,13 @@ def load_pair(run, seed, checkpoint="encoder"):
     return *pair, records[0]
 
 
+def pair_fingerprints(pairs):
+    """{"seed_0/candidate": a hash of that encoder's weights, ...}. pairs: {seed: what load_pair gives}, on the CPU."""
+    return {
+        f"seed_{seed}/{role}": checksum(encoder.state_dict()) for seed, (f, g, _) in pairs.items() for role, encoder in zip(ROLES, (f, g))
+    }
+
+
 def check_belongs(content, expected, path):
     """Raise WrongUse where a checkpoint's content differs from what is expected of it, a dict of some of its keys."""
     found = {key: content.get(key) for key in expected}
@@ -130,7 +147,7 @@ def _on_cpu(value):
     return value
 
 
-def _checksum(value):
+def checksum(value):
     """SHA-256 over a nested value of plain types and tensors, hexadecimal."""
     digest = hashlib.sha256()
 

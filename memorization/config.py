@@ -2,7 +2,9 @@
 
 import argparse
 import difflib
+import hashlib
 import inspect
+import json
 import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,6 +32,13 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
+def each_once(values):
+    """The values of a list in which none may stand twice. Raises ValueError where one does."""
+    if len(set(values)) < len(values):
+        raise ValueError(f"{values} is not allowed: each value may stand once")
+    return values
+
+
 class DataSettings(Settings):
     name: Literal["fashion_mnist", "cifar10", "cifar100", "svhn", "stl10", "image_folder", "fake"] = Field(description="the dataset")
     root: str = Field("data", description="folder of the dataset", json_schema_extra=NOT_COMPARED)
@@ -53,6 +62,7 @@ class SubsetSettings(Settings):
     external: int = Field(ge=2, description="size of S_E, from the test set, in neither training set")
     order: Literal["file", "shuffled"] = Field("file", description="take the images in file order, as the papers do, or shuffled")
     seed: Seed = Field(0, description="order: shuffled: which shuffle")
+    file: str | None = Field(None, json_schema_extra=NOT_COMPARED, description="a file of remove_samples.py, in place of the counts")
 
     @pydantic.model_validator(mode="after")
     def _candidates_are_replaced(self):
@@ -137,7 +147,18 @@ class EncoderSettings(Settings):
         return self.name.startswith("vit_")
 
 
-class TrainingSettings(Settings):
+class OptimizerSettings(Settings):
+    """What an optimizer needs beside its kind, learning rate and weight decay."""
+
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd and lars: momentum")
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = Field(
+        [0.9, 0.999], description="adamw: decay of the two moments"
+    )
+    lars_eta: float = Field(0.001, gt=0, description="lars: trust coefficient")
+    lars_clip: bool = Field(False, description="lars: never step further than the plain rate would")
+
+
+class TrainingSettings(OptimizerSettings):
     epochs: int = Field(ge=1, description="passes over the training set")
     batch_size: int = Field(ge=2, description="source images a step; the last partial batch of an epoch is dropped")
     optimizer: Literal["sgd", "adamw", "lars"] = Field(description="the optimizer")
@@ -146,12 +167,6 @@ class TrainingSettings(Settings):
         256, ge=1, description="the rate used is learning_rate x batch_size / base_batch_size; null leaves it as it is"
     )
     weight_decay: float = Field(0.0, ge=0, description="weight decay; biases and norms have none")
-    momentum: float = Field(0.9, ge=0, lt=1, description="sgd and lars: momentum")
-    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = Field(
-        [0.9, 0.999], description="adamw: decay of the two moments"
-    )
-    lars_eta: float = Field(0.001, gt=0, description="lars: trust coefficient")
-    lars_clip: bool = Field(False, description="lars: never step further than the plain rate would")
     warmup_epochs: int = Field(0, ge=0, description="epochs of linear warm-up, before the cosine")
     clip_gradient: float | None = Field(None, gt=0, description="bound on the norm of the whole gradient; null for none")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto is bf16 autocast on CUDA and fp32 on a CPU")
@@ -184,6 +199,64 @@ class ScoreSettings(Settings):
     batch_size: int = Field(256, ge=1, description="images a forward pass; no score depends on it")
 
 
+class ProbeSettings(OptimizerSettings):
+    datasets: list[Literal["fashion_mnist", "cifar10", "cifar100", "svhn", "stl10"]] = Field(
+        [], description="the probed datasets, looked for in data.root; [] for the one of training"
+    )
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field([0, 1, 2], description="each seed trains one probe")
+    train_images: int | None = Field(None, ge=200, description="probe with so many training images only, the first by hash; null for all")
+    epochs: int = Field(90, ge=1, description="passes over the training images")
+    batch_size: int = Field(4096, ge=1, description="images a step; a quarter of the training images where that is less")
+    optimizer: Literal["sgd", "adamw", "lars"] = Field("lars", description="the optimizer")
+    learning_rates: Annotated[list[Positive], Field(min_length=1)] = Field(
+        [1.6, 6.4, 25.6, 102.4], description="learning rates to choose from, for batch_size; less where the batch is less"
+    )
+    weight_decays: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)] = Field(
+        [0.0, 0.0001], description="weight decays to choose from"
+    )
+    warmup_epochs: int = Field(10, ge=0, description="epochs of linear warm-up, before the cosine")
+    fine_tune: bool = Field(False, description="train all weights, not the linear layer alone")
+    fine_tune_epochs: int = Field(30, ge=1, description="fine_tune: passes over the training images")
+    fine_tune_learning_rate: float = Field(0.001, gt=0, description="fine_tune: learning rate of AdamW")
+
+    @pydantic.field_validator("datasets", "seeds", "learning_rates", "weight_decays")
+    @classmethod
+    def _each_once(cls, values):
+        return each_once(values)
+
+    @pydantic.model_validator(mode="after")
+    def _warmup_within_the_epochs(self):
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs is {self.warmup_epochs}, but must be less than epochs ({self.epochs})")
+        return self
+
+
+class RemovalSettings(Settings):
+    counts: list[Annotated[int, Field(ge=1)]] = Field([], description="how many samples to remove from f's training set")
+    percentages: list[Annotated[float, Field(gt=0, lt=100)]] = Field(
+        [], description="the same as shares of the ranked samples, in per cent"
+    )
+    policies: Annotated[list[Literal["memorized", "least", "random", "random_matched", "typical"]], Field(min_length=1)] = Field(
+        ["memorized", "random"],
+        description="most or least memorized first, by chance, by chance with the classes of the most memorized, or closest to the "
+        "centres of clusters of g's representations",
+    )
+    draws: int = Field(2, ge=1, description="draws of each policy with chance in it")
+    candidates_only: bool = Field(False, description="with shared samples, which have no score: rank the candidates alone")
+    fixed_steps: bool = Field(False, description="train a smaller set for more epochs, as many steps as the whole one takes")
+    clusters: int | None = Field(None, ge=1, description="typical: clusters of k-means; null for the number of classes")
+    group_duplicates: bool = Field(False, description="remove near duplicates together, by every policy alike")
+    duplicates_in: Literal["pixels", "g"] = Field("pixels", description="near duplicates are found in pixels or in g's representations")
+    duplicate_similarity: float = Field(
+        0.95, gt=0, le=1, description="cosine similarity, the mean taken away, from which two are duplicates"
+    )
+
+    @pydantic.field_validator("counts", "percentages", "policies")
+    @classmethod
+    def _each_once(cls, values):
+        return each_once(values)
+
+
 class Config(Settings):
     """One whole experiment. Outside the sections of `TRAINED` it says how the pair is measured."""
 
@@ -198,15 +271,15 @@ class Config(Settings):
     method: Any = None
     training: TrainingSettings
     scores: ScoreSettings = ScoreSettings()
+    probe: ProbeSettings = ProbeSettings()
+    removal: RemovalSettings = RemovalSettings()
 
     _actions: dict = pydantic.PrivateAttr(default_factory=dict)
 
     @pydantic.field_validator("seeds")
     @classmethod
     def _each_seed_once(cls, seeds):
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("each seed may stand once")
-        return seeds
+        return each_once(seeds)
 
     @pydantic.model_validator(mode="after")
     def _views_fit_the_encoder(self):
@@ -227,18 +300,29 @@ class Config(Settings):
         """The run folder, a Path."""
         return Path(self.run).expanduser()
 
+    def score_folder(self, checkpoint="encoder"):
+        """scores/ of the run for the defaults; a folder in it, named after them, for another checkpoint, representation or augmentation."""
+        names = [] if checkpoint == "encoder" else [checkpoint]
+        if self.scores.representation != "pooled":
+            names.append(self.scores.representation)
+        if self.scores.augmentation != "training":
+            recipes = json.dumps([recipe.model_dump() for recipe in self.scores.augmentation])
+            names.append(f"augmentation_{hashlib.sha256(recipes.encode()).hexdigest()[:8]}")
+        return self.folder / "scores" / "_".join(names)
+
     @property
     def actions(self):
         """The command line's actions, such as {"checkpoint": "all"}."""
         return self._actions
 
 
-def read_config(doc, argv=None, method=None, actions=None):
+def read_config(doc, argv=None, method=None, actions=None, flags=None):
     """The Config of a script, from its YAML file and its command line.
 
     doc: the script's docstring, shown by --help. method: the schema of the method's settings, for a script that trains. Without it
     the script measures: what was trained is then taken from the run folder, and a value of it that was given and differs is refused.
-    actions: {name: help} of the options beside the settings, strings that land in config.actions.
+    actions: {name: help} of the options beside the settings, strings that land in config.actions; flags: of those without a value, true or
+    false there.
     Raises WrongUse, one line that names file, key, value and what is allowed.
     """
     schema = Config if method is None else pydantic.create_model("Config", __base__=Config, method=(method, ...))
@@ -249,6 +333,8 @@ def read_config(doc, argv=None, method=None, actions=None):
     parser.add_argument("--config", required=True, metavar="FILE", help="the experiment, a YAML file")
     for name, meaning in (actions or {}).items():
         parser.add_argument(f"--{name}", help=meaning)
+    for name, meaning in (flags or {}).items():
+        parser.add_argument(f"--{name}", action="store_true", help=meaning)
     recipe = [f"  {name}: {_meaning(field)}" for name, field in ViewRecipe.model_fields.items()]
     parser.epilog = "\n".join(["keys of a recipe in augmentation.views, such as '[{count: 2, size: 32, flip: 0.5}]':", *recipe])
     settings = parser.add_argument_group("settings (each is a key of the YAML file)")
@@ -265,7 +351,7 @@ def read_config(doc, argv=None, method=None, actions=None):
         config = _with_trained_part(given, arguments["config"], on_command_line)
     else:
         config = _validated(schema, given, arguments["config"], on_command_line)
-    config._actions.update({name: arguments[name] for name in actions or {}})
+    config._actions.update({name: arguments[name] for name in {**(actions or {}), **(flags or {})}})
     return config
 
 
@@ -465,7 +551,7 @@ def _options(schema, prefix=""):
 
 def _parse_value(key, given, field):
     """The value of one option: read as YAML reads it, except where the setting is text. given: a word, or a list's words."""
-    if field.annotation is str:
+    if field.annotation is str or (field.annotation == (str | None) and given != "null"):
         return given
     words = given if isinstance(given, list) else [given]
     try:
@@ -473,7 +559,8 @@ def _parse_value(key, given, field):
     except yaml.YAMLError as error:
         raise WrongUse(f"command line: --{key}: {' '.join(words)!r} is not YAML ({' '.join(str(error).split())})") from None
     # A list may also be given as one word, `[0, 1]`, and so may what stands in its place: null, or a name.
-    whole = given is not words or (len(values) == 1 and (values[0] is None or isinstance(values[0], (list, str))))
+    in_place = (list, type(None)) if typing.get_origin(field.annotation) is list else (list, type(None), str)
+    whole = given is not words or (len(values) == 1 and isinstance(values[0], in_place))
     return values[0] if whole else values
 
 

@@ -4,7 +4,6 @@ torchvision reads the files of the known datasets and downloads them where it ca
 images that an experiment uses are decoded once, by `Images.prepared`, into a memory map that every later run opens again.
 """
 
-import fcntl
 import functools
 import gzip
 import hashlib
@@ -14,7 +13,6 @@ import os
 import shutil
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +26,7 @@ from tqdm import tqdm
 
 from memorization.errors import WrongUse
 from memorization.randomness import sample_keys, stream, uniform
-from memorization.storage import write_atomically
+from memorization.storage import only_process, write_atomically
 
 # Published mean and standard deviation of each channel, of pixels in [0, 1]; ImageNet's for any folder of images.
 NORMALIZATION = {
@@ -248,7 +246,7 @@ def _prepare(split, indices, folder):
     path = folder / f"{split.name}_{split.pixels.shape[-1]}_{_key(split, indices)}.npy"
     record = path.with_suffix(".json")
     try:
-        with _only_process(path.with_suffix(".lock")):
+        with only_process(path.with_suffix(".lock")):  # two runs that start together do not fill the same map
             if not path.exists():
                 partial = _decode(split, indices, path)
                 sha256 = _sha256(replace(split, pixels=_open_map(partial)))
@@ -274,15 +272,6 @@ def _key(split, indices):
         used = [i, int(split.labels[i]), os.path.abspath(split.files[i]), status.st_size, status.st_mtime_ns]
         digest.update(json.dumps(used).encode())
     return digest.hexdigest()[:12]
-
-
-@contextmanager
-def _only_process(path):
-    """Hold a lock file, so that two runs that start together do not fill the same map."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _decode(split, indices, path):

@@ -17,6 +17,7 @@ from memorization.subsets import SUBSETS
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLORS = {"shared": "#999999", "candidate": "#D55E00", "independent": "#0072B2", "external": "#009E73"}
 NAMES = {"shared": "shared $S_S$", "candidate": "candidate $S_C$", "independent": "independent $S_I$", "external": "external $S_E$"}
+POLICY_COLORS = {"memorized": "#D55E00", "least": "#0072B2", "random": "#999999", "random_matched": "#009E73", "typical": "#CC79A7"}
 SCORE = "memorization score  $m(x) = L_{align}(g, x) - L_{align}(f, x)$"
 GALLERY_COLUMNS, GALLERY_ROWS = 8, 2
 
@@ -146,9 +147,53 @@ def draw_pictures(rows, normalization, path):
     _save(figure, path)
 
 
-def _shortened(name):
-    """A class name short enough for a small picture."""
-    return name if len(name) <= 16 else name[:15] + "…"
+def draw_probe(summary, path):
+    """Top-1 accuracy of every encoder as a bar, a panel a dataset. summary: of linear_probing_train.py."""
+    datasets = list(dict.fromkeys(row["dataset"] for row in summary["results"]))
+    rows = {dataset: [row for row in summary["results"] if row["dataset"] == dataset] for dataset in datasets}
+    height = 1.2 + 0.4 * max(len(members) for members in rows.values())
+    figure, panels = plt.subplots(1, len(datasets), figsize=(1.5 + 4.5 * len(datasets), height), squeeze=False, layout="constrained")
+    for axes, (dataset, members) in zip(panels[0], rows.items()):
+        names = [_shortened(row["encoder"], 30) for row in members]
+        means, errors = ([100 * (row["top_1"][key] or 0) for row in members] for key in ("mean", "std"))
+        colors = [COLORS.get(row["encoder"].split()[0], "#BBBBBB") for row in members]
+        places = np.arange(len(members))
+        axes.barh(places, means, xerr=errors, color=colors, capsize=3)
+        for place, mean, error in zip(places, means, errors):
+            axes.text(mean + error + 1, place, f"{mean:.1f}", va="center", fontsize=8)
+        axes.set(title=dataset, xlabel="top-1 accuracy on the test images, %", yticks=places, yticklabels=names, xlim=(0, 109))
+        axes.invert_yaxis()
+    figure.suptitle(f"{summary['kind']} (error bars: standard deviation over probes)".capitalize(), fontsize=10)
+    _save(figure, path)
+
+
+def draw_removal_curve(summary, path):
+    """Accuracy against the number of samples removed, a line a policy, a panel a dataset. summary: of remove_samples.py."""
+    datasets = summary["datasets"]
+    figure, panels = plt.subplots(1, len(datasets), figsize=(6 * len(datasets), 4.2), squeeze=False, layout="constrained")
+    for axes, (dataset, found) in zip(panels[0], datasets.items()):
+        whole = found["nothing_removed"]
+        axes.axhline(100 * whole["mean"], color="black", linewidth=1, label="nothing removed")
+        if whole["std"] is not None:
+            low, high = (100 * (whole["mean"] + sign * whole["std"]) for sign in (-1, 1))
+            axes.axhspan(low, high, color="black", alpha=0.1, linewidth=0)
+        for number, (policy, of_count) in enumerate(found["policies"].items()):
+            counts = [int(count) * 1.015**number for count in of_count]  # set apart, so that error bars do not hide each other
+            means, errors = ([100 * (values[key] or 0) for values in of_count.values()] for key in ("mean", "std"))
+            label = policy.replace("_", ", ")
+            axes.errorbar(counts, means, errors, color=POLICY_COLORS[policy], marker="o", markersize=4, capsize=3, label=label)
+        axes.set(title=dataset, xlabel="samples removed from f's training set", ylabel="top-1 accuracy of a linear probe, %", xscale="log")
+        ticks = sorted({int(count) for of_count in found["policies"].values() for count in of_count})
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
+        axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
+    figure.suptitle("What removal costs (error bars and band: standard deviation over seeds and draws)", fontsize=10)
+    _save(figure, path)
+
+
+def _shortened(name, most=16):
+    """A name short enough for a small picture."""
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def _save(figure, path):

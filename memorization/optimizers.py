@@ -42,13 +42,19 @@ class LARS(torch.optim.Optimizer):
 def make_optimizer(method, settings):
     """The optimizer of a method. settings: the config's `training:` section."""
     groups = method.parameter_groups() if hasattr(method, "parameter_groups") else default_parameter_groups(method, settings)
-    return OPTIMIZERS[settings.optimizer](groups, scaled_learning_rate(settings), settings)
+    groups = [{"weight_decay": settings.weight_decay, **group} for group in groups]
+    return optimizer_of(groups, scaled_learning_rate(settings), settings)
+
+
+def optimizer_of(groups, learning_rate, settings):
+    """The optimizer that settings.optimizer names. groups: of parameters, each with its weight_decay; settings: OptimizerSettings."""
+    return OPTIMIZERS[settings.optimizer](groups, learning_rate, settings)
 
 
 OPTIMIZERS = {
-    "sgd": lambda groups, lr, s: torch.optim.SGD(groups, lr=lr, momentum=s.momentum, weight_decay=s.weight_decay),
-    "adamw": lambda groups, lr, s: torch.optim.AdamW(groups, lr=lr, betas=tuple(s.betas), weight_decay=s.weight_decay),
-    "lars": lambda groups, lr, s: LARS(groups, lr, s.momentum, s.weight_decay, s.lars_eta, s.lars_clip),
+    "sgd": lambda groups, lr, s: torch.optim.SGD(groups, lr=lr, momentum=s.momentum),
+    "adamw": lambda groups, lr, s: torch.optim.AdamW(groups, lr=lr, betas=tuple(s.betas)),
+    "lars": lambda groups, lr, s: LARS(groups, lr, s.momentum, 0.0, s.lars_eta, s.lars_clip),
 }
 
 

@@ -7,7 +7,7 @@ the key. It gives the same numbers on every device, in every order and batch siz
 import torch
 
 # What a draw is for. No two purposes ever share a number, so no measurement meets a view that was trained on.
-PURPOSES = {name: number for number, name in enumerate(["training", "scoring", "probing", "query", "order", "subsets", "fake"])}
+PURPOSES = {name: number for number, name in enumerate(["training", "scoring", "probing", "query", "order", "subsets", "fake", "removal"])}
 SPLITS = {"train": 0, "test": 1}
 
 _GOLDEN = 0x9E3779B97F4A7C15

@@ -1,6 +1,10 @@
 """Files that are either whole or not there."""
 
+import fcntl
+import json
+import math
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -21,6 +25,28 @@ def write_atomically(path, content):
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def write_json(path, value):
+    """Write a nested value of plain types as JSON, with null in the place of NaN and infinity, which JSON does not know."""
+    write_atomically(path, json.dumps(_finite_or_none(value), indent=2) + "\n")
+
+
+def _finite_or_none(value):
+    if isinstance(value, dict):
+        return {key: _finite_or_none(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite_or_none(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextmanager
+def only_process(path):
+    """Hold a lock file; another process that asks for it waits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _sync_folder(folder):

@@ -4,13 +4,14 @@ import hashlib
 import io
 import json
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from memorization.errors import WrongUse
-from memorization.randomness import shuffled
+from memorization.randomness import sample_keys, shuffled, stream
 from memorization.storage import write_atomically
 
 # In the order of every table; external images come from the test set, the others from the training set.
@@ -20,13 +21,19 @@ ROLES = ("candidate", "independent")  # of the two encoders, f and g
 
 @dataclass(frozen=True)
 class Subsets:
-    """Indices of the four subsets, each (n,) int64, and the fingerprint of the images they lead to, once those are prepared."""
+    """Indices of the four subsets, each (n,) int64, and the fingerprint of the images they lead to, once those are prepared.
+
+    role: None for those of a pair; else the one encoder, "candidate" or "independent", whose training set they are. parents: {what: the
+    fingerprint} of what such a training set was made from.
+    """
 
     shared: np.ndarray
     candidate: np.ndarray
     independent: np.ndarray
     external: np.ndarray
     data: dict | None = None
+    role: str | None = None
+    parents: dict = field(default_factory=dict)
 
     def training_set(self, role):
         """The training set of f (role "candidate") or g ("independent"), shared samples first. Returns (n,) int64."""
@@ -45,19 +52,34 @@ class Subsets:
         for name in SUBSETS:
             digest.update(f"{name} {len(getattr(self, name))} ".encode())
             digest.update(getattr(self, name).astype("<i8").tobytes())
+        if self.role is not None:
+            digest.update(json.dumps([self.role, self.parents], sort_keys=True).encode())
         return digest.hexdigest()
 
 
 def draw_subsets(settings, images):
     """The Subsets of a config, their `data` still to be filled in. settings: its `subsets:` section; images: of open_images, to be counted.
 
-    Raises WrongUse where there are too few images.
+    Raises WrongUse where there are too few images, or other images than those that a subset file was made for.
     """
+    if settings.file:
+        subsets = load_subsets(Path(settings.file).expanduser())
+        if not _same_images(subsets.data, images):
+            raise WrongUse(f"subsets.file: {settings.file} was made for other images than those of {images.name} here")
+        return subsets
     counts = [settings.shared, settings.candidate, settings.independent]
     train = _ordered(len(images.train), sum(counts), "train", settings)
     external = _ordered(len(images.test), settings.external, "test", settings)
     shared, candidate, independent = np.split(train, np.cumsum(counts)[:-1])
     return Subsets(shared, candidate, independent, external)
+
+
+def _same_images(data, images):
+    """Whether a fingerprint is that of images, which may still have to be prepared: then only their number is known."""
+    if images.prepared_folder is None:
+        return data == images.fingerprint
+    counts = {"train": len(images.train), "test": len(images.test)}
+    return data["name"] == images.name and all(data[split]["count"] == count for split, count in counts.items())
 
 
 def _ordered(available, wanted, split, settings):
@@ -69,11 +91,20 @@ def _ordered(available, wanted, split, settings):
     return order[:wanted]
 
 
+def first_by_hash(indices, count, split):
+    """The `count` indices with the smallest hash: a random choice, the same for every run and for every seed. None takes all."""
+    if count is None or count >= len(indices):
+        return indices
+    keys = sample_keys(stream(0, "subsets", split), torch.from_numpy(indices)).numpy()
+    return indices[np.argsort(keys, kind="stable")[:count]]
+
+
 def save_subsets(subsets, path):
-    """Write subsets.npz: the four arrays, the data set's fingerprint as JSON, and the fingerprint of all."""
+    """Write subsets.npz: the four arrays, the fingerprints of the data set and of all, and role and parents where there are."""
     content = io.BytesIO()
     arrays = {name: getattr(subsets, name) for name in SUBSETS}
-    np.savez(content, **arrays, data=json.dumps(subsets.data), fingerprint=subsets.fingerprint)
+    of_role = {} if subsets.role is None else {"role": subsets.role, "parents": json.dumps(subsets.parents)}
+    np.savez(content, **arrays, data=json.dumps(subsets.data), fingerprint=subsets.fingerprint, **of_role)
     write_atomically(path, content.getvalue())
 
 
@@ -85,21 +116,22 @@ def load_subsets(path):
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in SUBSETS}
             data, fingerprint = json.loads(str(file["data"])), str(file["fingerprint"])
+            role, parents = (str(file["role"]), json.loads(str(file["parents"]))) if "role" in file else (None, {})
     except (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise WrongUse(f"{path}: not a whole file of subsets ({error})") from None
     for name, indices in arrays.items():
         if indices.ndim != 1 or indices.dtype != np.int64:
             raise WrongUse(f"{path}: {name} is {indices.dtype} of shape {indices.shape}, but must be a list of int64")
-    subsets = Subsets(**arrays, data=data)
+    subsets = Subsets(**arrays, data=data, role=role, parents=parents)
     if subsets.fingerprint != fingerprint:
         raise WrongUse(f"{path}: its fingerprint does not fit its indices; the file was changed")
-    check_pair(subsets, path)
+    check_subsets(subsets, path)
     return subsets
 
 
-def check_pair(subsets, source="subsets"):
-    """Raise WrongUse unless the subsets are what a pair is trained on: no image twice, and as many candidates as independents."""
-    if len(subsets.candidate) != len(subsets.independent):
+def check_subsets(subsets, source="subsets"):
+    """Raise WrongUse unless the subsets are what may be trained on: no image twice, and of a pair as many candidates as independents."""
+    if subsets.role is None and len(subsets.candidate) != len(subsets.independent):
         raise WrongUse(
             f"{source}: {len(subsets.candidate)} candidates, but {len(subsets.independent)} independents; they must be equally many"
         )

@@ -21,9 +21,10 @@ from memorization.neighbors import knn_accuracy
 from memorization.optimizers import make_optimizer, scaled_learning_rate, schedule, set_learning_rate
 from memorization.randomness import shuffled
 from memorization.storage import write_atomically
-from memorization.subsets import ROLES, SUBSETS, check_pair, draw_subsets, load_subsets, save_subsets
+from memorization.subsets import ROLES, SUBSETS, check_subsets, draw_subsets, load_subsets, save_subsets
 
 KNN_NEIGHBORS = 20
+ROLE_ACTION = {"role": "train this encoder only, candidate or independent, and not the pair"}  # of the training scripts
 ENCODING_BATCH = 512  # whole images encoded at a time for the kNN accuracy
 
 
@@ -32,21 +33,23 @@ def train_pair(make_method, images, config):
 
     f and g differ in their training sets alone: same seed, initial weights, schedule and number of steps, and a shared image is met by
     both in the same batch, slot and views. make_method: () -> a method (see models/__init__.py), its weights drawn from torch's global
-    generator; images: of open_images. A run that was interrupted goes on; one that is finished is left alone.
+    generator; images: of open_images. A run that was interrupted goes on; one that is finished is left alone. With the action `role` only
+    that encoder is trained, now; a subset file that names one encoder's training set needs it.
     Raises WrongUse, before anything is written, where the config does not fit the data, the method or the run folder.
     """
     device = choose_device(config)
     subsets = draw_subsets(config.subsets, images)
-    check_pair(subsets)
-    _check_fit(make_method, images, subsets, config)
+    check_subsets(subsets)
+    roles = _chosen_roles(subsets, config)
+    _check_fit(make_method, images, subsets, roles, config)
     seeds = _check_run_folder(config)
     images = images.prepared(subsets.train, subsets.external)
     subsets = replace(subsets, data=images.fingerprint)
     _open_run(subsets, config, seeds)
     images = images.to(device)
-    _print_plan(subsets, config, device)
+    _print_plan(subsets, roles, config, device)
     for seed in config.seeds:
-        for role in ROLES:
+        for role in roles:
             train_encoder(make_method, images, subsets, role, seed, config, device)
 
 
@@ -166,14 +169,26 @@ def save_encoder(path, encoder, identity, images, config, epoch):
 # --- at the door ------------------------------------------------------------------------------------------------------------------
 
 
-def _check_fit(make_method, images, subsets, config):
+def _chosen_roles(subsets, config):
+    """The encoders to train, of ROLES. Raises WrongUse for an action `role` that names none, or not that of the subset file."""
+    role = config.actions.get("role")
+    if role is not None and role not in ROLES:
+        raise WrongUse(f"command line: --role: {role!r} is not allowed: it is {' or '.join(ROLES)}")
+    if subsets.role is not None and role != subsets.role:
+        raise WrongUse(
+            f"subsets.file: {config.subsets.file} is a training set of the {subsets.role} encoder alone; add --role {subsets.role}"
+        )
+    return ROLES if role is None else (role,)
+
+
+def _check_fit(make_method, images, subsets, roles, config):
     """Raise WrongUse where the settings do not fit the data or the method."""
-    size = len(subsets.training_set("candidate"))
+    size = min(len(subsets.training_set(role)) for role in roles)
     if size < config.training.batch_size:
         raise WrongUse(f"training.batch_size: {config.training.batch_size} is more than the {size} images of a training set")
     try_method(make_method, images.channels, config)
     if config.training.knn_every:
-        needed = {f"training image of the {role} encoder": images.train.labels[subsets.training_set(role)] for role in ROLES}
+        needed = {f"training image of the {role} encoder": images.train.labels[subsets.training_set(role)] for role in roles}
         needed["external image"] = images.test.labels[subsets.external]
         for name, labels in needed.items():
             if not (labels >= 0).any():
@@ -217,7 +232,7 @@ def _open_run(subsets, config, seeds):
     if not (config.folder / "config.yaml").exists():
         save_subsets(subsets, config.folder / "subsets.npz")
     elif load_subsets(config.folder / "subsets.npz").fingerprint != subsets.fingerprint:
-        raise WrongUse(f"{config.run}/subsets.npz: drawn from other images than those in {config.data.root}")
+        raise WrongUse(f"{config.run}/subsets.npz: other subsets than these, or drawn from other images than those in {config.data.root}")
     elif read_run_config(config.run).seeds == seeds:
         return
     save_config(config.model_copy(update={"seeds": seeds}))
@@ -230,10 +245,10 @@ def _note_environment(run, name, device):
     write_atomically(path, json.dumps(machines | {name: describe_machine(device)}, indent=2) + "\n")
 
 
-def _print_plan(subsets, config, device):
+def _print_plan(subsets, roles, config, device):
     """What follows from the config: sizes, steps and the learning rate."""
     settings = config.training
-    size = len(subsets.training_set("candidate"))
+    size = len(subsets.training_set(roles[0]))
     per_epoch = size // settings.batch_size
     print(f"{config.run}: {config.method.name} on {config.data.name}, {config.encoder.name}, {device}")
     print("  " + ", ".join(f"{name} {len(getattr(subsets, name))}" for name in SUBSETS) + f"; {size} images train each encoder")

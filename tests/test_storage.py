@@ -1,8 +1,9 @@
+import json
 import os
 
 import pytest
 
-from memorization.storage import write_atomically
+from memorization.storage import write_atomically, write_json
 
 
 def test_a_file_is_written_with_its_folder(tmp_path):
@@ -26,3 +27,8 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(failing, tmp_pa
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, "new")
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_json_has_null_for_what_is_no_number(tmp_path):
+    write_json(tmp_path / "a.json", {"t": float("inf"), "list": [1.5, {"p": float("nan")}], "text": "nan"})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"t": None, "list": [1.5, {"p": None}], "text": "nan"}

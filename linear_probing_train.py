@@ -1,0 +1,119 @@
+"""Train linear probes on the frozen encoders of a run: what f and g know of the classes, beside a random encoder and raw pixels.
+
+    python linear_probing_train.py --config configs/simclr_cifar10.yaml
+    python linear_probing_train.py --config configs/simclr_cifar10.yaml --probe.datasets cifar10 cifar100
+    python linear_probing_train.py --config configs/simclr_cifar10.yaml --encoder elsewhere/encoder.pt
+
+Reads the run folder (encoder.pt of every seed and role) and the probed data sets, whose images it shows whole, resized and in the channels
+that the encoder takes. Writes into probe/ of the run folder: summary.json, probe.png, and representations/, what was encoded once, which is
+safe to delete. With --encoder that encoder stands in the place of the run's, and with --probe.fine_tune true all weights are trained, each
+into a folder of its own in probe/.
+"""
+
+from memorization.checkpoint import load_encoder, load_pair, untrained_encoder
+from memorization.config import read_config, trained_part
+from memorization.data import open_images
+from memorization.errors import one_line_errors
+from memorization.figures import draw_probe
+from memorization.machine import choose_device, describe_machine, use_exact_arithmetic
+from memorization.probing import (
+    encoder_source,
+    fine_tune,
+    mean_and_spread,
+    prepared_for_probing,
+    probe,
+    probed_data,
+    raw_pixels,
+    stated_adaptation,
+)
+from memorization.significance import paired_test
+from memorization.storage import write_json
+from memorization.subsets import ROLES
+
+ACTIONS = {"encoder": "an encoder.pt to probe in the place of those of the run"}
+
+
+@one_line_errors
+def main(argv=None):
+    config = read_config(__doc__, argv, actions=ACTIONS)
+    device = choose_device(config)
+    use_exact_arithmetic()
+    sources = chosen_sources(config)
+    datasets = [prepared_for_probing(open_images(data), config.probe) for data in probed_data(config)]
+    folder = probe_folder(config, sources)
+    rows = []
+    for images in datasets:
+        for source in sources:
+            if config.probe.fine_tune:
+                result = fine_tune(source, images, config.probe, device)
+            else:
+                result = probe(source, images, config.probe, config.folder / "probe" / "representations", device)
+            rows.append({"dataset": images.name, "encoder": source.name, "adapted": stated_adaptation(source, images), **result})
+            print_row(rows[-1])
+    summary = {
+        "kind": "all weights trained" if config.probe.fine_tune else "linear layer on the frozen encoder",
+        "results": rows,
+        "over_pairs": compare_roles(rows, config.seeds),
+        "trained": trained_part(config),
+        "settings": config.probe.model_dump(),
+        "fingerprints": {
+            "encoders": {source.name: source.identity for source in sources},
+            "data": {images.name: images.fingerprint for images in datasets},
+        },
+        "machine": describe_machine(device),
+    }
+    write_json(folder / "summary.json", summary)
+    draw_probe(summary, folder / "probe.png")
+    print(f"\nthe picture is in {folder}: probe.png", flush=True)
+
+
+def chosen_sources(config):
+    """The Sources to probe: f and g of every seed, or the encoder of --encoder, and beside them a random encoder and raw pixels."""
+    if config.actions["encoder"]:
+        encoder, record = load_encoder(config.actions["encoder"])
+        sources = [encoder_source(config.actions["encoder"], encoder, record)]
+    else:
+        sources = []
+        for seed in config.seeds:
+            *pair, record = load_pair(config.folder, seed)
+            sources += [encoder_source(f"{role} seed {seed}", encoder, record) for role, encoder in zip(ROLES, pair)]
+    sources.append(encoder_source("random encoder", untrained_encoder(record, config.seeds[0]), record))
+    return sources if config.probe.fine_tune else [*sources, raw_pixels(record)]
+
+
+def probe_folder(config, sources):
+    """probe/ of the run; a folder in it for another encoder, named after its weights, and for fine-tuning."""
+    names = []
+    if config.actions["encoder"]:
+        names.append(f"encoder_{sources[0].identity[:8]}")
+    if config.probe.fine_tune:
+        names.append("fine_tuned")
+    return config.folder / "probe" / "_".join(names)
+
+
+def print_row(row):
+    """One line of the table on the screen."""
+    shares = [f"{name.replace('_', '-')} {100 * row[name]['mean']:.2f}{spread(row[name])} %" for name in ("top_1", "top_5") if name in row]
+    shares += [f"{name.replace('_', ' ')} {100 * row[name]:.2f} %" for name in ("knn_20", "knn_200") if name in row]
+    print(f"{row['dataset']:>14}  {row['encoder']:<22} {'  '.join(shares)}", flush=True)
+
+
+def compare_roles(rows, seeds):
+    """For each data set, top-1 of f and of g over the run's seeds, each its mean over probes, and a paired t test; empty for one seed."""
+    compared = {}
+    for dataset in dict.fromkeys(row["dataset"] for row in rows) if len(seeds) > 1 else ():
+        of = {row["encoder"]: row["top_1"]["mean"] for row in rows if row["dataset"] == dataset}
+        shares = {role: [of[f"{role} seed {seed}"] for seed in seeds if f"{role} seed {seed}" in of] for role in ROLES}
+        if all(shares.values()):
+            compared[dataset] = {role: mean_and_spread(values) for role, values in shares.items()}
+            compared[dataset]["paired"] = {"f > g": paired_test(*shares.values())}
+    return compared
+
+
+def spread(value):
+    """The standard deviation of a {"mean", "std", "n"} in per cent, written as the end of a number; nothing where there is none."""
+    return "" if value["std"] is None else f" ± {100 * value['std']:.2f}"
+
+
+if __name__ == "__main__":
+    main()

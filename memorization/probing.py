@@ -1,0 +1,319 @@
+"""Linear probes: how well a linear layer, or the nearest neighbours, tell classes apart in frozen representations."""
+
+import copy
+import hashlib
+import io
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from memorization.augmentations import GRAY_WEIGHTS, whole_images
+from memorization.checkpoint import checksum
+from memorization.errors import WrongUse
+from memorization.neighbors import knn_accuracy
+from memorization.optimizers import optimizer_of, schedule, set_learning_rate
+from memorization.randomness import shuffled
+from memorization.storage import write_atomically
+from memorization.subsets import first_by_hash
+
+VALIDATION_SHARE = 0.1  # of the training images: they choose learning rate and weight decay
+ENCODING_BATCH = 512
+NEIGHBORS = {"knn_20": {"k": 20}, "knn_200": {"k": 200, "temperature": 0.1}}  # the kNN accuracies beside the probe's
+FINE_TUNING_BATCH = 256
+LEAST_DEVIATION = 1e-6  # of a dimension, as a share of its mean: float32 holds less than that no better than by chance
+MOST_PIXELS = 32  # height and width to which raw pixels are shrunk before they are probed
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where representations come from: an encoder, or the pixels themselves.
+
+    name: in messages; encode: module, (B, C, H, W) normalized pixels -> (B, D), in eval mode; identity: hexadecimal, equal only where
+    the representations are; channels, size, normalization (mean, std): of the images it takes.
+    """
+
+    name: str
+    encode: nn.Module
+    identity: str
+    channels: int
+    size: int
+    normalization: tuple
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Representations and labels of some images, on one device."""
+
+    values: torch.Tensor  # (N, D) float32
+    labels: torch.Tensor  # (N,) int64
+
+    def __getitem__(self, rows):
+        return Examples(self.values[rows], self.labels[rows])
+
+
+def probe(source, images, settings, cache, device):
+    """What a linear layer and nearest neighbours find in a source's representations of a dataset, a dict of plain types.
+
+    images: of open_images; settings: the config's `probe:` section; cache: folder in which representations are kept, or None. The layer is
+    trained on the labelled training images, or `train_images` of them, once for each of `seeds`; the test images are met once for each.
+    Raises WrongUse where labels are missing, representations are not finite or all alike, or the layer diverges.
+    """
+    train, test = (stored_examples(source, split, rows, cache, device) for split, rows in probed_rows(images, settings))
+    classes = len(images.classes)
+    runs, confusion = [], torch.zeros(classes, classes, dtype=torch.int64)
+    for seed in settings.seeds:
+        layer, choice = fit_probe(train, classes, settings, seed)
+        logits = layer(test.values)
+        runs.append({"seed": seed, **choice, **accuracies(logits, test.labels)})
+        confusion += confusion_matrix(logits.argmax(1).cpu(), test.labels.cpu(), classes)
+    result = {"train_images": len(train.labels), "test_images": len(test.labels), "classes": list(images.classes), "seeds": runs}
+    for name in accuracies(logits, test.labels):
+        result[name] = mean_and_spread([run[name] for run in runs])
+    tested = confusion.sum(1)
+    result["per_class"] = [share if n else None for share, n in zip((confusion.diagonal() / tested).tolist(), tested.tolist())]
+    result["confusion"] = confusion.tolist()  # [label][prediction], summed over the seeds
+    for name, rule in NEIGHBORS.items():
+        result[name] = knn_accuracy(test.values, test.labels, train.values, train.labels, **rule)
+    return result
+
+
+def fit_probe(train, classes, settings, seed):
+    """A linear layer that tells classes apart, its learning rate and weight decay chosen on a tenth of the images, then trained on all.
+
+    The most accurate pair of the grid is chosen, of equally accurate ones that of the least cross entropy. train: Examples.
+    Returns (layer, choice): layer maps (N, D) to (N, classes) logits; choice is a dict of plain types.
+    """
+    standardize = Standardization(train.values)
+    train = Examples(standardize(train.values), train.labels)
+    held_out = round(VALIDATION_SHARE * len(train.labels))
+    order = shuffled(len(train.labels), seed, "probing").to(train.labels.device)
+    validation, rest = train[order[:held_out]], train[order[held_out:]]
+    grid = [(rate, decay) for rate in settings.learning_rates for decay in settings.weight_decays]
+    tried = [layer(validation.values) for layer in train_layers(rest, classes, settings, grid, seed)]
+    shares = [accuracies(logits, validation.labels)["top_1"] for logits in tried]
+    losses = [F.cross_entropy(logits, validation.labels).item() for logits in tried]
+    best = max(range(len(grid)), key=lambda i: (shares[i], -losses[i] if np.isfinite(losses[i]) else -np.inf))
+    (layer,) = train_layers(train, classes, settings, grid[best : best + 1], seed)
+    if not (layer.weight.isfinite().all() and layer.bias.isfinite().all()):
+        raise WrongUse(f"probe.learning_rates: the linear layer diverged at {grid[best][0]}, with weight decay {grid[best][1]}; take less")
+    choice = {"learning_rate": grid[best][0], "weight_decay": grid[best][1], "validation_top_1": shares[best]}
+    return nn.Sequential(standardize, layer), choice
+
+
+class Standardization(nn.Module):
+    """(N, D) representations less the mean of some, over their standard deviation; dimensions that vary by rounding alone are only centred.
+
+    Raises WrongUse where no dimension varies.
+    """
+
+    def __init__(self, values):
+        super().__init__()
+        deviation, self.mean = torch.std_mean(values, dim=0)
+        varies = deviation > LEAST_DEVIATION * self.mean.abs().clamp(min=LEAST_DEVIATION)
+        if not varies.any():
+            raise WrongUse("all images are represented alike: the encoder has collapsed")
+        self.deviation = torch.where(varies, deviation, 1.0)
+
+    def forward(self, values):
+        return (values - self.mean) / self.deviation
+
+
+def train_layers(train, classes, settings, grid, seed):
+    """A linear layer for each (learning rate, weight decay) of a grid, all trained on the same batches. train: Examples, standardized."""
+    N, D = train.values.shape
+    batch_size = max(1, min(settings.batch_size, N // 4))
+    layers = [nn.Linear(D, classes, device=train.values.device) for _ in grid]
+    groups = []
+    for layer, (rate, decay) in zip(layers, grid):
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
+        rate *= batch_size / settings.batch_size
+        groups.append({"params": [layer.weight], "lr_scale": rate, "weight_decay": decay})
+        groups.append({"params": [layer.bias], "lr_scale": rate, "weight_decay": 0.0, "adapt": False})
+    optimizer = optimizer_of(groups, 1.0, settings)
+    steps_per_epoch = N // batch_size
+    steps, warmup = settings.epochs * steps_per_epoch, settings.warmup_epochs * steps_per_epoch
+    for epoch in range(settings.epochs):
+        batches = shuffled(N, seed, "probing", epoch=1 + epoch).to(train.labels.device).split(batch_size)[:steps_per_epoch]
+        for i, rows in enumerate(batches):
+            set_learning_rate(optimizer, schedule(epoch * steps_per_epoch + i, steps, warmup), 1.0)
+            batch = train[rows]
+            loss = sum(F.cross_entropy(layer(batch.values), batch.labels) for layer in layers)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+    return [layer.requires_grad_(False) for layer in layers]
+
+
+def accuracies(logits, labels):
+    """Shares of rows whose label has the largest logit, and is among the five largest where there are more classes than five.
+
+    logits: (N, classes); labels: (N,). Returns {"top_1": float, "top_5": float}.
+    """
+    shares = {"top_1": (logits.argmax(1) == labels).float().mean().item()}
+    if logits.shape[1] > 5:
+        shares["top_5"] = (logits.topk(5, dim=1).indices == labels[:, None]).any(1).float().mean().item()
+    return shares
+
+
+def confusion_matrix(predictions, labels, classes):
+    """(classes, classes) int64: how often each label, a row, was predicted as each class, a column."""
+    return torch.bincount(classes * labels + predictions, minlength=classes**2).view(classes, classes)
+
+
+def mean_and_spread(values):
+    """Mean, standard deviation (n - 1) and n of some values, a dict; the deviation of a single value is None."""
+    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else None, "n": len(values)}
+
+
+# --- representations --------------------------------------------------------------------------------------------------------------
+
+
+def probed_data(config):
+    """The DataSettings of the probed data sets: those of `probe.datasets`, found where the training data are, or the training data."""
+    if not config.probe.datasets:
+        return [config.data]
+    return [config.data.model_copy(update={"name": name, "size": None}) for name in config.probe.datasets]
+
+
+def prepared_for_probing(images, settings):
+    """The dataset from which all images that a probe uses can be gathered."""
+    return images.prepared(*(rows for _, rows in probed_rows(images, settings)))
+
+
+def probed_rows(images, settings):
+    """The labelled images of a dataset that a probe uses: [(training split, indices), (test split, indices)], indices (n,) int64.
+
+    Raises WrongUse where there are none, or too few for the nearest neighbours.
+    """
+    rows = []
+    for split, count in ((images.train, settings.train_images), (images.test, None)):
+        labelled = np.flatnonzero(split.labels.numpy() >= 0)
+        if len(labelled) == 0:
+            raise WrongUse(f"probe.datasets: {images.name} has no labelled {split.name} image; a probe needs labels")
+        rows.append((split, torch.from_numpy(np.sort(first_by_hash(labelled, count, split.name)))))
+    most = max(rule["k"] for rule in NEIGHBORS.values())
+    if len(rows[0][1]) < most:
+        raise WrongUse(f"probe.train_images: {len(rows[0][1])} labelled images of {images.name}, but {most} neighbours vote; take more")
+    return rows
+
+
+def stored_examples(source, split, rows, cache, device):
+    """Representations of some images of a split, seen whole, as Examples on the device; kept in the cache, which is safe to delete.
+
+    cache: a folder, or None to keep nothing.
+    """
+    labels = split.labels[rows].to(device)
+    if cache is None:
+        return Examples(torch.from_numpy(encode_images(source, split, rows, device)).to(device), labels)
+    what = {
+        "source": source.identity, "sees": [source.channels, source.size, source.normalization], "split": split.fingerprint,
+        "rows": hashlib.sha256(rows.numpy()).hexdigest(),
+    }  # fmt: skip
+    path = Path(cache) / f"{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]}.npy"
+    if not path.exists():
+        file = io.BytesIO()
+        np.save(file, encode_images(source, split, rows, device))
+        write_atomically(path, file.getvalue())
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise WrongUse(f"{path}: not a whole array of representations ({error}); delete it, and it will be made again") from None
+    return Examples(torch.from_numpy(values).to(device), labels)
+
+
+@torch.inference_mode()
+def encode_images(source, split, rows, device):
+    """Representations of some images of a split, seen whole, (n, D) float32. Raises WrongUse where one is not finite."""
+    split = in_channels(split, source.channels).to(device)
+    encode = source.encode.to(device)
+    parts = []
+    for batch in tqdm(rows.split(ENCODING_BATCH), desc=f"encoding {split.name} images", leave=False, disable=None):
+        parts.append(encode(whole_images(split, batch, source.size, source.normalization).pixels).float().cpu())
+        if not parts[-1].isfinite().all():
+            raise WrongUse(f"{source.name}: its representations of {split.name} images are not finite")
+    return torch.cat(parts).numpy()
+
+
+def in_channels(split, channels):
+    """The split with gray images repeated in three channels, or with colour images turned gray (their luminance, as in torchvision)."""
+    if split.pixels.shape[1] == channels:
+        return split
+    if channels == 1:
+        weights = torch.tensor(GRAY_WEIGHTS)[:, None, None]
+        gray = [(part * weights).sum(1, keepdim=True).to(torch.uint8) for part in split.pixels.split(ENCODING_BATCH)]
+        return replace(split, pixels=torch.cat(gray))
+    return replace(split, pixels=split.pixels.expand(-1, channels, -1, -1))
+
+
+def encoder_source(name, encoder, record):
+    """The Source of an encoder. encoder, record: of load_encoder."""
+    identity = checksum({"encoder": record["config"]["encoder"], "weights": encoder.state_dict()})  # two may differ in their pooling alone
+    return Source(name, encoder, identity, record["channels"], record["size"], (record["mean"], record["std"]))
+
+
+def raw_pixels(record):
+    """The Source whose representation is the image as the recorded encoder takes it, shrunk to at most 32 x 32 pixels."""
+    return Source(
+        "raw pixels", nn.Flatten(), "pixels", record["channels"], min(record["size"], MOST_PIXELS), (record["mean"], record["std"])
+    )
+
+
+def stated_adaptation(source, images):
+    """What was done to a dataset's images for a source, in words."""
+    channels, size = images.channels, images.train.size
+    colors = {(1, 3): "gray repeated in three channels", (3, 1): "colours turned gray"}.get((channels, source.channels))
+    resized = None if size == source.size else f"resized from {size} to {source.size} pixels"
+    return ", ".join(done for done in (colors, resized) if done) or "as they are"
+
+
+# --- fine-tuning ------------------------------------------------------------------------------------------------------------------
+
+
+def fine_tune(source, images, settings, device):
+    """What an encoder finds in a dataset once all its weights are trained with a linear layer on top, a dict of plain types.
+
+    AdamW with `fine_tune_learning_rate` for `fine_tune_epochs`, half a cosine, weight decay 0.01, no augmentation; once for each seed.
+    """
+    runs = [_fine_tune_once(source, images, settings, seed, device) for seed in settings.seeds]
+    shares = {name: mean_and_spread([run[name] for run in runs]) for name in runs[0] if name != "seed"}
+    return {"classes": list(images.classes), "seeds": runs, **shares}
+
+
+def _fine_tune_once(source, images, settings, seed, device):
+    (train, train_rows), (test, test_rows) = (
+        (in_channels(split, source.channels).to(device), rows) for split, rows in probed_rows(images, settings)
+    )
+    encoder = copy.deepcopy(source.encode).to(device)
+    with torch.no_grad():  # still in eval mode, so that no batch norm takes note
+        dim = encoder(whole_images(train, train_rows[:2], source.size, source.normalization).pixels).shape[1]
+    encoder.requires_grad_(True).train()
+    layer = nn.Linear(dim, len(images.classes), device=device)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    model = nn.Sequential(encoder, layer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.fine_tune_learning_rate, weight_decay=0.01)
+    batch_size = min(FINE_TUNING_BATCH, len(train_rows) // 4)
+    steps_per_epoch = len(train_rows) // batch_size
+    steps = settings.fine_tune_epochs * steps_per_epoch
+    for step in tqdm(range(steps), desc="fine-tuning", leave=False, disable=None):
+        epoch, i = divmod(step, steps_per_epoch)
+        order = shuffled(len(train_rows), seed, "probing", epoch=1 + epoch)
+        rows = train_rows[order[i * batch_size : (i + 1) * batch_size]]
+        set_learning_rate(optimizer, settings.fine_tune_learning_rate * schedule(step, steps, 0), settings.fine_tune_learning_rate)
+        logits = model(whole_images(train, rows, source.size, source.normalization).pixels)
+        loss = F.cross_entropy(logits, train.labels[rows].to(device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    with torch.inference_mode():
+        views = (whole_images(test, rows, source.size, source.normalization).pixels for rows in test_rows.split(ENCODING_BATCH))
+        logits = torch.cat([model(pixels) for pixels in views])
+    return {"seed": seed, **accuracies(logits, test.labels[test_rows].to(device))}

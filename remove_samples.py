@@ -1,0 +1,342 @@
+"""Remove the most memorized samples, and others for comparison, from f's training set; retrain, and see what downstream accuracy loses.
+
+    python remove_samples.py --config configs/removal_cifar10_simclr.yaml
+    python remove_samples.py --config configs/removal_cifar10_simclr.yaml --retrain
+    python remove_samples.py --config configs/removal_cifar10_simclr.yaml --retrain --jobs list
+    python remove_samples.py --config configs/removal_cifar10_simclr.yaml --retrain --jobs 0/4
+
+Reads the run folder (subsets.npz, scores/, encoder.pt) and the data set. Writes removal/subsets/<policy>_<count>_draw<d>.npz, each a
+training set of f alone that train_<method>.py takes by --subsets.file with --role candidate. With --retrain trains f's encoder on each, for
+every seed, probes it on every data set, and writes removal/summary.json, curve.csv and curve.png. Work that is done is kept: the same
+command goes on where it was. --jobs list tells the retrainings, --jobs 0/4 does a quarter of them and leaves the curve for later.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from memorization.checkpoint import load_encoder, load_pair, pair_fingerprints
+from memorization.config import read_config, trained_part
+from memorization.data import open_images
+from memorization.errors import WrongUse, one_line_errors
+from memorization.figures import draw_removal_curve
+from memorization.machine import choose_device, describe_machine, use_exact_arithmetic
+from memorization.probing import encode_images, encoder_source, mean_and_spread, prepared_for_probing, probe, probed_data, raw_pixels
+from memorization.removal import DRAWN, distances_to_centres, duplicate_groups, removal_order, remove_in_order
+from memorization.significance import paired_test
+from memorization.storage import only_process, write_atomically, write_json
+from memorization.subsets import load_subsets, save_subsets
+
+ACTIONS = {"jobs": "with --retrain: list tells the retrainings, I/N does part I (from 0) of N and leaves the curve for later"}
+FLAGS = {"retrain": "train f's encoder on each reduced set, probe it, and draw the curve"}
+COLUMNS = ["dataset", "policy", "count", "draw", "seed", "top_1"]
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One reduced training set."""
+
+    policy: str
+    count: int
+    draw: int
+
+    @property
+    def name(self):
+        return f"{self.policy}_{self.count}_draw{self.draw}"
+
+
+@one_line_errors
+def main(argv=None):
+    config = read_config(__doc__, argv, actions=ACTIONS, flags=FLAGS)
+    device = choose_device(config)
+    use_exact_arithmetic()
+    check_actions(config)
+    subsets = load_subsets(config.folder / "subsets.npz")
+    images = open_images(config.data).prepared(subsets.train, subsets.external)
+    if images.fingerprint != subsets.data:
+        raise WrongUse(f"data.root: {config.data.root} holds other images than {config.run} was trained on")
+    ranked = ranked_samples(subsets, config)
+    removals = planned_removals(ranked, subsets, config)
+    mine = share(removals, config.actions["jobs"])
+    if config.actions["jobs"] == "list":
+        print("\n".join(f"{removal.name} seed {seed}" for removal in removals for seed in config.seeds))
+        return
+    datasets = [prepared_for_probing(open_images(data), config.probe) for data in probed_data(config)] if config.actions["retrain"] else []
+    with only_process(config.folder / "removal" / "lock"):
+        groups = near_duplicates(ranked, images, config) if config.removal.group_duplicates else None
+        write_subset_files(removals, ranked, groups, subsets, images, config)
+    if not config.actions["retrain"]:
+        return
+    for removal in mine:
+        for seed in config.seeds:
+            retrain(removal, seed, len(subsets.training_set("candidate")), config)
+    if config.actions["jobs"] is None:
+        write_curve(probe_all(removals, datasets, config, device), ranked, groups, config, device)
+
+
+def check_actions(config):
+    """Raise WrongUse for actions and settings that do not go together."""
+    if config.actions["jobs"] and not config.actions["retrain"]:
+        raise WrongUse("command line: --jobs shares retrainings; add --retrain")
+    if config.actions["retrain"] and config.probe.fine_tune:
+        raise WrongUse("probe.fine_tune: True is not allowed here: the removal curve is one of linear probes")
+    if config.actions["retrain"] and not training_script(config).exists():
+        name = config.method["name"]
+        raise WrongUse(f"method.name: {name!r} was trained, but there is no {training_script(config).name} to train it again")
+
+
+def ranked_samples(subsets, config):
+    """What is known of the samples that may be removed, in the order of the training set: (N,) arrays index, label and score, and `seeds`,
+    over which the scores are means.
+
+    Raises WrongUse where shared samples, which have no score, are in the way, or the scores are not those of this run's encoders.
+    """
+    if len(subsets.shared) and not config.removal.candidates_only:
+        raise WrongUse(
+            f"subsets.shared: {len(subsets.shared)} samples trained both encoders and have no score; train disjoint halves "
+            "(configs/removal_demo.yaml: subsets.shared 0), or rank the candidates alone with --removal.candidates_only true"
+        )
+    folder = config.score_folder()
+    if not (folder / "summary.json").exists():
+        raise WrongUse(f"{folder}: no scores here; run memorization_scores.py with the same config first")
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+        with open(folder / "scores.csv", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["subset"] == "candidate"]
+        ranked = {name: np.array([kind(row[name]) for row in rows]) for name, kind in (("index", int), ("label", int), ("score", float))}
+        scored, seeds = summary["fingerprints"], summary["seeds"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WrongUse(f"{folder}: not whole scores ({type(error).__name__}: {error})") from None
+    if scored["subsets"] != subsets.fingerprint:
+        raise WrongUse(f"{folder}: scores of other subsets, {scored['subsets'][:12]}..., than those of {config.run}")
+    if scored.get("encoders") != pair_fingerprints({seed: load_pair(config.folder, seed) for seed in seeds}):
+        raise WrongUse(f"{folder}: scores of other encoders than those in {config.run}; run memorization_scores.py again")
+    places = {index: place for place, index in enumerate(ranked["index"].tolist())}
+    missing = [index for index in subsets.candidate.tolist() if index not in places]
+    if missing:
+        raise WrongUse(f"{folder}: {len(missing)} of {len(subsets.candidate)} candidates have no score; score all (scores.per_subset null)")
+    if not np.isfinite(ranked["score"]).all():
+        raise WrongUse(f"{folder}: scores that are not finite")
+    order = [places[index] for index in subsets.candidate.tolist()]
+    return {name: values[order] for name, values in ranked.items()} | {"seeds": seeds}
+
+
+def planned_removals(ranked, subsets, config):
+    """Every Removal of the config: policy by policy, count by count, and draw by draw where there is chance in the policy."""
+    settings, available = config.removal, len(ranked["index"])
+    shares = {share: round(available * share / 100) for share in settings.percentages}
+    for share, count in shares.items():
+        if not 1 <= count < available:
+            raise WrongUse(f"removal.percentages: {share} is not allowed: of {available} ranked samples that is {count}")
+    counts = list(dict.fromkeys([*settings.counts, *shares.values()]))
+    if not counts:
+        raise WrongUse("removal.counts: nothing to remove; give counts, such as [500, 1000], or percentages")
+    if max(counts) >= available:
+        raise WrongUse(f"removal.counts: {max(counts)} is not allowed: of {available} ranked samples not all can be removed")
+    left = len(subsets.training_set("candidate")) - max(counts)
+    if config.actions["retrain"] and left < config.training.batch_size:
+        raise WrongUse(f"removal.counts: {max(counts)} leaves {left} images, but training.batch_size is {config.training.batch_size}")
+    if "random_matched" in settings.policies and (ranked["label"] < 0).any():
+        raise WrongUse("removal.policies: random_matched needs labels, but some samples have none")
+    draws = {policy: settings.draws if policy in DRAWN else 1 for policy in settings.policies}
+    return [Removal(policy, count, draw) for policy in settings.policies for count in counts for draw in range(draws[policy])]
+
+
+def share(removals, part):
+    """All removals, or part I of N where `part` is "I/N"; all seeds of a removal stay together, in one run folder."""
+    if part in (None, "list"):
+        return removals
+    i, _, n = part.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        raise WrongUse(f"command line: --jobs: {part!r} is not allowed: list, or I/N with I from 0 to N - 1")
+    return removals[int(i) :: int(n)]
+
+
+def near_duplicates(ranked, images, config):
+    """The groups of near duplicates among the ranked samples, (N,), found in pixels or in g, never in f, whose memory is measured."""
+    try:
+        groups = duplicate_groups(
+            representations(ranked, images, config, config.removal.duplicates_in), config.removal.duplicate_similarity
+        )
+    except ValueError as error:
+        raise WrongUse(f"removal.duplicate_similarity: {error}") from None
+    sizes = np.bincount(groups)
+    print(
+        f"{(sizes > 1).sum()} groups of near duplicates hold {sizes[sizes > 1].sum()} of {len(groups)} samples, at most {sizes.max()} each"
+    )
+    return groups
+
+
+def representations(ranked, images, config, what):
+    """Representations of the ranked samples, (N, D), made on the CPU, alike everywhere: of "g", of the first scored seed, or "pixels"."""
+    _, g, record = load_pair(config.folder, ranked["seeds"][0])
+    source = raw_pixels(record) if what == "pixels" else encoder_source("g", g, record)
+    return encode_images(source, images.train, torch.from_numpy(ranked["index"]), torch.device("cpu"))
+
+
+def write_subset_files(removals, ranked, groups, subsets, images, config):
+    """One file a Removal: what is left of f's training set, and what it was made from.
+
+    Raises WrongUse, before anything is written, where groups do not add up to a count, or an encoder was retrained on another set.
+    """
+    typicality = None
+    if "typical" in config.removal.policies:
+        try:
+            values = representations(ranked, images, config, "g")
+            typicality = distances_to_centres(values, config.removal.clusters or len(images.classes), seed=0)
+        except ValueError as error:
+            raise WrongUse(f"removal.clusters: {error}") from None
+    parents = {
+        "subsets": subsets.fingerprint,
+        "scores": hashlib.sha256(ranked["index"].astype("<i8").tobytes() + ranked["score"].astype("<f8").tobytes()).hexdigest(),
+        "near_duplicates": config.removal.model_dump(include={"duplicates_in", "duplicate_similarity"}) if groups is not None else None,
+    }
+    reduced = {}
+    for removal in removals:
+        order = removal_order(removal.policy, ranked["score"], ranked["label"], removal.count, removal.draw, typicality, groups)
+        try:
+            candidate = np.delete(subsets.candidate, remove_in_order(order, removal.count, groups))
+        except ValueError as error:
+            raise WrongUse(f"removal.counts: {removal.count} cannot be reached by {removal.policy}: {error}") from None
+        independent = np.empty(0, dtype=np.int64)
+        reduced[removal] = replace(subsets, candidate=candidate, independent=independent, role="candidate", parents=parents)
+        trained = removal_folder(removal, config) / "subsets.npz"
+        if trained.exists() and load_subsets(trained).fingerprint != reduced[removal].fingerprint:
+            raise WrongUse(f"{trained.parent}: trained on another set than scores and settings now give; delete it to train it again")
+    for removal, kept in reduced.items():
+        save_subsets(kept, subset_file(removal, config))
+    print(f"{len(removals)} training sets are in {config.folder / 'removal' / 'subsets'}", flush=True)
+
+
+def subset_file(removal, config):
+    return config.folder / "removal" / "subsets" / f"{removal.name}.npz"
+
+
+def removal_folder(removal, config):
+    return config.folder / "removal" / removal.name
+
+
+# --- retraining -------------------------------------------------------------------------------------------------------------------
+
+
+def retrain(removal, seed, trained_on, config):
+    """Train f's encoder of a seed on a reduced set by its method's own script, in removal/<name>/; goes on where it was."""
+    epochs = config.training.epochs
+    if config.removal.fixed_steps:  # as many steps as on the whole set, to the nearest epoch
+        epochs = max(
+            1, round(epochs * (trained_on // config.training.batch_size) / ((trained_on - removal.count) // config.training.batch_size))
+        )
+    options = {
+        "config": config.folder / "config.yaml", "run": removal_folder(removal, config), "seeds": seed, "role": "candidate",
+        "subsets.file": subset_file(removal, config), "training.epochs": epochs, "data.root": config.data.root,
+        "data.prepared": config.data.prepared, "device": config.device, "threads": "null" if config.threads is None else config.threads,
+    }  # fmt: skip
+    words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    with only_process(removal_folder(removal, config) / "lock"):
+        code = run_script(training_script(config), words)
+    if code != 0:
+        raise WrongUse(f"{removal.name}, seed {seed}: {training_script(config).name} failed, see above; what was done so far is kept")
+
+
+def training_script(config):
+    """The script that trained the run, by the name of its method."""
+    return Path(__file__).parent / f"train_{config.method['name']}.py"
+
+
+def run_script(script, arguments):
+    """Run a script as a process of its own. Returns its exit code."""
+    return subprocess.run([sys.executable, script, *arguments]).returncode
+
+
+def probe_all(removals, datasets, config, device):
+    """Top-1 accuracies of f and of every retrained encoder on every data set: a list of dicts with the keys of COLUMNS.
+
+    Raises WrongUse where an encoder was trained in another precision than f.
+    """
+    encoders = [(("none", 0, 0, seed), config.folder) for seed in config.seeds]
+    for removal in removals:
+        encoders += [((removal.policy, removal.count, removal.draw, seed), removal_folder(removal, config)) for seed in config.seeds]
+    rows, precisions = [], {}
+    for (policy, count, draw, seed), folder in encoders:
+        path = folder / f"seed_{seed}" / "candidate" / "encoder.pt"
+        encoder, record = load_encoder(path)
+        if precisions.setdefault(seed, record["precision"]) != record["precision"]:
+            raise WrongUse(f"{path}: trained in {record['precision']}, but f in {precisions[seed]}; retrain on the same kind of device")
+        source = encoder_source(str(path), encoder, record)
+        for images in datasets:
+            accuracy = kept_probe(source, images, config, device)
+            rows.append(dict(zip(COLUMNS, (images.name, policy, count, draw, seed, accuracy))))
+            print(f"{images.name:>14}  {policy} {count}, draw {draw}, seed {seed}: top-1 {100 * accuracy:.2f} %", flush=True)
+    return rows
+
+
+def kept_probe(source, images, config, device):
+    """The mean top-1 accuracy of probes on an encoder, from removal/probes/ where the same was probed before."""
+    probed = config.probe.model_dump(exclude={"datasets", "fine_tune", "fine_tune_epochs", "fine_tune_learning_rate"})
+    what = {"source": source.identity, "data": images.fingerprint, "probe": probed}
+    path = config.folder / "removal" / "probes" / f"{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]}.json"
+    if not path.exists():
+        result = probe(source, images, config.probe, None, device)
+        write_json(path, result)
+    return json.loads(path.read_text())["top_1"]["mean"]
+
+
+def write_curve(rows, ranked, groups, config, device):
+    """curve.csv, summary.json and curve.png."""
+    folder = config.folder / "removal"
+    table = io.StringIO()
+    writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(folder / "curve.csv", table.getvalue())
+    summary = {
+        "datasets": {
+            name: summarize([row for row in rows if row["dataset"] == name]) for name in dict.fromkeys(row["dataset"] for row in rows)
+        },
+        "groups_of_near_duplicates": None if groups is None else int((np.bincount(groups) > 1).sum()),
+        "trained": trained_part(config),
+        "settings": {"removal": config.removal.model_dump(), "probe": config.probe.model_dump()},
+        "seeds": {"scores": ranked["seeds"], "retrained": config.seeds},
+        "machine": describe_machine(device),
+    }
+    write_json(folder / "summary.json", summary)
+    draw_removal_curve(summary, folder / "curve.png")
+    for dataset, found in summary["datasets"].items():
+        for count, test in found["random_above_memorized"].items():
+            print(f"{dataset}, {count} removed: random above memorized by {100 * test['mean_difference']:.2f} points, p {test['p']:.2g}")
+    print(f"the curve is in {folder}: curve.png", flush=True)
+
+
+def summarize(rows):
+    """Of one data set: accuracy with nothing removed, by policy and count, and tests of random above memorized, paired over seeds."""
+
+    def of_seeds(policy, count):
+        """{seed: mean accuracy over draws}"""
+        chosen = [row for row in rows if (row["policy"], row["count"]) == (policy, count)]
+        return {
+            seed: np.mean([row["top_1"] for row in chosen if row["seed"] == seed]) for seed in dict.fromkeys(row["seed"] for row in chosen)
+        }
+
+    removals = dict.fromkeys((row["policy"], row["count"]) for row in rows if row["policy"] != "none")
+    policies = {}
+    for policy, count in removals:
+        accuracies = [row["top_1"] for row in rows if (row["policy"], row["count"]) == (policy, count)]
+        policies.setdefault(policy, {})[count] = mean_and_spread(accuracies)
+    tests = {}
+    for count in dict.fromkeys(count for _, count in removals):
+        random, memorized = of_seeds("random", count), of_seeds("memorized", count)
+        if len(memorized) > 1 and random:
+            tests[count] = paired_test(list(random.values()), list(memorized.values()))
+    return {"nothing_removed": mean_and_spread(list(of_seeds("none", 0).values())), "policies": policies, "random_above_memorized": tests}
+
+
+if __name__ == "__main__":
+    main()

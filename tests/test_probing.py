@@ -1,0 +1,371 @@
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import linear_probing_train
+from memorization.checkpoint import checksum, read_checkpoint, save_checkpoint
+from memorization.config import DataSettings, EncoderSettings, ProbeSettings
+from memorization.data import Split, open_images
+from memorization.errors import WrongUse
+from memorization.probing import (
+    Examples,
+    Source,
+    accuracies,
+    confusion_matrix,
+    encoder_source,
+    fine_tune,
+    fit_probe,
+    in_channels,
+    mean_and_spread,
+    probe,
+    probed_rows,
+    raw_pixels,
+    stated_adaptation,
+    stored_examples,
+)
+from models.encoders import make_encoder
+
+CPU = torch.device("cpu")
+
+
+def clouds(count, seed=0, noise=2.0):
+    """Examples of four classes, a cloud each in 8 dimensions, far from the origin and of very unequal scales."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(4, 8, generator=torch.Generator().manual_seed(99))
+    labels = torch.randint(4, (count,), generator=generator)
+    values = centres[labels] + noise * torch.randn(count, 8, generator=generator)
+    return Examples(values * torch.logspace(-3, 3, 8) + 50, labels)
+
+
+def exact_logistic_regression(train):
+    """The layer that minimizes the cross entropy, found by L-BFGS."""
+    mean, std = train.values.mean(0), train.values.std(0)
+    layer = nn.Linear(8, 4)
+    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=500, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(layer((train.values - mean) / std), train.labels)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return lambda values: layer((values - mean) / std)
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "sgd", "learning_rates": [0.4]}, {"optimizer": "adamw", "learning_rates": [0.2]}])
+def test_a_probe_is_as_good_as_exact_logistic_regression(changes):
+    train, test = clouds(4000), clouds(4000, seed=1)
+    layer, choice = fit_probe(train, 4, ProbeSettings(**changes), seed=0)
+    found, exact = (accuracies(model(test.values), test.labels)["top_1"] for model in (layer, exact_logistic_regression(train)))
+    assert 0.5 < exact < 0.95 and abs(found - exact) < 0.01
+    assert choice["validation_top_1"] == pytest.approx(exact, abs=0.05)
+
+
+def test_learning_rate_and_weight_decay_are_chosen_on_images_held_out():
+    settings = ProbeSettings(optimizer="sgd", learning_rates=[1e-9, 0.4, 1e-8], weight_decays=[100.0, 0.0], epochs=20, warmup_epochs=2)
+    _, choice = fit_probe(clouds(1000), 4, settings, seed=0)
+    assert (choice["learning_rate"], choice["weight_decay"]) == (0.4, 0.0)
+
+
+def test_a_probe_depends_on_its_seed_alone():
+    settings = ProbeSettings(epochs=5, warmup_epochs=1)
+    one, again, other = (fit_probe(clouds(500), 4, settings, seed)[0][1].weight for seed in (0, 0, 1))
+    assert torch.equal(one, again) and not torch.equal(one, other)
+
+
+def test_dimensions_that_change_by_rounding_alone_do_no_harm():
+    train = clouds(500)
+    rounding = 3.0 + 2e-7 * (torch.arange(500) % 2)[:, None]
+    train = Examples(torch.cat([train.values, torch.full((500, 1), 3.0), rounding], dim=1), train.labels)
+    layer, _ = fit_probe(train, 4, ProbeSettings(epochs=5, warmup_epochs=1), seed=0)
+    others = train.values.clone()
+    others[:, -2:] += 0.01
+    assert (layer(others) - layer(train.values)).abs().max() < 0.1
+
+
+def test_a_collapsed_encoder_and_a_diverged_layer_are_refused():
+    train = clouds(500)
+    with pytest.raises(WrongUse, match="represented alike"):
+        fit_probe(Examples(torch.ones(500, 8), train.labels), 4, ProbeSettings(), seed=0)
+    diverging = ProbeSettings(optimizer="sgd", learning_rates=[1e30], weight_decays=[1e30], epochs=5, warmup_epochs=1)
+    with pytest.raises(WrongUse, match="diverged at 1e[+]30"):
+        fit_probe(train, 4, diverging, seed=0)
+
+
+def test_accuracies_and_confusion_counted_by_hand():
+    logits = torch.tensor([[9.0, 8, 7, 6, 5, 0], [9, 8, 7, 6, 5, 0], [0, 1, 2, 3, 4, 5], [0, 9, 2, 3, 4, 5]])
+    labels = torch.tensor([0, 5, 5, 2])
+    assert accuracies(logits, labels) == {"top_1": 0.5, "top_5": 0.75}
+    assert accuracies(logits[:, :5], torch.tensor([0, 1, 4, 1])) == {"top_1": 0.75}
+    confusion = confusion_matrix(logits.argmax(1), labels, 6)
+    assert confusion.sum() == 4 and confusion[0, 0] == confusion[5, 0] == confusion[5, 5] == confusion[2, 1] == 1
+
+
+def test_mean_and_spread_by_hand():
+    assert mean_and_spread([1.0, 3.0]) == {"mean": 2.0, "std": pytest.approx(2**0.5), "n": 2}
+    assert mean_and_spread([1.0]) == {"mean": 1.0, "std": None, "n": 1}
+
+
+# --- images and their representations ---------------------------------------------------------------------------------------------
+
+
+def fake_images():
+    return open_images(DataSettings(name="fake", size=8))
+
+
+class Counting(nn.Module):
+    """Flat pixels, and how often they were asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, pixels):
+        self.calls += 1
+        return pixels.flatten(1)
+
+
+def flat_source(channels=3, size=8, identity="a", normalization=((0.5,) * 3, (0.5,) * 3)):
+    return Source("flat pixels", Counting(), identity, channels, size, normalization)
+
+
+def test_only_labelled_images_are_probed_and_a_cap_takes_the_first_by_hash():
+    images = fake_images()
+    images.train.labels[::2] = -1
+    (_, train), (_, test) = probed_rows(images, ProbeSettings())
+    assert torch.equal(train, torch.arange(1, 1024, 2)) and torch.equal(test, torch.arange(256))
+    (_, few), (_, all_test) = probed_rows(images, ProbeSettings(train_images=300))
+    assert len(few) == 300 and set(few.tolist()) < set(train.tolist()) and few.tolist() != train[:300].tolist()
+    assert len(all_test) == 256
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_dataset_without_labels_is_refused(split):
+    images = fake_images()
+    getattr(images, split).labels.fill_(-1)
+    with pytest.raises(WrongUse, match=f"fake has no labelled {split} image"):
+        probed_rows(images, ProbeSettings())
+
+
+def test_too_few_images_for_the_neighbours_are_refused():
+    images = fake_images()
+    images.train.labels[150:] = -1
+    with pytest.raises(WrongUse, match="150 labelled images of fake, but 200 neighbours vote"):
+        probed_rows(images, ProbeSettings())
+
+
+def test_gray_is_repeated_and_colours_turn_gray():
+    gray = Split("train", torch.tensor([[[[7, 200]]]], dtype=torch.uint8), torch.tensor([0]))
+    colored = Split("train", torch.tensor([[[[255, 10]], [[0, 100]], [[0, 200]]]], dtype=torch.uint8), torch.tensor([0]))
+    assert in_channels(gray, 3).pixels.tolist() == [[[[7, 200]]] * 3]
+    luminance = [round(0.2989 * 255), round(0.2989 * 10 + 0.587 * 100 + 0.114 * 200)]
+    assert in_channels(colored, 1).pixels.tolist() == [[[luminance]]]
+    assert in_channels(gray, 1) is gray and in_channels(colored, 3) is colored
+
+
+def test_what_was_done_to_the_images_is_stated():
+    images = fake_images()
+    assert stated_adaptation(flat_source(), images) == "as they are"
+    assert stated_adaptation(flat_source(channels=1, size=28), images) == "colours turned gray, resized from 8 to 28 pixels"
+
+
+def test_representations_are_those_of_whole_images_normalized_as_the_encoder_was_trained(tmp_path):
+    images, normalization = fake_images(), ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    rows = torch.tensor([5, 900, 3])
+    examples = stored_examples(flat_source(normalization=normalization), images.train, rows, tmp_path, CPU)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalization)
+    assert torch.equal(examples.values, ((images.train.pixels[rows] / 255 - mean) / std).flatten(1))
+    assert torch.equal(examples.labels, images.train.labels[rows])
+
+
+def test_representations_are_computed_once_and_kept_apart(tmp_path):
+    images, rows = fake_images(), torch.arange(20)
+    source = flat_source()
+
+    def stored(source, split=images.train, rows=rows):
+        return stored_examples(source, split, rows, tmp_path, CPU).values
+
+    first = stored(source)
+    assert torch.equal(stored(source), first) and source.encode.calls == 1
+    for change in (
+        {"identity": "b"},
+        {"size": 4},
+        {"normalization": ((0.0,) * 3, (1.0,) * 3)},
+        {"channels": 1, "normalization": ((0.5,), (0.5,))},
+    ):
+        stored(replace(source, **change))
+    stored(source, split=images.test)
+    stored(source, rows=rows + 1)
+    assert source.encode.calls == 7 == len(list(tmp_path.glob("*.npy")))
+    for file in tmp_path.glob("*.npy"):
+        file.unlink()  # safe to delete
+    assert torch.equal(stored(source), first)
+
+
+def test_a_broken_file_of_representations_is_named(tmp_path):
+    images = fake_images()
+    stored_examples(flat_source(), images.train, torch.arange(20), tmp_path, CPU)
+    (file,) = tmp_path.glob("*.npy")
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(WrongUse, match=f"{file.name}.*delete it"):
+        stored_examples(flat_source(), images.train, torch.arange(20), tmp_path, CPU)
+
+
+class Broken(nn.Module):
+    def forward(self, pixels):
+        return pixels.flatten(1) / 0
+
+
+def test_representations_that_are_not_finite_stop_the_probe(tmp_path):
+    with pytest.raises(WrongUse, match="flat pixels: its representations of train images are not finite"):
+        stored_examples(replace(flat_source(), encode=Broken()), fake_images().train, torch.arange(5), tmp_path, CPU)
+    assert not list(tmp_path.iterdir())
+
+
+def test_raw_pixels_are_shrunk_to_32():
+    record = {"channels": 3, "size": 224, "mean": [0.5] * 3, "std": [0.5] * 3}
+    assert raw_pixels(record).size == 32 and raw_pixels(record | {"size": 28}).size == 28
+
+
+def test_two_encoders_that_differ_in_their_pooling_alone_are_kept_apart():
+    sources = []
+    for pooling in ("mean", "class"):
+        torch.manual_seed(0)
+        settings = EncoderSettings(name="vit_mini", pooling=pooling)
+        record = {"config": {"encoder": settings.model_dump()}, "channels": 3, "size": 8, "mean": [0.5] * 3, "std": [0.5] * 3}
+        sources.append(encoder_source(pooling, make_encoder(settings, 3, 8), record))
+    assert checksum(sources[0].encode.state_dict()) == checksum(sources[1].encode.state_dict())
+    assert sources[0].identity != sources[1].identity
+
+
+def test_probing_changes_nothing_of_an_encoder(tmp_path):
+    torch.manual_seed(0)
+    encoder = make_encoder(EncoderSettings(name="resnet_small", width=4), 3, 8).eval().requires_grad_(False)
+    before = checksum(encoder.state_dict())
+    probe(replace(flat_source(), encode=encoder), fake_images(), ProbeSettings(epochs=2, warmup_epochs=1, seeds=[0]), tmp_path, CPU)
+    assert checksum(encoder.state_dict()) == before and not encoder.training
+
+
+def test_a_class_without_test_images_has_no_accuracy(tmp_path):
+    images = fake_images()
+    images.test.labels[images.test.labels == 3] = 4
+    result = probe(flat_source(), images, ProbeSettings(epochs=2, warmup_epochs=1, seeds=[0]), None, CPU)
+    assert result["per_class"][3] is None and None not in result["per_class"][4:]
+
+
+def test_a_probe_reports_what_was_asked_for(tmp_path):
+    images = fake_images()
+    result = probe(flat_source(), images, ProbeSettings(epochs=20, warmup_epochs=2, seeds=[0, 1]), tmp_path, CPU)
+    shares = [run["top_1"] for run in result["seeds"]]
+    assert [run["seed"] for run in result["seeds"]] == [0, 1] and result["top_1"] == mean_and_spread(shares)
+    assert np.mean(shares) > 0.5 and result["top_5"]["mean"] >= result["top_1"]["mean"]
+    confusion = np.array(result["confusion"])
+    assert confusion.sum() == 2 * 256 and np.trace(confusion) / confusion.sum() == pytest.approx(np.mean(shares))
+    assert result["per_class"] == pytest.approx(np.diag(confusion) / confusion.sum(1))
+    assert confusion.sum(1).tolist() == (2 * torch.bincount(images.test.labels)).tolist()
+    assert 0.2 < result["knn_200"] <= 1 and 0.2 < result["knn_20"] <= 1
+    assert (result["train_images"], result["test_images"]) == (1024, 256)
+
+
+def test_fine_tuning_trains_all_weights_of_a_copy(monkeypatch):
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU()).eval().requires_grad_(False)
+    source, before = replace(flat_source(), encode=encoder), checksum(encoder.state_dict())
+    settings = ProbeSettings(fine_tune_epochs=20, seeds=[0, 1])
+    trained = []
+    step = torch.optim.AdamW.step
+
+    def watched_step(optimizer):
+        trained.append([parameter.clone() for group in optimizer.param_groups for parameter in group["params"]])
+        return step(optimizer)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched_step)
+    result = fine_tune(source, fake_images(), settings, CPU)
+    assert len(result["seeds"]) == 2 and result["top_1"]["mean"] > 0.5
+    assert all(not torch.equal(first, last) for first, last in zip(trained[0], trained[-1]))  # encoder and layer
+    assert checksum(encoder.state_dict()) == before and not encoder.training
+
+
+# --- the script -------------------------------------------------------------------------------------------------------------------
+
+QUICK = ["--probe.epochs", "3", "--probe.warmup_epochs", "1", "--probe.seeds", "0", "1", "--probe.train_images", "300"]
+
+
+@pytest.fixture(scope="module")
+def probed_run(scored_run, tmp_path_factory):
+    """(config path, a copy of the scored run, probed). Not to be changed."""
+    run = tmp_path_factory.mktemp("probed") / "run"
+    shutil.copytree(scored_run[1], run)
+    linear_probing_train.main(["--config", scored_run[0], "--run", str(run), *QUICK])
+    return scored_run[0], run
+
+
+def test_f_g_a_random_encoder_and_raw_pixels_stand_in_one_table(probed_run):
+    _, run = probed_run
+    summary = json.loads((run / "probe/summary.json").read_text())
+    names = ["candidate seed 0", "independent seed 0", "candidate seed 1", "independent seed 1", "random encoder", "raw pixels"]
+    assert [row["encoder"] for row in summary["results"]] == names
+    for row in summary["results"]:
+        assert row["dataset"] == "fake" and row["train_images"] == 300 and row["adapted"] == "as they are"
+        assert 0 <= row["top_1"]["mean"] <= row["top_5"]["mean"] <= 1 and row["top_1"]["n"] == 2
+    of = {row["encoder"]: row["top_1"]["mean"] for row in summary["results"]}
+    assert summary["over_pairs"]["fake"]["candidate"]["mean"] == pytest.approx((of[names[0]] + of[names[2]]) / 2)
+    assert summary["over_pairs"]["fake"]["paired"]["f > g"]["n"] == 2
+    assert len({row["top_1"]["mean"] for row in summary["results"]}) > 3  # they are not all the same encoder
+    assert set(summary["fingerprints"]["encoders"]) == set(names) and summary["fingerprints"]["data"]["fake"]["train"]["count"] == 1024
+    assert summary["trained"]["training"]["epochs"] == 3
+    assert (run / "probe/probe.png").stat().st_size > 5000
+
+
+def test_the_same_command_gives_the_same_numbers(probed_run, tmp_path):
+    path, run = probed_run
+    results = json.loads((run / "probe/summary.json").read_text())["results"]
+    kept = sorted(file.name for file in (run / "probe/representations").iterdir())
+    linear_probing_train.main(["--config", path, "--run", str(run), *QUICK])
+    assert json.loads((run / "probe/summary.json").read_text())["results"] == results
+    assert sorted(file.name for file in (run / "probe/representations").iterdir()) == kept and len(kept) == 12
+
+
+def test_another_encoder_is_probed_into_a_folder_of_its_own(probed_run, tmp_path):
+    path, run = probed_run
+    foreign = tmp_path / "foreign.pt"
+    record = read_checkpoint(run / "seed_0/candidate/encoder_epoch_0002.pt")
+    save_checkpoint(foreign, record)
+    linear_probing_train.main(["--config", path, "--run", str(run), "--encoder", str(foreign), *QUICK])
+    (folder,) = (run / "probe").glob("encoder_*")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert [row["encoder"] for row in summary["results"]] == [str(foreign), "random encoder", "raw pixels"]
+
+
+def test_fine_tuned_encoders_are_named_so(probed_run):
+    path, run = probed_run
+    options = ["--probe.fine_tune", "true", "--probe.fine_tune_epochs", "1", "--seeds", "0"]
+    linear_probing_train.main(["--config", path, "--run", str(run), *QUICK, *options])
+    summary = json.loads((run / "probe/fine_tuned/summary.json").read_text())
+    assert summary["kind"] == "all weights trained"
+    assert [row["encoder"] for row in summary["results"]] == ["candidate seed 0", "independent seed 0", "random encoder"]
+    assert summary["over_pairs"] == {}
+
+
+@pytest.mark.parametrize("options, words", [
+    (["--encoder", "absent.pt"], ["absent.pt", "no such file"]),
+    (["--probe.datasets", "imagenet"], ["probe.datasets.0", "'imagenet'", "'cifar10'"]),
+    (["--probe.epochs", "5"], ["probe", "warmup_epochs is 10"]),
+    (["--probe.train_images", "100"], ["probe.train_images", "100", "200"]),
+    (["--probe.learning_rates", "[]"], ["probe.learning_rates"]),
+    (["--probe.seeds", "0", "0"], ["probe.seeds", "once"]),
+    (["--seeds", "9"], ["seeds", "9"]),
+])  # fmt: skip
+def test_wrong_use_is_one_line(options, words, probed_run, refusal):
+    path, run = probed_run
+    before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
+    line = refusal(linear_probing_train.main, ["--config", path, "--run", str(run), *options])
+    assert all(word in line for word in words), line
+    assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
