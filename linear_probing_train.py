@@ -95,7 +95,8 @@ def print_row(row):
     """One line of the table on the screen."""
     shares = [f"{name.replace('_', '-')} {100 * row[name]['mean']:.2f}{spread(row[name])} %" for name in ("top_1", "top_5") if name in row]
     shares += [f"{name.replace('_', ' ')} {100 * row[name]:.2f} %" for name in ("knn_20", "knn_200") if name in row]
-    print(f"{row['dataset']:>14}  {row['encoder']:<22} {'  '.join(shares)}", flush=True)
+    adapted = "" if row["adapted"] == "as they are" else f"  (images {row['adapted']})"
+    print(f"{row['dataset']:>14}  {row['encoder']:<22} {'  '.join(shares)}{adapted}", flush=True)
 
 
 def compare_roles(rows, seeds):
