@@ -209,10 +209,10 @@ class ProbeSettings(OptimizerSettings):
     batch_size: int = Field(4096, ge=1, description="images a step; a quarter of the training images where that is less")
     optimizer: Literal["sgd", "adamw", "lars"] = Field("lars", description="the optimizer")
     learning_rates: Annotated[list[Positive], Field(min_length=1)] = Field(
-        [1.6, 6.4, 25.6, 102.4], description="learning rates to choose from, for batch_size; less where the batch is less"
+        [1.6, 6.4, 25.6], description="learning rates to choose from, for batch_size; less where the batch is less"
     )
     weight_decays: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)] = Field(
-        [0.0, 0.0001], description="weight decays to choose from"
+        [0.0, 0.001, 0.003, 0.01, 0.03], description="weight decays to choose from"
     )
     warmup_epochs: int = Field(10, ge=0, description="epochs of linear warm-up, before the cosine")
     fine_tune: bool = Field(False, description="train all weights, not the linear layer alone")
