@@ -24,7 +24,7 @@ from memorization.alignment import encoder_distances, jackknife_error, mean_over
 from memorization.augmentations import augment, measuring_recipe
 from memorization.checkpoint import load_pair, pair_fingerprints
 from memorization.config import read_config
-from memorization.data import open_images
+from memorization.data import images_of_run
 from memorization.errors import WrongUse, one_line_errors
 from memorization.figures import draw_gallery, draw_histogram, draw_scatter, draw_training_curve
 from memorization.machine import choose_device, describe_machine, use_exact_arithmetic
@@ -51,10 +51,7 @@ def main(argv=None):
     device = choose_device(config)
     use_exact_arithmetic()
     subsets = load_subsets(config.folder / "subsets.npz")
-    images = open_images(config.data).prepared(subsets.train, subsets.external)
-    if images.fingerprint != subsets.data:
-        raise WrongUse(f"data.root: {config.data.root} holds other images than {config.run} was trained on")
-    images = images.to(device)
+    images = images_of_run(subsets, config).to(device)
 
     checkpoint = config.actions["checkpoint"] or "encoder"
     if checkpoint != "all":

@@ -25,7 +25,7 @@ import torch
 
 from memorization.checkpoint import load_encoder, load_pair, pair_fingerprints
 from memorization.config import read_config, trained_part
-from memorization.data import open_images
+from memorization.data import images_of_run, open_images
 from memorization.errors import WrongUse, one_line_errors
 from memorization.figures import draw_removal_curve
 from memorization.machine import choose_device, describe_machine, use_exact_arithmetic
@@ -60,9 +60,7 @@ def main(argv=None):
     use_exact_arithmetic()
     check_actions(config)
     subsets = load_subsets(config.folder / "subsets.npz")
-    images = open_images(config.data).prepared(subsets.train, subsets.external)
-    if images.fingerprint != subsets.data:
-        raise WrongUse(f"data.root: {config.data.root} holds other images than {config.run} was trained on")
+    images = images_of_run(subsets, config)
     ranked = ranked_samples(subsets, config)
     removals = planned_removals(ranked, subsets, config)
     mine = share(removals, config.actions["jobs"])

@@ -126,7 +126,8 @@ class EncoderSettings(Settings):
         description="the encoder"
     )
     stem: Literal["small", "standard"] = Field("small", description="ResNet-18, -34, -50: 3x3 without max-pool, or 7x7 with it (ImageNet)")
-    width: int = Field(32, ge=1, description="resnet_small: channels of its first stage; vit_mini: of its tokens, a multiple of 32")
+    # Convolutions with fewer channels than 8 write beyond their memory in oneDNN, torch's library for CPUs, where there is no AVX-512.
+    width: int = Field(32, ge=8, description="resnet_small: channels of its first stage; vit_mini: of its tokens, a multiple of 32")
     depth: int = Field(4, ge=1, description="vit_mini: its blocks")
     patch: int = Field(4, ge=1, description="vit_...: height and width of a patch, a divisor of the size of every view")
     positions: Literal["sincos", "learned"] = Field("sincos", description="vit_...: fixed sines and cosines, or learned (and decayed)")

@@ -145,6 +145,17 @@ def open_images(settings):
     return OPENERS[settings.name](settings)
 
 
+def images_of_run(subsets, config):
+    """The Images of the four subsets that a run was trained and is measured with.
+
+    Raises WrongUse where `data.root` holds others than those of training.
+    """
+    images = open_images(config.data).prepared(subsets.train, subsets.external)
+    if images.fingerprint != subsets.data:
+        raise WrongUse(f"data.root: {config.data.root} holds other images than {config.run} was trained on")
+    return images
+
+
 # --- datasets that torchvision reads ----------------------------------------------------------------------------------------------
 
 

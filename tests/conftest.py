@@ -24,7 +24,7 @@ EXPERIMENT = {
     "data": {"name": "fake", "size": 16},
     "subsets": {"shared": 32, "candidate": 24, "independent": 24, "external": 40},
     "augmentation": {"views": [{"count": 2, "size": 16, "crop_scale": [0.5, 1.0], "flip": 0.5, "jitter": 0.8, "grayscale": 0.2}]},
-    "encoder": {"name": "resnet_small", "width": 4},
+    "encoder": {"name": "resnet_small", "width": 8},
     "method": {"name": "simclr", "hidden_dim": 8, "projection_dim": 8},
     "training": {"epochs": 3, "batch_size": 16, "optimizer": "adamw", "learning_rate": 0.01, "base_batch_size": None},
     "scores": {"views": 4},

@@ -224,7 +224,7 @@ def test_measuring_needs_no_more_than_the_run(scored_run, tmp_path):
 
 @pytest.mark.parametrize("options, words", [
     (["--training.epochs", "4"], ["training.epochs", "4", "3"]),
-    (["--encoder.width", "5"], ["encoder.width", "5", "4"]),
+    (["--encoder.width", "9"], ["encoder.width", "9", "8"]),
     (["--subsets.order", "shuffled"], ["subsets.order", "'shuffled'", "'file'"]),
     (["--subsets.seed", "1"], ["subsets.seed", "1", "0"]),
     (["--augmentation.views", "[{count: 2, size: 16}]"], ["augmentation.views.0.crop_scale", "None", "[0.5, 1.0]"]),
