@@ -16,17 +16,9 @@ from memorization.data import open_images
 from memorization.errors import one_line_errors
 from memorization.figures import draw_probe
 from memorization.machine import choose_device, describe_machine, use_exact_arithmetic
-from memorization.probing import (
-    encoder_source,
-    fine_tune,
-    mean_and_spread,
-    prepared_for_probing,
-    probe,
-    probed_data,
-    raw_pixels,
-    stated_adaptation,
-)
-from memorization.significance import paired_test
+from memorization.probing import fine_tune, prepared_for_probing, probe, probed_data
+from memorization.representations import encoder_source, raw_pixels, stated_adaptation
+from memorization.significance import mean_and_spread, paired_test
 from memorization.storage import write_json
 from memorization.subsets import ROLES
 

@@ -23,15 +23,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from memorization.checkpoint import load_encoder, load_pair, pair_fingerprints
+from memorization.checkpoint import load_encoder, load_pair
 from memorization.config import read_config, trained_part
 from memorization.data import images_of_run, open_images
 from memorization.errors import WrongUse, one_line_errors
 from memorization.figures import draw_removal_curve
 from memorization.machine import choose_device, describe_machine, use_exact_arithmetic
-from memorization.probing import encode_images, encoder_source, mean_and_spread, prepared_for_probing, probe, probed_data, raw_pixels
+from memorization.probing import prepared_for_probing, probe, probed_data
 from memorization.removal import DRAWN, distances_to_centres, duplicate_groups, removal_order, remove_in_order
-from memorization.significance import paired_test
+from memorization.representations import encode_images, encoder_source, raw_pixels
+from memorization.scores import load_candidate_scores
+from memorization.significance import mean_and_spread, paired_test
 from memorization.storage import only_process, write_atomically, write_json
 from memorization.subsets import load_subsets, save_subsets
 
@@ -103,28 +105,14 @@ def ranked_samples(subsets, config):
             "(configs/removal_demo.yaml: subsets.shared 0), or rank the candidates alone with --removal.candidates_only true"
         )
     folder = config.score_folder()
-    if not (folder / "summary.json").exists():
-        raise WrongUse(f"{folder}: no scores here; run memorization_scores.py with the same config first")
-    try:
-        summary = json.loads((folder / "summary.json").read_text())
-        with open(folder / "scores.csv", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["subset"] == "candidate"]
-        ranked = {name: np.array([kind(row[name]) for row in rows]) for name, kind in (("index", int), ("label", int), ("score", float))}
-        scored, seeds = summary["fingerprints"], summary["seeds"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WrongUse(f"{folder}: not whole scores ({type(error).__name__}: {error})") from None
-    if scored["subsets"] != subsets.fingerprint:
-        raise WrongUse(f"{folder}: scores of other subsets, {scored['subsets'][:12]}..., than those of {config.run}")
-    if scored.get("encoders") != pair_fingerprints({seed: load_pair(config.folder, seed) for seed in seeds}):
-        raise WrongUse(f"{folder}: scores of other encoders than those in {config.run}; run memorization_scores.py again")
-    places = {index: place for place, index in enumerate(ranked["index"].tolist())}
+    scores = load_candidate_scores(folder, config.folder, subsets)
+    places = {index: place for place, index in enumerate(scores.index.tolist())}
     missing = [index for index in subsets.candidate.tolist() if index not in places]
     if missing:
         raise WrongUse(f"{folder}: {len(missing)} of {len(subsets.candidate)} candidates have no score; score all (scores.per_subset null)")
-    if not np.isfinite(ranked["score"]).all():
-        raise WrongUse(f"{folder}: scores that are not finite")
     order = [places[index] for index in subsets.candidate.tolist()]
-    return {name: values[order] for name, values in ranked.items()} | {"seeds": seeds}
+    ranked = {"index": scores.index, "label": scores.label, "score": scores.score}
+    return {name: values[order] for name, values in ranked.items()} | {"seeds": scores.seeds}
 
 
 def planned_removals(ranked, subsets, config):
@@ -177,7 +165,7 @@ def representations(ranked, images, config, what):
     """Representations of the ranked samples, (N, D), made on the CPU, alike everywhere: of "g", of the first scored seed, or "pixels"."""
     _, g, record = load_pair(config.folder, ranked["seeds"][0])
     source = raw_pixels(record) if what == "pixels" else encoder_source("g", g, record)
-    return encode_images(source, images.train, torch.from_numpy(ranked["index"]), torch.device("cpu"))
+    return encode_images(source, images.train, torch.from_numpy(ranked["index"]), torch.device("cpu")).numpy()
 
 
 def write_subset_files(removals, ranked, groups, subsets, images, config):

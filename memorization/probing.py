@@ -1,11 +1,6 @@
 """Linear probes: how well a linear layer, or the nearest neighbours, tell classes apart in frozen representations."""
 
 import copy
-import hashlib
-import io
-import json
-from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,48 +8,18 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from memorization.augmentations import GRAY_WEIGHTS, whole_images
-from memorization.checkpoint import checksum
+from memorization.augmentations import whole_images
 from memorization.errors import WrongUse
 from memorization.neighbors import knn_accuracy
 from memorization.optimizers import optimizer_of, schedule, set_learning_rate
 from memorization.randomness import shuffled
-from memorization.storage import write_atomically
+from memorization.representations import ENCODING_BATCH, Examples, in_channels, stored_examples, varying_dimensions
+from memorization.significance import mean_and_spread
 from memorization.subsets import first_by_hash
 
 VALIDATION_SHARE = 0.1  # of the training images: they choose learning rate and weight decay
-ENCODING_BATCH = 512
 NEIGHBORS = {"knn_20": {"k": 20}, "knn_200": {"k": 200, "temperature": 0.1}}  # the kNN accuracies beside the probe's
 FINE_TUNING_BATCH = 256
-LEAST_DEVIATION = 1e-6  # of a dimension, as a share of its mean: float32 holds less than that no better than by chance
-MOST_PIXELS = 32  # height and width to which raw pixels are shrunk before they are probed
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where representations come from: an encoder, or the pixels themselves.
-
-    name: in messages; encode: module, (B, C, H, W) normalized pixels -> (B, D), in eval mode; identity: hexadecimal, equal only where
-    the representations are; channels, size, normalization (mean, std): of the images it takes.
-    """
-
-    name: str
-    encode: nn.Module
-    identity: str
-    channels: int
-    size: int
-    normalization: tuple
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Representations and labels of some images, on one device."""
-
-    values: torch.Tensor  # (N, D) float32
-    labels: torch.Tensor  # (N,) int64
-
-    def __getitem__(self, rows):
-        return Examples(self.values[rows], self.labels[rows])
 
 
 def probe(source, images, settings, cache, device):
@@ -114,9 +79,7 @@ class Standardization(nn.Module):
     def __init__(self, values):
         super().__init__()
         deviation, self.mean = torch.std_mean(values, dim=0)
-        varies = deviation > LEAST_DEVIATION * self.mean.abs().clamp(min=LEAST_DEVIATION)
-        if not varies.any():
-            raise WrongUse("all images are represented alike: the encoder has collapsed")
+        varies = varying_dimensions(values)
         self.deviation = torch.where(varies, deviation, 1.0)
 
     def forward(self, values):
@@ -166,12 +129,7 @@ def confusion_matrix(predictions, labels, classes):
     return torch.bincount(classes * labels + predictions, minlength=classes**2).view(classes, classes)
 
 
-def mean_and_spread(values):
-    """Mean, standard deviation (n - 1) and n of some values, a dict; the deviation of a single value is None."""
-    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else None, "n": len(values)}
-
-
-# --- representations --------------------------------------------------------------------------------------------------------------
+# --- the probed data sets ---------------------------------------------------------------------------------------------------------
 
 
 def probed_data(config):
@@ -201,75 +159,6 @@ def probed_rows(images, settings):
     if len(rows[0][1]) < most:
         raise WrongUse(f"probe.train_images: {len(rows[0][1])} labelled images of {images.name}, but {most} neighbours vote; take more")
     return rows
-
-
-def stored_examples(source, split, rows, cache, device):
-    """Representations of some images of a split, seen whole, as Examples on the device; kept in the cache, which is safe to delete.
-
-    cache: a folder, or None to keep nothing.
-    """
-    labels = split.labels[rows].to(device)
-    if cache is None:
-        return Examples(torch.from_numpy(encode_images(source, split, rows, device)).to(device), labels)
-    what = {
-        "source": source.identity, "sees": [source.channels, source.size, source.normalization], "split": split.fingerprint,
-        "rows": hashlib.sha256(rows.numpy()).hexdigest(),
-    }  # fmt: skip
-    path = Path(cache) / f"{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]}.npy"
-    if not path.exists():
-        file = io.BytesIO()
-        np.save(file, encode_images(source, split, rows, device))
-        write_atomically(path, file.getvalue())
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise WrongUse(f"{path}: not a whole array of representations ({error}); delete it, and it will be made again") from None
-    return Examples(torch.from_numpy(values).to(device), labels)
-
-
-@torch.inference_mode()
-def encode_images(source, split, rows, device):
-    """Representations of some images of a split, seen whole, (n, D) float32. Raises WrongUse where one is not finite."""
-    split = in_channels(split, source.channels).to(device)
-    encode = source.encode.to(device)
-    parts = []
-    for batch in tqdm(rows.split(ENCODING_BATCH), desc=f"encoding {split.name} images", leave=False, disable=None):
-        parts.append(encode(whole_images(split, batch, source.size, source.normalization).pixels).float().cpu())
-        if not parts[-1].isfinite().all():
-            raise WrongUse(f"{source.name}: its representations of {split.name} images are not finite")
-    return torch.cat(parts).numpy()
-
-
-def in_channels(split, channels):
-    """The split with gray images repeated in three channels, or with colour images turned gray (their luminance, as in torchvision)."""
-    if split.pixels.shape[1] == channels:
-        return split
-    if channels == 1:
-        weights = torch.tensor(GRAY_WEIGHTS)[:, None, None]
-        gray = [(part * weights).sum(1, keepdim=True).to(torch.uint8) for part in split.pixels.split(ENCODING_BATCH)]
-        return replace(split, pixels=torch.cat(gray))
-    return replace(split, pixels=split.pixels.expand(-1, channels, -1, -1))
-
-
-def encoder_source(name, encoder, record):
-    """The Source of an encoder. encoder, record: of load_encoder."""
-    identity = checksum({"encoder": record["config"]["encoder"], "weights": encoder.state_dict()})  # two may differ in their pooling alone
-    return Source(name, encoder, identity, record["channels"], record["size"], (record["mean"], record["std"]))
-
-
-def raw_pixels(record):
-    """The Source whose representation is the image as the recorded encoder takes it, shrunk to at most 32 x 32 pixels."""
-    return Source(
-        "raw pixels", nn.Flatten(), "pixels", record["channels"], min(record["size"], MOST_PIXELS), (record["mean"], record["std"])
-    )
-
-
-def stated_adaptation(source, images):
-    """What was done to a dataset's images for a source, in words."""
-    channels, size = images.channels, images.train.size
-    colors = {(1, 3): "gray repeated in three channels", (3, 1): "colours turned gray"}.get((channels, source.channels))
-    resized = None if size == source.size else f"resized from {size} to {source.size} pixels"
-    return ", ".join(done for done in (colors, resized) if done) or "as they are"
 
 
 # --- fine-tuning ------------------------------------------------------------------------------------------------------------------

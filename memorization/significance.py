@@ -20,6 +20,11 @@ def describe(values):
     }
 
 
+def mean_and_spread(values):
+    """Mean, standard deviation (n - 1) and n of some values, a dict; the deviation of a single value is None."""
+    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else None, "n": len(values)}
+
+
 def welch_test(greater, smaller):
     """Welch's one-sided t test that the mean of `greater` is above that of `smaller`; t, p and Cohen's d as a dict."""
     result = stats.ttest_ind(greater, smaller, equal_var=False, alternative="greater")

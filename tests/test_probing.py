@@ -13,22 +13,9 @@ from memorization.checkpoint import checksum, read_checkpoint, save_checkpoint
 from memorization.config import DataSettings, EncoderSettings, ProbeSettings
 from memorization.data import Split, open_images
 from memorization.errors import WrongUse
-from memorization.probing import (
-    Examples,
-    Source,
-    accuracies,
-    confusion_matrix,
-    encoder_source,
-    fine_tune,
-    fit_probe,
-    in_channels,
-    mean_and_spread,
-    probe,
-    probed_rows,
-    raw_pixels,
-    stated_adaptation,
-    stored_examples,
-)
+from memorization.probing import accuracies, confusion_matrix, fine_tune, fit_probe, probe, probed_rows
+from memorization.representations import Examples, Source, encoder_source, in_channels, raw_pixels, stated_adaptation, stored_examples
+from memorization.significance import mean_and_spread
 from models.encoders import make_encoder
 
 CPU = torch.device("cpu")
@@ -225,7 +212,7 @@ class Broken(nn.Module):
 
 
 def test_representations_that_are_not_finite_stop_the_probe(tmp_path):
-    with pytest.raises(WrongUse, match="flat pixels: its representations of train images are not finite"):
+    with pytest.raises(WrongUse, match="flat pixels: its representations are not finite"):
         stored_examples(replace(flat_source(), encode=Broken()), fake_images().train, torch.arange(5), tmp_path, CPU)
     assert not list(tmp_path.iterdir())
 

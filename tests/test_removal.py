@@ -322,9 +322,20 @@ def test_a_retraining_that_fails_is_named_and_loses_nothing(halves_copy, refusal
     assert "there is no train_dino.py" in refusal(remove_samples.main, ["--config", path, "--run", str(run), "--retrain"])
 
 
-def per_image_missing(run):
-    lines = (run / "scores/scores.csv").read_text().splitlines(keepends=True)
-    (run / "scores/scores.csv").write_text("".join(lines[:20]))
+def scores_with(change):
+    """A damage that changes the arrays of scores.npz, a dict."""
+
+    def damage(run):
+        with np.load(run / "scores/scores.npz") as file:
+            arrays = dict(file)
+        np.savez(run / "scores/scores.npz", **(arrays | change(arrays)))
+
+    return damage
+
+
+def without_some_candidates(arrays):
+    kept = np.setdiff1d(np.arange(len(arrays["index"])), np.flatnonzero(arrays["subset"] == "candidate")[:13])
+    return {name: values[..., kept] for name, values in arrays.items()}
 
 
 def of_another_run(run):
@@ -360,7 +371,10 @@ def of_another_role(run):
     (lambda run: None, ["--removal.policies", "best"], ["removal.policies", "'best'", "'memorized'"]),
     (lambda run: None, ["--retrain", "--jobs", "4/4"], ["--jobs: '4/4'"]),
     (lambda run: shutil.rmtree(run / "scores"), [], ["scores", "run memorization_scores.py"]),
-    (per_image_missing, [], ["13 of 32 candidates have no score"]),
+    (scores_with(without_some_candidates), [], ["13 of 32 candidates have no score"]),
+    (scores_with(lambda arrays: {"L_f": arrays["L_f"] * np.nan}), [], ["scores that are not finite"]),
+    (scores_with(lambda arrays: {"L_f": arrays["L_f"][:, 1:]}), [], ["not whole scores", "L_f is float64 of shape"]),
+    (scores_with(lambda arrays: {"subset": np.full(len(arrays["subset"]), "other")}), [], ["not whole scores", "no subset"]),
     (of_another_run, [], ["scores of other subsets"]),
     (of_other_encoders, [], ["scores of other encoders"]),
     (of_another_role, [], ["scores of other subsets"]),

@@ -1,0 +1,136 @@
+"""Representations of many images: who gives them, how they are made, checked and kept."""
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+from tqdm import tqdm
+
+from memorization.augmentations import GRAY_WEIGHTS, whole_images
+from memorization.checkpoint import checksum
+from memorization.errors import WrongUse
+from memorization.storage import write_atomically
+
+ENCODING_BATCH = 512
+LEAST_DEVIATION = 1e-6  # of a dimension, as a share of its mean: float32 holds less than that no better than by chance
+MOST_PIXELS = 32  # height and width to which raw pixels are shrunk before they are probed
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where representations come from: an encoder, or the pixels themselves.
+
+    name: in messages; encode: module, (B, C, H, W) normalized pixels -> (B, D), in eval mode; identity: hexadecimal, equal only where
+    the representations are; channels, size, normalization (mean, std): of the images it takes.
+    """
+
+    name: str
+    encode: nn.Module
+    identity: str
+    channels: int
+    size: int
+    normalization: tuple
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Representations and labels of some images, on one device."""
+
+    values: torch.Tensor  # (N, D) float32
+    labels: torch.Tensor  # (N,) int64
+
+    def __getitem__(self, rows):
+        return Examples(self.values[rows], self.labels[rows])
+
+
+def stored_examples(source, split, rows, cache, device):
+    """Representations of some images of a split, seen whole, as Examples on the device; kept in the cache, which is safe to delete.
+
+    cache: a folder, or None to keep nothing.
+    """
+    labels = split.labels[rows].to(device)
+    if cache is None:
+        return Examples(encode_images(source, split, rows, device).to(device), labels)
+    what = {
+        "source": source.identity, "sees": [source.channels, source.size, source.normalization], "split": split.fingerprint,
+        "rows": hashlib.sha256(rows.numpy()).hexdigest(),
+    }  # fmt: skip
+    path = Path(cache) / f"{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]}.npy"
+    if not path.exists():
+        file = io.BytesIO()
+        np.save(file, encode_images(source, split, rows, device).numpy())
+        write_atomically(path, file.getvalue())
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise WrongUse(f"{path}: not a whole array of representations ({error}); delete it, and it will be made again") from None
+    return Examples(torch.from_numpy(values).to(device), labels)
+
+
+def encode_images(source, split, rows, device):
+    """Representations of some images of a split, seen whole, (n, D) float32, on the CPU. Raises WrongUse where one is not finite."""
+    split = in_channels(split, source.channels).to(device)
+    return encode_views(source, lambda batch: whole_images(split, batch, source.size, source.normalization), rows, device)
+
+
+@torch.inference_mode()
+def encode_views(source, make_view, rows, device):
+    """Representations of one view of each of some images, (n, D) float32, on the CPU. Raises WrongUse where one is not finite.
+
+    make_view: (B,) of the rows -> View, on the device; rows: (n,) int64.
+    """
+    encode = source.encode.to(device)
+    parts = []
+    for batch in tqdm(rows.split(ENCODING_BATCH), desc=f"encoding by {source.name}", leave=False, disable=None):
+        view = make_view(batch)
+        seen = (view.pixels,) if view.visible is None else (view.pixels, view.visible)
+        parts.append(encode(*seen).float().cpu())
+        if not parts[-1].isfinite().all():
+            raise WrongUse(f"{source.name}: its representations are not finite")
+    return torch.cat(parts)
+
+
+def varying_dimensions(values):
+    """Which dimensions of some representations vary by more than rounding, (D,) bool. values: (N, D). Raises WrongUse where none does."""
+    deviation, mean = torch.std_mean(values, dim=0)
+    varies = deviation > LEAST_DEVIATION * mean.abs().clamp(min=LEAST_DEVIATION)
+    if not varies.any():
+        raise WrongUse("all images are represented alike: the encoder has collapsed")
+    return varies
+
+
+def in_channels(split, channels):
+    """The split with gray images repeated in three channels, or with colour images turned gray (their luminance, as in torchvision)."""
+    if split.pixels.shape[1] == channels:
+        return split
+    if channels == 1:
+        weights = torch.tensor(GRAY_WEIGHTS)[:, None, None]
+        gray = [(part * weights).sum(1, keepdim=True).to(torch.uint8) for part in split.pixels.split(ENCODING_BATCH)]
+        return replace(split, pixels=torch.cat(gray))
+    return replace(split, pixels=split.pixels.expand(-1, channels, -1, -1))
+
+
+def encoder_source(name, encoder, record):
+    """The Source of an encoder. encoder, record: of load_encoder."""
+    identity = checksum({"encoder": record["config"]["encoder"], "weights": encoder.state_dict()})  # two may differ in their pooling alone
+    return Source(name, encoder, identity, record["channels"], record["size"], (record["mean"], record["std"]))
+
+
+def raw_pixels(record):
+    """The Source whose representation is the image as the recorded encoder takes it, shrunk to at most 32 x 32 pixels."""
+    return Source(
+        "raw pixels", nn.Flatten(), "pixels", record["channels"], min(record["size"], MOST_PIXELS), (record["mean"], record["std"])
+    )
+
+
+def stated_adaptation(source, images):
+    """What was done to a dataset's images for a source, in words."""
+    channels, size = images.channels, images.train.size
+    colors = {(1, 3): "gray repeated in three channels", (3, 1): "colours turned gray"}.get((channels, source.channels))
+    resized = None if size == source.size else f"resized from {size} to {source.size} pixels"
+    return ", ".join(done for done in (colors, resized) if done) or "as they are"
