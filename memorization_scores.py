@@ -13,7 +13,6 @@ import csv
 import io
 import json
 import time
-from pathlib import Path
 
 import numpy as np
 import scipy.io
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from memorization.alignment import encoder_distances, jackknife_error, mean_over_pairs, memorization_score
 from memorization.augmentations import augment, measuring_recipe
-from memorization.checkpoint import load_pair, pair_fingerprints
+from memorization.checkpoint import kept_epochs, load_pair, pair_fingerprints
 from memorization.config import read_config
 from memorization.data import images_of_run
 from memorization.errors import WrongUse, one_line_errors
@@ -57,7 +56,7 @@ def main(argv=None):
     if checkpoint != "all":
         score_checkpoint(checkpoint, images, subsets, config, device)
         return
-    names, logs = [*kept_epochs(config), "encoder"], training_logs(config)
+    names, logs = [*kept_epochs(config.folder, config.seeds), "encoder"], training_logs(config)
     for name in names:
         score_checkpoint(name, images, subsets, config, device)
     draw_training_curve([config.score_folder(name) for name in names], logs)
@@ -246,19 +245,6 @@ def print_summary(summary, folder):
     print(
         f"\n{summary['images_per_second']:.0f} images/s; the pictures are in {folder}: gallery.png, histogram.png, scatter.png", flush=True
     )
-
-
-def kept_epochs(config):
-    """The kept checkpoints that both encoders of every seed have, such as ["epoch_0100", "epoch_0200"]."""
-    kept = [
-        {path.stem.removeprefix("encoder_") for path in Path(config.folder, f"seed_{seed}", role).glob("encoder_epoch_*.pt")}
-        for seed in config.seeds
-        for role in ROLES
-    ]
-    epochs = sorted(set.intersection(*kept), key=lambda name: int(name.removeprefix("epoch_")))
-    if not epochs:
-        raise WrongUse(f"--checkpoint all: {config.run} kept no checkpoints; name their epochs in training.checkpoint_epochs")
-    return epochs
 
 
 def training_logs(config):

@@ -5,7 +5,7 @@ was drawn before, or on the device. The operations are those of torchvision's fu
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -68,12 +68,17 @@ def augment(images, indices, recipe, normalization, seed, purpose, epoch=0, view
     view_stream = stream(seed, purpose, images.name, epoch, view)
     parameters = draw_parameters(recipe, indices, images.size, view_stream)
     visible = draw_visible(recipe, indices.to(images.device), patch, view_stream) if recipe.mask_ratio else None
+    return View(_transformed(images, indices, parameters, recipe, normalization), visible)
+
+
+def _transformed(images, indices, parameters, recipe, normalization):
+    """The pixels of a View, (B, C, size, size), worked out chunk by chunk."""
     chunk = CHUNK if images.device.type == "cpu" else len(indices)
     pixels = [
         normalize(transform(images.gather(indices[start : start + chunk]), parameters[start : start + chunk], recipe), *normalization)
         for start in range(0, len(indices), chunk)
     ]
-    return View(torch.cat(pixels) if len(pixels) > 1 else pixels[0], visible)
+    return torch.cat(pixels) if len(pixels) > 1 else pixels[0]
 
 
 def training_views(images, indices, recipes, normalization, seed, epoch, patch=None):
@@ -100,6 +105,18 @@ def measuring_recipe(recipes, view):
 def whole_images(images, indices, size, normalization):
     """The images as they are, resized to `size`, as a View."""
     return augment(images, indices, ViewRecipe(size=size), normalization, seed=0, purpose="probing")
+
+
+def cropped_images(images, indices, rectangles, size, normalization):
+    """A given rectangle of each image, resized to `size`, as a View.
+
+    rectangles: (B, 4) float64, top, left, height and width in pixels of the images, which they do not leave.
+    """
+    recipe = ViewRecipe(size=size)
+    whole = draw_parameters(recipe, indices, images.size, stream(0, "query", images.name))
+    top, left, height, width = rectangles.unbind(1)
+    cropped = replace(whole, top=top, left=left, height=height, width=width)
+    return View(_transformed(images, indices, cropped, recipe, normalization))
 
 
 def draw_parameters(recipe, indices, source_size, view_stream):

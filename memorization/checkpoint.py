@@ -101,21 +101,37 @@ def load_pair(run, seed, checkpoint="encoder"):
     run: the run folder; checkpoint: "encoder", or such as "epoch_0100". Raises WrongUse where f and g do not belong together or to this
     run: another config, seed, epoch or split.
     """
-    run = Path(run).expanduser()
-    name = "encoder" if checkpoint == "encoder" else f"encoder_{checkpoint}"
-    subsets = load_subsets(run / "subsets.npz").fingerprint
-    trained = trained_part(read_run_config(run))
-    pair, records = [], []
-    for role in ROLES:
-        path = run / f"seed_{seed}" / role / f"{name}.pt"
-        encoder, record = load_encoder(path)
-        check_belongs(record, {"role": role, "seed": seed, "subsets": subsets, "config": trained}, path)
-        pair.append(encoder)
-        records.append(record)
+    (f, record), (g, other) = (load_trained(run, seed, role, checkpoint) for role in ROLES)
     for key in ("epoch", "precision"):
-        if records[0][key] != records[1][key]:
-            raise WrongUse(f"{run}/seed_{seed}: {key} is {records[0][key]!r} of f, but {records[1][key]!r} of g")
-    return *pair, records[0]
+        if record[key] != other[key]:
+            raise WrongUse(f"{run}/seed_{seed}: {key} is {record[key]!r} of f, but {other[key]!r} of g")
+    return f, g, record
+
+
+def load_trained(run, seed, role, checkpoint="encoder"):
+    """One encoder of a run: (encoder, record). Raises WrongUse where it is not of this run, seed and role; see `load_pair`."""
+    run = Path(run).expanduser()
+    path = run / f"seed_{seed}" / role / ("encoder.pt" if checkpoint == "encoder" else f"encoder_{checkpoint}.pt")
+    encoder, record = load_encoder(path)
+    subsets, trained = load_subsets(run / "subsets.npz").fingerprint, trained_part(read_run_config(run))
+    check_belongs(record, {"role": role, "seed": seed, "subsets": subsets, "config": trained}, path)
+    return encoder, record
+
+
+def kept_epochs(run, seeds, roles=ROLES):
+    """The kept checkpoints that the encoders of these seeds and roles all have, such as ["epoch_0100", "epoch_0200"].
+
+    Raises WrongUse where there are none.
+    """
+    kept = [
+        {path.stem.removeprefix("encoder_") for path in Path(run, f"seed_{seed}", role).glob("encoder_epoch_*.pt")}
+        for seed in seeds
+        for role in roles
+    ]
+    epochs = sorted(set.intersection(*kept), key=lambda name: int(name.removeprefix("epoch_")))
+    if not epochs:
+        raise WrongUse(f"--checkpoint all: {run} kept no checkpoints; name their epochs in training.checkpoint_epochs")
+    return epochs
 
 
 def pair_fingerprints(pairs):

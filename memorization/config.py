@@ -258,6 +258,41 @@ class RemovalSettings(Settings):
         return each_once(values)
 
 
+class DejaVuSettings(Settings):
+    query: Literal["training", "corner", "center_masked", "boxes", "whole"] = Field(
+        "training",
+        description="what is asked with: views of training, a corner, all but the middle, the largest part between bounding boxes, or the "
+        "whole image (a control)",
+    )
+    k: int = Field(100, ge=1, description="neighbours that vote for a label")
+    views: int = Field(10, ge=1, description="query training: views of an image, whose votes are summed")
+    corner: Literal["lower_left", "lower_right", "upper_left", "upper_right"] = Field("lower_left", description="query corner: which")
+    corner_fraction: float = Field(0.3, gt=0, le=1, description="query corner: its share of each side")
+    masked_fraction: float = Field(0.5, gt=0, lt=1, description="query center_masked: what is blanked, as a share of each side")
+    boxes: str | None = Field(
+        None, description="query boxes: a CSV file (index,xmin,ymin,xmax,ymax, in original pixels) or a folder of ImageNet's XML files"
+    )
+    public: Literal["whole", "training"] = Field("whole", description="how the public set is embedded: whole images, or a training view")
+    public_split: Literal["test", "train"] = Field(
+        "test", description="the public set: the labelled test images, or those of the training set that neither encoder saw"
+    )
+    public_images: int | None = Field(None, ge=2, description="take so many public images only, the first by hash; null for all")
+    normalize: bool = Field(False, description="l2-normalize representations before neighbours are searched")
+    reference: Literal["independent", "crops"] = Field(
+        "independent", description="what f is compared with: g, or a classifier of the queries alone, for people with one encoder"
+    )
+    reference_epochs: int = Field(100, ge=1, description="reference crops: epochs of the classifier at most; it stops early")
+    memory_gb: float = Field(1.0, gt=0, description="memory for the search, beside representations")
+
+    @pydantic.model_validator(mode="after")
+    def _boxes_where_needed(self):
+        if (self.query == "boxes") != (self.boxes is not None):
+            raise ValueError(
+                f"boxes is {self.boxes!r}, but query is {self.query}; query boxes needs a file or folder, the others take none"
+            )
+        return self
+
+
 class Config(Settings):
     """One whole experiment. Outside the sections of `TRAINED` it says how the pair is measured."""
 
@@ -272,6 +307,7 @@ class Config(Settings):
     method: Any = None
     training: TrainingSettings
     scores: ScoreSettings = ScoreSettings()
+    dejavu: DejaVuSettings = DejaVuSettings()
     probe: ProbeSettings = ProbeSettings()
     removal: RemovalSettings = RemovalSettings()
 
@@ -310,6 +346,11 @@ class Config(Settings):
             recipes = json.dumps([recipe.model_dump() for recipe in self.scores.augmentation])
             names.append(f"augmentation_{hashlib.sha256(recipes.encode()).hexdigest()[:8]}")
         return self.folder / "scores" / "_".join(names)
+
+    def dejavu_folder(self, checkpoint="encoder"):
+        """dejavu/ of the run for the defaults; a folder in it, named after them, for another checkpoint, query or reference."""
+        given = [(checkpoint, "encoder"), (self.dejavu.query, "training"), (self.dejavu.reference, "independent")]
+        return self.folder / "dejavu" / "_".join(name for name, default in given if name != default)
 
     @property
     def actions(self):

@@ -20,6 +20,7 @@ NAMES = {"shared": "shared $S_S$", "candidate": "candidate $S_C$", "independent"
 POLICY_COLORS = {"memorized": "#D55E00", "least": "#0072B2", "random": "#999999", "random_matched": "#009E73", "typical": "#CC79A7"}
 SCORE = "memorization score  $m(x) = L_{align}(g, x) - L_{align}(f, x)$"
 GALLERY_COLUMNS, GALLERY_ROWS = 8, 2
+CASES = 6
 
 
 def draw_histogram(scores, path):
@@ -130,6 +131,127 @@ def draw_training_curve(folders, logs):
     _save(figure, folders[-1] / "training_curve.png")
 
 
+def draw_deja_vu_confidence(summary, path):
+    """Accuracy of target and reference on the surest images, against their share, a thin line a seed. summary: of dejavu.py."""
+    figure, axes = plt.subplots(figsize=(6.5, 4.5))
+    sweeps = [seed["over_confidence"] for seed in summary["seeds"]]
+    percent = sweeps[0]["percent"]
+    for key, style, name in (("acc_target", "-", "target (trained on the image)"), ("acc_reference", "--", "reference (did not)")):
+        color = COLORS["candidate" if key == "acc_target" else "independent"]
+        curves = 100 * np.array([sweep[key] for sweep in sweeps])
+        axes.plot(percent, curves.mean(0), style, color=color, label=name)
+        for curve in curves if len(curves) > 1 else ():
+            axes.plot(percent, curve, style, color=color, linewidth=0.6, alpha=0.5)
+    axes.axhline(100 * summary["chance"], color="black", linewidth=0.8, linestyle=":", label="chance")
+    axes.set_xscale("log")
+    axes.set_xticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
+    title = f"Labels inferred from a part of the image (query: {summary['query']})"
+    axes.set(title=title, xlabel="the surest images of each model, % of all", ylabel="right labels, %", ylim=(0, 103))
+    axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
+    _save(figure, path)
+
+
+def draw_deja_vu_shares(summary, path):
+    """Shares of the four outcomes as bars. summary: of dejavu.py."""
+    figure, axes = plt.subplots(figsize=(6.5, 4))
+    shares = summary["shares"]
+    colors = {"memorized": "#D55E00", "correlated": "#999999", "forgotten": "#0072B2", "unassociated": "#DDDDDD"}
+    means, errors = ([100 * (share[key] or 0) for share in shares.values()] for key in ("mean", "std"))
+    axes.bar(range(len(shares)), means, yerr=errors if any(errors) else None, capsize=3, color=[colors[name] for name in shares])
+    for place, (mean, error) in enumerate(zip(means, errors)):
+        axes.text(place, mean + error + 1, f"{mean:.1f}", ha="center", fontsize=9)
+    meaning = {
+        "memorized": "target right,\nreference wrong", "correlated": "both right", "forgotten": "target wrong,\nreference right",
+        "unassociated": "both wrong",
+    }  # fmt: skip
+    axes.set_xticks(range(len(shares)), [f"{name}\n{meaning[name]}" for name in shares])
+    score = summary["score"]["100"]
+    net = f"Deja Vu score = memorized - forgotten = {100 * score['mean']:+.1f} %"
+    spread = "" if score["std"] is None else f" (± {100 * score['std']:.1f} over {score['n']} seeds)"
+    axes.set(
+        title=net + spread, ylabel="images asked about, %", ylim=(0, 1.15 * max(mean + error for mean, error in zip(means, errors)) + 2)
+    )
+    _save(figure, path)
+
+
+def draw_deja_vu_cases(found, images, public, path):
+    """The most striking cases: what was asked with, the image, and the nearest public images in the target and in the reference.
+
+    found: of one seed, of dejavu.py's `attacked`; images: where its rows lead to; public: the Split of the neighbours.
+    """
+    rows = found["rows"]
+    target, reference = list(found["guesses"].items())
+    margin = target[1].label_share - reference[1].label_share
+    striking = np.flatnonzero((rows["outcome"] == "memorized") & (rows["subset"] == "candidate"))
+    striking = striking[np.argsort(-margin[striking], kind="stable")][:CASES]
+    models = [(name, guess) for name, guess in (target, reference) if guess.neighbors is not None]
+    shown = sum(guess.neighbors.shape[1] for _, guess in models)
+    figure, all_axes = plt.subplots(
+        max(1, len(striking)),
+        2 + shown,
+        figsize=(1.2 * (2 + shown), 1.5 * max(1, len(striking)) + 0.6),
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes in all_axes.flat:
+        axes.axis("off")
+    queries = found["queries"]
+    for axes, case in zip(all_axes, striking):
+        index = torch.tensor([rows["index"][case]])
+        axes[0].imshow(_as_picture(queries.pixels(index, 0)[0], images.normalization), cmap="gray", vmin=0, vmax=1)
+        _show_labelled(axes[1], images.train, index, images.classes)
+        place = 2
+        for name, guess in models:
+            for neighbor in guess.neighbors[case]:
+                _show_labelled(axes[place], public, torch.tensor([neighbor]), images.classes)
+                place += 1
+    for axes, title in zip(all_axes[0], ["query", "image"]):
+        axes.set_title(f"{title}\n{axes.get_title()}".strip(), fontsize=7.5)
+    place = 2
+    for name, guess in models:
+        axes = all_axes[0][place]
+        axes.set_title(f"nearest in {name}\n{axes.get_title()}".strip(), fontsize=7.5)
+        place += guess.neighbors.shape[1]
+    count = f"{len(striking)} of the candidates that {target[0]} tells and {reference[0]} does not"
+    figure.suptitle(f"The most striking cases: {count}" if len(striking) else "No candidate was memorized", fontsize=11)
+    _save(figure, path)
+
+
+def draw_deja_vu_curve(folders):
+    """The Deja Vu score over training, into training_curve.png beside the results of the last checkpoint.
+
+    folders: of the checkpoints, in order of their epochs, each with a summary.json of dejavu.py.
+    """
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    epochs = [summary["checkpoint"]["epoch"] for summary in summaries]
+    for percent, color in (("100", "#D55E00"), ("20", "#0072B2"), ("5", "#009E73")):
+        for number in range(len(summaries[0]["seeds"])):
+            at = [summary["seeds"][number]["at"][percent] for summary in summaries]
+            scores = np.array([point["score"] for point in at])
+            bounds = np.array([point["interval_95"] for point in at])
+            errors = np.abs(bounds.T - scores)
+            label = None if number else f"the surest {percent} %" if percent != "100" else "all images"
+            axes.errorbar(epochs, 100 * scores, 100 * errors, color=color, marker="o", markersize=4, capsize=3, label=label)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(title="Deja Vu over training (error bars: 95 % intervals over images)", xlabel="epoch", ylabel="Deja Vu score, %")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
+    _save(figure, folders[-1] / "training_curve.png")
+
+
+def _as_picture(pixels, normalization):
+    """Normalized pixels (C, H, W) as an array (H, W, C) in [0, 1]."""
+    mean, std = (np.array(values).reshape(-1, 1, 1) for values in normalization)
+    return (pixels.detach().float().cpu().numpy() * std + mean).clip(0, 1).transpose(1, 2, 0)
+
+
+def _show_labelled(axes, split, index, classes):
+    """An image of a split, (1,) its index, with the name of its class above."""
+    axes.imshow(split.gather(index)[0].cpu().numpy().transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
+    axes.set_title(_shortened(classes[split.labels[index]]), fontsize=7.5)
+
+
 def draw_pictures(rows, normalization, path):
     """Rows of pictures, such as originals above reconstructions.
 
@@ -137,13 +259,12 @@ def draw_pictures(rows, normalization, path):
     """
     columns = max(len(pictures) for pictures in rows.values())
     figure, all_axes = plt.subplots(len(rows), columns, figsize=(1.25 * columns, 1.4 * len(rows)), squeeze=False, layout="constrained")
-    mean, std = (np.array(values).reshape(-1, 1, 1) for values in normalization)
     for axes_row, (title, pictures) in zip(all_axes, rows.items()):
         for axes in axes_row:
             axes.set(xticks=[], yticks=[], frame_on=False)
         axes_row[0].set_ylabel(title)
-        for axes, picture in zip(axes_row, pictures.detach().float().cpu().numpy()):
-            axes.imshow((picture * std + mean).clip(0, 1).transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1)
+        for axes, picture in zip(axes_row, pictures):
+            axes.imshow(_as_picture(picture, normalization), cmap="gray", vmin=0, vmax=1)
     _save(figure, path)
 
 

@@ -1,0 +1,389 @@
+"""Deja Vu: does the encoder know from a part of a training image what the whole image was? Labels are inferred by neighbours, f against g.
+
+    python dejavu.py --config configs/simclr_cifar10.yaml
+    python dejavu.py --config configs/simclr_cifar10.yaml --dejavu.query corner
+    python dejavu.py --config configs/simclr_cifar10.yaml --dejavu.reference crops
+    python dejavu.py --config configs/simclr_cifar10.yaml --checkpoint all
+
+Every image of S_C and S_I is asked about with a part of it; the k public images nearest to the part, in an encoder's representation, vote
+for a label. Who trained on the image is the target, who did not the reference: the Deja Vu score is how much more often the target is right.
+Reads the run folder (encoder.pt of every seed and role, subsets.npz, config.yaml, scores/ if there) and the data set. Writes into dejavu/ of
+the run folder: dejavu.csv, summary.json, confidence.png, shares.png and cases.png; for another checkpoint, query or reference into a folder
+in it, named after them. With --checkpoint all every kept checkpoint is asked, and training_curve.png drawn.
+With --dejavu.reference crops f alone is needed, and compared with a small classifier of the same parts of images that f never saw.
+"""
+
+import csv
+import io
+import itertools
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn as nn
+
+from memorization.augmentations import augment, measuring_recipe, whole_images
+from memorization.checkpoint import checksum, kept_epochs, load_pair, load_trained, pair_fingerprints
+from memorization.config import EncoderSettings, read_config
+from memorization.crop_classifier import infer_by_classifier, train_classifier
+from memorization.data import images_of_run
+from memorization.errors import WrongUse, one_line_errors
+from memorization.figures import draw_deja_vu_cases, draw_deja_vu_confidence, draw_deja_vu_curve, draw_deja_vu_shares
+from memorization.label_inference import (
+    OUTCOMES,
+    agreement,
+    deja_vu,
+    deja_vu_intervals,
+    infer_by_neighbors,
+    mcnemar_p,
+    neighbor_accuracy,
+    outcomes,
+    represent_public,
+)
+from memorization.machine import choose_device, describe_machine, use_exact_arithmetic
+from memorization.queries import make_queries
+from memorization.representations import encode_images, encoder_source
+from memorization.scores import load_candidate_scores
+from memorization.significance import mean_and_spread
+from memorization.storage import write_atomically, write_json
+from memorization.subsets import first_by_hash, load_subsets
+from models.encoders import make_encoder
+
+ACTIONS = {"checkpoint": "encoder (the default), epoch_NNNN for a kept one, or all for the test over training"}
+PERCENTS = list(range(1, 101))  # of the images, the surest first
+REPORTED = (100, 20, 5)
+TOP = 100  # of the candidates, whose overlap with the most memorized is counted
+HELD_OUT_SHARE = 0.2  # of the public images: with reference crops they tell when to stop training, and are no neighbours
+REPRESENTATION = "the encoder's pooled output, which is known to show less than the projector's output that Meehan et al. search in"
+
+
+@dataclass(frozen=True)
+class Public:
+    """The labelled public images: their Split, and the indices of the neighbours and of those held out, (n,) int64 each."""
+
+    split: object
+    rows: torch.Tensor
+    held_out: torch.Tensor
+
+    @property
+    def labels(self):
+        return self.split.labels.numpy()[self.rows]
+
+
+@one_line_errors
+def main(argv=None):
+    config = read_config(__doc__, argv, actions=ACTIONS)
+    device = choose_device(config)
+    use_exact_arithmetic()
+    subsets = load_subsets(config.folder / "subsets.npz")
+    images = images_of_run(subsets, config)
+    public = public_images(images, subsets, config.dejavu, device)
+    check_labels(images, subsets, public, config.dejavu)
+    images = images.to(device)
+
+    checkpoint = config.actions["checkpoint"] or "encoder"
+    roles = ("candidate", "independent") if config.dejavu.reference == "independent" else ("candidate",)
+    names = [*kept_epochs(config.folder, config.seeds, roles), "encoder"] if checkpoint == "all" else [checkpoint]
+    for name in names:
+        attack_checkpoint(name, images, subsets, public, config, device)
+    if checkpoint == "all":
+        draw_deja_vu_curve([config.dejavu_folder(name) for name in names])
+
+
+def public_images(images, subsets, settings, device):
+    """The Public images of a config, of which neither encoder saw one, decoded where they come from a folder."""
+    split = images.test if settings.public_split == "test" else images.train
+    labelled = np.flatnonzero(split.labels.numpy() >= 0)
+    if split is images.train:
+        labelled = np.setdiff1d(labelled, subsets.train)
+    rows = np.sort(first_by_hash(labelled, settings.public_images, split.name))
+    held_out = np.empty(0, dtype=np.int64)
+    if settings.reference == "crops":
+        held_out = np.sort(first_by_hash(rows, round(HELD_OUT_SHARE * len(rows)), split.name))
+        rows = np.setdiff1d(rows, held_out)
+    if settings.k >= len(rows):
+        raise WrongUse(f"dejavu.k: {settings.k} neighbours are to vote, but the public set has {len(rows)} images")
+    seen = subsets.train if split is images.train else subsets.train[:0]
+    assert not np.isin(rows, seen).any() and not np.isin(held_out, seen).any(), "a public image was trained on"
+    needed = np.concatenate([rows, held_out])
+    prepared = images.prepared(*((needed, needed[:0]) if split is images.train else (needed[:0], needed)))
+    return Public(getattr(prepared, split.name).to(device), torch.from_numpy(rows), torch.from_numpy(held_out))
+
+
+def check_labels(images, subsets, public, settings):
+    """Raise WrongUse where an attacked image has no label, or one that no public image has."""
+    for subset in ("candidate", "independent"):
+        labels = images.train.labels.numpy()[getattr(subsets, subset)]
+        if (labels < 0).any():
+            raise WrongUse(f"dejavu: {(labels < 0).sum()} of {len(labels)} {subset} images have no label, and there is none to infer")
+        absent = np.setdiff1d(labels, public.labels)
+        if len(absent):
+            name = images.classes[absent[0]]
+            raise WrongUse(f"dejavu.public_split: no image of the {settings.public_split} set is of class {name!r}, as {subset} images are")
+
+
+def attack_checkpoint(checkpoint, images, subsets, public, config, device):
+    """Attack one checkpoint of every seed, and write its folder."""
+    folder, start = config.dejavu_folder(checkpoint), time.monotonic()
+    attack = attack_pair if config.dejavu.reference == "independent" else attack_one_model
+    found = [attack(seed, checkpoint, images, subsets, public, config, device) for seed in config.seeds]
+    seconds = time.monotonic() - start
+    fingerprints = {name: value for attacked in found for name, value in attacked["fingerprints"].items()}
+    seeds = [{"seed": seed, **summarize_seed(attacked, images.classes)} for seed, attacked in zip(config.seeds, found)]
+    public_labels = np.bincount(public.labels, minlength=len(images.classes))
+    attacked_labels = found[0]["rows"]["label"]
+    summary = {
+        "query": config.dejavu.query,
+        "reference": config.dejavu.reference,
+        "representation": REPRESENTATION,
+        "checkpoint": {"name": checkpoint, "epoch": found[0]["epoch"]},
+        "score": {str(percent): mean_and_spread([seed["at"][str(percent)]["score"] for seed in seeds]) for percent in REPORTED},
+        "shares": {name: mean_and_spread([seed["shares"][name] for seed in seeds]) for name in OUTCOMES.values()},
+        "chance": 1 / len(images.classes),
+        "majority": {
+            "label": images.classes[public_labels.argmax()],
+            "share_of_public": float(public_labels.max() / public_labels.sum()),
+            "accuracy": float((attacked_labels == public_labels.argmax()).mean()),
+        },
+        "public": {"split": public.split.name, "images": len(public.rows), "held_out": len(public.held_out), "k": config.dejavu.k},
+        "seeds": seeds,
+        "memorization_scores": compare_with_scores(found, checkpoint, subsets, config),
+        "settings": config.dejavu.model_dump(),
+        "fingerprints": {
+            "subsets": subsets.fingerprint, "data": subsets.data, "public": public.split.fingerprint, "encoders": fingerprints,
+        },
+        "machine": describe_machine(device),
+        "seconds": seconds,
+    }  # fmt: skip
+    write_table(folder, found, config.seeds)
+    write_json(folder / "summary.json", summary)
+    draw_deja_vu_confidence(summary, folder / "confidence.png")
+    draw_deja_vu_shares(summary, folder / "shares.png")
+    draw_deja_vu_cases(found[0], images, public.split, folder / "cases.png")
+    print_summary(summary, folder)
+
+
+# --- attacks ----------------------------------------------------------------------------------------------------------------------
+
+
+def attack_pair(seed, checkpoint, images, subsets, public, config, device):
+    """f and g asked about S_C and S_I: f is the target of S_C and the reference of S_I, g the other way round. See `attacked`."""
+    f, g, record = load_pair(config.folder, seed, checkpoint)
+    fingerprints = pair_fingerprints({seed: (f, g, record)})
+    queries = queries_about(images.train, np.concatenate([subsets.candidate, subsets.independent]), seed, record, config)
+    guesses, knn = {}, {}
+    for name, encoder in (("f", f), ("g", g)):
+        guesses[name], knn[name] = guess_by_neighbors(name, encoder, queries, seed, record, images, subsets, public, config, device)
+    return attacked(queries, guesses, knn, images, subsets, fingerprints, record)
+
+
+def attack_one_model(seed, checkpoint, images, subsets, public, config, device):
+    """f asked about S_C, and a classifier of queries, trained on those of S_I, which f never saw. See `attacked`."""
+    f, record = load_trained(config.folder, seed, "candidate", checkpoint)
+    fingerprints = {f"seed_{seed}/candidate": checksum(f.state_dict())}
+    queries = queries_about(images.train, subsets.candidate, seed, record, config)
+    guess, knn = guess_by_neighbors("f", f, queries, seed, record, images, subsets, public, config, device)
+    training = queries_about(images.train, subsets.independent, seed, record, config)
+    held_out = queries_about(public.split, public.held_out.numpy(), seed, record, config)
+    torch.manual_seed(seed)
+    encoder = make_encoder(EncoderSettings(name="resnet_small"), record["channels"], record["size"])
+    network = nn.Sequential(encoder, nn.Linear(encoder.dim, len(images.classes)))
+    labels = images.train.labels
+    stopped = train_classifier(
+        network, training, labels[training.rows], held_out, public.split.labels[held_out.rows], config.dejavu.reference_epochs, seed, device
+    )
+    reference = infer_by_classifier(network, queries, queries.rows, labels.numpy()[queries.rows])
+    found = attacked(queries, {"f": guess, "reference": reference}, {"f": knn}, images, subsets, fingerprints, record)
+    return found | {"classifier": stopped}
+
+
+def queries_about(split, rows, seed, record, config):
+    """The Queries about some images of a split, (n,) int64."""
+    return make_queries(
+        split, torch.from_numpy(rows), record, config.dejavu, config.augmentation.views, seed, config.encoder.patch
+    )  # fmt: skip
+
+
+def guess_by_neighbors(name, encoder, queries, seed, record, images, subsets, public, config, device):
+    """The Inference of an encoder, and its kNN accuracy on whole test images. name: "f" or "g"."""
+    settings, source = config.dejavu, encoder_source(name, encoder, record)
+    split, normalization = public.split, (record["mean"], record["std"])
+
+    def as_public(indices):
+        if settings.public == "whole":
+            return whole_images(split, indices, record["size"], normalization)
+        recipe = measuring_recipe(config.augmentation.views, 0)
+        return augment(split, indices, recipe, normalization, seed, "query", patch=config.encoder.patch)
+
+    known = represent_public(source, as_public, public.rows, public.labels, settings.normalize, device)
+    labels = images.train.labels.numpy()[queries.rows]
+    guess = infer_by_neighbors(source, queries, queries.rows, labels, known, settings, len(images.classes), device)
+    return guess, knn_on_test_images(source, known, images, subsets, public, config, device)
+
+
+def knn_on_test_images(source, known, images, subsets, public, config, device):
+    """kNN accuracy of whole test images in the public set: of the public images themselves where they are the test set, else of S_E.
+
+    None where S_E has no labels.
+    """
+    settings, classes = config.dejavu, len(images.classes)
+    of_test = public.split.name == "test"
+    split, rows = (public.split, public.rows) if of_test else (images.test, torch.from_numpy(subsets.external))
+    rows = rows[split.labels[rows] >= 0]
+    if len(rows) == 0:
+        return None
+    whole = encode_images(source, split, rows, device).to(device)
+    whole = nn.functional.normalize(whole, dim=1) if settings.normalize else whole
+    return neighbor_accuracy(known, whole, split.labels.numpy()[rows], settings.k, classes, settings.memory_gb, leave_out=of_test)
+
+
+def attacked(queries, guesses, knn, images, subsets, fingerprints, record):
+    """What was found about the images of one seed, a dict.
+
+    rows: {"index", "subset", "label", "outcome"} of the N images; models: names of the two, "f" first; guesses: {model: Inference};
+    attacks: for every attacked set the (target, reference) that `deja_vu` takes; right: the same as (N,) bool of all.
+    """
+    index = queries.rows.numpy()
+    label = images.train.labels.numpy()[index]
+    subset = np.where(np.isin(index, subsets.candidate), "candidate", "independent")
+    first, second = guesses
+    right = {name: guess.prediction == label for name, guess in guesses.items()}
+    ours = subset == "candidate"  # f is the target of candidates, and the reference of independents
+    right_target, right_reference = np.where(ours, right[first], right[second]), np.where(ours, right[second], right[first])
+    attacks = []
+    for name, target, reference in (("candidate", first, second), ("independent", second, first)):
+        chosen = subset == name
+        if chosen.any():
+            attacks.append([(right[model][chosen], guesses[model].confidence[chosen]) for model in (target, reference)])
+    return {
+        "rows": {"index": index, "subset": subset, "label": label, "outcome": outcomes(right_target, right_reference)},
+        "queries": queries, "guesses": guesses, "knn": knn, "attacks": attacks, "right": (right_target, right_reference),
+        "fingerprints": fingerprints, "epoch": record["epoch"],
+    }  # fmt: skip
+
+
+# --- results ----------------------------------------------------------------------------------------------------------------------
+
+
+def summarize_seed(found, classes):
+    """What summary.json says of one seed, a dict of plain types. found: of `attacked`."""
+    rows, (right_target, right_reference) = found["rows"], found["right"]
+    target, reference, score = deja_vu(found["attacks"], PERCENTS)
+    intervals = deja_vu_intervals(found["attacks"], REPORTED)
+    subsets = list(dict.fromkeys(rows["subset"].tolist()))
+    shares = {name: float(np.mean([(rows["outcome"][rows["subset"] == s] == name).mean() for s in subsets])) for name in OUTCOMES.values()}
+    of_class = {
+        name: {
+            "images": int(chosen.sum()),
+            "acc_target": float(right_target[chosen].mean()),
+            "acc_reference": float(right_reference[chosen].mean()),
+        }
+        for label, name in enumerate(classes)
+        if (chosen := rows["label"] == label).any()
+    }
+    return {
+        "images": {subset: int((rows["subset"] == subset).sum()) for subset in subsets},
+        "dropped": found["queries"].dropped,
+        "at": {
+            str(percent): {
+                "acc_target": float(target[percent - 1]),
+                "acc_reference": float(reference[percent - 1]),
+                "score": float(score[percent - 1]),
+                "interval_95": interval.tolist(),
+            }
+            for percent, interval in zip(REPORTED, intervals)
+        },
+        "over_confidence": {
+            "percent": PERCENTS, "acc_target": target.tolist(), "acc_reference": reference.tolist(), "score": score.tolist(),
+        },
+        "shares": shares,
+        "net": {"memorized - forgotten": shares["memorized"] - shares["forgotten"], "mcnemar_p": mcnemar_p(right_target, right_reference)},
+        "vote_ties": {name: guess.ties for name, guess in found["guesses"].items()},
+        "knn_accuracy_whole": found["knn"],
+        "per_class": of_class,
+        **({"classifier": found["classifier"]} if "classifier" in found else {}),
+    }  # fmt: skip
+
+
+def compare_with_scores(found, checkpoint, subsets, config):
+    """How far Deja Vu and the memorization score agree about the candidates, a dict; None where the run was not scored.
+
+    Both rank every candidate, Deja Vu by how much more of f's vote than of the reference's goes to its label. Beside it the agreement of
+    either with itself between two seeds, the ceiling, and the overlap expected by chance.
+    """
+    folder = config.score_folder(checkpoint)
+    if not (folder / "summary.json").exists():
+        return None
+    scores = load_candidate_scores(folder, config.folder, subsets)
+    rows = found[0]["rows"]
+    common = np.intersect1d(rows["index"][rows["subset"] == "candidate"], scores.index)
+    top = min(TOP, len(common) // 2)
+    if top == 0:
+        return None
+    places = np.searchsorted(rows["index"], common, sorter=(order := np.argsort(rows["index"])))
+    margins = {}
+    for seed, attacked_seed in zip(config.seeds, found):
+        first, second = attacked_seed["guesses"].values()
+        margins[seed] = (first.label_share - second.label_share)[order[places]]
+    by_score = dict(zip(scores.seeds, scores.per_seed[:, np.searchsorted(scores.index, common)]))
+
+    def between_seeds(values):
+        pairs = [agreement(values[a], values[b], top) for a, b in itertools.combinations(values, 2)]
+        return means_of(pairs)
+
+    return {
+        "candidates": len(common),
+        "top": top,
+        "deja_vu_and_score": means_of([agreement(margins[seed], by_score[seed], top) for seed in margins if seed in by_score]),
+        "deja_vu_between_seeds": between_seeds(margins),
+        "score_between_seeds": between_seeds(by_score),
+        "top_overlap_by_chance": top / len(common),
+    }
+
+
+def means_of(agreements):
+    """Mean and spread of every figure of some agreements; None where there are none."""
+    return {name: mean_and_spread([part[name] for part in agreements]) for name in agreements[0]} if agreements else None
+
+
+def write_table(folder, found, seeds):
+    """dejavu.csv: a row for every seed and attacked image, in subset order, then index."""
+    names = list(found[0]["guesses"])
+    columns = [f"{what}_{name}" for name in names for what in ("prediction", "confidence", "label_share")]
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["seed", "index", "subset", "label", *columns, "outcome"])
+    for seed, attacked_seed in zip(seeds, found):
+        rows = attacked_seed["rows"]
+        guesses = [getattr(attacked_seed["guesses"][name], what) for name in names for what in ("prediction", "confidence", "label_share")]
+        values = [rows["index"], rows["subset"], rows["label"], *guesses, rows["outcome"]]
+        order = np.lexsort([rows["index"], rows["subset"]])  # "candidate" comes before "independent"
+        writer.writerows((seed, *row) for row in zip(*(column[order].tolist() for column in values)))
+    write_atomically(folder / "dejavu.csv", table.getvalue())
+
+
+def print_summary(summary, folder):
+    """A table of the scores, and what they are to be compared with."""
+    public = summary["public"]
+    print(f"\n{summary['checkpoint']['name']}: query {summary['query']}, k {public['k']} of {public['images']} public images")
+    print(f"{'seed':>6} {'surest':>8} {'target':>9} {'reference':>10} {'Deja Vu score':>14}   95 % interval")
+    for seed in summary["seeds"]:
+        for percent, at in seed["at"].items():
+            low, high = at["interval_95"]
+            figures = f"{at['acc_target']:>9.1%} {at['acc_reference']:>10.1%} {at['score']:>+14.1%}   {low:+.1%} to {high:+.1%}"
+            print(f"{seed['seed']:>6} {percent:>6} % {figures}")
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in seed["shares"].items())
+        print(f"       {shares}; McNemar's p {seed['net']['mcnemar_p']:.2g}; vote ties {seed['vote_ties']}")
+        for reason, count in seed["dropped"].items():
+            print(f"       {count} images dropped: {reason}")
+        knn = ", ".join(f"{name} {share:.1%}" for name, share in seed["knn_accuracy_whole"].items() if share is not None)
+        print(f"       kNN accuracy on whole test images: {knn}")
+    majority = summary["majority"]
+    print(f"chance {summary['chance']:.1%}; always {majority['label']!r}, the most frequent public label: {majority['accuracy']:.1%}")
+    print(f"searched in {summary['representation']}")
+    print(f"{summary['seconds']:.0f} s; the pictures are in {folder}: confidence.png, shares.png, cases.png", flush=True)
+
+
+if __name__ == "__main__":
+    main()
