@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
 import torch
 
-from memorization.neighbors import knn_accuracy
+from memorization import neighbors
+from memorization.neighbors import count_votes, elected, knn_accuracy, nearest_neighbors, vote_confidence
 
 
 def test_the_nearest_by_angle_vote():
@@ -27,3 +29,63 @@ def test_votes_equal_a_slow_count():
         votes = [sum(labels[i].item() == c for i in nearest) for c in range(3)]
         right += votes.index(max(votes)) == label
     assert knn_accuracy(queries, wanted, bank, labels, k=7) == pytest.approx(right / 30)
+
+
+# --- exact search -----------------------------------------------------------------------------------------------------------------
+
+
+def by_brute_force(queries, bank, k):
+    """Indices and squared distances of the k nearest, in float64, equal distances in order of index."""
+    distances = torch.stack([(bank.double() - query.double()).square().sum(1) for query in queries])
+    distances, indices = distances.sort(dim=1, stable=True)
+    return indices[:, :k], distances[:, :k]
+
+
+def random_vectors(count, dim, seed):
+    return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("memory_gb", [1e-9, 0.008, 1.0])
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+@pytest.mark.parametrize("count", [40, 5000])
+def test_neighbours_equal_a_float64_brute_force(memory_gb, offset, count, monkeypatch):
+    monkeypatch.setattr(neighbors, "QUERY_CHUNK", 17)
+    bank, queries = offset + random_vectors(count, 24, seed=0), offset + random_vectors(50, 24, seed=1)
+    indices, distances = nearest_neighbors(queries, bank, 30, memory_gb)
+    wanted, how_far = by_brute_force(queries, bank, 30)
+    assert torch.equal(indices, wanted)
+    assert torch.allclose(distances, how_far, rtol=1e-12, atol=0)
+
+
+def test_equal_distances_are_ordered_by_index_however_many_there_are():
+    bank = random_vectors(20, 6, seed=0).repeat(200, 1)  # every vector 200 times: far more equals than are found beyond k
+    queries = random_vectors(9, 6, seed=1)
+    indices, _ = nearest_neighbors(queries, bank, 150)
+    assert torch.equal(indices, by_brute_force(queries, bank, 150)[0])
+
+
+def test_a_few_vectors_far_away_do_not_cost_exactness():
+    bank = random_vectors(4000, 16, seed=0)
+    bank[::500] *= 1e6
+    queries = random_vectors(20, 16, seed=1)
+    assert torch.equal(nearest_neighbors(queries, bank, 10)[0], by_brute_force(queries, bank, 10)[0])
+
+
+def test_more_neighbours_than_the_bank_holds_are_refused():
+    assert nearest_neighbors(torch.zeros(1, 2), torch.eye(2), 2)[0].tolist() == [[0, 1]]
+    for k in (0, 3):
+        with pytest.raises(ValueError, match=f"{k} neighbours are wanted of 2"):
+            nearest_neighbors(torch.zeros(1, 2), torch.eye(2), k)
+
+
+def test_votes_counted_by_hand():
+    labels = np.array([[0, 2, 2, 1], [1, 1, 0, 0], [2, 2, 1, 1], [3, 3, 3, 3]])
+    distances = np.array([[1.0, 2, 3, 4], [1, 4, 2, 2], [1, 3, 2, 2], [1, 1, 1, 1]])
+    votes, sums = count_votes(labels, distances, 4)
+    assert votes.tolist() == [[1, 1, 2, 0], [2, 2, 0, 0], [0, 2, 2, 0], [0, 0, 0, 4]]
+    assert sums.tolist() == [[1, 4, 5, 0], [4, 5, 0, 0], [0, 4, 4, 0], [0, 0, 0, 4]]
+    predictions, tied = elected(votes, sums)
+    assert predictions.tolist() == [2, 0, 1, 3]  # most votes; the smaller distance; the lower label
+    assert tied.tolist() == [False, True, True, False]
+    entropies = [1.5 * np.log(2), np.log(2), np.log(2), 0]
+    assert vote_confidence(votes) == pytest.approx(-np.array(entropies))
