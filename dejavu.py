@@ -6,10 +6,10 @@
     python dejavu.py --config configs/simclr_cifar10.yaml --checkpoint all
 
 Every image of S_C and S_I is asked about with a part of it; the k public images nearest to the part, in an encoder's representation, vote
-for a label. Who trained on the image is the target, who did not the reference: the Deja Vu score is how much more often the target is right.
-Reads the run folder (encoder.pt of every seed and role, subsets.npz, config.yaml, scores/ if there) and the data set. Writes into dejavu/ of
-the run folder: dejavu.csv, summary.json, confidence.png, shares.png and cases.png; for another checkpoint, query or reference into a folder
-in it, named after them. With --checkpoint all every kept checkpoint is asked, and training_curve.png drawn.
+for a label. Who trained on the image is the target, who did not the reference; the Deja Vu score is how much more often the target is
+right. Reads the run folder (encoder.pt of every seed and role, subsets.npz, config.yaml, scores/ if there) and the data set. Writes into
+dejavu/ of the run folder: dejavu.csv, summary.json, confidence.png, shares.png and cases.png; for another checkpoint, query or reference
+into a folder in it, named after them. With --checkpoint all every kept checkpoint is asked, and training_curve.png drawn.
 With --dejavu.reference crops f alone is needed, and compared with a small classifier of the same parts of images that f never saw.
 """
 

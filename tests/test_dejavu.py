@@ -1,0 +1,286 @@
+import csv
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import METHODS, write_experiment
+from test_chain import folder_config
+from test_scores import break_file, nan_weights, other_split
+
+import dejavu
+import memorization_scores
+import train_simclr
+from memorization.checkpoint import load_pair, read_checkpoint, save_checkpoint, untrained_encoder
+from memorization.config import DataSettings, DejaVuSettings
+from memorization.data import open_images
+from memorization.errors import WrongUse
+from memorization.label_inference import deja_vu, outcomes
+from memorization.subsets import load_subsets
+
+OPTIONS = ["--dejavu.k", "20", "--dejavu.views", "3"]
+
+
+@pytest.fixture
+def run_copy(scored_run, tmp_path):
+    """(config path, run folder) of a copy of scored_run."""
+    path, run = scored_run
+    shutil.copytree(run, tmp_path / "run")
+    return path, tmp_path / "run"
+
+
+def ask(path, run, *options):
+    """The rows of dejavu.csv, and the summary, of the folder that was written last."""
+    dejavu.main(["--config", path, "--run", str(run), *OPTIONS, *options])
+    folder = max(run.rglob("dejavu.csv"), key=lambda file: file.stat().st_mtime_ns).parent
+    with open(folder / "dejavu.csv", newline="") as file:
+        return list(csv.DictReader(file)), json.loads((folder / "summary.json").read_text())
+
+
+def test_the_summary_follows_from_the_table(run_copy):
+    path, run = run_copy
+    rows, summary = ask(path, run)
+    assert list(rows[0]) == [
+        "seed", "index", "subset", "label", "prediction_f", "confidence_f", "label_share_f", "prediction_g", "confidence_g", "label_share_g",
+        "outcome",
+    ]  # fmt: skip
+    assert {file.name for file in (run / "dejavu").iterdir()} == {"dejavu.csv", "summary.json", "confidence.png", "shares.png", "cases.png"}
+    assert summary["query"] == "training" and "projector" in summary["representation"]
+    assert summary["chance"] == 0.1 and summary["public"]["images"] == 256 and summary["seeds"][0]["images"] == {
+        "candidate": 24, "independent": 24,
+    }  # fmt: skip
+    scores = []
+    for seed in summary["seeds"]:
+        mine = [row for row in rows if row["seed"] == str(seed["seed"])]
+        attacks = []
+        for subset, target, reference in (("candidate", "f", "g"), ("independent", "g", "f")):
+            chosen = [row for row in mine if row["subset"] == subset]
+            assert [int(row["index"]) for row in chosen] == sorted(int(row["index"]) for row in chosen) and len(chosen) == 24
+            attacks.append([
+                (
+                    np.array([row[f"prediction_{model}"] == row["label"] for row in chosen]),
+                    np.array([float(row[f"confidence_{model}"]) for row in chosen]),
+                )
+                for model in (target, reference)
+            ])  # fmt: skip
+            assert [row["outcome"] for row in chosen] == outcomes(*(right for right, _ in attacks[-1])).tolist()
+        target, reference, score = deja_vu(attacks, [100, 20, 5])
+        for place, percent in enumerate(("100", "20", "5")):
+            at = seed["at"][percent]
+            assert [at["acc_target"], at["acc_reference"], at["score"]] == [target[place], reference[place], score[place]]
+            assert at["interval_95"][0] <= at["score"] <= at["interval_95"][1]
+        assert seed["net"]["memorized - forgotten"] == pytest.approx(seed["at"]["100"]["score"], abs=1e-12)
+        assert sum(seed["shares"].values()) == pytest.approx(1) and sum(of["images"] for of in seed["per_class"].values()) == 48
+        assert len(seed["over_confidence"]["percent"]) == 100 and 0 < seed["knn_accuracy_whole"]["f"] <= 1
+        scores.append(seed["at"]["100"]["score"])
+    assert summary["score"]["100"]["mean"] == pytest.approx(np.mean(scores)) and summary["score"]["100"]["n"] == 2
+
+
+def test_a_repeated_command_gives_the_same_bytes(run_copy):
+    path, run = run_copy
+    ask(path, run)
+    first = (run / "dejavu/dejavu.csv").read_bytes()
+    ask(path, run, "--dejavu.memory_gb", "0.0001")
+    assert (run / "dejavu/dejavu.csv").read_bytes() == first
+
+
+def test_f_against_itself_scores_exactly_nothing(run_copy, monkeypatch):
+    def twice_f(*arguments):
+        f, _, record = load_pair(*arguments)
+        return f, f, record
+
+    monkeypatch.setattr(dejavu, "load_pair", twice_f)
+    shutil.rmtree(run_copy[1] / "scores")
+    _, summary = ask(*run_copy)
+    for seed in summary["seeds"]:
+        assert all(score == 0 for score in seed["over_confidence"]["score"])
+        assert seed["shares"]["memorized"] == seed["shares"]["forgotten"] == 0 and seed["net"]["mcnemar_p"] == 1
+    assert summary["memorization_scores"] is None
+
+
+def test_untrained_encoders_score_nothing_beyond_chance(tmp_path, monkeypatch):
+    path = write_experiment(
+        tmp_path, {"subsets": {"shared": 0, "candidate": 400, "independent": 400, "external": 40}, "training.epochs": 1}
+    )
+    train_simclr.main(["--config", path])
+
+    def untrained(*arguments):
+        record = load_pair(*arguments)[2]
+        return untrained_encoder(record, 7), untrained_encoder(record, 8), record
+
+    monkeypatch.setattr(dejavu, "load_pair", untrained)
+    _, summary = ask(path, tmp_path / "run")
+    for percent in ("100", "20"):
+        at = summary["seeds"][0]["at"][percent]
+        low, high = at["interval_95"]
+        assert abs(at["score"]) < 3 * (high - low) / (2 * 1.96) and high > low
+
+
+def test_every_checkpoint_is_asked_and_the_curve_drawn(run_copy):
+    path, run = run_copy
+    dejavu.main(["--config", path, "--run", str(run), *OPTIONS, "--checkpoint", "all"])
+    epochs = [json.loads((folder / "summary.json").read_text())["checkpoint"] for folder in (run / "dejavu/epoch_0002", run / "dejavu")]
+    assert epochs == [{"name": "epoch_0002", "epoch": 2}, {"name": "encoder", "epoch": 3}]
+    assert (run / "dejavu/training_curve.png").exists()
+
+
+def test_deja_vu_is_compared_with_the_scores_of_the_same_candidates(run_copy):
+    path, run = run_copy
+    rows, summary = ask(path, run)
+    found = summary["memorization_scores"]
+    assert (found["candidates"], found["top"], found["top_overlap_by_chance"]) == (24, 12, 0.5)
+    with np.load(run / "scores/scores.npz") as scores:
+        chosen = scores["subset"] == "candidate"
+        by_score = {seed: dict(zip(scores["index"][chosen], (scores["L_g"] - scores["L_f"])[seed][chosen])) for seed in (0, 1)}
+    margins = {
+        seed: {
+            int(row["index"]): float(row["label_share_f"]) - float(row["label_share_g"])
+            for row in rows
+            if row["subset"] == "candidate" and row["seed"] == str(seed)
+        }
+        for seed in (0, 1)
+    }
+
+    def overlap(one, other):
+        surest = [set(sorted(sorted(values), key=lambda index: -values[index])[:12]) for values in (one, other)]
+        return len(surest[0] & surest[1]) / 12
+
+    pairs = [overlap(margins[seed], by_score[seed]) for seed in (0, 1)]
+    assert found["deja_vu_and_score"]["top_overlap"]["mean"] == pytest.approx(np.mean(pairs))
+    assert found["deja_vu_between_seeds"]["top_overlap"]["mean"] == pytest.approx(overlap(margins[0], margins[1]))
+    assert found["score_between_seeds"]["top_overlap"]["mean"] == pytest.approx(overlap(by_score[0], by_score[1]))
+
+
+@pytest.mark.parametrize("method", ["byol", "mae"])
+def test_every_method_is_asked_with_its_own_views(method, tmp_path):
+    script, _, changes = METHODS[method]
+    path = write_experiment(tmp_path, changes | {"training.epochs": 1})
+    script.main(["--config", path])
+    for options in ([], ["--dejavu.public", "training"], ["--dejavu.query", "corner"], ["--dejavu.normalize", "true"]):
+        _, summary = ask(path, tmp_path / "run", *options)
+        assert summary["settings"]["public"] == ("training" if "--dejavu.public" in options else "whole")
+
+
+@pytest.mark.parametrize("query", ["corner", "center_masked", "whole"])
+def test_another_query_has_a_folder_of_its_own(query, run_copy):
+    path, run = run_copy
+    _, summary = ask(path, run, "--dejavu.query", query)
+    assert summary["query"] == query and (run / "dejavu" / query / "dejavu.csv").exists() and not (run / "dejavu/dejavu.csv").exists()
+
+
+def test_public_images_of_the_training_set_are_those_that_neither_encoder_saw(run_copy):
+    path, run = run_copy
+    images, subsets = open_images(DataSettings(name="fake", size=16)), load_subsets(run / "subsets.npz")
+    settings = DejaVuSettings(public_split="train", k=20)
+    public = dejavu.public_images(images, subsets, settings, torch.device("cpu"))
+    assert sorted(public.rows.tolist()) == sorted(set(range(1024)) - set(subsets.train.tolist()))
+    capped = dejavu.public_images(images, subsets, settings.model_copy(update={"public_images": 50}), torch.device("cpu"))
+    assert len(capped.rows) == 50 and set(capped.rows.tolist()) < set(public.rows.tolist())
+    _, summary = ask(path, run, "--dejavu.public_split", "train")
+    assert summary["public"] == {"split": "train", "images": 1024 - 80, "held_out": 0, "k": 20}
+
+
+# --- one model --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["simclr", "mae"])
+def test_one_encoder_is_compared_with_a_classifier_of_queries(method, tmp_path):
+    script, _, changes = METHODS[method]
+    path = write_experiment(tmp_path, changes | {"training.epochs": 1})
+    script.main(["--config", path, "--role", "candidate"])  # there is no g
+    one_model = ["--dejavu.reference", "crops", "--dejavu.reference_epochs", "4"]
+    rows, summary = ask(path, tmp_path / "run", *one_model)
+    assert {row["subset"] for row in rows} == {"candidate"} and len(rows) == 24 and "confidence_reference" in rows[0]
+    assert all(0.1 <= float(row["confidence_reference"]) <= 1 for row in rows)
+    assert summary["public"] == {"split": "test", "images": 205, "held_out": 51, "k": 20}
+    seed = summary["seeds"][0]
+    assert 1 <= seed["classifier"]["epoch"] <= 4
+    right = {model: np.mean([row[f"prediction_{model}"] == row["label"] for row in rows]) for model in ("f", "reference")}
+    assert seed["at"]["100"]["score"] == pytest.approx(right["f"] - right["reference"])
+    first = (tmp_path / "run/dejavu/crops/dejavu.csv").read_bytes()
+    ask(path, tmp_path / "run", *one_model)
+    assert (tmp_path / "run/dejavu/crops/dejavu.csv").read_bytes() == first
+
+
+# --- a folder of images with boxes ------------------------------------------------------------------------------------------------
+
+
+def test_boxes_of_a_folder_of_images(tmp_path, refusal):
+    path = folder_config(tmp_path)
+    train_simclr.main(["--config", path])
+    subsets = load_subsets(tmp_path / "run/subsets.npz")
+    attacked = [*subsets.candidate.tolist(), *subsets.independent.tolist()]
+    boxes = tmp_path / "boxes.csv"
+    lines = [f"{index},0,0,{4 if place else 90},90" for place, index in enumerate(attacked[1:])]  # left parts; all of the first image
+    boxes.write_text("\n".join(["index,xmin,ymin,xmax,ymax", *lines]))
+    options = ["--dejavu.query", "boxes", "--dejavu.boxes", str(boxes), "--dejavu.k", "5"]
+    dejavu.main(["--config", path, *options])
+    summary = json.loads((tmp_path / "run/dejavu/boxes/summary.json").read_text())
+    assert summary["seeds"][0]["dropped"] == {"without boxes": 1, "too little between boxes": 1}
+    assert sum(summary["seeds"][0]["images"].values()) == 14
+    net = summary["seeds"][0]["net"]["memorized - forgotten"]
+    assert net == pytest.approx(summary["seeds"][0]["at"]["100"]["score"], abs=1e-12)  # though six or seven and eight were asked about
+    boxes.write_text("index,xmin,ymin,xmax,ymax\n" + "\n".join(f"{index},0,0,90,90" for index in attacked))
+    assert "leaves no part of 16 images" in refusal(dejavu.main, ["--config", path, *options])
+
+
+# --- wrong use --------------------------------------------------------------------------------------------------------------------
+
+
+def collapsed_weights(path):
+    record = read_checkpoint(path)
+    for weight in record["weights"].values():
+        weight.zero_()
+    save_checkpoint(path, record)
+
+
+def scores_of_other_encoders(run):
+    summary = json.loads((run / "scores/summary.json").read_text())
+    summary["fingerprints"]["encoders"]["seed_0/candidate"] = "0" * 64
+    (run / "scores/summary.json").write_text(json.dumps(summary))
+
+
+@pytest.mark.parametrize("damage, options, words", [
+    (None, ["--dejavu.k", "256"], ["dejavu.k: 256", "256 images"]),
+    (None, ["--dejavu.k", "0"], ["dejavu.k", "0"]),
+    (None, ["--dejavu.k", "3", "--dejavu.public_images", "4"], ["dejavu.public_split", "is of class"]),
+    (None, ["--dejavu.query", "boxes"], ["dejavu", "boxes is None"]),
+    (None, ["--dejavu.boxes", "x.csv"], ["dejavu", "boxes is 'x.csv'", "query is training"]),
+    (None, ["--dejavu.query", "boxes", "--dejavu.boxes", "absent.csv"], ["dejavu.boxes", "absent.csv"]),
+    (None, ["--dejavu.query", "edge"], ["dejavu.query", "'edge'", "'corner'"]),
+    (None, ["--checkpoint", "epoch_0009"], ["encoder_epoch_0009.pt", "no such file"]),
+    (lambda run: break_file(run / "seed_0/candidate/encoder.pt"), [], ["seed_0/candidate/encoder.pt", "not a whole checkpoint"]),
+    (lambda run: nan_weights(run / "seed_1/independent/encoder.pt"), [], ["g: its representations are not finite"]),
+    (lambda run: collapsed_weights(run / "seed_1/candidate/encoder.pt"), [], ["f: all images are represented alike"]),
+    (lambda run: (run / "seed_1/independent/encoder.pt").unlink(), [], ["seed_1/independent/encoder.pt", "no such file"]),
+    (scores_of_other_encoders, [], ["scores of other encoders", "run memorization_scores.py again"]),
+    (other_split, [], ["subsets is", "belongs here"]),
+])  # fmt: skip
+def test_wrong_use_is_one_line_and_nothing_is_written(damage, options, words, run_copy, refusal):
+    path, run = run_copy
+    if damage:
+        damage(run)
+    line = refusal(dejavu.main, ["--config", path, "--run", str(run), *OPTIONS, *options])
+    assert all(word in line for word in words), line
+    assert not (run / "dejavu").exists()
+
+
+def test_images_without_labels_cannot_be_asked_about(run_copy):
+    images, subsets = open_images(DataSettings(name="fake", size=16)), load_subsets(run_copy[1] / "subsets.npz")
+    settings = DejaVuSettings(k=20)
+    public = dejavu.public_images(images, subsets, settings, torch.device("cpu"))
+    dejavu.check_labels(images, subsets, public, settings)
+    labels = images.train.labels.clone()
+    labels[subsets.independent[:2]] = -1
+    unlabelled = replace(images, train=replace(images.train, labels=labels))
+    with pytest.raises(WrongUse, match="2 of 24 independent images have no label"):
+        dejavu.check_labels(unlabelled, subsets, public, settings)
+
+
+def test_scores_of_some_candidates_only_are_compared_for_those(run_copy):
+    path, run = run_copy
+    shutil.rmtree(run / "scores")
+    memorization_scores.main(["--config", path, "--run", str(run), "--scores.per_subset", "10"])
+    assert ask(path, run)[1]["memorization_scores"]["candidates"] == 10
