@@ -1,4 +1,4 @@
-# make demo   train a small pair on Fashion-MNIST, show which images it memorized, and probe what it knows of the classes
+# make demo   train a small pair on Fashion-MNIST, show which images it memorized, and ask it for labels (Deja Vu, linear probes)
 # make test   run the tests
 PYTHON ?= python3
 INSTALLED := .venv/installed
@@ -9,6 +9,7 @@ RUN := .venv/bin/python
 demo: $(INSTALLED) data
 	$(RUN) train_simclr.py --config configs/demo.yaml
 	$(RUN) memorization_scores.py --config configs/demo.yaml
+	$(RUN) dejavu.py --config configs/demo.yaml
 	$(RUN) linear_probing_train.py --config configs/demo.yaml
 
 test: $(INSTALLED)

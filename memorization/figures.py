@@ -201,7 +201,7 @@ def draw_deja_vu_cases(found, images, public, path):
         axes[0].imshow(_as_picture(queries.pixels(index, 0)[0], images.normalization), cmap="gray", vmin=0, vmax=1)
         _show_labelled(axes[1], images.train, index, images.classes)
         place = 2
-        for name, guess in models:
+        for _, guess in models:
             for neighbor in guess.neighbors[case]:
                 _show_labelled(axes[place], public, torch.tensor([neighbor]), images.classes)
                 place += 1

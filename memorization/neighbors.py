@@ -6,10 +6,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-QUERY_CHUNK = 1024  # queries compared with the bank at a time
+QUERY_CHUNK = 512  # queries compared with the bank at a time
 SPARE = 32  # neighbours found in float32 beyond the k that are wanted, so that rounding loses none of those
 GROUP = 20  # columns of which only the least is looked at first
-RECOMPUTED_VALUES = 1 << 20  # held at a time while distances are recomputed, so that they stay in cache
+RECOMPUTED_VALUES = 1 << 19  # held at a time while distances are recomputed, so that they stay in cache
 
 
 def nearest_neighbors(queries, bank, k, memory_gb=1.0):
@@ -86,7 +86,7 @@ def _by_exact_distance(queries, bank, candidates):
     candidates = candidates.sort(dim=1).values
     at_once = max(1, RECOMPUTED_VALUES // (candidates.shape[1] * bank.shape[1]))
     distances = torch.cat([
-        torch.cdist(part[:, None].double(), bank[rows].double(), compute_mode="donot_use_mm_for_euclid_dist")[:, 0].square()
+        (bank[rows].double() - part[:, None].double()).square_().sum(2)
         for part, rows in zip(queries.split(at_once), candidates.split(at_once))
     ])  # fmt: skip
     distances, order = distances.sort(dim=1, stable=True)

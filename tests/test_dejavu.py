@@ -43,8 +43,8 @@ def test_the_summary_follows_from_the_table(run_copy):
     path, run = run_copy
     rows, summary = ask(path, run)
     assert list(rows[0]) == [
-        "seed", "index", "subset", "label", "prediction_f", "confidence_f", "label_share_f", "prediction_g", "confidence_g", "label_share_g",
-        "outcome",
+        "seed", "index", "subset", "label",
+        "prediction_f", "confidence_f", "label_share_f", "prediction_g", "confidence_g", "label_share_g", "outcome",
     ]  # fmt: skip
     assert {file.name for file in (run / "dejavu").iterdir()} == {"dejavu.csv", "summary.json", "confidence.png", "shares.png", "cases.png"}
     assert summary["query"] == "training" and "projector" in summary["representation"]
