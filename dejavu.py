@@ -85,8 +85,9 @@ def main(argv=None):
     checkpoint = config.actions["checkpoint"] or "encoder"
     roles = ("candidate", "independent") if config.dejavu.reference == "independent" else ("candidate",)
     names = [*kept_epochs(config.folder, config.seeds, roles), "encoder"] if checkpoint == "all" else [checkpoint]
+    scores = {name: scores_of_candidates(name, subsets, config) for name in names}
     for name in names:
-        attack_checkpoint(name, images, subsets, public, config, device)
+        attack_checkpoint(name, scores[name], images, subsets, public, config, device)
     if checkpoint == "all":
         draw_deja_vu_curve([config.dejavu_folder(name) for name in names])
 
@@ -123,8 +124,18 @@ def check_labels(images, subsets, public, settings):
             raise WrongUse(f"dejavu.public_split: no image of the {settings.public_split} set is of class {name!r}, as {subset} images are")
 
 
-def attack_checkpoint(checkpoint, images, subsets, public, config, device):
-    """Attack one checkpoint of every seed, and write its folder."""
+def scores_of_candidates(checkpoint, subsets, config):
+    """The CandidateScores of a checkpoint, or None where there are none, or no encoder g any more that they could be checked against."""
+    folder = config.score_folder(checkpoint)
+    scored = (folder / "summary.json").exists()
+    has_g = all((config.folder / f"seed_{seed}" / "independent" / "encoder.pt").exists() for seed in config.seeds)
+    if not scored or (config.dejavu.reference == "crops" and not has_g):
+        return None
+    return load_candidate_scores(folder, config.folder, subsets)
+
+
+def attack_checkpoint(checkpoint, scores, images, subsets, public, config, device):
+    """Attack one checkpoint of every seed, and write its folder. scores: of `scores_of_candidates`."""
     folder, start = config.dejavu_folder(checkpoint), time.monotonic()
     attack = attack_pair if config.dejavu.reference == "independent" else attack_one_model
     found = [attack(seed, checkpoint, images, subsets, public, config, device) for seed in config.seeds]
@@ -148,7 +159,7 @@ def attack_checkpoint(checkpoint, images, subsets, public, config, device):
         },
         "public": {"split": public.split.name, "images": len(public.rows), "held_out": len(public.held_out), "k": config.dejavu.k},
         "seeds": seeds,
-        "memorization_scores": compare_with_scores(found, checkpoint, subsets, config),
+        "memorization_scores": compare_with_scores(found, scores, config.seeds),
         "settings": config.dejavu.model_dump(),
         "fingerprints": {
             "subsets": subsets.fingerprint, "data": subsets.data, "public": public.split.fingerprint, "encoders": fingerprints,
@@ -171,7 +182,9 @@ def attack_pair(seed, checkpoint, images, subsets, public, config, device):
     """f and g asked about S_C and S_I: f is the target of S_C and the reference of S_I, g the other way round. See `attacked`."""
     f, g, record = load_pair(config.folder, seed, checkpoint)
     fingerprints = pair_fingerprints({seed: (f, g, record)})
-    queries = queries_about(images.train, np.concatenate([subsets.candidate, subsets.independent]), seed, record, config)
+    # In order of index, which decides between equal confidences.
+    rows = np.concatenate([np.sort(subsets.candidate), np.sort(subsets.independent)])
+    queries = queries_about(images.train, rows, seed, record, config)
     guesses, knn = {}, {}
     for name, encoder in (("f", f), ("g", g)):
         guesses[name], knn[name] = guess_by_neighbors(name, encoder, queries, seed, record, images, subsets, public, config, device)
@@ -182,7 +195,7 @@ def attack_one_model(seed, checkpoint, images, subsets, public, config, device):
     """f asked about S_C, and a classifier of queries, trained on those of S_I, which f never saw. See `attacked`."""
     f, record = load_trained(config.folder, seed, "candidate", checkpoint)
     fingerprints = {f"seed_{seed}/candidate": checksum(f.state_dict())}
-    queries = queries_about(images.train, subsets.candidate, seed, record, config)
+    queries = queries_about(images.train, np.sort(subsets.candidate), seed, record, config)
     guess, knn = guess_by_neighbors("f", f, queries, seed, record, images, subsets, public, config, device)
     training = queries_about(images.train, subsets.independent, seed, record, config)
     held_out = queries_about(public.split, public.held_out.numpy(), seed, record, config)
@@ -223,7 +236,7 @@ def guess_by_neighbors(name, encoder, queries, seed, record, images, subsets, pu
 
 
 def knn_on_test_images(source, known, images, subsets, public, config, device):
-    """kNN accuracy of whole test images in the public set: of the public images themselves where they are the test set, else of S_E.
+    """kNN accuracy of whole test images in the public set as it is embedded: of the public images where they are test images, else of S_E.
 
     None where S_E has no labels.
     """
@@ -287,7 +300,7 @@ def summarize_seed(found, classes):
     }
     return {
         "images": {subset: int((rows["subset"] == subset).sum()) for subset in subsets},
-        "dropped": found["queries"].dropped,
+        "dropped": found["queries"].dropped,  # of the images that are asked about
         "at": {
             str(percent): {
                 "acc_target": float(target[percent - 1]),
@@ -309,16 +322,14 @@ def summarize_seed(found, classes):
     }  # fmt: skip
 
 
-def compare_with_scores(found, checkpoint, subsets, config):
-    """How far Deja Vu and the memorization score agree about the candidates, a dict; None where the run was not scored.
+def compare_with_scores(found, scores, seeds):
+    """How far Deja Vu and the memorization score agree about the candidates, a dict; None where there are no scores of at least two.
 
     Both rank every candidate, Deja Vu by how much more of f's vote than of the reference's goes to its label. Beside it the agreement of
     either with itself between two seeds, the ceiling, and the overlap expected by chance.
     """
-    folder = config.score_folder(checkpoint)
-    if not (folder / "summary.json").exists():
+    if scores is None:
         return None
-    scores = load_candidate_scores(folder, config.folder, subsets)
     rows = found[0]["rows"]
     common = np.intersect1d(rows["index"][rows["subset"] == "candidate"], scores.index)
     top = min(TOP, len(common) // 2)
@@ -326,7 +337,7 @@ def compare_with_scores(found, checkpoint, subsets, config):
         return None
     places = np.searchsorted(rows["index"], common, sorter=(order := np.argsort(rows["index"])))
     margins = {}
-    for seed, attacked_seed in zip(config.seeds, found):
+    for seed, attacked_seed in zip(seeds, found):
         first, second = attacked_seed["guesses"].values()
         margins[seed] = (first.label_share - second.label_share)[order[places]]
     by_score = dict(zip(scores.seeds, scores.per_seed[:, np.searchsorted(scores.index, common)]))

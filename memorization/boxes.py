@@ -15,8 +15,8 @@ COLUMNS = ["index", "xmin", "ymin", "xmax", "ymax"]
 def boxes_of(split, indices, source):
     """The boxes of some images in the prepared square: {index: (n, 4) float64, xmin, ymin, xmax and ymax, in pixels of the square}.
 
-    source: a CSV file with the columns of COLUMNS, one row a box, or a folder of XML files as ImageNet has them, one an image, named after
-    it and perhaps in a folder of its class; both in original pixels. Images without boxes are left out.
+    source: a CSV file with the columns of COLUMNS, one row a box of a training image, or a folder of XML files as ImageNet has them, one an
+    image, named after it and perhaps in a folder of its class; both in original pixels. Images without boxes are left out.
     Raises WrongUse where the source is missing or broken.
     """
     source = Path(source).expanduser()
@@ -24,6 +24,10 @@ def boxes_of(split, indices, source):
         if split.files is None:
             raise WrongUse(f"dejavu.boxes: {source} is a folder of XML files, named after image files; these images come from none")
         original = {index: boxes for index in indices.tolist() if len(boxes := _of_image_file(Path(split.files[index]), source))}
+    elif split.name != "train":
+        raise WrongUse(
+            f"dejavu.boxes: {source} names training images; public images are from the {split.name} set: set public_split to train"
+        )
     else:
         of_all = _read_csv(source, len(split))
         original = {index: np.array(of_all[index]) for index in indices.tolist() if index in of_all}
@@ -31,7 +35,7 @@ def boxes_of(split, indices, source):
 
 
 def largest_empty_rectangle(boxes, size):
-    """The largest rectangle of a square that meets no box: (top, left, height, width), whole pixels; of equals the first from the top left.
+    """The largest rectangle of a square that meets no box: (top, left, height, width), whole pixels.
 
     boxes: (n, 4) float64, xmin, ymin, xmax and ymax, in pixels; size: of the square. Height or width are 0 where none is left.
     """

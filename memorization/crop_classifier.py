@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from memorization.errors import WrongUse
 from memorization.label_inference import Inference
 from memorization.randomness import shuffled
 
@@ -20,6 +21,7 @@ def train_classifier(network, queries, labels, held_out, held_out_labels, epochs
 
     network: (B, C, S, S) pixels -> (B, classes) logits; queries, held_out: Queries, whose `rows` are used; labels, held_out_labels: theirs,
     int64; epochs: at most. An epoch takes one of the views, the next one the next. Returns {"epoch": the best, "held_out_loss": its loss}.
+    Raises WrongUse where it diverges.
     """
     network = network.to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE)
@@ -41,6 +43,8 @@ def train_classifier(network, queries, labels, held_out, held_out_labels, epochs
             best, weights = {"epoch": epoch + 1, "held_out_loss": loss}, copy.deepcopy(network.state_dict())
         elif epoch + 1 - best["epoch"] >= PATIENCE:
             break
+    if weights is None:
+        raise WrongUse("dejavu.reference: the classifier of crops diverged: its loss on held-out images was never finite")
     network.load_state_dict(weights)
     return best
 

@@ -230,7 +230,7 @@ def draw_deja_vu_curve(folders):
             at = [summary["seeds"][number]["at"][percent] for summary in summaries]
             scores = np.array([point["score"] for point in at])
             bounds = np.array([point["interval_95"] for point in at])
-            errors = np.abs(bounds.T - scores)
+            errors = np.maximum([scores - bounds[:, 0], bounds[:, 1] - scores], 0)
             label = None if number else f"the surest {percent} %" if percent != "100" else "all images"
             axes.errorbar(epochs, 100 * scores, 100 * errors, color=color, marker="o", markersize=4, capsize=3, label=label)
     axes.axhline(0, color="black", linewidth=0.8)

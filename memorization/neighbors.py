@@ -15,8 +15,8 @@ RECOMPUTED_VALUES = 1 << 19  # held at a time while distances are recomputed, so
 def nearest_neighbors(queries, bank, k, memory_gb=1.0):
     """The k vectors of the bank nearest to every query, exactly: in order of squared L2 distance, equal ones in order of index.
 
-    queries: (Q, D), bank: (N, D), finite float32 on one device; 1 <= k <= N; memory_gb: bound on the tile of distances that is held, and on
-    what is held beside bank and queries. Returns (indices, distances): (Q, k) int64, and (Q, k) float64, squared.
+    queries: (Q, D), bank: (N, D), finite float32 on one device; 1 <= k <= N; memory_gb: bound on the tile of distances that is held at a
+    time, beside a centred copy of the bank, 4 N D bytes. Returns (indices, distances): (Q, k) int64, and (Q, k) float64, squared.
 
     k + SPARE candidates are found by matrix products in float32 on centred vectors; their distances are computed again in float64 from the
     vectors as they are. Where the bound on float32's rounding cannot rule out that a nearer one was missed, the query is compared with the
@@ -24,7 +24,7 @@ def nearest_neighbors(queries, bank, k, memory_gb=1.0):
     """
     if not 1 <= k <= len(bank):
         raise ValueError(f"{k} neighbours are wanted of {len(bank)}")
-    mean = bank.double().mean(0)
+    mean = sum(part.sum(0, dtype=torch.float64) for part in bank.split(QUERY_CHUNK)) / len(bank)
     centred, norms = _centred(bank, mean)
     largest = norms.max().sqrt()
     count = min(k + SPARE, len(bank))
@@ -124,7 +124,7 @@ def elected(votes, distances):
 
 def vote_confidence(votes):
     """Minus the entropy of the shares of the votes, in nats: 0 where all agree. votes: (Q, classes). Returns (Q,) float64."""
-    shares = votes / votes.sum(1, keepdims=True)
+    shares = np.sort(votes, axis=1) / votes.sum(1, keepdims=True)  # sorted, so that equal shares give equal sums whatever the classes
     return (shares * np.log(np.where(shares > 0, shares, 1.0))).sum(1) + 0.0  # not -0.0
 
 

@@ -51,6 +51,10 @@ def test_boxes_of_a_csv_file_land_in_the_prepared_square(tmp_path):
     geometry = np.array([[1.0, 0, 0], [0.5, 5, 2]])  # scale, x offset, y offset
     found = boxes_of(split_of(2, geometry=geometry), torch.tensor([1]), path)
     assert list(found) == [1] and found[1].tolist() == [[5, 3, 15, 13], [-5, -2, -2.5, 0.5]]
+    elsewhere = replace(split_of(2, geometry=geometry), row_of=torch.tensor([1, 0]))
+    assert boxes_of(elsewhere, torch.tensor([1]), path)[1].tolist() == [[20, 10, 40, 30], [0, 0, 5, 5]]  # image 1 stands in row 0
+    with pytest.raises(WrongUse, match="names training images"):
+        boxes_of(replace(split_of(2), name="test"), torch.tensor([0]), path)
     assert boxes_of(split_of(3), torch.tensor([0, 2]), path)[0].tolist() == [[1, 2, 3, 4]]  # images that were not resized
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import METHODS, write_experiment
+from scipy import stats
 from test_chain import folder_config
 from test_scores import break_file, nan_weights, other_split
 
@@ -17,7 +18,8 @@ from memorization.checkpoint import load_pair, read_checkpoint, save_checkpoint,
 from memorization.config import DataSettings, DejaVuSettings
 from memorization.data import open_images
 from memorization.errors import WrongUse
-from memorization.label_inference import deja_vu, outcomes
+from memorization.label_inference import deja_vu, mcnemar_p, outcomes
+from memorization.representations import encode_images, encoder_source
 from memorization.subsets import load_subsets
 
 OPTIONS = ["--dejavu.k", "20", "--dejavu.views", "3"]
@@ -76,6 +78,71 @@ def test_the_summary_follows_from_the_table(run_copy):
         assert len(seed["over_confidence"]["percent"]) == 100 and 0 < seed["knn_accuracy_whole"]["f"] <= 1
         scores.append(seed["at"]["100"]["score"])
     assert summary["score"]["100"]["mean"] == pytest.approx(np.mean(scores)) and summary["score"]["100"]["n"] == 2
+
+
+def test_the_summary_tells_what_the_score_is_to_be_compared_with(tmp_path):
+    path = write_experiment(tmp_path, {"subsets.order": "shuffled", "training.epochs": 1, "scores.views": 3})
+    train_simclr.main(["--config", path])
+    memorization_scores.main(["--config", path, "--scores.per_subset", "11"])
+    run = tmp_path / "run"
+    for options in ([], ["--dejavu.public_split", "train", "--dejavu.normalize", "true"]):
+        rows, summary = ask(path, run, "--dejavu.public_images", "150", *options)
+        seed = summary["seeds"][0]
+        images, subsets = open_images(DataSettings(name="fake", size=16)), load_subsets(run / "subsets.npz")
+        settings = DejaVuSettings(**summary["settings"])
+        public = dejavu.public_images(images, subsets, settings, torch.device("cpu"))
+        counts = np.bincount(public.labels, minlength=10)
+        majority = summary["majority"]
+        assert majority["share_of_public"] == counts.max() / 150 > 0.1 and majority["label"] == images.classes[counts.argmax()]
+        assert majority["accuracy"] == np.mean([int(row["label"]) == counts.argmax() for row in rows])
+        right = {model: np.array([row[f"prediction_{model}"] == row["label"] for row in rows]) for model in ("f", "g")}
+        candidate = np.array([row["subset"] == "candidate" for row in rows])
+        target, reference = np.where(candidate, right["f"], right["g"]), np.where(candidate, right["g"], right["f"])
+        assert seed["net"]["mcnemar_p"] == mcnemar_p(target, reference)
+        for name, of in seed["per_class"].items():
+            chosen = np.array([images.classes[int(row["label"])] == name for row in rows])
+            assert [of["images"], of["acc_target"], of["acc_reference"]] == [chosen.sum(), target[chosen].mean(), reference[chosen].mean()]
+        assert seed["over_confidence"]["acc_target"] == pytest.approx(sweep(rows, "f", "g"), abs=1e-12)
+        f, _, record = load_pair(run, 0)
+        source = encoder_source("f", f, record)
+        split, queries = images.test, torch.from_numpy(subsets.external) if options else public.rows
+        bank = encode_images(source, public.split, public.rows, torch.device("cpu"))
+        whole = encode_images(source, split, queries, torch.device("cpu"))
+        if options:
+            bank, whole = (torch.nn.functional.normalize(values, dim=1) for values in (bank, whole))
+        slow = slow_knn(bank, public.labels, whole, split.labels.numpy()[queries], leave_out=not options)
+        assert seed["knn_accuracy_whole"]["f"] == pytest.approx(slow)
+    scored = np.load(run / "scores/scores.npz")
+    chosen = scored["subset"] == "candidate"
+    score = dict(zip(scored["index"][chosen].tolist(), (scored["L_g"] - scored["L_f"])[0][chosen]))
+    margin = {int(row["index"]): float(row["label_share_f"]) - float(row["label_share_g"]) for row in rows if int(row["index"]) in score}
+    common = sorted(score)
+    tau = stats.kendalltau([margin[index] for index in common], [score[index] for index in common]).statistic
+    assert summary["memorization_scores"]["deja_vu_and_score"]["kendall_tau"]["mean"] == pytest.approx(tau)
+
+
+def sweep(rows, target_of_candidates, target_of_independents):
+    """acc_target over a sweep of confidence, from the table, equal confidences in order of index."""
+    curves = []
+    for subset, model in (("candidate", target_of_candidates), ("independent", target_of_independents)):
+        mine = [row for row in rows if row["subset"] == subset]
+        chosen = sorted(mine, key=lambda row: (-float(row[f"confidence_{model}"]), int(row["index"])))
+        right = [row[f"prediction_{model}"] == row["label"] for row in chosen]
+        curves.append([np.mean(right[: -(-percent * len(right) // 100)]) for percent in range(1, 101)])
+    return np.mean(curves, axis=0)
+
+
+def slow_knn(bank, bank_labels, queries, labels, leave_out, k=20):
+    """kNN accuracy, query by query; ties by distance, then label."""
+    right = 0
+    for place, (query, label) in enumerate(zip(queries.double(), labels)):
+        distances = (bank.double() - query).square().sum(1)
+        if leave_out:
+            distances[place] = torch.inf
+        nearest = distances.argsort(stable=True)[:k]
+        votes = [(-(bank_labels[nearest] == c).sum(), distances[nearest][bank_labels[nearest] == c].sum().item(), c) for c in range(10)]
+        right += min(votes)[2] == label
+    return right / len(labels)
 
 
 def test_a_repeated_command_gives_the_same_bytes(run_copy):
@@ -158,9 +225,11 @@ def test_every_method_is_asked_with_its_own_views(method, tmp_path):
     script, _, changes = METHODS[method]
     path = write_experiment(tmp_path, changes | {"training.epochs": 1})
     script.main(["--config", path])
+    tables = []
     for options in ([], ["--dejavu.public", "training"], ["--dejavu.query", "corner"], ["--dejavu.normalize", "true"]):
-        _, summary = ask(path, tmp_path / "run", *options)
-        assert summary["settings"]["public"] == ("training" if "--dejavu.public" in options else "whole")
+        rows, _ = ask(path, tmp_path / "run", *options)
+        tables.append([(row["prediction_f"], row["confidence_f"]) for row in rows])
+    assert all(tables[0] != other for other in tables[1:])
 
 
 @pytest.mark.parametrize("query", ["corner", "center_masked", "whole"])
@@ -186,7 +255,9 @@ def test_public_images_of_the_training_set_are_those_that_neither_encoder_saw(ru
 
 
 @pytest.mark.parametrize("method", ["simclr", "mae"])
-def test_one_encoder_is_compared_with_a_classifier_of_queries(method, tmp_path):
+def test_one_encoder_is_compared_with_a_classifier_of_queries(method, tmp_path, monkeypatch):
+    calls, train = [], dejavu.train_classifier
+    monkeypatch.setattr(dejavu, "train_classifier", lambda *arguments: [calls.append(arguments), train(*arguments)][1])
     script, _, changes = METHODS[method]
     path = write_experiment(tmp_path, changes | {"training.epochs": 1})
     script.main(["--config", path, "--role", "candidate"])  # there is no g
@@ -199,6 +270,12 @@ def test_one_encoder_is_compared_with_a_classifier_of_queries(method, tmp_path):
     assert 1 <= seed["classifier"]["epoch"] <= 4
     right = {model: np.mean([row[f"prediction_{model}"] == row["label"] for row in rows]) for model in ("f", "reference")}
     assert seed["at"]["100"]["score"] == pytest.approx(right["f"] - right["reference"])
+    (_, training, labels, held_out, held_out_labels, *_), images = calls[0], open_images(DataSettings(name="fake", size=16))
+    subsets = load_subsets(tmp_path / "run/subsets.npz")
+    assert training.rows.tolist() == subsets.independent.tolist()  # which f never saw
+    assert torch.equal(labels, images.train.labels[training.rows]) and torch.equal(held_out_labels, images.test.labels[held_out.rows])
+    public = dejavu.public_images(images, subsets, DejaVuSettings(**summary["settings"]), torch.device("cpu"))
+    assert len(held_out.rows) == 51 and not set(held_out.rows.tolist()) & set(public.rows.tolist())
     first = (tmp_path / "run/dejavu/crops/dejavu.csv").read_bytes()
     ask(path, tmp_path / "run", *one_model)
     assert (tmp_path / "run/dejavu/crops/dejavu.csv").read_bytes() == first
@@ -236,6 +313,16 @@ def collapsed_weights(path):
     save_checkpoint(path, record)
 
 
+def unscored(damage):
+    """The damage to a run that has not been scored: scores would be found to be of other encoders first."""
+
+    def damage_unscored(run):
+        shutil.rmtree(run / "scores")
+        damage(run)
+
+    return damage_unscored
+
+
 def scores_of_other_encoders(run):
     summary = json.loads((run / "scores/summary.json").read_text())
     summary["fingerprints"]["encoders"]["seed_0/candidate"] = "0" * 64
@@ -252,11 +339,12 @@ def scores_of_other_encoders(run):
     (None, ["--dejavu.query", "edge"], ["dejavu.query", "'edge'", "'corner'"]),
     (None, ["--checkpoint", "epoch_0009"], ["encoder_epoch_0009.pt", "no such file"]),
     (lambda run: break_file(run / "seed_0/candidate/encoder.pt"), [], ["seed_0/candidate/encoder.pt", "not a whole checkpoint"]),
-    (lambda run: nan_weights(run / "seed_1/independent/encoder.pt"), [], ["g: its representations are not finite"]),
-    (lambda run: collapsed_weights(run / "seed_1/candidate/encoder.pt"), [], ["f: all images are represented alike"]),
+    (unscored(lambda run: nan_weights(run / "seed_1/independent/encoder.pt")), [], ["g: its representations are not finite"]),
+    (unscored(lambda run: collapsed_weights(run / "seed_1/candidate/encoder.pt")), [], ["f: all images are represented alike"]),
     (lambda run: (run / "seed_1/independent/encoder.pt").unlink(), [], ["seed_1/independent/encoder.pt", "no such file"]),
     (scores_of_other_encoders, [], ["scores of other encoders", "run memorization_scores.py again"]),
-    (other_split, [], ["subsets is", "belongs here"]),
+    (other_split, [], ["scores of other subsets"]),
+    (unscored(other_split), [], ["subsets is", "belongs here"]),
 ])  # fmt: skip
 def test_wrong_use_is_one_line_and_nothing_is_written(damage, options, words, run_copy, refusal):
     path, run = run_copy

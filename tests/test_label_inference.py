@@ -4,6 +4,7 @@ import torch
 import torch.nn as nn
 from scipy import stats
 
+from memorization.augmentations import View
 from memorization.config import DejaVuSettings
 from memorization.data import Split
 from memorization.errors import WrongUse
@@ -20,7 +21,7 @@ from memorization.label_inference import (
     outcomes,
     represent_public,
 )
-from memorization.queries import make_queries
+from memorization.queries import Queries, make_queries
 from memorization.representations import Source
 
 CPU = torch.device("cpu")
@@ -168,6 +169,41 @@ def test_a_collapsed_encoder_is_refused_by_name():
     train = images_whose_corner_tells_nothing("train", 40, seed=0)
     with pytest.raises(WrongUse, match="f: all images are represented alike"):
         guesses(Constant(), train, torch.arange(4), train)
+
+
+class Shade(nn.Module):
+    """The first two pixels."""
+
+    def forward(self, pixels):
+        return pixels[:, 0, 0, :2]
+
+
+def infer(make_view, views, bank, labels, indices=None, normalized=False, k=1):
+    """The Inference of `Shade` about one image of label 0, in a public set of given vectors."""
+    source = Source("f", Shade(), "", 1, 2, ([0.0], [1.0]))
+    queries = Queries(make_view, views, torch.tensor([0]), {}, 1)
+    values = torch.tensor(bank)
+    values = nn.functional.normalize(values, dim=1) if normalized else values
+    public = PublicSet(torch.arange(len(bank)) if indices is None else torch.tensor(indices), np.array(labels), values)
+    return infer_by_neighbors(source, queries, torch.tensor([0]), np.array([0]), public, DejaVuSettings(k=k, normalize=normalized), 2, CPU)
+
+
+def seen_in_turn(*vectors):
+    return lambda indices, view: View(torch.tensor(vectors[view]).view(1, 1, 1, 2).expand(len(indices), 1, 2, 2))
+
+
+def test_votes_and_distances_of_all_views_are_summed():
+    bank, labels = [[0.0, 0.0], [10.0, 0.0]], [0, 1]
+    found = infer(seen_in_turn([1.0, 0.0], [10.5, 0.0]), 2, bank, labels, indices=[70, 80])
+    assert (found.label_share, found.ties, found.prediction) == ([0.5], 1, [1])  # a tie; class 1 is nearer, .25 against 1
+    assert found.neighbors.tolist() == [[70]]  # of the first view, as an index of the public images
+    assert infer(seen_in_turn([1.0, 0.0], [10.5, 0.0], [9.0, 0.0]), 3, bank, labels).label_share == pytest.approx([1 / 3])
+
+
+def test_representations_are_normalized_where_that_is_asked_for():
+    bank, labels = [[1.0, 0.0], [5.0, 5.0]], [0, 1]
+    assert infer(seen_in_turn([2.0, 2.0]), 1, bank, labels).prediction == [0]
+    assert infer(seen_in_turn([2.0, 2.0]), 1, bank, labels, normalized=True).prediction == [1]
 
 
 def test_an_image_is_no_neighbour_of_its_own():

@@ -79,13 +79,30 @@ def test_more_neighbours_than_the_bank_holds_are_refused():
 
 
 def test_votes_counted_by_hand():
-    labels = np.array([[0, 2, 2, 1], [1, 1, 0, 0], [2, 2, 1, 1], [3, 3, 3, 3]])
-    distances = np.array([[1.0, 2, 3, 4], [1, 4, 2, 2], [1, 3, 2, 2], [1, 1, 1, 1]])
+    labels = np.array([[0, 2, 2, 1], [1, 1, 0, 0], [2, 2, 1, 1], [3, 3, 3, 3], [0, 0, 3, 3]])
+    distances = np.array([[1.0, 2, 3, 4], [1, 4, 2, 2], [1, 3, 2, 2], [1, 1, 1, 1], [5, 1, 2, 3]])
     votes, sums = count_votes(labels, distances, 4)
-    assert votes.tolist() == [[1, 1, 2, 0], [2, 2, 0, 0], [0, 2, 2, 0], [0, 0, 0, 4]]
-    assert sums.tolist() == [[1, 4, 5, 0], [4, 5, 0, 0], [0, 4, 4, 0], [0, 0, 0, 4]]
+    assert votes.tolist() == [[1, 1, 2, 0], [2, 2, 0, 0], [0, 2, 2, 0], [0, 0, 0, 4], [2, 0, 0, 2]]
+    assert sums.tolist() == [[1, 4, 5, 0], [4, 5, 0, 0], [0, 4, 4, 0], [0, 0, 0, 4], [6, 0, 0, 5]]
     predictions, tied = elected(votes, sums)
-    assert predictions.tolist() == [2, 0, 1, 3]  # most votes; the smaller distance; the lower label
-    assert tied.tolist() == [False, True, True, False]
-    entropies = [1.5 * np.log(2), np.log(2), np.log(2), 0]
+    assert predictions.tolist() == [2, 0, 1, 3, 3]  # most votes; the smaller distance; the lower label; the smaller distance, though higher
+    assert tied.tolist() == [False, True, True, False, True]
+    entropies = [1.5 * np.log(2), np.log(2), np.log(2), 0, np.log(2)]
     assert vote_confidence(votes) == pytest.approx(-np.array(entropies))
+
+
+def test_equal_shares_of_votes_give_equal_confidence_whatever_the_classes():
+    generator = np.random.default_rng(0)
+    votes = generator.integers(0, 30, (500, 10))
+    shuffled = generator.permuted(votes, axis=1)
+    assert np.array_equal(vote_confidence(votes), vote_confidence(shuffled)) and not np.array_equal(votes, shuffled)
+
+
+def test_candidates_found_in_float32_suffice_where_vectors_are_well_apart(monkeypatch):
+    def needless(*_):
+        raise AssertionError("the whole bank was searched again")
+
+    monkeypatch.setattr(neighbors, "_by_brute_force", needless)
+    bank, queries = 1000 + random_vectors(3013, 8, seed=0), 1000 + random_vectors(30, 8, seed=1)
+    for memory_gb in (1e-9, 0.0035, 1.0):  # many tiles, one and a half, one; the last columns of none fill a group
+        assert torch.equal(nearest_neighbors(queries, bank, 10, memory_gb)[0], by_brute_force(queries, bank, 10)[0])

@@ -62,7 +62,7 @@ def test_a_corner_is_resized_to_the_input_and_has_at_least_a_pixel():
     split = random_split()
     found = queries(split=split, query="corner", corner_fraction=0.01).make_view(torch.tensor([4]), 0).pixels
     assert found.shape == (1, 1, 8, 8) and torch.allclose(found, split.pixels[4, 0, 7, 0] / 255 * torch.ones(8, 8), atol=1e-6)
-    assert corner_rectangle("lower_left", 0.3, 10) == (7, 0, 3, 3)
+    assert corner_rectangle("lower_left", 0.3, 10) == (7, 0, 3, 3) and corner_rectangle("upper_right", 0.3, 9) == (0, 6, 3, 3)
 
 
 def test_center_masked_blanks_the_middle_and_whole_nothing():
@@ -79,10 +79,10 @@ def test_center_masked_blanks_the_middle_and_whole_nothing():
 
 def test_boxes_show_the_largest_part_between_them_and_drop_images_with_too_little(tmp_path):
     path = tmp_path / "boxes.csv"
-    path.write_text("index,xmin,ymin,xmax,ymax\n4,0,0,4,8\n1,0,0,8,7\n")
+    path.write_text("index,xmin,ymin,xmax,ymax\n4,0,0,4,8\n1,0,0,8,6.1\n3,0,0,8,6\n")
     split = random_split()
-    made = make_queries(split, torch.tensor([4, 1, 2]), RECORD, DejaVuSettings(query="boxes", boxes=str(path)), RECIPES, seed=0, patch=2)
-    assert made.rows.tolist() == [4] and made.dropped == {"without boxes": 1, "too little between boxes": 1}
+    made = make_queries(split, torch.tensor([4, 1, 2, 3]), RECORD, DejaVuSettings(query="boxes", boxes=str(path)), RECIPES, seed=0, patch=2)
+    assert made.rows.tolist() == [4, 3] and made.dropped == {"without boxes": 1, "too little between boxes": 1}
     right_half = split.pixels[4, 0, :, 4:].numpy() / 255
     found = made.make_view(made.rows, 0).pixels[0, 0].numpy()
     assert found.shape == (8, 8) and np.allclose(found[:, [0, 7]], right_half[:, [0, 3]], atol=1e-6)  # 4 columns stretched to 8
