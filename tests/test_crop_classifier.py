@@ -36,7 +36,7 @@ def test_labels_are_learned_from_queries_and_inferred_for_others():
     rows = torch.tensor([301, 302, 306])
     found = infer_by_classifier(network, queries(), rows, np.array([1, 2, 0]))
     assert found.prediction.tolist() == [1, 2, 0]
-    assert np.array_equal(found.confidence, found.label_share) and (found.confidence > 0.5).all()
+    assert np.array_equal(found.confidence, found.label_share) and (found.confidence > 0.4).all()
     alone = infer_by_classifier(network, queries(), rows[1:2], np.array([2]))
     assert alone.confidence == pytest.approx(found.confidence[1:2], abs=1e-6)  # batch norm is in eval mode
 
