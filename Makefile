@@ -1,10 +1,11 @@
 # make demo   train a small pair on Fashion-MNIST, show which images it memorized, and ask it for labels (Deja Vu, linear probes)
 # make test   run the tests
+# make faults kill trainings at random moments, and see that they end as if nothing had happened
 PYTHON ?= python3
 INSTALLED := .venv/installed
 RUN := .venv/bin/python
 
-.PHONY: demo test data
+.PHONY: demo test faults data
 
 demo: $(INSTALLED) data
 	$(RUN) train_simclr.py --config configs/demo.yaml
@@ -14,6 +15,9 @@ demo: $(INSTALLED) data
 
 test: $(INSTALLED)
 	$(RUN) -m pytest
+
+faults: $(INSTALLED)
+	KILLS=18 $(RUN) -m pytest -s tests/test_faults.py
 
 # Fashion-MNIST: found here already, downloaded, or from its Debian package where that can be installed.
 FIND_DATA := $(RUN) -c "from memorization.config import DataSettings; from memorization.data import open_images; open_images(DataSettings(name='fashion_mnist'))"

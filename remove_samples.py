@@ -15,8 +15,10 @@ import csv
 import hashlib
 import io
 import json
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,8 +28,9 @@ import torch
 from memorization.checkpoint import load_encoder, load_pair
 from memorization.config import read_config, trained_part
 from memorization.data import images_of_run, open_images
-from memorization.errors import WrongUse, one_line_errors
+from memorization.errors import Interrupted, WrongUse, one_line_errors
 from memorization.figures import draw_removal_curve
+from memorization.interruption import stop_requests
 from memorization.machine import choose_device, describe_machine, use_exact_arithmetic
 from memorization.probing import prepared_for_probing, probe, probed_data
 from memorization.removal import DRAWN, distances_to_centres, duplicate_groups, removal_order, remove_in_order
@@ -238,8 +241,18 @@ def training_script(config):
 
 
 def run_script(script, arguments):
-    """Run a script as a process of its own. Returns its exit code."""
-    return subprocess.run([sys.executable, script, *arguments]).returncode
+    """Run a script as a process of its own. Returns its exit code; raises Interrupted, once it has ended, where this process is told to."""
+    with stop_requests() as stop, subprocess.Popen([sys.executable, script, *arguments]) as process:
+        told = False
+        while process.poll() is None:
+            if stop.number == signal.SIGTERM and not told:  # of Ctrl-C the terminal tells it
+                process.terminate()
+                told = True
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.5)
+    if stop.number:
+        raise Interrupted(f"{stop.name} while retraining; what was done is kept, the same command goes on from here", stop.number)
+    return process.returncode
 
 
 def probe_all(removals, datasets, config, device):

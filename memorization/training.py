@@ -14,8 +14,9 @@ from tqdm import tqdm
 from memorization.augmentations import blank_views, training_views, whole_images
 from memorization.checkpoint import check_belongs, read_checkpoint, read_progress, save_checkpoint, save_progress
 from memorization.config import first_difference, read_run_config, save_config, trained_part
-from memorization.errors import WrongUse
+from memorization.errors import Interrupted, WrongUse
 from memorization.figures import draw_pictures
+from memorization.interruption import sole_process, stop_requests
 from memorization.machine import choose_device, describe_machine
 from memorization.neighbors import knn_accuracy
 from memorization.optimizers import make_optimizer, scaled_learning_rate, schedule, set_learning_rate
@@ -34,7 +35,7 @@ def train_pair(make_method, images, config):
     f and g differ in their training sets alone: same seed, initial weights, schedule and number of steps, and a shared image is met by
     both in the same batch, slot and views. make_method: () -> a method (see models/__init__.py), its weights drawn from torch's global
     generator; images: of open_images. A run that was interrupted goes on; one that is finished is left alone. With the action `role` only
-    that encoder is trained, now; a subset file that names one encoder's training set needs it.
+    that encoder is trained, now; a subset file that names one encoder's training set needs it. Ctrl-C and SIGTERM save at the next step.
     Raises WrongUse, before anything is written, where the config does not fit the data, the method or the run folder.
     """
     device = choose_device(config)
@@ -48,16 +49,18 @@ def train_pair(make_method, images, config):
     _open_run(subsets, config, seeds)
     images = images.to(device)
     _print_plan(subsets, roles, config, device)
-    for seed in config.seeds:
-        for role in roles:
-            train_encoder(make_method, images, subsets, role, seed, config, device)
+    with stop_requests() as stop:
+        for seed in config.seeds:
+            for role in roles:
+                with sole_process(config.folder / f"seed_{seed}" / role / "lock"):
+                    train_encoder(make_method, images, subsets, role, seed, config, device, stop)
 
 
-def train_encoder(make_method, images, subsets, role, seed, config, device):
+def train_encoder(make_method, images, subsets, role, seed, config, device, stop):
     """Train the encoder of one role ("candidate" or "independent") and seed; write its folder of the run.
 
     A batch is a set of positions in the training list, in an order that depends on (seed, epoch) alone; the last partial batch of an epoch
-    is dropped. Goes on from last.pt where there is one.
+    is dropped. Goes on from last.pt where there is one. stop: of `stop_requests`; raises Interrupted, saved, once a signal has come.
     """
     settings = config.training
     folder = config.folder / f"seed_{seed}" / role
@@ -101,8 +104,10 @@ def train_encoder(make_method, images, subsets, role, seed, config, device):
             set_learning_rate(optimizer, rate, full_rate)
             losses.append(train_step(method, optimizer, views, settings, progress=step / steps))
             step += 1
-            if time.monotonic() > next_save and step % steps_per_epoch:  # at its end, an epoch is saved once it is measured and logged
+            # At its end, an epoch is saved once it is measured and logged.
+            if (stop.number or time.monotonic() > next_save) and step % steps_per_epoch:
                 save()
+                _end_if_told_to(stop, folder, step, steps)
 
         _check_finite(losses, method, step, full_rate, folder)
         if settings.pictures_every and (epoch + 1) % settings.pictures_every == 0 and hasattr(method, "pictures"):
@@ -113,11 +118,18 @@ def train_encoder(make_method, images, subsets, role, seed, config, device):
         losses.clear()
         if epoch + 1 in settings.checkpoint_epochs:
             save_encoder(folder / f"encoder_epoch_{epoch + 1:04d}.pt", method.encoder, identity, images, config, epoch + 1)
-        if time.monotonic() > next_save:
+        if stop.number or time.monotonic() > next_save:
             save()
+            _end_if_told_to(stop, folder, step, steps)
 
     save()
     save_encoder(folder / "encoder.pt", method.encoder, identity, images, config, settings.epochs)
+
+
+def _end_if_told_to(stop, folder, step, steps):
+    """Raise Interrupted where a signal has come. stop: of `stop_requests`."""
+    if stop.number:
+        raise Interrupted(f"{folder}: {stop.name} after step {step} of {steps}; saved, the same command goes on from here", stop.number)
 
 
 def train_step(method, optimizer, views, settings, progress):

@@ -1,0 +1,110 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import METHODS, write_experiment
+
+import train_simclr
+from memorization import training
+from memorization.errors import WrongUse
+from memorization.interruption import sole_process, stop_requests
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_second_process_is_refused_with_the_first_ones_host_and_number(tmp_path):
+    with sole_process(tmp_path / "lock"):
+        with pytest.raises(WrongUse, match=f"process {os.getpid()} of {socket.gethostname()} is writing here"):
+            with sole_process(tmp_path / "lock"):
+                pass
+        assert json.loads((tmp_path / "lock").read_text())["process"] == os.getpid()  # the refused one left it alone
+    assert not (tmp_path / "lock").exists()
+    with sole_process(tmp_path / "lock"):
+        pass
+
+
+@pytest.mark.parametrize("content", ["", "{", json.dumps({"host": socket.gethostname(), "process": 4_000_000, "since": 0})])
+def test_a_lock_left_behind_on_this_host_is_taken_over(content, tmp_path):
+    (tmp_path / "lock").write_text(content)
+    with sole_process(tmp_path / "lock"):
+        assert json.loads((tmp_path / "lock").read_text())["process"] == os.getpid()
+
+
+def test_a_lock_of_another_host_is_refused_with_its_age_and_the_line_that_removes_it(tmp_path):
+    lock = tmp_path / "lock"
+    lock.write_text(json.dumps({"host": "elsewhere", "process": 7, "since": time.time() - 7200}))
+    for _ in range(2):
+        with pytest.raises(WrongUse, match=f"process 7 of elsewhere has written here for 2.0 hours; if it has ended: rm {lock}"):
+            with sole_process(lock):
+                pass
+    lock.unlink()
+    with sole_process(lock):
+        pass
+
+
+def test_two_trainings_of_one_encoder_do_not_meet(write_config, tmp_path, refusal):
+    path = write_config({"training.epochs": 1})
+    with sole_process(tmp_path / "run/seed_0/independent/lock"):
+        assert "is writing here" in refusal(train_simclr.main, ["--config", path])
+        assert not (tmp_path / "run/seed_0/independent/encoder.pt").exists()
+    train_simclr.main(["--config", path])
+    assert (tmp_path / "run/seed_0/independent/encoder.pt").exists()
+
+
+def test_a_signal_is_noted_once_and_the_next_one_acts_as_before():
+    before = signal.getsignal(signal.SIGINT)
+    with stop_requests() as stop:
+        assert stop.number is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (stop.number, stop.name) == (signal.SIGTERM, "SIGTERM")
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.parametrize("stopped_at", [4, 6])  # within an epoch of three steps, and at its end
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_at_the_next_step_and_the_run_goes_on_bit_identical(number, stopped_at, tmp_path, monkeypatch, capsys):
+    whole, stopped = (write_experiment(tmp_path / name, {}) for name in ("whole", "stopped") if not (tmp_path / name).mkdir())
+    train_simclr.main(["--config", whole])
+    calls, step = [], training.train_step
+
+    def signalling(*arguments, **named):
+        calls.append(named)
+        if len(calls) == stopped_at:
+            os.kill(os.getpid(), number)
+        return step(*arguments, **named)
+
+    monkeypatch.setattr(training, "train_step", signalling)
+    with pytest.raises(SystemExit) as ending:
+        train_simclr.main(["--config", stopped])
+    line = capsys.readouterr().err
+    assert ending.value.code == 128 + number and len(calls) == stopped_at
+    assert line.startswith("stopped: ") and line.count("\n") == 1 and f"after step {stopped_at} of 9; saved" in line
+    train_simclr.main(["--config", stopped])
+    assert len(calls) == 18 and f"going on after step {stopped_at}" in capsys.readouterr().out
+    for role in ("candidate", "independent"):
+        name = f"run/seed_0/{role}/encoder.pt"
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
+
+
+def test_a_real_process_ends_with_one_line_and_its_own_code(tmp_path):
+    script, _, changes = METHODS["mae"]
+    path = write_experiment(tmp_path, changes | {"training.epochs": 5000, "training.checkpoint_minutes": 60})
+    process = subprocess.Popen(
+        [sys.executable, script.__file__, "--config", path], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    log = tmp_path / "run/seed_0/candidate/log.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text()):
+        time.sleep(0.1)
+    process.terminate()
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGTERM and error.startswith("stopped: ") and error.count("\n") == 1, error
+    assert (log.parent / "last.pt").exists() and not (log.parent / "lock").exists()
