@@ -380,7 +380,8 @@ def of_another_role(run):
     (of_another_role, [], ["scores of other subsets"]),
     (lambda run: (run / "scores/summary.json").write_text("{"), [], ["not whole scores"]),
 ])  # fmt: skip
-def test_wrong_use_is_one_line_and_nothing_is_written(damage, options, words, halves_copy, refusal):
+def test_wrong_use_is_one_line_and_nothing_is_written(damage, options, words, halves_copy, refusal, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # torchvision makes a folder for what it would download
     path, run = halves_copy
     damage(run)
     line = refusal(remove_samples.main, ["--config", path, "--run", str(run), *options])
