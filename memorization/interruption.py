@@ -25,16 +25,20 @@ class StopRequest:
 
 @contextmanager
 def stop_requests():
-    """Note Ctrl-C and SIGTERM in the StopRequest that is given, in place of ending; the second one ends at once."""
+    """Note Ctrl-C and SIGTERM in the StopRequest that is given, in place of ending; the second one ends at once.
+
+    What is ignored already, as Ctrl-C is by a job in the background, stays ignored.
+    """
     request = StopRequest()
     previous = {number: signal.getsignal(number) for number in STOPPING}
+    previous = {number: handler for number, handler in previous.items() if handler != signal.SIG_IGN}
 
     def note(number, _):
         request.number = number
         for other, handler in previous.items():
             signal.signal(other, handler)
 
-    for number in STOPPING:
+    for number in previous:
         signal.signal(number, note)
     try:
         yield request

@@ -18,6 +18,14 @@ from memorization.interruption import sole_process, stop_requests
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(autouse=True)
+def in_the_foreground():
+    """Ctrl-C as in a terminal, wherever the tests run."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_a_second_process_is_refused_with_the_first_ones_host_and_number(tmp_path):
     with sole_process(tmp_path / "lock"):
         with pytest.raises(WrongUse, match=f"process {os.getpid()} of {socket.gethostname()} is writing here"):
@@ -67,6 +75,14 @@ def test_a_signal_is_noted_once_and_the_next_one_acts_as_before():
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
     assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_what_is_ignored_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with stop_requests() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.number is None
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
 @pytest.mark.parametrize("stopped_at", [4, 6])  # within an epoch of three steps, and at its end
