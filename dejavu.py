@@ -213,9 +213,7 @@ def attack_one_model(seed, checkpoint, images, subsets, public, config, device):
 
 def queries_about(split, rows, seed, record, config):
     """The Queries about some images of a split, (n,) int64."""
-    return make_queries(
-        split, torch.from_numpy(rows), record, config.dejavu, config.augmentation.views, seed, config.encoder.patch
-    )  # fmt: skip
+    return make_queries(split, torch.from_numpy(rows), record, config.dejavu, config.augmentation.views, seed, config.encoder.patch)
 
 
 def guess_by_neighbors(name, encoder, queries, seed, record, images, subsets, public, config, device):
@@ -257,8 +255,8 @@ def knn_on_test_images(source, known, images, subsets, public, config, device):
 def attacked(queries, guesses, knn, images, subsets, fingerprints, record):
     """What was found about the images of one seed, a dict.
 
-    rows: {"index", "subset", "label", "outcome"} of the N images; models: names of the two, "f" first; guesses: {model: Inference};
-    attacks: for every attacked set the (target, reference) that `deja_vu` takes; right: the same as (N,) bool of all.
+    rows: {"index", "subset", "label", "outcome"} of the N images; guesses: {model: Inference}, f first; attacks: for every attacked set the
+    (target, reference) that `deja_vu` takes; right: of target and of reference, (N,) bool of all images; and what was passed in.
     """
     index = queries.rows.numpy()
     label = images.train.labels.numpy()[index]

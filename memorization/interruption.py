@@ -74,7 +74,7 @@ def _locked(path):
             holder = _holder(descriptor)
             os.close(descriptor)
             raise WrongUse(f"{path.parent}: process {holder['process']} of {holder['host']} is writing here; wait for it to end") from None
-        if not path.exists() or os.stat(path).st_ino != os.fstat(descriptor).st_ino:  # deleted by its holder in between: lock the new one
+        if not _names(path, descriptor):  # deleted by its holder in between: lock the new one
             os.close(descriptor)
             continue
         holder = _holder(descriptor)
@@ -86,6 +86,14 @@ def _locked(path):
                 f"rm {path}"
             )
         return descriptor
+
+
+def _names(path, descriptor):
+    """Whether a path still leads to an open file."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _holder(descriptor):

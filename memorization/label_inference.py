@@ -75,6 +75,7 @@ def neighbor_accuracy(public, queries, query_labels, k, classes, memory_gb, leav
 
 
 def _represented(source, make_view, rows, normalized, device):
+    """Representations of a view of each image, (n, D), on the device, l2-normalized where that is asked for."""
     values = encode_views(source, make_view, rows, device)
     return (torch.nn.functional.normalize(values, dim=1) if normalized else values).to(device)
 
@@ -125,7 +126,7 @@ def deja_vu_intervals(attacks, percents, seed=0):
 
 
 def outcomes(right_target, right_reference):
-    """ "memorized", "correlated", "forgotten" or "unassociated" of every image, (N,). Both: (N,) bool."""
+    """The outcome of every image, (N,): "memorized", "correlated", "forgotten" or "unassociated". Both: (N,) bool."""
     return np.array([OUTCOMES[bool(target), bool(reference)] for target, reference in zip(right_target, right_reference)])
 
 

@@ -85,7 +85,8 @@ def test_the_summary_tells_what_the_score_is_to_be_compared_with(tmp_path):
     train_simclr.main(["--config", path])
     memorization_scores.main(["--config", path, "--scores.per_subset", "11"])
     run = tmp_path / "run"
-    for options in ([], ["--dejavu.public_split", "train", "--dejavu.normalize", "true"]):
+    of_train = ["--dejavu.public_split", "train", "--dejavu.normalize", "true"]
+    for options in (["--dejavu.query", "corner"], [], of_train):  # a corner has few different votes, and so many equal confidences
         rows, summary = ask(path, run, "--dejavu.public_images", "150", *options)
         seed = summary["seeds"][0]
         images, subsets = open_images(DataSettings(name="fake", size=16)), load_subsets(run / "subsets.npz")
@@ -105,12 +106,12 @@ def test_the_summary_tells_what_the_score_is_to_be_compared_with(tmp_path):
         assert seed["over_confidence"]["acc_target"] == pytest.approx(sweep(rows, "f", "g"), abs=1e-12)
         f, _, record = load_pair(run, 0)
         source = encoder_source("f", f, record)
-        split, queries = images.test, torch.from_numpy(subsets.external) if options else public.rows
+        split, queries = images.test, torch.from_numpy(subsets.external) if options is of_train else public.rows
         bank = encode_images(source, public.split, public.rows, torch.device("cpu"))
         whole = encode_images(source, split, queries, torch.device("cpu"))
-        if options:
+        if options is of_train:
             bank, whole = (torch.nn.functional.normalize(values, dim=1) for values in (bank, whole))
-        slow = slow_knn(bank, public.labels, whole, split.labels.numpy()[queries], leave_out=not options)
+        slow = slow_knn(bank, public.labels, whole, split.labels.numpy()[queries], leave_out=options is not of_train)
         assert seed["knn_accuracy_whole"]["f"] == pytest.approx(slow)
     scored = np.load(run / "scores/scores.npz")
     chosen = scored["subset"] == "candidate"

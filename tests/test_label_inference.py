@@ -200,10 +200,22 @@ def test_votes_and_distances_of_all_views_are_summed():
     assert infer(seen_in_turn([1.0, 0.0], [10.5, 0.0], [9.0, 0.0]), 3, bank, labels).label_share == pytest.approx([1 / 3])
 
 
-def test_representations_are_normalized_where_that_is_asked_for():
-    bank, labels = [[1.0, 0.0], [5.0, 5.0]], [0, 1]
-    assert infer(seen_in_turn([2.0, 2.0]), 1, bank, labels).prediction == [0]
-    assert infer(seen_in_turn([2.0, 2.0]), 1, bank, labels, normalized=True).prediction == [1]
+def test_queries_are_normalized_where_that_is_asked_for():
+    # One vote each; as they are the second view is nearer to its neighbour, as directions the first.
+    views, bank, labels = seen_in_turn([20.0, 1.0], [0.4, 0.5]), [[1.0, 0.0], [0.0, 1.0]], [0, 1]
+    assert infer(views, 2, bank, labels).prediction == [1]
+    assert infer(views, 2, bank, labels, normalized=True).prediction == [0]
+
+
+def test_public_images_are_normalized_where_that_is_asked_for():
+    source, vectors = Source("f", Shade(), "", 1, 2, ([0.0], [1.0])), torch.tensor([[3.0, 4.0], [0.5, 0.0]])
+
+    def view(indices):
+        return View(vectors[indices].view(-1, 1, 1, 2).expand(-1, 1, 2, 2))
+
+    for normalized, values in ((False, vectors), (True, torch.tensor([[0.6, 0.8], [1.0, 0.0]]))):
+        public = represent_public(source, view, torch.arange(2), np.arange(2), normalized, CPU)
+        assert torch.allclose(public.values, values)
 
 
 def test_an_image_is_no_neighbour_of_its_own():
