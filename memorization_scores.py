@@ -27,6 +27,7 @@ from memorization.data import images_of_run
 from memorization.errors import WrongUse, one_line_errors
 from memorization.figures import draw_gallery, draw_histogram, draw_scatter, draw_training_curve
 from memorization.machine import choose_device, describe_machine, use_exact_arithmetic
+from memorization.resources import memory_for, print_estimate, seconds_of
 from memorization.significance import bootstrap_interval, describe, one_sample_test, paired_test, welch_test
 from memorization.storage import write_atomically, write_json
 from memorization.subsets import ROLES, SUBSETS, first_by_hash, load_subsets
@@ -41,6 +42,8 @@ COMPARISONS = [
     ("external", "independent"),
     ("candidate", "independent"),
 ]
+LONG = 20  # batches from which on one is tried first, to tell what all will take
+BYTES_A_ROW = 600  # of scores.csv, scores.npz and scores.mat together, about
 AGAINST_ZERO = {"shared": "two-sided", "candidate": "greater", "independent": "less", "external": "two-sided"}
 
 
@@ -67,8 +70,10 @@ def score_checkpoint(checkpoint, images, subsets, config, device):
     pairs = {seed: load_pair(config.folder, seed, checkpoint) for seed in config.seeds}
     encoders = pair_fingerprints(pairs)
     rows = chosen_rows(subsets, images, config.scores.per_subset)
-    start = time.monotonic()
-    losses = [score_pair(*pairs[seed], seed, rows, images, config, device) for seed in config.seeds]
+    with memory_for("scores.batch_size", config.scores.batch_size):
+        print_plan(pairs, rows, images, config, device)
+        start = time.monotonic()
+        losses = [score_pair(*pairs[seed], seed, rows, images, config, device) for seed in config.seeds]
     seconds = time.monotonic() - start
     scores = combine(rows, *(np.stack(parts) for parts in zip(*losses)))
     epoch = pairs[config.seeds[0]][2]["epoch"]
@@ -88,10 +93,24 @@ def score_checkpoint(checkpoint, images, subsets, config, device):
     print_summary(summary, folder)
 
 
+def print_plan(pairs, rows, images, config, device):
+    """What a long scoring will take, from a batch on trial."""
+    images_to_score = len(rows["index"]) * len(config.seeds)
+    if images_to_score < LONG * config.scores.batch_size:
+        return
+    seed = config.seeds[0]
+    f, g, record = pairs[seed]
+    f, g = (encoder.to(device, memory_format=torch.channels_last) for encoder in (f, g))
+    batch = torch.from_numpy(rows["index"][rows["split"] == "train"][: config.scores.batch_size])
+    normalization = record["mean"], record["std"]
+    seconds = seconds_of(lambda: score_batch(f, g, images.train, batch, normalization, seed, config), device)
+    what = f"scoring {images_to_score} images by {config.scores.views} views through two encoders"
+    print_estimate(what, images_to_score / len(batch) * seconds, device, BYTES_A_ROW * len(rows["index"]), config.folder)
+
+
 def score_pair(f, g, record, seed, rows, images, config, device):
     """L_align of f and of g, and the jackknife error of their difference, for every row: three (N,) float64 arrays."""
     f, g = (encoder.to(device, memory_format=torch.channels_last) for encoder in (f, g))
-    recipes = config.augmentation.views if config.scores.augmentation == "training" else config.scores.augmentation
     normalization = record["mean"], record["std"]
     parts = []
     progress = tqdm(total=len(rows["index"]), desc=f"scoring seed {seed}", unit=" images", leave=False, disable=None)
@@ -99,7 +118,7 @@ def score_pair(f, g, record, seed, rows, images, config, device):
         # Rows are in subset order: those of the training set come before those of the test set.
         indices = torch.from_numpy(rows["index"][rows["split"] == split.name])
         for batch in indices.split(config.scores.batch_size):
-            losses_f, losses_g, errors = score_batch(f, g, split, batch, recipes, normalization, seed, config)
+            losses_f, losses_g, errors = score_batch(f, g, split, batch, normalization, seed, config)
             for role, losses in zip(ROLES, (losses_f, losses_g)):
                 check_losses(losses, f"{config.run}/seed_{seed}/{role}")
             parts.append((losses_f, losses_g, errors))
@@ -117,8 +136,9 @@ def check_losses(losses, encoder):
 
 
 @torch.inference_mode()
-def score_batch(f, g, split, indices, recipes, normalization, seed, config):
+def score_batch(f, g, split, indices, normalization, seed, config):
     """L_align of f and of g, and the jackknife error of their difference, (B,) each."""
+    recipes = config.augmentation.views if config.scores.augmentation == "training" else config.scores.augmentation
     views = [
         augment(split, indices, measuring_recipe(recipes, view), normalization, seed, "scoring", view=view, patch=config.encoder.patch)
         for view in range(config.scores.views)

@@ -28,16 +28,17 @@ import torch
 from memorization.checkpoint import load_encoder, load_pair
 from memorization.config import read_config, trained_part
 from memorization.data import images_of_run, open_images
-from memorization.errors import Interrupted, WrongUse, one_line_errors
+from memorization.errors import WrongUse, one_line_errors
 from memorization.figures import draw_removal_curve
 from memorization.interruption import stop_requests
 from memorization.machine import choose_device, describe_machine, use_exact_arithmetic
 from memorization.probing import prepared_for_probing, probe, probed_data
 from memorization.removal import DRAWN, distances_to_centres, duplicate_groups, removal_order, remove_in_order
 from memorization.representations import encode_images, encoder_source, raw_pixels
+from memorization.resources import print_estimate
 from memorization.scores import load_candidate_scores
 from memorization.significance import mean_and_spread, paired_test
-from memorization.storage import only_process, write_atomically, write_json
+from memorization.storage import sole_process, write_atomically, write_json
 from memorization.subsets import load_subsets, save_subsets
 
 ACTIONS = {"jobs": "with --retrain: list tells the retrainings, I/N does part I (from 0) of N and leaves the curve for later"}
@@ -73,16 +74,18 @@ def main(argv=None):
         print("\n".join(f"{removal.name} seed {seed}" for removal in removals for seed in config.seeds))
         return
     datasets = [prepared_for_probing(open_images(data), config.probe) for data in probed_data(config)] if config.actions["retrain"] else []
-    with only_process(config.folder / "removal" / "lock"):
+    with sole_process(config.folder / "removal" / "lock", wait=True):
         groups = near_duplicates(ranked, images, config) if config.removal.group_duplicates else None
         write_subset_files(removals, ranked, groups, subsets, images, config)
     if not config.actions["retrain"]:
         return
-    for removal in mine:
-        for seed in config.seeds:
-            retrain(removal, seed, len(subsets.training_set("candidate")), config)
-    if config.actions["jobs"] is None:
-        write_curve(probe_all(removals, datasets, config, device), ranked, groups, config, device)
+    print_retrainings(mine, subsets, config, device)
+    with stop_requests() as stop:
+        for removal in mine:
+            for seed in config.seeds:
+                retrain(removal, seed, len(subsets.training_set("candidate")), config, stop)
+        if config.actions["jobs"] is None:
+            write_curve(probe_all(removals, datasets, config, device, stop), ranked, groups, config, device)
 
 
 def check_actions(config):
@@ -216,21 +219,46 @@ def removal_folder(removal, config):
 # --- retraining -------------------------------------------------------------------------------------------------------------------
 
 
-def retrain(removal, seed, trained_on, config):
-    """Train f's encoder of a seed on a reduced set by its method's own script, in removal/<name>/; goes on where it was."""
-    epochs = config.training.epochs
-    if config.removal.fixed_steps:  # as many steps as on the whole set, to the nearest epoch
-        epochs = max(
-            1, round(epochs * (trained_on // config.training.batch_size) / ((trained_on - removal.count) // config.training.batch_size))
-        )
+def print_retrainings(removals, subsets, config, device):
+    """What the retrainings that are left will take, by the time and the disk that f took."""
+    left = [(removal, seed) for removal in removals for seed in config.seeds if not encoder_file(removal, seed, config).exists()]
+    log = config.folder / f"seed_{config.seeds[0]}" / "candidate" / "log.jsonl"
+    if not left or not log.exists():
+        return
+    images_per_second = np.median([json.loads(line)["images_per_second"] for line in log.read_text().splitlines()])
+    trained_on = len(subsets.training_set("candidate"))
+    images = sum(epochs_of(removal, trained_on, config) * (trained_on - removal.count) for removal, _ in left)
+    disk = len(left) * sum(file.stat().st_size for file in log.parent.iterdir())
+    print_estimate(f"{len(left)} retrainings", images / images_per_second, device, disk, config.folder)
+
+
+def epochs_of(removal, trained_on, config):
+    """Epochs of a retraining; with removal.fixed_steps as many steps as on the whole set, to the nearest epoch."""
+    epochs, batch_size = config.training.epochs, config.training.batch_size
+    if config.removal.fixed_steps:
+        return max(1, round(epochs * (trained_on // batch_size) / ((trained_on - removal.count) // batch_size)))
+    return epochs
+
+
+def encoder_file(removal, seed, config):
+    """Where a retrained encoder lies."""
+    return removal_folder(removal, config) / f"seed_{seed}" / "candidate" / "encoder.pt"
+
+
+def retrain(removal, seed, trained_on, config, stop):
+    """Train f's encoder of a seed on a reduced set by its method's own script, in removal/<name>/; goes on where it was.
+
+    stop: of `stop_requests`.
+    """
     options = {
         "config": config.folder / "config.yaml", "run": removal_folder(removal, config), "seeds": seed, "role": "candidate",
-        "subsets.file": subset_file(removal, config), "training.epochs": epochs, "data.root": config.data.root,
-        "data.prepared": config.data.prepared, "device": config.device, "threads": "null" if config.threads is None else config.threads,
+        "subsets.file": subset_file(removal, config), "training.epochs": epochs_of(removal, trained_on, config),
+        "data.root": config.data.root, "data.prepared": config.data.prepared,
+        "device": config.device, "threads": "null" if config.threads is None else config.threads,
     }  # fmt: skip
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    with only_process(removal_folder(removal, config) / "lock"):
-        code = run_script(training_script(config), words)
+    with sole_process(removal_folder(removal, config) / "lock", wait=True):
+        code = run_script(training_script(config), words, stop)
     if code != 0:
         raise WrongUse(f"{removal.name}, seed {seed}: {training_script(config).name} failed, see above; what was done so far is kept")
 
@@ -240,9 +268,9 @@ def training_script(config):
     return Path(__file__).parent / f"train_{config.method['name']}.py"
 
 
-def run_script(script, arguments):
+def run_script(script, arguments, stop):
     """Run a script as a process of its own. Returns its exit code; raises Interrupted, once it has ended, where this process is told to."""
-    with stop_requests() as stop, subprocess.Popen([sys.executable, script, *arguments]) as process:
+    with subprocess.Popen([sys.executable, script, *arguments]) as process:
         told = False
         while process.poll() is None:
             if stop.number == signal.SIGTERM and not told:  # of Ctrl-C the terminal tells it
@@ -250,15 +278,14 @@ def run_script(script, arguments):
                 told = True
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=0.5)
-    if stop.number:
-        raise Interrupted(f"{stop.name} while retraining; what was done is kept, the same command goes on from here", stop.number)
+    stop.check("what was retrained so far is kept")
     return process.returncode
 
 
-def probe_all(removals, datasets, config, device):
+def probe_all(removals, datasets, config, device, stop):
     """Top-1 accuracies of f and of every retrained encoder on every data set: a list of dicts with the keys of COLUMNS.
 
-    Raises WrongUse where an encoder was trained in another precision than f.
+    stop: of `stop_requests`. Raises WrongUse where an encoder was trained in another precision than f.
     """
     encoders = [(("none", 0, 0, seed), config.folder) for seed in config.seeds]
     for removal in removals:
@@ -274,6 +301,7 @@ def probe_all(removals, datasets, config, device):
             accuracy = kept_probe(source, images, config, device)
             rows.append(dict(zip(COLUMNS, (images.name, policy, count, draw, seed, accuracy))))
             print(f"{images.name:>14}  {policy} {count}, draw {draw}, seed {seed}: top-1 {100 * accuracy:.2f} %", flush=True)
+            stop.check("what was retrained and probed so far is kept")
     return rows
 
 

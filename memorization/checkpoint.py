@@ -2,14 +2,15 @@
 
 import hashlib
 import io
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
 from memorization.config import first_difference, read_run_config, trained_part, with_defaults
-from memorization.errors import WrongUse
-from memorization.storage import write_atomically
+from memorization.errors import Caution, WrongUse
+from memorization.storage import sync_folder, write_atomically
 from memorization.subsets import ROLES, load_subsets
 from models.encoders import make_encoder
 
@@ -45,6 +46,7 @@ def save_progress(folder, content):
     if (folder / "last.pt").exists():
         (folder / "last.pt").replace(folder / "previous.pt")
     (folder / "next.pt").replace(folder / "last.pt")
+    sync_folder(folder)
 
 
 def read_progress(folder):
@@ -61,7 +63,7 @@ def read_progress(folder):
         if not previous.exists():
             raise WrongUse(f"{error}; delete it to train from the start") from None
         content = read_checkpoint(previous)
-        print(f"warning: {error}; going on from {previous}")
+        warnings.warn(Caution(f"{error}; going on from {previous}"), stacklevel=2)
         last.unlink()
         return content
 

@@ -25,8 +25,9 @@ from torchvision import datasets
 from tqdm import tqdm
 
 from memorization.errors import WrongUse
+from memorization.interruption import stop_requests
 from memorization.randomness import sample_keys, stream, uniform
-from memorization.storage import only_process, write_atomically
+from memorization.storage import megabytes, named_on_failure, sole_process, write_atomically
 
 # Published mean and standard deviation of each channel, of pixels in [0, 1]; ImageNet's for any folder of images.
 NORMALIZATION = {
@@ -257,7 +258,7 @@ def _prepare(split, indices, folder):
     path = folder / f"{split.name}_{split.pixels.shape[-1]}_{_key(split, indices)}.npy"
     record = path.with_suffix(".json")
     try:
-        with only_process(path.with_suffix(".lock")):  # two runs that start together do not fill the same map
+        with sole_process(path.with_suffix(".lock"), wait=True):  # two runs that start together do not fill the same map
             if not path.exists():
                 partial = _decode(split, indices, path)
                 sha256 = _sha256(replace(split, pixels=_open_map(partial)))
@@ -292,17 +293,21 @@ def _decode(split, indices, path):
     shape = (len(indices), *split.pixels.shape[1:])
     if finished == 0:
         needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
-        if needed > free:  # a map that outgrows its disk would kill the process
-            raise WrongUse(f"{path.parent}: {needed / 1e9:.1f} GB are needed for the {split.name} images, but {free / 1e9:.1f} are free")
+        if needed > free:
+            raise WrongUse(f"{path.parent}: {megabytes(needed)} are needed for the {split.name} images, but {megabytes(free)} are free")
         write_atomically(record, json.dumps({"finished": 0}))
     mode = "r+" if finished else "w+"
-    pixels = open_memmap(partial, mode, np.uint8, shape)
+    with named_on_failure(partial, math.prod(shape)):
+        pixels = open_memmap(partial, mode, np.uint8, shape)
+        with open(partial, "r+b") as file:  # a map whose disk is full in the middle would kill the process
+            os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
     geometry = open_memmap(path.with_suffix(".geometry.npy"), mode, np.float64, (len(indices), 3))
 
     def decode_row(row):
         pixels[row], geometry[row] = _decode_image(split.files[indices[row]], shape[-1])
 
-    with ThreadPoolExecutor() as pool, tqdm(total=len(indices), initial=finished, desc=f"preparing {split.name}", disable=None) as progress:
+    progress = tqdm(total=len(indices), initial=finished, desc=f"preparing {split.name}", disable=None)
+    with stop_requests() as stop, ThreadPoolExecutor() as pool, progress:
         for start in range(finished, len(indices), DECODED_AT_ONCE):
             rows = range(start, min(start + DECODED_AT_ONCE, len(indices)))
             for _ in pool.map(decode_row, rows):
@@ -310,6 +315,7 @@ def _decode(split, indices, path):
             pixels.flush()
             geometry.flush()
             write_atomically(record, json.dumps({"finished": rows.stop}))
+            stop.check(f"{rows.stop} of {len(indices)} {split.name} images are prepared")
     return partial
 
 

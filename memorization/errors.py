@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import warnings
 
 
 class WrongUse(ValueError):
@@ -16,11 +17,19 @@ class Interrupted(Exception):
         self.exit_code = 128 + number
 
 
+class Caution(UserWarning):
+    """A warning of ours, one line: the work goes on, but its result may not be what was wanted."""
+
+
 def one_line_errors(main):
-    """Decorate a script's main(argv=None): WrongUse becomes its one line on stderr and exit code 2, an interruption one and its own."""
+    """Decorate a script's main(argv=None): WrongUse becomes its one line on stderr and exit code 2, an interruption one and its own.
+
+    A Caution is shown as one line too.
+    """
 
     @functools.wraps(main)
     def run(argv=None):
+        before, warnings.formatwarning = warnings.formatwarning, _one_line
         try:
             return main(argv)
         except WrongUse as error:
@@ -32,5 +41,14 @@ def one_line_errors(main):
         except KeyboardInterrupt:
             print("stopped: the same command starts again, from what was kept", file=sys.stderr)
             raise SystemExit(130) from None
+        finally:
+            warnings.formatwarning = before
 
     return run
+
+
+_as_python_does = warnings.formatwarning
+
+
+def _one_line(message, category, *place, **line):
+    return f"warning: {message}\n" if issubclass(category, Caution) else _as_python_does(message, category, *place, **line)

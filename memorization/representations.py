@@ -14,9 +14,11 @@ from tqdm import tqdm
 from memorization.augmentations import GRAY_WEIGHTS, whole_images
 from memorization.checkpoint import checksum
 from memorization.errors import WrongUse
+from memorization.resources import print_estimate, seconds_of
 from memorization.storage import write_atomically
 
 ENCODING_BATCH = 512
+LONG = 100  # batches from which on one is tried first, to tell what all will take
 LEAST_DEVIATION = 1e-6  # of a dimension, as a share of its mean: float32 holds less than that no better than by chance
 MOST_PIXELS = 32  # height and width to which raw pixels are shrunk before they are probed
 
@@ -63,7 +65,7 @@ def stored_examples(source, split, rows, cache, device):
     path = Path(cache) / f"{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]}.npy"
     if not path.exists():
         file = io.BytesIO()
-        np.save(file, encode_images(source, split, rows, device).numpy())
+        np.save(file, encode_images(source, split, rows, device, kept_in=cache).numpy())
         write_atomically(path, file.getvalue())
     try:
         values = np.load(path, allow_pickle=False)
@@ -72,24 +74,32 @@ def stored_examples(source, split, rows, cache, device):
     return Examples(torch.from_numpy(values).to(device), labels)
 
 
-def encode_images(source, split, rows, device):
-    """Representations of some images of a split, seen whole, (n, D) float32, on the CPU. Raises WrongUse where one is not finite."""
+def encode_images(source, split, rows, device, kept_in=None):
+    """Representations of some images of a split, seen whole, (n, D) float32, on the CPU; see `encode_views`."""
     split = in_channels(split, source.channels).to(device)
-    return encode_views(source, lambda batch: whole_images(split, batch, source.size, source.normalization), rows, device)
+    return encode_views(source, lambda batch: whole_images(split, batch, source.size, source.normalization), rows, device, kept_in)
 
 
 @torch.inference_mode()
-def encode_views(source, make_view, rows, device):
+def encode_views(source, make_view, rows, device, kept_in=None):
     """Representations of one view of each of some images, (n, D) float32, on the CPU. Raises WrongUse where one is not finite.
 
-    make_view: (B,) of the rows -> View, on the device; rows: (n,) int64.
+    make_view: (B,) of the rows -> View, on the device; rows: (n,) int64; kept_in: the folder where the caller will keep them, or None.
     """
-    encode = source.encode.to(device)
-    parts = []
-    for batch in tqdm(rows.split(ENCODING_BATCH), desc=f"encoding by {source.name}", leave=False, disable=None):
+    encode, batches = source.encode.to(device), rows.split(ENCODING_BATCH)
+
+    def encoded(batch):
         view = make_view(batch)
         seen = (view.pixels,) if view.visible is None else (view.pixels, view.visible)
-        parts.append(encode(*seen).float().cpu())
+        return encode(*seen).float().cpu()
+
+    if len(batches) >= LONG:
+        disk = encoded(batches[0][:1]).nbytes * len(rows) if kept_in else 0
+        seconds = len(batches) * seconds_of(lambda: encoded(batches[0]), device)
+        print_estimate(f"encoding {len(rows)} images by {source.name}", seconds, device, disk, kept_in or ".")
+    parts = []
+    for batch in tqdm(batches, desc=f"encoding by {source.name}", leave=False, disable=None):
+        parts.append(encoded(batch))
         if not parts[-1].isfinite().all():
             raise WrongUse(f"{source.name}: its representations are not finite")
     return torch.cat(parts)

@@ -1,30 +1,71 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and folders in which one process alone writes."""
 
 import fcntl
 import json
 import math
 import os
+import shutil
+import socket
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from memorization.errors import WrongUse
+
 
 def write_atomically(path, content):
-    """Write bytes or text to path: a temporary file in the same folder, flushed, synced, then renamed."""
+    """Write bytes or text to path: a temporary file in the same folder, flushed, synced, then renamed.
+
+    Raises WrongUse where the disk does not take it; the file is then as it was before.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, str):
         content = content.encode()
     temporary = path.with_name(f".{path.name}.partial")  # always the same: what an interrupted write left is written over
+    with named_on_failure(path, len(content)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                _write_through(file, content)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def append(path, text):
+    """Write text behind what a file holds, flushed and synced. Raises WrongUse where the disk does not take it."""
+    content = text.encode()
+    with named_on_failure(path, len(content)), open(path, "ab") as file:
+        _write_through(file, content)
+
+
+def _write_through(file, content):
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+@contextmanager
+def named_on_failure(path, size):
+    """Turn an error of the file system into WrongUse that names the file and its size in bytes."""
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+        yield
+    except OSError as error:
+        reason, free = error.strerror or str(error), megabytes(free_bytes(Path(path).parent))
+        raise WrongUse(f"{path}: cannot be written ({reason}): it needs {megabytes(size)}, {free} are free there") from None
+
+
+def free_bytes(folder):
+    """Room on the disk that holds a folder, which may still have to be made."""
+    folder = Path(folder).absolute()
+    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.is_dir())).free
+
+
+def megabytes(size):
+    """A size in bytes, in words."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def write_json(path, value):
@@ -40,19 +81,76 @@ def _finite_or_none(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-@contextmanager
-def only_process(path):
-    """Hold a lock file; another process that asks for it waits."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _sync_folder(folder):
+def sync_folder(folder):
     """Make a rename in this folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# --- one process at a time --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def sole_process(path, wait=False):
+    """Hold a lock file, which names this host and process; it is deleted in the end.
+
+    A lock that a process of this host left behind is taken over. Where another process of this host holds it, wait for that to end, or
+    raise WrongUse; raises it in any case where another host does.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _locked(path, wait)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": time.time()}).encode(), 0)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _locked(path, wait):
+    """A descriptor of the lock file, locked by this process. Raises WrongUse where it is another's."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _holder(descriptor)
+            who = f"{path.parent}: process {holder['process']} of {holder['host']} is writing here"
+            if not wait:
+                os.close(descriptor)
+                raise WrongUse(f"{who}; wait for it to end") from None
+            print(f"{who}; waiting for it to end", flush=True)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if not _names(path, descriptor):  # deleted by its holder in between: lock the new one
+            os.close(descriptor)
+            continue
+        holder = _holder(descriptor)
+        if holder["host"] not in (None, socket.gethostname()):
+            os.close(descriptor)
+            hours = (time.time() - holder["since"]) / 3600
+            raise WrongUse(
+                f"{path.parent}: process {holder['process']} of {holder['host']} has written here for {hours:.1f} hours; if it has ended: "
+                f"rm {path}"
+            )
+        return descriptor
+
+
+def _names(path, descriptor):
+    """Whether a path still leads to an open file."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _holder(descriptor):
+    """{"host", "process", "since"} in a lock file; host is None where it holds nothing that can be read."""
+    try:
+        content = json.loads(os.pread(descriptor, 4096, 0))
+        return {"host": str(content["host"]), "process": int(content["process"]), "since": float(content["since"])}
+    except (ValueError, KeyError, TypeError):
+        return {"host": None, "process": "another", "since": time.time()}

@@ -2,7 +2,9 @@
 
 import inspect
 import json
+import math
 import time
+import warnings
 from dataclasses import replace
 from datetime import timedelta
 
@@ -14,17 +16,20 @@ from tqdm import tqdm
 from memorization.augmentations import blank_views, training_views, whole_images
 from memorization.checkpoint import check_belongs, read_checkpoint, read_progress, save_checkpoint, save_progress
 from memorization.config import first_difference, read_run_config, save_config, trained_part
-from memorization.errors import Interrupted, WrongUse
+from memorization.errors import Caution, WrongUse
 from memorization.figures import draw_pictures
-from memorization.interruption import sole_process, stop_requests
+from memorization.interruption import stop_requests
 from memorization.machine import choose_device, describe_machine
 from memorization.neighbors import knn_accuracy
 from memorization.optimizers import make_optimizer, scaled_learning_rate, schedule, set_learning_rate
 from memorization.randomness import shuffled
-from memorization.storage import write_atomically
+from memorization.resources import memory_for, print_estimate, seconds_of, tensor_bytes
+from memorization.storage import append, sole_process, write_atomically
 from memorization.subsets import ROLES, SUBSETS, check_subsets, draw_subsets, load_subsets, save_subsets
 
 KNN_NEIGHBORS = 20
+COLLAPSED = 0.02  # spread of representations below which they tell hardly anything
+LONG = 200  # steps from which on a training is tried first, to tell what it will take
 ROLE_ACTION = {"role": "train this encoder only, candidate or independent, and not the pair"}  # of the training scripts
 ENCODING_BATCH = 512  # whole images encoded at a time for the kNN accuracy
 
@@ -49,7 +54,8 @@ def train_pair(make_method, images, config):
     _open_run(subsets, config, seeds)
     images = images.to(device)
     _print_plan(subsets, roles, config, device)
-    with stop_requests() as stop:
+    with stop_requests() as stop, memory_for("training.batch_size", config.training.batch_size):
+        _print_estimate(make_method, images, subsets, roles, config, device)
         for seed in config.seeds:
             for role in roles:
                 with sole_process(config.folder / f"seed_{seed}" / role / "lock"):
@@ -78,16 +84,16 @@ def train_encoder(make_method, images, subsets, role, seed, config, device, stop
     training_set = torch.from_numpy(subsets.training_set(role))
     steps_per_epoch = len(training_set) // settings.batch_size
     steps = settings.epochs * steps_per_epoch
-    full_rate = scaled_learning_rate(settings)
+    full_rate = rate = scaled_learning_rate(settings)
 
     step, losses = _resume(folder, identity, method, optimizer, device)
     log = _open_log(folder, finished_epochs=step // steps_per_epoch)
-    clock = _Clock(first_step=step)
+    clock, warned = _Clock(first_step=step), False
     next_save = time.monotonic() + 60 * settings.checkpoint_minutes
 
     def save():
         nonlocal next_save
-        _check_finite(losses, method, step, full_rate, folder)
+        _check_finite(losses, method, step, rate, folder)
         weights = {"method": method.state_dict(), "optimizer": optimizer.state_dict()}
         save_progress(folder, {"kind": "progress", **identity, "step": step, "losses": losses, **weights})
         next_save = time.monotonic() + 60 * settings.checkpoint_minutes
@@ -97,9 +103,7 @@ def train_encoder(make_method, images, subsets, role, seed, config, device, stop
         first = step % steps_per_epoch
         for i in tqdm(range(first, steps_per_epoch), desc=f"epoch {epoch + 1}", leave=False, disable=None):
             positions = order[i * settings.batch_size : (i + 1) * settings.batch_size]
-            views = training_views(
-                images.train, training_set[positions], config.augmentation.views, images.normalization, seed, epoch, config.encoder.patch
-            )
+            views = _views_of(training_set[positions], images, config, seed, epoch)
             rate = full_rate * schedule(step, steps, settings.warmup_epochs * steps_per_epoch)
             set_learning_rate(optimizer, rate, full_rate)
             losses.append(train_step(method, optimizer, views, settings, progress=step / steps))
@@ -107,12 +111,16 @@ def train_encoder(make_method, images, subsets, role, seed, config, device, stop
             # At its end, an epoch is saved once it is measured and logged.
             if (stop.number or time.monotonic() > next_save) and step % steps_per_epoch:
                 save()
-                _end_if_told_to(stop, folder, step, steps)
+                stop.check(f"{folder} is saved after step {step} of {steps}")
 
-        _check_finite(losses, method, step, full_rate, folder)
+        _check_finite(losses, method, step, rate, folder)
         if settings.pictures_every and (epoch + 1) % settings.pictures_every == 0 and hasattr(method, "pictures"):
             draw_pictures(method.pictures(views), images.normalization, folder / f"pictures_epoch_{epoch + 1:04d}.png")
         measured = measure_encoder(method.encoder, views[0], images, subsets, role, config, epoch + 1)
+        _check_representations(measured["spread"], step, rate, folder)
+        if measured["spread"] < COLLAPSED and not warned:
+            warnings.warn(Caution(f"{folder}: collapsed after epoch {epoch + 1}: spread {measured['spread']:.2g}"), stacklevel=2)
+            warned = True
         record = {"epoch": epoch + 1, "step": step, "loss": torch.stack(losses).mean().item(), "learning_rate": rate, **measured}
         _log_epoch(log, record, clock, step, steps, config, f"{role} seed {seed}")
         losses.clear()
@@ -120,16 +128,15 @@ def train_encoder(make_method, images, subsets, role, seed, config, device, stop
             save_encoder(folder / f"encoder_epoch_{epoch + 1:04d}.pt", method.encoder, identity, images, config, epoch + 1)
         if stop.number or time.monotonic() > next_save:
             save()
-            _end_if_told_to(stop, folder, step, steps)
+            stop.check(f"{folder} is saved after step {step} of {steps}")
 
     save()
     save_encoder(folder / "encoder.pt", method.encoder, identity, images, config, settings.epochs)
 
 
-def _end_if_told_to(stop, folder, step, steps):
-    """Raise Interrupted where a signal has come. stop: of `stop_requests`."""
-    if stop.number:
-        raise Interrupted(f"{folder}: {stop.name} after step {step} of {steps}; saved, the same command goes on from here", stop.number)
+def _views_of(indices, images, config, seed, epoch):
+    """The views of a training step."""
+    return training_views(images.train, indices, config.augmentation.views, images.normalization, seed, epoch, config.encoder.patch)
 
 
 def train_step(method, optimizer, views, settings, progress):
@@ -269,6 +276,28 @@ def _print_plan(subsets, roles, config, device):
     print(f"  learning rate {scaled_learning_rate(settings):.6g} after scaling, {settings.optimizer}", flush=True)
 
 
+def _print_estimate(make_method, images, subsets, roles, config, device):
+    """What a long training will take, from steps of a method that is thrown away."""
+    settings = config.training
+    left = [(seed, role) for seed in config.seeds for role in roles if not (config.folder / f"seed_{seed}" / role / "encoder.pt").exists()]
+    training_set = torch.from_numpy(subsets.training_set(roles[0]))
+    steps = len(left) * settings.epochs * (len(training_set) // settings.batch_size)
+    if steps < LONG:
+        return
+    method = make_method().to(device, memory_format=torch.channels_last)
+    optimizer = make_optimizer(method, settings)
+
+    def step():
+        views = _views_of(training_set[: settings.batch_size], images, config, seed=0, epoch=0)
+        train_step(method, optimizer, views, settings, progress=0.0)
+
+    seconds = steps * seconds_of(step, device)
+    progress = tensor_bytes(method.state_dict()) + tensor_bytes(optimizer.state_dict())
+    encoders = (1 + len(settings.checkpoint_epochs)) * tensor_bytes(method.encoder.state_dict())
+    disk = len(left) * (2 * progress + encoders) + progress  # last.pt and previous.pt, and for a moment next.pt
+    print_estimate(f"{steps} steps for {len(left)} encoders", seconds, device, disk, config.folder)
+
+
 # --- going on where it was --------------------------------------------------------------------------------------------------------
 
 
@@ -284,8 +313,8 @@ def _resume(folder, identity, method, optimizer, device):
     return progress["step"], [loss.to(device) for loss in progress["losses"]]
 
 
-def _check_finite(losses, method, step, full_rate, folder):
-    """Raise WrongUse at a loss or a weight that is not finite. losses: of the epoch's steps up to `step`."""
+def _check_finite(losses, method, step, rate, folder):
+    """Raise WrongUse at a loss or a weight that is not finite. losses: of the epoch's steps up to `step`; rate: of the last one."""
     finite = torch.isfinite(torch.stack(losses)).tolist() if losses else []
     if not all(finite):
         what = f"the loss of step {step - len(losses) + finite.index(False) + 1}"
@@ -293,8 +322,18 @@ def _check_finite(losses, method, step, full_rate, folder):
         what = f"a weight after step {step}"
     else:
         return
-    good = next((name for name in ("last.pt", "previous.pt") if (folder / name).exists()), "none")
-    raise WrongUse(f"{folder}: {what} is not finite (full learning rate {full_rate:.6g}); the last good checkpoint: {good}")
+    raise WrongUse(f"{folder}: {what} is not finite (learning rate {rate:.6g}); {_last_good(folder)}")
+
+
+def _check_representations(spread, step, rate, folder):
+    """Raise WrongUse where representations, whose spread is given, are not finite."""
+    if not math.isfinite(spread):
+        raise WrongUse(f"{folder}: a representation after step {step} is not finite (learning rate {rate:.6g}); {_last_good(folder)}")
+
+
+def _last_good(folder):
+    """Which checkpoint to go back to, in words."""
+    return f"the last good checkpoint: {next((name for name in ('last.pt', 'previous.pt') if (folder / name).exists()), 'none')}"
 
 
 # --- the log ----------------------------------------------------------------------------------------------------------------------
@@ -329,8 +368,7 @@ def _log_epoch(log, record, clock, step, steps, config, name):
     seconds, epoch_steps, seconds_a_step = clock.lap(step)
     images_per_second = epoch_steps * config.training.batch_size / seconds
     record = {**record, "images_per_second": round(images_per_second, 1), "seconds": round(seconds, 3)}
-    with log.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    append(log, json.dumps(record) + "\n")
     left = timedelta(seconds=round(seconds_a_step * (steps - step)))
     knn = "" if record["knn_accuracy"] is None else f"  kNN {record['knn_accuracy']:.1%}"
     tqdm.write(

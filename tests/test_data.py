@@ -419,7 +419,7 @@ def test_a_truncated_map_is_wrong_use(folder):
 
 def test_no_map_is_begun_that_the_disk_cannot_hold(folder, monkeypatch):
     monkeypatch.setattr(data.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
-    with pytest.raises(WrongUse, match="GB"):
+    with pytest.raises(WrongUse, match="0.0 MB are needed for the train images, but 0.0 MB are free"):
         opened_folder(folder).prepared([0, 1], [0])
     assert not list((folder / "prepared").glob("*.partial"))
 

@@ -1,7 +1,5 @@
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -10,10 +8,12 @@ from pathlib import Path
 import pytest
 from conftest import METHODS, write_experiment
 
+import memorization_scores
+import remove_samples
 import train_simclr
 from memorization import training
-from memorization.errors import WrongUse
-from memorization.interruption import sole_process, stop_requests
+from memorization.interruption import stop_requests
+from memorization.storage import sole_process
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,36 +24,6 @@ def in_the_foreground():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
-
-
-def test_a_second_process_is_refused_with_the_first_ones_host_and_number(tmp_path):
-    with sole_process(tmp_path / "lock"):
-        with pytest.raises(WrongUse, match=f"process {os.getpid()} of {socket.gethostname()} is writing here"):
-            with sole_process(tmp_path / "lock"):
-                pass
-        assert json.loads((tmp_path / "lock").read_text())["process"] == os.getpid()  # the refused one left it alone
-    assert not (tmp_path / "lock").exists()
-    with sole_process(tmp_path / "lock"):
-        pass
-
-
-@pytest.mark.parametrize("content", ["", "{", json.dumps({"host": socket.gethostname(), "process": 4_000_000, "since": 0})])
-def test_a_lock_left_behind_on_this_host_is_taken_over(content, tmp_path):
-    (tmp_path / "lock").write_text(content)
-    with sole_process(tmp_path / "lock"):
-        assert json.loads((tmp_path / "lock").read_text())["process"] == os.getpid()
-
-
-def test_a_lock_of_another_host_is_refused_with_its_age_and_the_line_that_removes_it(tmp_path):
-    lock = tmp_path / "lock"
-    lock.write_text(json.dumps({"host": "elsewhere", "process": 7, "since": time.time() - 7200}))
-    for _ in range(2):
-        with pytest.raises(WrongUse, match=f"process 7 of elsewhere has written here for 2.0 hours; if it has ended: rm {lock}"):
-            with sole_process(lock):
-                pass
-    lock.unlink()
-    with sole_process(lock):
-        pass
 
 
 def test_two_trainings_of_one_encoder_do_not_meet(write_config, tmp_path, refusal):
@@ -103,7 +73,7 @@ def test_a_signal_saves_at_the_next_step_and_the_run_goes_on_bit_identical(numbe
         train_simclr.main(["--config", stopped])
     line = capsys.readouterr().err
     assert ending.value.code == 128 + number and len(calls) == stopped_at
-    assert line.startswith("stopped: ") and line.count("\n") == 1 and f"after step {stopped_at} of 9; saved" in line
+    assert line.startswith("stopped: ") and line.count("\n") == 1 and f"candidate is saved after step {stopped_at} of 9" in line
     train_simclr.main(["--config", stopped])
     assert len(calls) == 18 and f"going on after step {stopped_at}" in capsys.readouterr().out
     for role in ("candidate", "independent"):
@@ -124,3 +94,19 @@ def test_a_real_process_ends_with_one_line_and_its_own_code(tmp_path):
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + signal.SIGTERM and error.startswith("stopped: ") and error.count("\n") == 1, error
     assert (log.parent / "last.pt").exists() and not (log.parent / "lock").exists()
+
+
+def test_a_retraining_that_is_told_to_stop_passes_it_on_and_ends_once_it_is_saved(tmp_path):
+    path = write_experiment(tmp_path, {"subsets.shared": 0, "removal": {"counts": [4], "policies": ["least"]}})
+    train_simclr.main(["--config", path])
+    memorization_scores.main(["--config", path])
+    remove = [sys.executable, remove_samples.__file__, "--config", path, "--retrain", "--training.epochs", "3"]
+    started = tmp_path / "run/removal/least_4_draw0/environment.json"
+    process = subprocess.Popen(remove, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while process.poll() is None and not started.exists():
+        time.sleep(0.01)
+    process.terminate()
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGTERM, error
+    assert error.splitlines()[-1] == "stopped: SIGTERM: what was retrained so far is kept; the same command goes on from here"
+    assert not list((tmp_path / "run/removal").rglob("lock")) and not (tmp_path / "run/removal/curve.csv").exists()

@@ -16,6 +16,7 @@ from memorization.checkpoint import read_checkpoint, save_checkpoint
 from memorization.config import DataSettings
 from memorization.data import open_images
 from memorization.errors import WrongUse
+from memorization.interruption import StopRequest
 from memorization.removal import distances_to_centres, duplicate_groups, removal_order, remove_in_order
 from memorization.subsets import load_subsets, save_subsets
 
@@ -211,7 +212,7 @@ def in_process(monkeypatch):
     """Retraining in this process, which is quicker; returns the list of the commands' arguments."""
     commands = []
 
-    def run_script(script, arguments):
+    def run_script(script, arguments, stop):
         assert script.name == "train_simclr.py"
         commands.append(arguments)
         train_simclr.main(arguments)
@@ -268,7 +269,7 @@ def test_encoders_of_another_precision_are_not_compared(halves_copy, in_process,
     in_process.clear()
     config = remove_samples.read_config("", ["--config", path, "--run", str(run), *options])
     with pytest.raises(WrongUse, match="trained in bf16, but f in fp32"):
-        remove_samples.probe_all([remove_samples.Removal("memorized", 4, 0)], [], config, torch.device("cpu"))
+        remove_samples.probe_all([remove_samples.Removal("memorized", 4, 0)], [], config, torch.device("cpu"), StopRequest())
 
 
 def test_work_that_is_done_is_kept(halves_copy, in_process, monkeypatch):
@@ -315,7 +316,7 @@ def test_a_retraining_is_a_command_of_its_own_of_the_method_that_was_trained(met
 
 def test_a_retraining_that_fails_is_named_and_loses_nothing(halves_copy, refusal, monkeypatch):
     path, run = halves_copy
-    monkeypatch.setattr(remove_samples, "run_script", lambda script, arguments: 2)
+    monkeypatch.setattr(remove_samples, "run_script", lambda script, arguments, stop: 2)
     line = refusal(remove_samples.main, ["--config", path, "--run", str(run), "--retrain"])
     assert "memorized_4_draw0, seed 0: train_simclr.py failed" in line
     monkeypatch.setattr(remove_samples, "training_script", lambda config: Path("train_dino.py"))

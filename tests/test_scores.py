@@ -219,6 +219,42 @@ def test_batch_size_does_not_change_a_score(scored_run, run_copy):
             assert np.abs(table[column] - whole[column]).max() < 1e-6
 
 
+def test_the_number_of_threads_does_not_change_a_score(scored_run, run_copy):
+    one = read_table(scored_run[1] / "scores")[1]
+    before = torch.get_num_threads()
+    try:
+        several = table_with(run_copy, "--threads", "3")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    for column in ("alignment_loss_f", "alignment_loss_g", "score"):
+        assert np.abs(several[column] - one[column]).max() < 1e-6
+
+
+def test_a_long_scoring_is_estimated(run_copy, monkeypatch, capsys):
+    path, run = run_copy
+    score(path, "--run", str(run))
+    assert "on the disk" not in capsys.readouterr().out
+    monkeypatch.setattr(memorization_scores, "LONG", 0)
+    before = (run / "scores/scores.npz").read_bytes()
+    score(path, "--run", str(run))
+    line = next(line for line in capsys.readouterr().out.splitlines() if "on the disk" in line)
+    assert line.startswith("  scoring 240 images by 4 views through two encoders: about 0:00:0")
+    assert (run / "scores/scores.npz").read_bytes() == before
+    written = sum((run / "scores" / name).stat().st_size for name in ("scores.csv", "scores.npz", "scores.mat"))
+    assert memorization_scores.BYTES_A_ROW * 120 == pytest.approx(written, rel=0.5)
+
+
+def test_a_batch_beyond_the_memory_names_the_setting_to_lower(run_copy, refusal, monkeypatch):
+    def hungry(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(memorization_scores, "score_batch", hungry)
+    path, run = run_copy
+    line = refusal(memorization_scores.main, ["--config", path, "--run", str(run)])
+    assert "scores.batch_size: 256 needs more than the GPU's memory has left; lower it" in line
+
+
 def test_per_subset_takes_the_same_images_whatever_else_is_scored(scored_run, run_copy):
     whole, few = read_table(scored_run[1] / "scores")[1], table_with(run_copy, "--scores.per_subset", "10")
     assert few["subset"].tolist() == sum(([name] * 10 for name in ("shared", "candidate", "independent", "external")), [])

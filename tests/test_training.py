@@ -1,7 +1,9 @@
 import dataclasses
 import json
 import math
+import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +17,10 @@ from memorization.augmentations import View
 from memorization.checkpoint import read_checkpoint
 from memorization.config import read_config
 from memorization.data import open_images
-from memorization.errors import WrongUse
-from memorization.subsets import draw_subsets, load_subsets
+from memorization.errors import Caution, WrongUse
+from memorization.subsets import ROLES, draw_subsets, load_subsets
 from models.encoders import make_encoder
 from models.simclr import SimCLR, SimCLRSettings
-
-ROLES = ("candidate", "independent")
 
 
 def train(path, *options, method="simclr"):
@@ -368,7 +368,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     monkeypatch.setattr(training, "train_step", diverging_step)
     line = refusal(train_simclr.main, ["--config", path])
     folder = tmp_path / "run/seed_0/candidate"
-    assert str(folder) in line and "step 5" in line and "learning rate 0.01" in line and "last good checkpoint: last.pt" in line
+    assert str(folder) in line and "step 5" in line and "learning rate 0.00586824" in line and "last good checkpoint: last.pt" in line
     assert read_checkpoint(folder / "last.pt")["step"] == 4
 
 
@@ -386,6 +386,75 @@ def test_weights_that_are_not_finite_stop_the_run_before_they_are_kept(write_con
     line = refusal(train_simclr.main, ["--config", write_config()])
     assert "a weight after step 9 is not finite" in line and "last good checkpoint: none" in line
     assert not list((tmp_path / "run").rglob("*.pt"))
+
+
+def test_a_representation_that_is_not_finite_stops_the_run(write_config, tmp_path, refusal, monkeypatch):
+    monkeypatch.setattr(training, "spread", lambda representations: representations.sum() * float("inf"))
+    line = refusal(train_simclr.main, ["--config", write_config({"training.checkpoint_minutes": 1e-9})])
+    assert "a representation after step 3 is not finite (learning rate 0.00883022)" in line and "last good checkpoint: last.pt" in line
+    assert not (tmp_path / "run/seed_0/candidate/log.jsonl").read_text()
+
+
+def test_a_collapse_is_warned_of_once(write_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "spread", lambda representations: torch.tensor(0.005))
+    with pytest.warns(Caution) as warned:
+        train(write_config())
+    assert [str(warning.message) for warning in warned] == [
+        f"{tmp_path}/run/seed_0/{role}: collapsed after epoch 1: spread 0.005" for role in ("candidate", "independent")
+    ]
+
+
+def broken(how, content):
+    """The bytes of a checkpoint, broken."""
+    if how == "bit-flipped":
+        content = bytearray(content)
+        content[len(content) // 2] ^= 16
+    return {"truncated": content[: len(content) // 2], "bit-flipped": bytes(content), "empty": b""}[how]
+
+
+@pytest.mark.parametrize("how", ["truncated", "bit-flipped", "empty"])
+def test_a_broken_last_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(how, write_config, tmp_path, capsys):
+    path = write_config({"training.checkpoint_minutes": 1e-9})
+    train(path)
+    folder = tmp_path / "run/seed_0/candidate"
+    whole, last = (folder / "encoder.pt").read_bytes(), folder / "last.pt"
+    before = read_checkpoint(folder / "previous.pt")["step"]
+    last.write_bytes(broken(how, last.read_bytes()))
+    (folder / "encoder.pt").unlink()
+    with pytest.warns(Caution, match=f"{last}: .*; going on from {folder}/previous.pt"):
+        train(path)
+    assert f"candidate: going on after step {before}" in capsys.readouterr().out
+    assert (folder / "encoder.pt").read_bytes() == whole
+
+
+def test_a_long_training_is_estimated_from_steps_that_change_nothing(write_config, tmp_path, monkeypatch, capsys):
+    train(write_config({"run": str(tmp_path / "short")}))
+    assert "on the disk" not in capsys.readouterr().out
+    monkeypatch.setattr(training, "LONG", 18)
+    path = write_config({"training.checkpoint_epochs": [1]})
+    train(path)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "on the disk" in line]
+    words = re.fullmatch(r"  18 steps for 2 encoders: about 0:00:0\d, (.*) [MG]B of memory, (.*) MB on the disk", line)
+    written = [path for path in (tmp_path / "run").rglob("*.pt")]
+    left_behind = sum(path.stat().st_size for path in written) + 3 * (tmp_path / "run/seed_0/candidate/last.pt").stat().st_size
+    assert float(words[1]) > 0 and float(words[2]) == pytest.approx(left_behind / 1e6, rel=0.4)
+    for role in ROLES:
+        name = f"seed_0/{role}/encoder.pt"
+        assert (tmp_path / "short" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    (tmp_path / "run/seed_0/independent/encoder.pt").unlink()
+    monkeypatch.setattr(training, "LONG", 9)
+    with pytest.warns(Caution, match="MB will be written, but 0.0 MB are free"):
+        train(path)
+
+
+def test_a_batch_beyond_the_memory_names_the_setting_to_lower(write_config, tmp_path, refusal, monkeypatch):
+    def hungry(*arguments, **named):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(training, "train_step", hungry)
+    line = refusal(train_simclr.main, ["--config", write_config()])
+    assert line == "error: training.batch_size: 16 needs more than the GPU's memory has left; lower it\n"
 
 
 def test_checkpoints_are_saved_every_so_many_minutes(write_config, monkeypatch):

@@ -1,0 +1,62 @@
+"""What long work takes: time, memory and disk, told before it starts; and one line where memory runs out."""
+
+import resource
+import statistics
+import time
+import warnings
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+
+from memorization.errors import Caution, WrongUse
+from memorization.storage import free_bytes, megabytes
+
+TRIALS = 3
+OUT_OF_HOST_MEMORY = "can't allocate memory"  # in the RuntimeError of torch's allocator for CPUs
+
+
+def seconds_of(work, device):
+    """How long a piece of work takes, the median of a few times after one to warm up. work: () -> anything, done on the device."""
+    seconds = []
+    for _ in range(1 + TRIALS):
+        start = time.monotonic()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.monotonic() - start)
+    return statistics.median(seconds[1:])
+
+
+def print_estimate(what, seconds, device, disk=0, folder="."):
+    """One line: what is about to be done, its time, the memory that a trial of it took, and the bytes it writes to the disk.
+
+    Warns where the disk that holds the folder has less room.
+    """
+    memory = f"{megabytes(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)} of memory"
+    if device.type == "cuda":
+        memory += f", {megabytes(torch.cuda.max_memory_reserved(device))} of the GPU's"
+    print(f"  {what}: about {timedelta(seconds=round(seconds))}, {memory}, {megabytes(disk)} on the disk", flush=True)
+    if disk > free_bytes(folder):
+        warnings.warn(Caution(f"{folder}: {megabytes(disk)} will be written, but {megabytes(free_bytes(folder))} are free"), stacklevel=2)
+
+
+@contextmanager
+def memory_for(setting, value):
+    """Turn running out of memory, on the device or in the host, into WrongUse that names the setting to lower."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and OUT_OF_HOST_MEMORY not in str(error):
+            raise
+        where = "the GPU's memory" if isinstance(error, torch.OutOfMemoryError) else "memory"
+        raise WrongUse(f"{setting}: {value} needs more than {where} has left; lower it") from None
+
+
+def tensor_bytes(value):
+    """Bytes of the tensors in a nested value, such as a state dict."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        return sum(map(tensor_bytes, value.values()))
+    return sum(map(tensor_bytes, value)) if isinstance(value, (list, tuple)) else 0
