@@ -28,7 +28,7 @@ Interval = Annotated[list[Positive], Field(min_length=2, max_length=2)]
 # Upper bounds are far beyond use: they refuse what would fill the memory, never end, or crash torch.
 MOST_EPOCHS = 10**6
 MOST_VIEWS = 1000
-MOST_PIXELS = 1024  # height and width
+LEAST_PIXELS, MOST_PIXELS = 4, 1024  # height and width
 
 
 class Settings(BaseModel):
@@ -63,7 +63,9 @@ class DataSettings(Settings):
     name: Literal["fashion_mnist", "cifar10", "cifar100", "svhn", "stl10", "image_folder", "fake"] = Field(description="the dataset")
     root: str = Field("data", description="folder of the dataset", json_schema_extra=NOT_COMPARED)
     prepared: str = Field("data/prepared", description="folder for the decoded maps of image_folder", json_schema_extra=NOT_COMPARED)
-    size: int | None = Field(None, ge=4, le=MOST_PIXELS, description="image_folder and fake: height and width of the prepared images")
+    size: int | None = Field(
+        None, ge=LEAST_PIXELS, le=MOST_PIXELS, description="image_folder and fake: height and width of the prepared images"
+    )
 
     @pydantic.field_validator("root", "prepared")
     @classmethod
@@ -107,7 +109,7 @@ class ViewRecipe(Settings):
     """How one kind of view is drawn. The operations are applied in the order of these settings."""
 
     count: int = Field(1, ge=1, le=64, description="views drawn by this recipe")
-    size: int = Field(ge=4, le=MOST_PIXELS, description="height and width of the view")
+    size: int = Field(ge=1, le=MOST_PIXELS, description="height and width of the view")
     crop_scale: Interval | None = Field(
         None, description="random resized crop: bounds of its share of the area; null takes the whole image"
     )
@@ -371,6 +373,8 @@ class Config(RunFolder):
         if self.scores.augmentation != "training":
             given += [("scores.augmentation", recipe) for recipe in self.scores.augmentation]
         for key, recipe in given:
+            if recipe.size < LEAST_PIXELS:
+                raise ValueError(f"{key}: size is {recipe.size}, but a view has at least {LEAST_PIXELS} pixels a side")
             if self.encoder.sees_patches and recipe.size % self.encoder.patch:
                 raise ValueError(f"encoder.patch: {self.encoder.patch} does not divide the {recipe.size} pixels of a view in {key}")
             if recipe.mask_ratio and not self.encoder.sees_patches:

@@ -137,8 +137,8 @@ COMMAND_LINES = [  # script, options, and what the line names
     # --- views and encoders
     ("simclr", views(count=3), ["augmentation.views", "3 views", "first, second"]),
     ("simclr", views(count=10**9), ["augmentation.views.0.count: 1000000000", "less than or equal to 64"]),
-    ("simclr", views(size=0), ["augmentation.views.0.size: 0", "greater than or equal to 4"]),
-    ("simclr", ["--encoder.name", "resnet18", *views(size=1)], ["augmentation.views.0.size: 1", "greater than or equal to 4"]),
+    ("simclr", views(size=0), ["augmentation.views.0.size: 0", "greater than or equal to 1"]),
+    ("simclr", views(size=1), ["augmentation.views: size is 1", "at least 4 pixels"]),
     ("simclr", views(size=10**6), ["augmentation.views.0.size: 1000000", "less than or equal to 1024"]),
     ("simclr", views(size="16"), ["augmentation.views.0.size: '16'", "without quotes"]),
     ("simclr", views(crop_scal=[0.1, 1]), ["augmentation.views.0.crop_scal", "did you mean crop_scale?"]),
