@@ -24,7 +24,7 @@ import torch
 import torch.nn as nn
 
 from memorization.augmentations import augment, measuring_recipe, whole_images
-from memorization.checkpoint import checksum, kept_epochs, load_pair, load_trained, pair_fingerprints
+from memorization.checkpoint import checksum, chosen_checkpoints, load_pair, load_trained, pair_fingerprints
 from memorization.config import EncoderSettings, read_config
 from memorization.crop_classifier import infer_by_classifier, train_classifier
 from memorization.data import images_of_run
@@ -47,7 +47,7 @@ from memorization.representations import encode_images, encoder_source
 from memorization.scores import load_candidate_scores
 from memorization.significance import mean_and_spread
 from memorization.storage import write_atomically, write_json
-from memorization.subsets import first_by_hash, load_subsets
+from memorization.subsets import ROLES, first_by_hash, load_subsets
 from models.encoders import make_encoder
 
 ACTIONS = {"checkpoint": "encoder (the default), epoch_NNNN for a kept one, or all for the test over training"}
@@ -76,19 +76,18 @@ def main(argv=None):
     config = read_config(__doc__, argv, actions=ACTIONS)
     device = choose_device(config)
     use_exact_arithmetic()
+    roles = ROLES if config.dejavu.reference == "independent" else ROLES[:1]
+    names = chosen_checkpoints(config.actions["checkpoint"], config.folder, config.seeds, roles)
     subsets = load_subsets(config.folder / "subsets.npz")
     images = images_of_run(subsets, config)
     public = public_images(images, subsets, config.dejavu, device)
     check_labels(images, subsets, public, config.dejavu)
     images = images.to(device)
 
-    checkpoint = config.actions["checkpoint"] or "encoder"
-    roles = ("candidate", "independent") if config.dejavu.reference == "independent" else ("candidate",)
-    names = [*kept_epochs(config.folder, config.seeds, roles), "encoder"] if checkpoint == "all" else [checkpoint]
     scores = {name: scores_of_candidates(name, subsets, config) for name in names}
     for name in names:
         attack_checkpoint(name, scores[name], images, subsets, public, config, device)
-    if checkpoint == "all":
+    if config.actions["checkpoint"] == "all":
         draw_deja_vu_curve([config.dejavu_folder(name) for name in names])
 
 
@@ -126,12 +125,11 @@ def check_labels(images, subsets, public, settings):
 
 def scores_of_candidates(checkpoint, subsets, config):
     """The CandidateScores of a checkpoint, or None where there are none, or no encoder g any more that they could be checked against."""
-    folder = config.score_folder(checkpoint)
-    scored = (folder / "summary.json").exists()
+    scored = (config.score_folder(checkpoint) / "summary.json").exists()
     has_g = all((config.folder / f"seed_{seed}" / "independent" / "encoder.pt").exists() for seed in config.seeds)
     if not scored or (config.dejavu.reference == "crops" and not has_g):
         return None
-    return load_candidate_scores(folder, config.folder, subsets)
+    return load_candidate_scores(config, subsets, checkpoint)
 
 
 def attack_checkpoint(checkpoint, scores, images, subsets, public, config, device):

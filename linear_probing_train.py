@@ -12,15 +12,15 @@ into a folder of its own in probe/.
 
 from memorization.checkpoint import load_encoder, load_pair, untrained_encoder
 from memorization.config import read_config, trained_part
-from memorization.data import open_images
-from memorization.errors import one_line_errors
+from memorization.data import images_of_run, open_images
+from memorization.errors import WrongUse, one_line_errors
 from memorization.figures import draw_probe
 from memorization.machine import choose_device, describe_machine, use_exact_arithmetic
 from memorization.probing import fine_tune, prepared_for_probing, probe, probed_data
 from memorization.representations import encoder_source, raw_pixels, stated_adaptation
 from memorization.significance import mean_and_spread, paired_test
 from memorization.storage import write_json
-from memorization.subsets import ROLES
+from memorization.subsets import ROLES, load_subsets
 
 ACTIONS = {"encoder": "an encoder.pt to probe in the place of those of the run"}
 
@@ -31,6 +31,8 @@ def main(argv=None):
     device = choose_device(config)
     use_exact_arithmetic()
     sources = chosen_sources(config)
+    if config.data.name in (data.name for data in probed_data(config)):
+        images_of_run(load_subsets(config.folder / "subsets.npz"), config)  # refuses other images than those of training
     datasets = [prepared_for_probing(open_images(data), config.probe) for data in probed_data(config)]
     folder = probe_folder(config, sources)
     rows = []
@@ -61,8 +63,11 @@ def main(argv=None):
 
 def chosen_sources(config):
     """The Sources to probe: f and g of every seed, or the encoder of --encoder, and beside them a random encoder and raw pixels."""
-    if config.actions["encoder"]:
-        encoder, record = load_encoder(config.actions["encoder"])
+    if config.actions["encoder"] is not None:
+        try:
+            encoder, record = load_encoder(config.actions["encoder"])
+        except WrongUse as error:
+            raise WrongUse(f"command line: --encoder: {error}") from None
         sources = [encoder_source(config.actions["encoder"], encoder, record)]
     else:
         sources = []
@@ -76,7 +81,7 @@ def chosen_sources(config):
 def probe_folder(config, sources):
     """probe/ of the run; a folder in it for another encoder, named after its weights, and for fine-tuning."""
     names = []
-    if config.actions["encoder"]:
+    if config.actions["encoder"] is not None:
         names.append(f"encoder_{sources[0].identity[:8]}")
     if config.probe.fine_tune:
         names.append("fine_tuned")

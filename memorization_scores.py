@@ -10,6 +10,7 @@ augmentation into a folder in it, named after them. With --checkpoint all every 
 """
 
 import csv
+import hashlib
 import io
 import json
 import time
@@ -21,13 +22,14 @@ from tqdm import tqdm
 
 from memorization.alignment import encoder_distances, jackknife_error, mean_over_pairs, memorization_score
 from memorization.augmentations import augment, measuring_recipe
-from memorization.checkpoint import kept_epochs, load_pair, pair_fingerprints
+from memorization.checkpoint import chosen_checkpoints, load_pair, pair_fingerprints
 from memorization.config import read_config
 from memorization.data import images_of_run
 from memorization.errors import WrongUse, one_line_errors
 from memorization.figures import draw_gallery, draw_histogram, draw_scatter, draw_training_curve
 from memorization.machine import choose_device, describe_machine, use_exact_arithmetic
 from memorization.resources import memory_for, print_estimate, seconds_of
+from memorization.scores import FORMAT
 from memorization.significance import bootstrap_interval, describe, one_sample_test, paired_test, welch_test
 from memorization.storage import write_atomically, write_json
 from memorization.subsets import ROLES, SUBSETS, first_by_hash, load_subsets
@@ -52,17 +54,15 @@ def main(argv=None):
     config = read_config(__doc__, argv, actions=ACTIONS)
     device = choose_device(config)
     use_exact_arithmetic()
+    names = chosen_checkpoints(config.actions["checkpoint"], config.folder, config.seeds)
     subsets = load_subsets(config.folder / "subsets.npz")
     images = images_of_run(subsets, config).to(device)
 
-    checkpoint = config.actions["checkpoint"] or "encoder"
-    if checkpoint != "all":
-        score_checkpoint(checkpoint, images, subsets, config, device)
-        return
-    names, logs = [*kept_epochs(config.folder, config.seeds), "encoder"], training_logs(config)
+    logs = training_logs(config) if config.actions["checkpoint"] == "all" else None
     for name in names:
         score_checkpoint(name, images, subsets, config, device)
-    draw_training_curve([config.score_folder(name) for name in names], logs)
+    if logs:
+        draw_training_curve([config.score_folder(name) for name in names], logs)
 
 
 def score_checkpoint(checkpoint, images, subsets, config, device):
@@ -77,7 +77,9 @@ def score_checkpoint(checkpoint, images, subsets, config, device):
     seconds = time.monotonic() - start
     scores = combine(rows, *(np.stack(parts) for parts in zip(*losses)))
     epoch = pairs[config.seeds[0]][2]["epoch"]
-    summary = summarize(scores, config.seeds) | {
+    summary = {
+        "format": FORMAT,
+        **summarize(scores, config.seeds),
         "checkpoint": {"name": checkpoint, "epoch": epoch},
         "settings": config.scores.model_dump(),
         "fingerprints": {"subsets": subsets.fingerprint, "data": subsets.data, "encoders": encoders},
@@ -237,6 +239,7 @@ def write_scores(folder, scores, summary):
     arrays = io.BytesIO()
     np.savez(arrays, **{name: scores[name] for name in ("index", "split", "subset", "label", "L_f", "L_g", "jackknife")})
     write_atomically(folder / "scores.npz", arrays.getvalue())
+    summary["fingerprints"]["scores"] = hashlib.sha256(arrays.getvalue()).hexdigest()
     matlab = io.BytesIO()
     as_cells = {name: scores[name].astype(object) for name in ("split", "subset")}
     scipy.io.savemat(matlab, scores | as_cells, oned_as="column")

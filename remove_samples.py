@@ -15,6 +15,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from memorization.checkpoint import load_encoder, load_pair
+from memorization.checkpoint import load_pair, load_trained
 from memorization.config import read_config, trained_part
 from memorization.data import images_of_run, open_images
 from memorization.errors import WrongUse, one_line_errors
@@ -70,6 +71,9 @@ def main(argv=None):
     ranked = ranked_samples(subsets, config)
     removals = planned_removals(ranked, subsets, config)
     mine = share(removals, config.actions["jobs"])
+    if config.actions["retrain"]:
+        for seed in config.seeds:
+            load_trained(config.folder, seed, "candidate")  # of this run, or the curve would begin at another encoder
     if config.actions["jobs"] == "list":
         print("\n".join(f"{removal.name} seed {seed}" for removal in removals for seed in config.seeds))
         return
@@ -110,12 +114,12 @@ def ranked_samples(subsets, config):
             f"subsets.shared: {len(subsets.shared)} samples trained both encoders and have no score; train disjoint halves "
             "(configs/removal_demo.yaml: subsets.shared 0), or rank the candidates alone with --removal.candidates_only true"
         )
-    folder = config.score_folder()
-    scores = load_candidate_scores(folder, config.folder, subsets)
+    scores = load_candidate_scores(config, subsets)
     places = {index: place for place, index in enumerate(scores.index.tolist())}
     missing = [index for index in subsets.candidate.tolist() if index not in places]
     if missing:
-        raise WrongUse(f"{folder}: {len(missing)} of {len(subsets.candidate)} candidates have no score; score all (scores.per_subset null)")
+        where, total = config.score_folder(), len(subsets.candidate)
+        raise WrongUse(f"{where}: {len(missing)} of {total} candidates have no score; score all (scores.per_subset null)")
     order = [places[index] for index in subsets.candidate.tolist()]
     ranked = {"index": scores.index, "label": scores.label, "score": scores.score}
     return {name: values[order] for name, values in ranked.items()} | {"seeds": scores.seeds}
@@ -138,6 +142,8 @@ def planned_removals(ranked, subsets, config):
         raise WrongUse(f"removal.counts: {max(counts)} leaves {left} images, but training.batch_size is {config.training.batch_size}")
     if "random_matched" in settings.policies and (ranked["label"] < 0).any():
         raise WrongUse("removal.policies: random_matched needs labels, but some samples have none")
+    if "typical" in settings.policies and (settings.clusters or 1) >= available:
+        raise WrongUse(f"removal.clusters: {settings.clusters} is not allowed: there are {available} ranked samples")
     draws = {policy: settings.draws if policy in DRAWN else 1 for policy in settings.policies}
     return [Removal(policy, count, draw) for policy in settings.policies for count in counts for draw in range(draws[policy])]
 
@@ -146,10 +152,10 @@ def share(removals, part):
     """All removals, or part I of N where `part` is "I/N"; all seeds of a removal stay together, in one run folder."""
     if part in (None, "list"):
         return removals
-    i, _, n = part.partition("/")
-    if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+    numbers = re.fullmatch(r"(\d{1,9})/(\d{1,9})", part)
+    if not numbers or int(numbers[1]) >= int(numbers[2]):
         raise WrongUse(f"command line: --jobs: {part!r} is not allowed: list, or I/N with I from 0 to N - 1")
-    return removals[int(i) :: int(n)]
+    return removals[int(numbers[1]) :: int(numbers[2])]
 
 
 def near_duplicates(ranked, images, config):
@@ -293,7 +299,7 @@ def probe_all(removals, datasets, config, device, stop):
     rows, precisions = [], {}
     for (policy, count, draw, seed), folder in encoders:
         path = folder / f"seed_{seed}" / "candidate" / "encoder.pt"
-        encoder, record = load_encoder(path)
+        encoder, record = load_trained(folder, seed, "candidate")
         if precisions.setdefault(seed, record["precision"]) != record["precision"]:
             raise WrongUse(f"{path}: trained in {record['precision']}, but f in {precisions[seed]}; retrain on the same kind of device")
         source = encoder_source(str(path), encoder, record)

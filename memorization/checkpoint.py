@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import torch
 
-from memorization.config import first_difference, read_run_config, trained_part, with_defaults
+from memorization.config import first_difference, read_run_config, shortened, trained_part, with_defaults
 from memorization.errors import Caution, WrongUse
 from memorization.storage import sync_folder, write_atomically
 from memorization.subsets import ROLES, load_subsets
@@ -101,39 +101,49 @@ def load_pair(run, seed, checkpoint="encoder"):
     """The pair of one seed: (f, g, record), with the record of f.
 
     run: the run folder; checkpoint: "encoder", or such as "epoch_0100". Raises WrongUse where f and g do not belong together or to this
-    run: another config, seed, epoch or split.
+    run: another config, role, seed, epoch, split or precision.
     """
     (f, record), (g, other) = (load_trained(run, seed, role, checkpoint) for role in ROLES)
-    for key in ("epoch", "precision"):
-        if record[key] != other[key]:
-            raise WrongUse(f"{run}/seed_{seed}: {key} is {record[key]!r} of f, but {other[key]!r} of g")
+    if record["precision"] != other["precision"]:
+        raise WrongUse(f"{run}/seed_{seed}: precision is {record['precision']!r} of f, but {other['precision']!r} of g")
     return f, g, record
 
 
 def load_trained(run, seed, role, checkpoint="encoder"):
-    """One encoder of a run: (encoder, record). Raises WrongUse where it is not of this run, seed and role; see `load_pair`."""
+    """One encoder of a run: (encoder, record). Raises WrongUse where it is not of this run, seed, role and epoch; see `load_pair`."""
     run = Path(run).expanduser()
     path = run / f"seed_{seed}" / role / ("encoder.pt" if checkpoint == "encoder" else f"encoder_{checkpoint}.pt")
     encoder, record = load_encoder(path)
     subsets, trained = load_subsets(run / "subsets.npz").fingerprint, trained_part(read_run_config(run))
-    check_belongs(record, {"role": role, "seed": seed, "subsets": subsets, "config": trained}, path)
+    epoch = trained["training"]["epochs"] if checkpoint == "encoder" else int(checkpoint.removeprefix("epoch_"))
+    check_belongs(record, {"role": role, "seed": seed, "subsets": subsets, "config": trained, "epoch": epoch}, path)
     return encoder, record
 
 
-def kept_epochs(run, seeds, roles=ROLES):
-    """The kept checkpoints that the encoders of these seeds and roles all have, such as ["epoch_0100", "epoch_0200"].
+def chosen_checkpoints(action, run, seeds, roles=ROLES):
+    """The checkpoints that an action `checkpoint` names, such as ["epoch_0100", "epoch_0200", "encoder"] for "all"; None is "encoder".
 
-    Raises WrongUse where there are none.
+    Raises WrongUse where the encoders of these seeds and roles do not all have it.
     """
+    if action in (None, "encoder"):
+        return ["encoder"]
+    kept = kept_epochs(run, seeds, roles)
+    if action == "all" and kept:
+        return [*kept, "encoder"]
+    if action not in kept:
+        has = f"has {', '.join(kept)}" if kept else "kept none; name their epochs in training.checkpoint_epochs"
+        raise WrongUse(f"command line: --checkpoint: {action!r} is not allowed: beside encoder, {run} {has}")
+    return [action]
+
+
+def kept_epochs(run, seeds, roles):
+    """The kept checkpoints that the encoders of these seeds and roles all have, such as ["epoch_0100", "epoch_0200"]."""
     kept = [
         {path.stem.removeprefix("encoder_") for path in Path(run, f"seed_{seed}", role).glob("encoder_epoch_*.pt")}
         for seed in seeds
         for role in roles
     ]
-    epochs = sorted(set.intersection(*kept), key=lambda name: int(name.removeprefix("epoch_")))
-    if not epochs:
-        raise WrongUse(f"--checkpoint all: {run} kept no checkpoints; name their epochs in training.checkpoint_epochs")
-    return epochs
+    return sorted(set.intersection(*kept), key=lambda name: int(name.removeprefix("epoch_")))
 
 
 def pair_fingerprints(pairs):
@@ -151,7 +161,7 @@ def check_belongs(content, expected, path):
     difference = first_difference(found, expected)
     if difference:
         key, value, wanted = difference
-        raise WrongUse(f"{path}: {key.removeprefix('config.')} is {value!r}, but {wanted!r} belongs here")
+        raise WrongUse(f"{path}: {key.removeprefix('config.')} is {shortened(value)}, but {shortened(wanted)} belongs here")
 
 
 def _on_cpu(value):

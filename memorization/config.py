@@ -5,6 +5,7 @@ import difflib
 import hashlib
 import inspect
 import json
+import re
 import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,6 +25,10 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Interval = Annotated[list[Positive], Field(min_length=2, max_length=2)]
+# Upper bounds are far beyond use: they refuse what would fill the memory, never end, or crash torch.
+MOST_EPOCHS = 10**6
+MOST_VIEWS = 1000
+LEAST_PIXELS, MOST_PIXELS = 4, 1024  # height and width
 
 
 class Settings(BaseModel):
@@ -39,11 +44,33 @@ def each_once(values):
     return values
 
 
+def possible_path(text):
+    """A path as it was given. Raises ValueError where no file can have that name."""
+    if text is None:
+        return text
+    if not text or "\0" in text:
+        raise ValueError(f"{text!r} is not allowed: it is the name of no file")
+    if any(len(part.encode()) > 255 for part in Path(text).parts):
+        raise ValueError(f"{text!r} is not allowed: a name in it is longer than 255 bytes")
+    try:
+        Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{text!r} is not allowed: nobody has this home folder") from None
+    return text
+
+
 class DataSettings(Settings):
     name: Literal["fashion_mnist", "cifar10", "cifar100", "svhn", "stl10", "image_folder", "fake"] = Field(description="the dataset")
     root: str = Field("data", description="folder of the dataset", json_schema_extra=NOT_COMPARED)
     prepared: str = Field("data/prepared", description="folder for the decoded maps of image_folder", json_schema_extra=NOT_COMPARED)
-    size: int | None = Field(None, ge=1, description="image_folder and fake: height and width of the prepared images")
+    size: int | None = Field(
+        None, ge=LEAST_PIXELS, le=MOST_PIXELS, description="image_folder and fake: height and width of the prepared images"
+    )
+
+    @pydantic.field_validator("root", "prepared")
+    @classmethod
+    def _possible_paths(cls, path):
+        return possible_path(path)
 
     @pydantic.model_validator(mode="after")
     def _size_where_needed(self):
@@ -64,6 +91,11 @@ class SubsetSettings(Settings):
     seed: Seed = Field(0, description="order: shuffled: which shuffle")
     file: str | None = Field(None, json_schema_extra=NOT_COMPARED, description="a file of remove_samples.py, in place of the counts")
 
+    @pydantic.field_validator("file")
+    @classmethod
+    def _possible_path(cls, path):
+        return possible_path(path)
+
     @pydantic.model_validator(mode="after")
     def _candidates_are_replaced(self):
         if self.candidate != self.independent:
@@ -76,8 +108,8 @@ class SubsetSettings(Settings):
 class ViewRecipe(Settings):
     """How one kind of view is drawn. The operations are applied in the order of these settings."""
 
-    count: int = Field(1, ge=1, description="views drawn by this recipe")
-    size: int = Field(ge=1, description="height and width of the view")
+    count: int = Field(1, ge=1, le=64, description="views drawn by this recipe")
+    size: int = Field(ge=1, le=MOST_PIXELS, description="height and width of the view")
     crop_scale: Interval | None = Field(
         None, description="random resized crop: bounds of its share of the area; null takes the whole image"
     )
@@ -85,7 +117,7 @@ class ViewRecipe(Settings):
     flip: Share = Field(0.0, description="probability of a horizontal flip")
     rotate: list[Literal[0, 90, 180, 270]] = Field([0], min_length=1, description="angles, counter-clockwise, drawn with equal chance")
     jitter: Share = Field(0.0, description="probability of colour jitter")
-    jitter_strength: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=4, max_length=4)] = Field(
+    jitter_strength: Annotated[list[Annotated[float, Field(ge=0, le=10)]], Field(min_length=4, max_length=4)] = Field(
         [0.4, 0.4, 0.4, 0.1], description="brightness, contrast, saturation, hue"
     )
     grayscale: Share = Field(0.0, description="probability of turning gray")
@@ -93,7 +125,7 @@ class ViewRecipe(Settings):
     blur_sigma: Interval = Field([0.1, 2.0], description="bounds of the blur's standard deviation, pixels")
     solarize: Share = Field(0.0, description="probability of inverting the pixels at or above solarize_threshold")
     solarize_threshold: Share = Field(0.5, description="see solarize; pixels are in [0, 1]")
-    noise: float = Field(0.0, ge=0, description="standard deviation of Gaussian noise on pixels in [0, 1]")
+    noise: float = Field(0.0, ge=0, le=10, description="standard deviation of Gaussian noise on pixels in [0, 1]")
     mask_ratio: float = Field(0.0, ge=0, lt=1, description="share of the patches that a vision transformer does not see")
 
     @pydantic.model_validator(mode="after")
@@ -127,8 +159,10 @@ class EncoderSettings(Settings):
     )
     stem: Literal["small", "standard"] = Field("small", description="ResNet-18, -34, -50: 3x3 without max-pool, or 7x7 with it (ImageNet)")
     # Convolutions with fewer channels than 8 write beyond their memory in oneDNN, torch's library for CPUs, where there is no AVX-512.
-    width: int = Field(32, ge=8, description="resnet_small: channels of its first stage; vit_mini: of its tokens, a multiple of 32")
-    depth: int = Field(4, ge=1, description="vit_mini: its blocks")
+    width: int = Field(
+        32, ge=8, le=1024, description="resnet_small: channels of its first stage; vit_mini: of its tokens, a multiple of 32"
+    )
+    depth: int = Field(4, ge=1, le=64, description="vit_mini: its blocks")
     patch: int = Field(4, ge=1, description="vit_...: height and width of a patch, a divisor of the size of every view")
     positions: Literal["sincos", "learned"] = Field("sincos", description="vit_...: fixed sines and cosines, or learned (and decayed)")
     pooling: Literal["mean", "class"] = Field("mean", description="vit_...: the mean of the visible patches' tokens, or the class token")
@@ -160,7 +194,7 @@ class OptimizerSettings(Settings):
 
 
 class TrainingSettings(OptimizerSettings):
-    epochs: int = Field(ge=1, description="passes over the training set")
+    epochs: int = Field(ge=1, le=MOST_EPOCHS, description="passes over the training set")
     batch_size: int = Field(ge=2, description="source images a step; the last partial batch of an epoch is dropped")
     optimizer: Literal["sgd", "adamw", "lars"] = Field(description="the optimizer")
     learning_rate: float = Field(gt=0, description="learning rate for a batch of base_batch_size")
@@ -193,11 +227,11 @@ class TrainingSettings(OptimizerSettings):
 
 
 class ScoreSettings(Settings):
-    views: int = Field(10, ge=3, description="views of each image, compared pair by pair")
+    views: int = Field(10, ge=3, le=MOST_VIEWS, description="views of each image, compared pair by pair")
     representation: Literal["pooled", "tokens"] = Field("pooled", description="the encoder's output, or all its positions before pooling")
     augmentation: Literal["training"] | Recipes = Field("training", description="the views: those of training, or a list of other recipes")
     per_subset: int | None = Field(None, ge=2, description="score only so many images of each subset, the first by hash; null for all")
-    batch_size: int = Field(256, ge=1, description="images a forward pass; no score depends on it")
+    batch_size: int = Field(256, ge=1, le=10**6, description="images a forward pass; no score depends on it")
 
 
 class ProbeSettings(OptimizerSettings):
@@ -206,18 +240,18 @@ class ProbeSettings(OptimizerSettings):
     )
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field([0, 1, 2], description="each seed trains one probe")
     train_images: int | None = Field(None, ge=200, description="probe with so many training images only, the first by hash; null for all")
-    epochs: int = Field(90, ge=1, description="passes over the training images")
+    epochs: int = Field(90, ge=1, le=MOST_EPOCHS, description="passes over the training images")
     batch_size: int = Field(4096, ge=1, description="images a step; a quarter of the training images where that is less")
     optimizer: Literal["sgd", "adamw", "lars"] = Field("lars", description="the optimizer")
-    learning_rates: Annotated[list[Positive], Field(min_length=1)] = Field(
+    learning_rates: Annotated[list[Positive], Field(min_length=1, max_length=100)] = Field(
         [1.6, 6.4, 25.6], description="learning rates to choose from, for batch_size; less where the batch is less"
     )
-    weight_decays: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)] = Field(
+    weight_decays: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1, max_length=100)] = Field(
         [0.0, 0.001, 0.003, 0.01, 0.03], description="weight decays to choose from"
     )
     warmup_epochs: int = Field(10, ge=0, description="epochs of linear warm-up, before the cosine")
     fine_tune: bool = Field(False, description="train all weights, not the linear layer alone")
-    fine_tune_epochs: int = Field(30, ge=1, description="fine_tune: passes over the training images")
+    fine_tune_epochs: int = Field(30, ge=1, le=MOST_EPOCHS, description="fine_tune: passes over the training images")
     fine_tune_learning_rate: float = Field(0.001, gt=0, description="fine_tune: learning rate of AdamW")
 
     @pydantic.field_validator("datasets", "seeds", "learning_rates", "weight_decays")
@@ -242,7 +276,7 @@ class RemovalSettings(Settings):
         description="most or least memorized first, by chance, by chance with the classes of the most memorized, or closest to the "
         "centres of clusters of g's representations",
     )
-    draws: int = Field(2, ge=1, description="draws of each policy with chance in it")
+    draws: int = Field(2, ge=1, le=1000, description="draws of each policy with chance in it")
     candidates_only: bool = Field(False, description="with shared samples, which have no score: rank the candidates alone")
     fixed_steps: bool = Field(False, description="train a smaller set for more epochs, as many steps as the whole one takes")
     clusters: int | None = Field(None, ge=1, description="typical: clusters of k-means; null for the number of classes")
@@ -265,7 +299,7 @@ class DejaVuSettings(Settings):
         "whole image (a control)",
     )
     k: int = Field(100, ge=1, description="neighbours that vote for a label")
-    views: int = Field(10, ge=1, description="query training: views of an image, whose votes are summed")
+    views: int = Field(10, ge=1, le=MOST_VIEWS, description="query training: views of an image, whose votes are summed")
     corner: Literal["lower_left", "lower_right", "upper_left", "upper_right"] = Field("lower_left", description="query corner: which")
     corner_fraction: float = Field(0.3, gt=0, le=1, description="query corner: its share of each side")
     masked_fraction: float = Field(0.5, gt=0, lt=1, description="query center_masked: what is blanked, as a share of each side")
@@ -281,8 +315,15 @@ class DejaVuSettings(Settings):
     reference: Literal["independent", "crops"] = Field(
         "independent", description="what f is compared with: g, or a classifier of the queries alone, for people with one encoder"
     )
-    reference_epochs: int = Field(100, ge=1, description="reference crops: epochs of the classifier at most; it stops early")
-    memory_gb: float = Field(1.0, gt=0, description="memory for the search, beside representations")
+    reference_epochs: int = Field(
+        100, ge=1, le=MOST_EPOCHS, description="reference crops: epochs of the classifier at most; it stops early"
+    )
+    memory_gb: float = Field(1.0, gt=0, le=10**6, description="memory for the search, beside representations")
+
+    @pydantic.field_validator("boxes")
+    @classmethod
+    def _possible_path(cls, path):
+        return possible_path(path)
 
     @pydantic.model_validator(mode="after")
     def _boxes_where_needed(self):
@@ -293,13 +334,21 @@ class DejaVuSettings(Settings):
         return self
 
 
-class Config(Settings):
+class RunFolder(Settings):
+    run: str = Field(description="the run folder")
+
+    @pydantic.field_validator("run")
+    @classmethod
+    def _possible_path(cls, path):
+        return possible_path(path)
+
+
+class Config(RunFolder):
     """One whole experiment. Outside the sections of `TRAINED` it says how the pair is measured."""
 
-    run: str = Field(min_length=1, description="the run folder")
     seeds: list[Seed] = Field([0], min_length=1, description="each seed trains one pair")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
-    threads: int | None = Field(None, ge=1, description="CPU threads; null leaves the choice to torch")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$", description="auto, cpu, cuda or cuda:N")
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; null leaves the choice to torch")
     data: DataSettings
     subsets: SubsetSettings
     augmentation: AugmentationSettings
@@ -324,6 +373,8 @@ class Config(Settings):
         if self.scores.augmentation != "training":
             given += [("scores.augmentation", recipe) for recipe in self.scores.augmentation]
         for key, recipe in given:
+            if recipe.size < LEAST_PIXELS:
+                raise ValueError(f"{key}: size is {recipe.size}, but a view has at least {LEAST_PIXELS} pixels a side")
             if self.encoder.sees_patches and recipe.size % self.encoder.patch:
                 raise ValueError(f"encoder.patch: {self.encoder.patch} does not divide the {recipe.size} pixels of a view in {key}")
             if recipe.mask_ratio and not self.encoder.sees_patches:
@@ -400,13 +451,12 @@ def read_config(doc, argv=None, method=None, actions=None, flags=None):
 def read_yaml(path):
     """The mapping in a YAML file; a key that stands twice is refused."""
     try:
-        content = yaml.load(Path(path).read_text(), _UniqueKeys)
+        text = Path(path).read_text()
     except FileNotFoundError:
         raise WrongUse(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise WrongUse(f"{path}: cannot be read ({error})") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise WrongUse(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    content = _parsed(text, path)
     if not isinstance(content, dict):
         raise WrongUse(f"{path}: holds {type(content).__name__}, but a config is a mapping of keys to values")
     return content
@@ -441,6 +491,11 @@ def first_difference(given, stored, key=""):
     return None
 
 
+def shortened(value):
+    """A value of a difference as it is shown: of a SHA-256 the first 12 digits."""
+    return f"{value[:12]}..." if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else repr(value)
+
+
 def read_run_config(run):
     """The Config that a run folder was trained with; its method section is a plain dict. Raises WrongUse where there is none."""
     path = Path(run).expanduser() / "config.yaml"
@@ -456,20 +511,31 @@ def save_config(config):
 
 def _with_trained_part(given, source, on_command_line):
     """The config with what was trained taken from its run folder; what was given of it must not differ."""
-    if not isinstance(given.get("run"), str):
-        raise WrongUse(f"{source}: run: is missing")
-    run = read_run_config(given["run"])
+    named = {key: value for key, value in given.items() if key == "run"}
+    run = read_run_config(_validated(RunFolder, named, source, on_command_line).run)
     given_trained = {section: given[section] for section in TRAINED if section in given and section != "method"}
+    _check_names(given, run.model_copy(update={"run": given["run"]}))
     config = _validated(Config, _merged(run.model_dump(include=set(TRAINED)), given), source, on_command_line)
     difference = first_difference(_restricted(trained_part(config), given_trained), _restricted(trained_part(run), given_trained))
     if difference:
         key, value, trained = difference
         raise WrongUse(f"{key}: {value!r} was given, but {config.run} was trained with {trained!r}")
+    if config.subsets.file != run.subsets.file:  # may differ where the same is trained, but here it would go unread
+        raise WrongUse(f"subsets.file: {config.subsets.file!r} was given, but {config.run} was trained with {run.subsets.file!r}")
     for seed in config.seeds:
         if seed not in run.seeds:
             raise WrongUse(f"seeds: {seed} was given, but {config.run} was trained with {run.seeds}")
     data = run.data.model_copy(update={"root": config.data.root, "prepared": config.data.prepared})
     return config.model_copy(update={section: getattr(run, section) for section in TRAINED} | {"data": data})
+
+
+def _check_names(given, run):
+    """Raise WrongUse where a name, or a setting of the method, which no schema knows here, differs from that of the run."""
+    for section, trained in (("data", run.data.model_dump()), ("encoder", run.encoder.model_dump()), ("method", run.method)):
+        values = given.get(section, {})
+        for key, value in (values if isinstance(values, dict) else {"name": values}).items():
+            if (key == "name" or section == "method") and value != trained.get(key):
+                raise WrongUse(f"{section}.{key}: {value!r} was given, but {run.run} was trained with {trained.get(key)!r}")
 
 
 def _merged(values, changes):
@@ -508,6 +574,15 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _parsed(text, source):
+    """The value that a text is in YAML; WrongUse names the source where it is none."""
+    try:
+        return yaml.load(text, _UniqueKeys)
+    # PyYAML raises the last three for a value that its tag does not fit, such as the date 2024-13-45 or `!!bool maybe`.
+    except (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError) as error:
+        raise WrongUse(f"{source}: not YAML ({' '.join(str(error).split())})") from None
+
+
 def _validated(schema, values, source, on_command_line=()):
     """values checked by the schema; WrongUse names the first thing that is wrong, and where it was given."""
     try:
@@ -539,7 +614,7 @@ def _key_and_message(problems, schema):
         return key, message
     hint = ""
     if isinstance(problem["input"], str) and _is_number(problem["input"]):
-        hint = " (YAML reads this as text; write it with a dot and without an exponent, such as 0.001)"
+        hint = " (YAML reads this as text; write it without quotes or an exponent, such as 0.001)"
     return key, f"{problem['input']!r} is not allowed: {message[0].lower()}{message[1:]}{hint}"
 
 
@@ -596,10 +671,7 @@ def _parse_value(key, given, field):
     if field.annotation is str or (field.annotation == (str | None) and given != "null"):
         return given
     words = given if isinstance(given, list) else [given]
-    try:
-        values = [yaml.safe_load(word) for word in words]
-    except yaml.YAMLError as error:
-        raise WrongUse(f"command line: --{key}: {' '.join(words)!r} is not YAML ({' '.join(str(error).split())})") from None
+    values = [_parsed(word, f"command line: --{key}: {word!r}") for word in words]
     # A list may also be given as one word, `[0, 1]`, and so may what stands in its place: null, or a name.
     in_place = (list, type(None)) if typing.get_origin(field.annotation) is list else (list, type(None), str)
     whole = given is not words or (len(values) == 1 and isinstance(values[0], in_place))

@@ -24,6 +24,7 @@ from PIL import Image
 from torchvision import datasets
 from tqdm import tqdm
 
+from memorization.config import first_difference, shortened
 from memorization.errors import WrongUse
 from memorization.interruption import stop_requests
 from memorization.randomness import sample_keys, stream, uniform
@@ -152,8 +153,13 @@ def images_of_run(subsets, config):
     Raises WrongUse where `data.root` holds others than those of training.
     """
     images = open_images(config.data).prepared(subsets.train, subsets.external)
-    if images.fingerprint != subsets.data:
-        raise WrongUse(f"data.root: {config.data.root} holds other images than {config.run} was trained on")
+    difference = first_difference(images.fingerprint, subsets.data)
+    if difference:
+        key, found, trained = difference
+        raise WrongUse(
+            f"data.root: {config.data.root} holds other images than {config.run} was trained on: {key} is {shortened(found)}, not "
+            f"{shortened(trained)}"
+        )
     return images
 
 

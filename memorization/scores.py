@@ -1,5 +1,7 @@
 """The scores of a run's candidates, read back for what builds on them."""
 
+import hashlib
+import io
 import json
 import zipfile
 from dataclasses import dataclass
@@ -8,8 +10,11 @@ import numpy as np
 
 from memorization.alignment import memorization_score
 from memorization.checkpoint import load_pair, pair_fingerprints
+from memorization.config import first_difference, shortened
 from memorization.errors import WrongUse
 from memorization.subsets import SUBSETS
+
+FORMAT = "memorization scores 1"  # of summary.json and scores.npz
 
 
 @dataclass(frozen=True)
@@ -33,31 +38,56 @@ class CandidateScores:
         return memorization_score(self.losses_f, self.losses_g)
 
 
-def load_candidate_scores(folder, run, subsets):
-    """The CandidateScores in a folder that memorization_scores.py wrote for a run.
+def load_candidate_scores(config, subsets, checkpoint="encoder"):
+    """The CandidateScores that memorization_scores.py wrote for a checkpoint of a run.
 
-    subsets: of the run. Raises WrongUse where files are missing or broken, or the scores are those of another split or other encoders.
+    subsets: of the run. Raises WrongUse where files are missing, broken or of another format, or the scores are those of another split,
+    checkpoint, representation or augmentation, or of other encoders.
     """
-    if not (folder / "summary.json").exists():
-        raise WrongUse(f"{folder}: no scores here; run memorization_scores.py with the same config first")
+    folder = config.score_folder(checkpoint)
+    summary = _read_summary(folder / "summary.json")
     try:
-        summary = json.loads((folder / "summary.json").read_text())
-        scored, seeds, checkpoint = summary["fingerprints"], list(summary["seeds"]), summary["checkpoint"]["name"]
-        with np.load(folder / "scores.npz", allow_pickle=False) as file:
+        fingerprints, settings, seeds = summary["fingerprints"], summary["settings"], list(summary["seeds"])
+        found = {"subsets": fingerprints["subsets"], "checkpoint": summary["checkpoint"]["name"]}
+        found |= {name: settings[name] for name in ("representation", "augmentation")}
+        encoders, written = fingerprints["encoders"], fingerprints["scores"]
+        content = (folder / "scores.npz").read_bytes()
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("index", "label", "subset", "L_f", "L_g")}
         _check_shapes(arrays, len(seeds))
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise WrongUse(f"{folder}: not whole scores ({type(error).__name__}: {error})") from None
-    if scored.get("subsets") != subsets.fingerprint:
-        raise WrongUse(f"{folder}: scores of other subsets, {str(scored.get('subsets'))[:12]}..., than those of {run}")
-    if scored.get("encoders") != pair_fingerprints({seed: load_pair(run, seed, checkpoint) for seed in seeds}):
-        raise WrongUse(f"{folder}: scores of other encoders than those in {run}; run memorization_scores.py again")
+    wanted = {"subsets": subsets.fingerprint, "checkpoint": checkpoint}
+    wanted |= config.scores.model_dump(include={"representation", "augmentation"})
+    _check_equal(found | {"scores.npz": hashlib.sha256(content).hexdigest()}, wanted | {"scores.npz": written}, folder)
+    trained = pair_fingerprints({seed: load_pair(config.folder, seed, checkpoint) for seed in seeds})
+    _check_equal({"encoders": encoders}, {"encoders": trained}, folder)
     chosen = arrays["subset"] == "candidate"
     if not np.isfinite(arrays["L_f"][:, chosen]).all() or not np.isfinite(arrays["L_g"][:, chosen]).all():
         raise WrongUse(f"{folder}: scores that are not finite")
     return CandidateScores(
         arrays["index"][chosen], arrays["label"][chosen], arrays["L_f"][:, chosen], arrays["L_g"][:, chosen], seeds
     )  # fmt: skip
+
+
+def _read_summary(path):
+    """The dict in a summary.json. Raises WrongUse where it is missing, broken or of another format."""
+    try:
+        summary = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise WrongUse(f"{path.parent}: no scores here; run memorization_scores.py with the same config first") from None
+    except (OSError, ValueError) as error:
+        raise WrongUse(f"{path.parent}: not whole scores ({type(error).__name__}: {error})") from None
+    _check_equal({"format": summary.get("format") if isinstance(summary, dict) else None}, {"format": FORMAT}, path.parent)
+    return summary
+
+
+def _check_equal(found, wanted, folder):
+    """Raise WrongUse where what a folder of scores says of itself is not what is wanted of it, both nested dicts."""
+    difference = first_difference(found, wanted)
+    if difference:
+        key, value, other = difference
+        raise WrongUse(f"{folder}: {key} is {shortened(value)}, but {shortened(other)} belongs here; run memorization_scores.py again")
 
 
 def _check_shapes(arrays, seeds):

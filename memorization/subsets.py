@@ -63,7 +63,10 @@ def draw_subsets(settings, images):
     Raises WrongUse where there are too few images, or other images than those that a subset file was made for.
     """
     if settings.file:
-        subsets = load_subsets(Path(settings.file).expanduser())
+        try:
+            subsets = load_subsets(Path(settings.file).expanduser())
+        except WrongUse as error:
+            raise WrongUse(f"subsets.file: {error}") from None
         if not _same_images(subsets.data, images):
             raise WrongUse(f"subsets.file: {settings.file} was made for other images than those of {images.name} here")
         return subsets

@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import os
 import time
 import warnings
 from dataclasses import replace
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from memorization.augmentations import blank_views, training_views, whole_images
 from memorization.checkpoint import check_belongs, read_checkpoint, read_progress, save_checkpoint, save_progress
-from memorization.config import first_difference, read_run_config, save_config, trained_part
+from memorization.config import first_difference, read_run_config, save_config, shortened, trained_part
 from memorization.errors import Caution, WrongUse
 from memorization.figures import draw_pictures
 from memorization.interruption import stop_requests
@@ -237,6 +238,8 @@ def _check_run_folder(config):
         nearest = next(folder for folder in (config.folder, *config.folder.parents) if folder.exists())
         if not nearest.is_dir():
             raise WrongUse(f"run: {config.run!r} is not allowed: {nearest} is a file")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise WrongUse(f"run: {config.run!r} is not allowed: {nearest} may not be written to")
         return config.seeds
     run = read_run_config(config.run)
     difference = first_difference(trained_part(config), trained_part(run))
@@ -250,8 +253,11 @@ def _open_run(subsets, config, seeds):
     """Write config.yaml and subsets.npz; a run that is there already is only checked, and joined by new seeds."""
     if not (config.folder / "config.yaml").exists():
         save_subsets(subsets, config.folder / "subsets.npz")
-    elif load_subsets(config.folder / "subsets.npz").fingerprint != subsets.fingerprint:
-        raise WrongUse(f"{config.run}/subsets.npz: other subsets than these, or drawn from other images than those in {config.data.root}")
+    elif (trained := load_subsets(config.folder / "subsets.npz").fingerprint) != subsets.fingerprint:
+        raise WrongUse(
+            f"{config.run}/subsets.npz: its fingerprint is {shortened(trained)}, but {shortened(subsets.fingerprint)} belongs here: other "
+            f"subsets than these, or drawn from other images than those in {config.data.root}"
+        )
     elif read_run_config(config.run).seeds == seeds:
         return
     save_config(config.model_copy(update={"seeds": seeds}))

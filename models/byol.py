@@ -18,8 +18,8 @@ class BYOLSettings(MethodSettings):
     """The config's `method:` section."""
 
     name: Literal["byol"]
-    hidden_dim: int = Field(4096, ge=1, description="width of the hidden layers of projector and predictor")
-    projection_dim: int = Field(256, ge=1, description="width of what the projector gives and the predictor predicts")
+    hidden_dim: int = Field(4096, ge=1, le=16384, description="width of the hidden layers of projector and predictor")
+    projection_dim: int = Field(256, ge=1, le=16384, description="width of what the projector gives and the predictor predicts")
     momentum: float = Field(0.99, ge=0, le=1, description="momentum of the slow network at the start; it rises to 1 by half a cosine")
     head_norm: Literal["batch", "layer", "none"] = Field("batch", description="normalization in projector and predictor")
     kept: Literal["online", "momentum"] = Field("online", description="which of the two encoders is measured and kept")

@@ -16,8 +16,8 @@ class MAESettings(MethodSettings):
     """The config's `method:` section. How much is hidden belongs to the view: mask_ratio in augmentation.views."""
 
     name: Literal["mae"]
-    decoder_dim: int = Field(512, ge=4, multiple_of=4, description="width of the decoder")
-    decoder_depth: int = Field(8, ge=1, description="blocks of the decoder")
+    decoder_dim: int = Field(512, ge=4, le=4096, multiple_of=4, description="width of the decoder")
+    decoder_depth: int = Field(8, ge=1, le=64, description="blocks of the decoder")
     decoder_heads: int = Field(16, ge=1, description="attention heads of the decoder, a divisor of decoder_dim")
     normalize_pixels: bool = Field(True, description="reconstruct each patch's pixels less their mean, over their standard deviation")
 

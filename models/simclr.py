@@ -15,8 +15,8 @@ class SimCLRSettings(MethodSettings):
     """The config's `method:` section."""
 
     name: Literal["simclr"]
-    hidden_dim: int = Field(512, ge=1, description="width of the projector's hidden layer")
-    projection_dim: int = Field(128, ge=1, description="width of the projector's output, in which views are compared")
+    hidden_dim: int = Field(512, ge=1, le=16384, description="width of the projector's hidden layer")
+    projection_dim: int = Field(128, ge=1, le=16384, description="width of the projector's output, in which views are compared")
     temperature: float = Field(0.5, gt=0, description="temperature of the softmax over similarities")
     head_norm: Literal["batch", "layer", "none"] = Field("batch", description="normalization in the projector")
     one_pass: bool = Field(False, description="both views through the encoder in one batch: batch norm then sees them together")

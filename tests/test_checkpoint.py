@@ -115,46 +115,6 @@ def test_a_pair_is_f_and_g_of_one_seed(scored_run):
     assert not torch.equal(f(pixels), g(pixels)) and record["seed"] == 1
 
 
-MIX_UPS = {  # which file of the run is put in the place of seed 0's g, and what the refusal names
-    "seed_0/candidate/encoder.pt": "role is 'candidate'",
-    "seed_1/independent/encoder.pt": "seed is 1",
-    "seed_0/candidate/last.pt": "not of an encoder",
-    "seed_0/independent/encoder_epoch_0002.pt": "epoch is 3 of f, but 2 of g",
-    "seed_0/independent/log.jsonl": "not a whole checkpoint",
-}
-
-
-@pytest.mark.parametrize("other, reason", MIX_UPS.items(), ids=MIX_UPS)
-def test_encoders_that_do_not_belong_together_are_refused(other, reason, scored_run, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(scored_run[1], run)
-    shutil.copy(scored_run[1] / other, run / "seed_0" / "independent" / "encoder.pt")
-    with pytest.raises(WrongUse, match=reason):
-        load_pair(run, seed=0)
-
-
-@pytest.mark.parametrize("key, value, reason", [
-    ("subsets", "0" * 64, "subsets is '0000"),
-    ("config.training.epochs", 99, "training.epochs is 99"),
-    ("config.augmentation.views", [], "augmentation.views"),
-    ("precision", "bf16", "precision is 'fp32' of f, but 'bf16' of g"),
-    ("config.encoder.width", 16, "encoder.width is 16|size mismatch"),
-])  # fmt: skip
-def test_an_encoder_of_another_run_or_split_is_refused(key, value, reason, scored_run, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(scored_run[1], run)
-    path = run / "seed_0" / "independent" / "encoder.pt"
-    record = read_checkpoint(path)
-    section, *keys = key.split(".")
-    if keys:
-        record[section][keys[0]][keys[1]] = value
-    else:
-        record[section] = value
-    save_checkpoint(path, record)
-    with pytest.raises(WrongUse, match=reason):
-        load_pair(run, seed=0)
-
-
 def test_an_encoder_of_an_earlier_version_is_at_the_defaults_of_the_settings_that_came_since(scored_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(scored_run[1], run)

@@ -9,7 +9,7 @@ import torch
 from conftest import METHODS, write_experiment
 from scipy import stats
 from test_chain import folder_config
-from test_scores import break_file, nan_weights, other_split
+from test_scores import break_file, nan_weights
 
 import dejavu
 import memorization_scores
@@ -324,28 +324,11 @@ def unscored(damage):
     return damage_unscored
 
 
-def scores_of_other_encoders(run):
-    summary = json.loads((run / "scores/summary.json").read_text())
-    summary["fingerprints"]["encoders"]["seed_0/candidate"] = "0" * 64
-    (run / "scores/summary.json").write_text(json.dumps(summary))
-
-
 @pytest.mark.parametrize("damage, options, words", [
-    (None, ["--dejavu.k", "256"], ["dejavu.k: 256", "256 images"]),
-    (None, ["--dejavu.k", "0"], ["dejavu.k", "0"]),
-    (None, ["--dejavu.k", "3", "--dejavu.public_images", "4"], ["dejavu.public_split", "is of class"]),
-    (None, ["--dejavu.query", "boxes"], ["dejavu", "boxes is None"]),
-    (None, ["--dejavu.boxes", "x.csv"], ["dejavu", "boxes is 'x.csv'", "query is training"]),
-    (None, ["--dejavu.query", "boxes", "--dejavu.boxes", "absent.csv"], ["dejavu.boxes", "absent.csv"]),
-    (None, ["--dejavu.query", "edge"], ["dejavu.query", "'edge'", "'corner'"]),
-    (None, ["--checkpoint", "epoch_0009"], ["encoder_epoch_0009.pt", "no such file"]),
     (lambda run: break_file(run / "seed_0/candidate/encoder.pt"), [], ["seed_0/candidate/encoder.pt", "not a whole checkpoint"]),
     (unscored(lambda run: nan_weights(run / "seed_1/independent/encoder.pt")), [], ["g: its representations are not finite"]),
     (unscored(lambda run: collapsed_weights(run / "seed_1/candidate/encoder.pt")), [], ["f: all images are represented alike"]),
     (lambda run: (run / "seed_1/independent/encoder.pt").unlink(), [], ["seed_1/independent/encoder.pt", "no such file"]),
-    (scores_of_other_encoders, [], ["scores of other encoders", "run memorization_scores.py again"]),
-    (other_split, [], ["scores of other subsets"]),
-    (unscored(other_split), [], ["subsets is", "belongs here"]),
 ])  # fmt: skip
 def test_wrong_use_is_one_line_and_nothing_is_written(damage, options, words, run_copy, refusal):
     path, run = run_copy

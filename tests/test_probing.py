@@ -340,20 +340,3 @@ def test_fine_tuned_encoders_are_named_so(probed_run):
     assert summary["kind"] == "all weights trained"
     assert [row["encoder"] for row in summary["results"]] == ["candidate seed 0", "independent seed 0", "random encoder"]
     assert summary["over_pairs"] == {}
-
-
-@pytest.mark.parametrize("options, words", [
-    (["--encoder", "absent.pt"], ["absent.pt", "no such file"]),
-    (["--probe.datasets", "imagenet"], ["probe.datasets.0", "'imagenet'", "'cifar10'"]),
-    (["--probe.epochs", "5"], ["probe", "warmup_epochs is 10"]),
-    (["--probe.train_images", "100"], ["probe.train_images", "100", "200"]),
-    (["--probe.learning_rates", "[]"], ["probe.learning_rates"]),
-    (["--probe.seeds", "0", "0"], ["probe.seeds", "once"]),
-    (["--seeds", "9"], ["seeds", "9"]),
-])  # fmt: skip
-def test_wrong_use_is_one_line(options, words, probed_run, refusal):
-    path, run = probed_run
-    before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
-    line = refusal(linear_probing_train.main, ["--config", path, "--run", str(run), *options])
-    assert all(word in line for word in words), line
-    assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
