@@ -14,10 +14,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from memorization.errors import WrongUse
-from memorization.storage import write_atomically
+from memorization.storage import read_text, write_atomically
 
 # The part of a config that says what was trained; the rest says how it is measured.
 TRAINED = ("data", "subsets", "augmentation", "encoder", "method", "training")
+MOST_YAML = 2**18  # bytes of a config, and characters of it with its aliases written out
+MOST_PIXELS = 4096  # height and width of a view
 NOT_COMPARED = {"compared": False}  # settings that may differ between training and measuring
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -77,7 +79,7 @@ class ViewRecipe(Settings):
     """How one kind of view is drawn. The operations are applied in the order of these settings."""
 
     count: int = Field(1, ge=1, description="views drawn by this recipe")
-    size: int = Field(ge=1, description="height and width of the view")
+    size: int = Field(ge=1, le=MOST_PIXELS, description="height and width of the view")
     crop_scale: Interval | None = Field(
         None, description="random resized crop: bounds of its share of the area; null takes the whole image"
     )
@@ -127,9 +129,11 @@ class EncoderSettings(Settings):
     )
     stem: Literal["small", "standard"] = Field("small", description="ResNet-18, -34, -50: 3x3 without max-pool, or 7x7 with it (ImageNet)")
     # Convolutions with fewer channels than 8 write beyond their memory in oneDNN, torch's library for CPUs, where there is no AVX-512.
-    width: int = Field(32, ge=8, description="resnet_small: channels of its first stage; vit_mini: of its tokens, a multiple of 32")
-    depth: int = Field(4, ge=1, description="vit_mini: its blocks")
-    patch: int = Field(4, ge=1, description="vit_...: height and width of a patch, a divisor of the size of every view")
+    width: int = Field(
+        32, ge=8, le=8192, description="resnet_small: channels of its first stage; vit_mini: of its tokens, a multiple of 32"
+    )
+    depth: int = Field(4, ge=1, le=256, description="vit_mini: its blocks")
+    patch: int = Field(4, ge=1, le=MOST_PIXELS, description="vit_...: height and width of a patch, a divisor of the size of every view")
     positions: Literal["sincos", "learned"] = Field("sincos", description="vit_...: fixed sines and cosines, or learned (and decayed)")
     pooling: Literal["mean", "class"] = Field("mean", description="vit_...: the mean of the visible patches' tokens, or the class token")
 
@@ -400,12 +404,12 @@ def read_config(doc, argv=None, method=None, actions=None, flags=None):
 def read_yaml(path):
     """The mapping in a YAML file; a key that stands twice is refused."""
     try:
-        content = yaml.load(Path(path).read_text(), _UniqueKeys)
+        content = _parse_yaml(read_text(path, MOST_YAML))
     except FileNotFoundError:
         raise WrongUse(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise WrongUse(f"{path}: cannot be read ({error})") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:  # PyYAML leaves the errors of int() and date() as they are
         raise WrongUse(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise WrongUse(f"{path}: holds {type(content).__name__}, but a config is a mapping of keys to values")
@@ -433,7 +437,7 @@ def first_difference(given, stored, key=""):
     elif isinstance(given, list) and isinstance(stored, list) and len(given) == len(stored):
         pairs = [(f"{key}.{i}", *values) for i, values in enumerate(zip(given, stored))]
     else:
-        return None if given == stored and type(given) is type(stored) else (key, given, stored)
+        return None if type(given) is type(stored) and given == stored else (key, given, stored)
     for pair_key, one, other in pairs:
         difference = first_difference(one, other, pair_key)
         if difference:
@@ -495,6 +499,31 @@ def _compared(section):
 
 
 # --- the YAML file ----------------------------------------------------------------------------------------------------------------
+
+
+def _parse_yaml(text):
+    """The value of a YAML text. Raises yaml.YAMLError also where its aliases, written out, make it far longer."""
+    loader = _UniqueKeys(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _written_out(node, {}) > MOST_YAML:
+            raise yaml.YAMLError("its aliases make it too long, or endless")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _written_out(node, known):
+    """Characters and nodes of a YAML node with its aliases written out; infinite where it holds itself. known: {id: the same}, filled."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1 + len(node.value)
+    if id(node) not in known:
+        known[id(node)] = float("inf")
+        parts = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_written_out(part, known) for part in parts)
+    return known[id(node)]
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -1,7 +1,6 @@
 """The scores of a run's candidates, read back for what builds on them."""
 
-import json
-import zipfile
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy as np
 from memorization.alignment import memorization_score
 from memorization.checkpoint import load_pair, pair_fingerprints
 from memorization.errors import WrongUse
+from memorization.storage import parse_json, read_arrays, read_text
 from memorization.subsets import SUBSETS
 
 
@@ -41,28 +41,41 @@ def load_candidate_scores(folder, run, subsets):
     if not (folder / "summary.json").exists():
         raise WrongUse(f"{folder}: no scores here; run memorization_scores.py with the same config first")
     try:
-        summary = json.loads((folder / "summary.json").read_text())
-        scored, seeds, checkpoint = summary["fingerprints"], list(summary["seeds"]), summary["checkpoint"]["name"]
-        with np.load(folder / "scores.npz", allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("index", "label", "subset", "L_f", "L_g")}
+        summary = parse_json(read_text(folder / "summary.json"))
+        scored, seeds, checkpoint = dict(summary["fingerprints"]), list(summary["seeds"]), summary["checkpoint"]["name"]
+        _check_source(seeds, checkpoint)
+        file = read_arrays(folder / "scores.npz")
+        arrays = {name: file[name] for name in ("index", "label", "subset", "L_f", "L_g")}
         _check_shapes(arrays, len(seeds))
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise WrongUse(f"{folder}: not whole scores ({type(error).__name__}: {error})") from None
     if scored.get("subsets") != subsets.fingerprint:
         raise WrongUse(f"{folder}: scores of other subsets, {str(scored.get('subsets'))[:12]}..., than those of {run}")
-    if scored.get("encoders") != pair_fingerprints({seed: load_pair(run, seed, checkpoint) for seed in seeds}):
+    encoders = pair_fingerprints({seed: load_pair(run, seed, checkpoint) for seed in seeds})
+    if scored.get("encoders") != encoders or list(scored["encoders"]) != list(encoders):
         raise WrongUse(f"{folder}: scores of other encoders than those in {run}; run memorization_scores.py again")
     chosen = arrays["subset"] == "candidate"
     if not np.isfinite(arrays["L_f"][:, chosen]).all() or not np.isfinite(arrays["L_g"][:, chosen]).all():
         raise WrongUse(f"{folder}: scores that are not finite")
+    index = arrays["index"][chosen]
+    if not np.isin(index, subsets.candidate).all() or (np.diff(index) <= 0).any():
+        raise WrongUse(f"{folder}: scores of images that are no candidates, or not in ascending order of index")
     return CandidateScores(
         arrays["index"][chosen], arrays["label"][chosen], arrays["L_f"][:, chosen], arrays["L_g"][:, chosen], seeds
     )  # fmt: skip
 
 
+def _check_source(seeds, checkpoint):
+    """Raise ValueError unless seeds and checkpoint are what memorization_scores.py writes."""
+    if not all(type(seed) is int for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds are {seeds}")
+    if not re.fullmatch(r"encoder|epoch_\d+", checkpoint):
+        raise ValueError(f"checkpoint is {checkpoint!r}")
+
+
 def _check_shapes(arrays, seeds):
     """Raise ValueError unless the arrays of scores.npz are what memorization_scores.py writes."""
-    N = len(arrays["index"])
+    N = arrays["index"].size
     expected = {"index": ((N,), "i"), "label": ((N,), "i"), "subset": ((N,), "U"), "L_f": ((seeds, N), "f"), "L_g": ((seeds, N), "f")}
     for name, (shape, kind) in expected.items():
         if arrays[name].shape != shape or arrays[name].dtype.kind != kind:

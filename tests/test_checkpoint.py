@@ -137,7 +137,7 @@ def test_encoders_that_do_not_belong_together_are_refused(other, reason, scored_
     ("config.training.epochs", 99, "training.epochs is 99"),
     ("config.augmentation.views", [], "augmentation.views"),
     ("precision", "bf16", "precision is 'fp32' of f, but 'bf16' of g"),
-    ("config.encoder.width", 16, "encoder.width is 16|size mismatch"),
+    ("config.encoder.width", 16, "encoder.width is 16|do not fit its encoder"),
 ])  # fmt: skip
 def test_an_encoder_of_another_run_or_split_is_refused(key, value, reason, scored_run, tmp_path):
     run = tmp_path / "run"
