@@ -6,11 +6,10 @@ import pickletools
 import re
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
-from memorization.config import MOST_PIXELS, first_difference, read_run_config, trained_part, with_defaults
+from memorization.config import MOST_PIXELS, EncoderSettings, first_difference, read_run_config, trained_part, with_defaults
 from memorization.errors import WrongUse
 from memorization.storage import check_members, write_atomically
 from memorization.subsets import ROLES, load_subsets
@@ -138,7 +137,9 @@ def restore(progress, method, optimizer, folder):
         parameters = dict(enumerate(parameter for group in optimizer.param_groups for parameter in group["params"]))
         for i, state in kept["state"].items():
             for name, value in state.items():
-                if value is not None and (value.shape not in ((), parameters[i].shape) or not value.isfinite().all()):
+                if (name, value) != ("momentum_buffer", None) and (
+                    value.shape not in ((), parameters[i].shape) or not value.isfinite().all()
+                ):
                     raise ValueError(f"{name} of parameter {i}")
         if difference:
             raise ValueError(f"{difference[0]} is {difference[1]!r}")
@@ -173,14 +174,14 @@ def load_encoder(path):
 
 def _check_record(record, path):
     """Raise WrongUse unless what a file tells of its encoder has the types and bounds of what is written there."""
-    with_defaults(record.get("config"), path)
+    epochs = with_defaults(record.get("config"), path)["training"]["epochs"]
     channels, mean, std = (record.get(key) for key in ("channels", "mean", "std"))
     right = {
         "subsets": type(record.get("subsets")) is str,
         "role": record.get("role") in ROLES,
         "seed": type(record.get("seed")) is int and record["seed"] >= 0,
         "precision": record.get("precision") in ("fp32", "bf16"),
-        "epoch": type(record.get("epoch")) is int and record["epoch"] >= 0,
+        "epoch": type(record.get("epoch")) is int and 0 <= record["epoch"] <= epochs,
         "channels": type(channels) is int and channels in (1, 3),
         "size": type(record.get("size")) is int and 1 <= record["size"] <= MOST_PIXELS,
         "mean": _is_per_channel(mean, channels),
@@ -192,7 +193,9 @@ def _check_record(record, path):
 
 
 def _is_per_channel(values, channels):
-    return type(values) is list and len(values) == channels and all(type(value) is float and abs(value) < 100 for value in values)
+    if type(values) is not list or type(channels) is not int or len(values) != channels:
+        return False
+    return all(type(value) is float and abs(value) < 100 for value in values)
 
 
 def check_weights(weights, expected, message):
@@ -215,7 +218,7 @@ def untrained_encoder(record, seed):
 
 
 def _fresh_encoder(record):
-    return make_encoder(SimpleNamespace(**record["config"]["encoder"]), record["channels"], record["size"])
+    return make_encoder(EncoderSettings(**record["config"]["encoder"]), record["channels"], record["size"])
 
 
 def load_pair(run, seed, checkpoint="encoder"):

@@ -409,7 +409,7 @@ def read_yaml(path):
         raise WrongUse(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise WrongUse(f"{path}: cannot be read ({error})") from None
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:  # PyYAML leaves the errors of int() and date() as they are
+    except Exception as error:  # PyYAML leaves what int(), date() and its own indexing raise as it is
         raise WrongUse(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise WrongUse(f"{path}: holds {type(content).__name__}, but a config is a mapping of keys to values")

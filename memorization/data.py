@@ -39,6 +39,7 @@ NORMALIZATION = {
     "fake": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where the package dataset-fashion-mnist puts its .gz files
+MOST_IMAGE_PIXELS = 10**8  # of an image that is decoded
 DECODED_AT_ONCE = 512  # images that an interrupted preparation loses at most
 FAKE_COUNTS = {"train": 1024, "test": 256}
 FAKE_CLASSES = 10
@@ -263,12 +264,12 @@ def _prepare(split, indices, folder):
                 sha256 = _sha256(replace(split, pixels=_open_map(partial)))
                 of_geometry = hashlib.sha256(path.with_suffix(".geometry.npy").read_bytes()).hexdigest()
                 found = {"finished": len(indices), "sha256": sha256, "geometry": of_geometry, "written": _written(partial)}
-                write_atomically(record, json.dumps(found))
+                write_atomically(record, json.dumps(found | {"checksum": _checksum(found)}))
                 os.replace(partial, path)
         return _open_prepared(split, len(indices), path)
     except WrongUse:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WrongUse(f"{path}: cannot be prepared ({_reason(error)}); if its files are damaged, delete {path.stem}.*") from error
 
 
@@ -278,6 +279,8 @@ def _open_prepared(split, count, path):
     Raises ValueError, KeyError or TypeError where the map, its geometry or its record is broken.
     """
     record, geometry = parse_json(read_text(path.with_suffix(".json"))), path.with_suffix(".geometry.npy").read_bytes()
+    if record.pop("checksum", None) != _checksum(record):
+        raise ValueError("the checksum of its record does not fit")
     if hashlib.sha256(geometry).hexdigest() != record["geometry"]:
         raise ValueError("its geometry is not that of the preparation")
     geometry = array_in(geometry)
@@ -289,6 +292,10 @@ def _open_prepared(split, count, path):
     if record["written"] != _written(path) and _sha256(split) != split.sha256:
         raise ValueError("its pixels are not those of the preparation")
     return split
+
+
+def _checksum(record):
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _written(path):
@@ -326,6 +333,9 @@ def _decode(split, indices, path):
     pixels = open_memmap(partial, mode, np.uint8, shape)
     geometry = open_memmap(path.with_suffix(".geometry.npy"), mode, np.float64, (len(indices), 3))
 
+    if (pixels.shape, pixels.dtype, geometry.shape, geometry.dtype) != (shape, np.uint8, (len(indices), 3), np.float64):
+        raise ValueError("what an interrupted preparation left is another map")
+
     def decode_row(row):
         pixels[row], geometry[row] = _decode_image(split.files[indices[row]], shape[-1])
 
@@ -347,6 +357,8 @@ def _decode_image(path, size):
     """
     try:
         with Image.open(path) as file:
+            if math.prod(file.size) > MOST_IMAGE_PIXELS:  # decoded and converted it takes 8 bytes a pixel
+                raise ValueError(f"{file.width} x {file.height} pixels; at most {MOST_IMAGE_PIXELS} are taken")
             image = file.convert("RGB")
     except Exception as error:  # PIL's decoders raise errors of many kinds for a broken file
         raise WrongUse(f"{path}: cannot be decoded ({_reason(error)})") from error

@@ -51,7 +51,10 @@ def load_candidate_scores(folder, run, subsets):
         raise WrongUse(f"{folder}: not whole scores ({type(error).__name__}: {error})") from None
     if scored.get("subsets") != subsets.fingerprint:
         raise WrongUse(f"{folder}: scores of other subsets, {str(scored.get('subsets'))[:12]}..., than those of {run}")
-    encoders = pair_fingerprints({seed: load_pair(run, seed, checkpoint) for seed in seeds})
+    try:
+        encoders = pair_fingerprints({seed: load_pair(run, seed, checkpoint) for seed in seeds})
+    except WrongUse as error:
+        raise WrongUse(f"{folder}: scores of encoders that cannot be read: {error}") from None
     if scored.get("encoders") != encoders or list(scored["encoders"]) != list(encoders):
         raise WrongUse(f"{folder}: scores of other encoders than those in {run}; run memorization_scores.py again")
     chosen = arrays["subset"] == "candidate"
@@ -67,7 +70,7 @@ def load_candidate_scores(folder, run, subsets):
 
 def _check_source(seeds, checkpoint):
     """Raise ValueError unless seeds and checkpoint are what memorization_scores.py writes."""
-    if not all(type(seed) is int for seed in seeds) or len(set(seeds)) < len(seeds):
+    if not all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds are {seeds}")
     if not re.fullmatch(r"encoder|epoch_\d+", checkpoint):
         raise ValueError(f"checkpoint is {checkpoint!r}")
