@@ -12,7 +12,6 @@ augmentation into a folder in it, named after them. With --checkpoint all every 
 import csv
 import hashlib
 import io
-import json
 import time
 
 import numpy as np
@@ -33,6 +32,7 @@ from memorization.scores import FORMAT
 from memorization.significance import bootstrap_interval, describe, one_sample_test, paired_test, welch_test
 from memorization.storage import write_atomically, write_json
 from memorization.subsets import ROLES, SUBSETS, first_by_hash, load_subsets
+from memorization.training import read_log
 
 ACTIONS = {"checkpoint": "encoder (the default), epoch_NNNN for a kept one, or all for the score over training"}
 COLUMNS = ["index", "split", "subset", "label", "alignment_loss_f", "alignment_loss_g", "score", "score_range", "score_ratio", "stderr"]
@@ -276,7 +276,7 @@ def training_logs(config):
     for log in logs:
         if not log.exists():
             raise WrongUse(f"--checkpoint all: {log} is missing")
-    return [[json.loads(line) for line in log.read_text().splitlines()] for log in logs]
+    return [read_log(log) for log in logs]
 
 
 if __name__ == "__main__":

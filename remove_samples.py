@@ -39,7 +39,7 @@ from memorization.representations import encode_images, encoder_source, raw_pixe
 from memorization.resources import print_estimate
 from memorization.scores import load_candidate_scores
 from memorization.significance import mean_and_spread, paired_test
-from memorization.storage import sole_process, write_atomically, write_json
+from memorization.storage import parse_json, read_text, sole_process, write_atomically, write_json
 from memorization.subsets import load_subsets, save_subsets
 
 ACTIONS = {"jobs": "with --retrain: list tells the retrainings, I/N does part I (from 0) of N and leaves the curve for later"}
@@ -319,7 +319,18 @@ def kept_probe(source, images, config, device):
     if not path.exists():
         result = probe(source, images, config.probe, None, device)
         write_json(path, result)
-    return json.loads(path.read_text())["top_1"]["mean"]
+    return read_accuracy(path)
+
+
+def read_accuracy(path):
+    """The mean top-1 accuracy in a file of removal/probes/. Raises WrongUse where it is broken."""
+    try:
+        accuracy = parse_json(read_text(path))["top_1"]["mean"]
+        if type(accuracy) is not float or not 0 <= accuracy <= 1:
+            raise ValueError(f"its top-1 accuracy is {accuracy!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WrongUse(f"{path}: not a whole result of probing ({error}); delete it, and it will be made again") from None
+    return accuracy
 
 
 def write_curve(rows, ranked, groups, config, device):

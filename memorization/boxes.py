@@ -1,6 +1,7 @@
 """Bounding boxes of objects, and the largest part of an image outside of them."""
 
 import csv
+import io
 import math
 from pathlib import Path
 from xml.etree import ElementTree
@@ -8,6 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from memorization.errors import WrongUse
+from memorization.storage import read_text
 
 COLUMNS = ["index", "xmin", "ymin", "xmax", "ymax"]
 
@@ -68,15 +70,16 @@ def _read_csv(path, count):
     """{index: list of boxes} of all boxes in a CSV file. count: of the images that an index may name."""
     boxes = {}
     try:
-        with open(path, newline="") as file:
-            reader = csv.DictReader(file)
-            if reader.fieldnames != COLUMNS:
-                raise ValueError(f"its columns are {reader.fieldnames}, but must be {COLUMNS}")
-            for row in reader:
-                index = int(row["index"])
-                if not 0 <= index < count:
-                    raise ValueError(f"line {reader.line_num}: image {index}, but there are {count}")
-                boxes.setdefault(index, []).append(_checked([row[name] for name in COLUMNS[1:]], f"line {reader.line_num}"))
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+        if reader.fieldnames != COLUMNS:
+            raise ValueError(f"its columns are {reader.fieldnames}, but must be {COLUMNS}")
+        for row in reader:
+            if None in row:
+                raise ValueError(f"line {reader.line_num}: more than {len(COLUMNS)} columns")
+            index = int(row["index"])
+            if not 0 <= index < count:
+                raise ValueError(f"line {reader.line_num}: image {index}, but there are {count}")
+            boxes.setdefault(index, []).append(_checked([row[name] for name in COLUMNS[1:]], f"line {reader.line_num}"))
     except (OSError, ValueError, TypeError, csv.Error) as error:
         raise WrongUse(f"dejavu.boxes: {path} cannot be read ({error})") from None
     return boxes
@@ -88,7 +91,10 @@ def _of_image_file(image, folder):
     if path is None:
         return np.empty((0, 4))
     try:
-        found = ElementTree.parse(path).getroot().iter("bndbox")
+        content = read_text(path)
+        if "<!ENTITY" in content:  # an entity of entities of entities would fill the memory
+            raise ValueError("it declares entities of its own")
+        found = ElementTree.fromstring(content).iter("bndbox")
         boxes = [_checked([box.findtext(name) for name in COLUMNS[1:]], "a bndbox") for box in found]
     except (OSError, ValueError, TypeError, ElementTree.ParseError) as error:
         raise WrongUse(f"dejavu.boxes: {path} cannot be read ({error})") from None

@@ -2,19 +2,24 @@
 
 import hashlib
 import io
+import pickletools
+import re
 import warnings
+import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
-from memorization.config import first_difference, read_run_config, shortened, trained_part, with_defaults
+from memorization.config import MOST_PIXELS, EncoderSettings, first_difference, read_run_config, shortened, trained_part, with_defaults
 from memorization.errors import Caution, WrongUse
-from memorization.storage import sync_folder, write_atomically
+from memorization.storage import check_members, sync_folder, write_atomically
 from memorization.subsets import ROLES, load_subsets
 from models.encoders import make_encoder
 
 FORMAT = "memorization checkpoint 1"
+GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")  # what torch.save of tensors names
+MOST_PICKLED = 2**25  # bytes of what is not tensors
+DEEPEST = 50  # of dicts and lists in each other
 
 
 def save_checkpoint(path, content):
@@ -28,7 +33,10 @@ def save_checkpoint(path, content):
 def read_checkpoint(path):
     """The dict in a checkpoint. Raises WrongUse where the file is missing, foreign, truncated or changed."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_pickled(path)
+        # Mapped, a tensor cannot claim more than the file holds; read into memory, torch takes its word.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        _check_plain(content, 4 * Path(path).stat().st_size)
     except FileNotFoundError:
         raise WrongUse(f"{path}: no such file") from None
     except Exception:  # torch raises many kinds for foreign and broken files, with advice that is none here
@@ -37,7 +45,54 @@ def read_checkpoint(path):
         raise WrongUse(f"{path}: not a checkpoint of this project ({FORMAT!r} is missing)")
     if content.pop("checksum", None) != checksum(content):
         raise WrongUse(f"{path}: its checksum does not fit; the file is broken")
-    return content
+    return _in_memory(content)
+
+
+def _in_memory(value):
+    """The same nested value, with its tensors copied out of the file."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _in_memory(item) for key, item in value.items()}
+    return [_in_memory(item) for item in value] if isinstance(value, list) else value
+
+
+def _check_pickled(path):
+    """Raise ValueError unless a file is one of torch.save, uncompressed, whose pickle names nothing but tensors."""
+    with zipfile.ZipFile(path) as file:
+        check_members(file)
+        (member,) = (member for member in file.infolist() if member.filename.endswith("data.pkl"))
+        if member.file_size > MOST_PICKLED:
+            raise ValueError(f"{member.file_size} bytes beside its tensors")
+        pickled = file.read(member)
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if opcode.name in ("STACK_GLOBAL", "INST") or (opcode.name == "GLOBAL" and not GLOBALS.fullmatch(argument)):
+            raise ValueError(f"it names {argument}")
+
+
+def _check_plain(content, most):
+    """Raise ValueError unless a value is what save_checkpoint writes: a tree of dicts and lists of numbers, text and whole tensors, of at
+    most so many bytes. A pickle may hold a list in itself, or a small tensor a million times."""
+    seen, size = set(), 0
+    left = [(content, 0)]
+    while left:
+        value, depth = left.pop()
+        if type(value) in (dict, list):
+            if id(value) in seen or depth > DEEPEST:
+                raise ValueError("its parts hold each other")
+            seen.add(id(value))
+            parts = [*value, *value.values()] if type(value) is dict else value
+            left += [(part, depth + 1) for part in parts]
+        elif type(value) is torch.Tensor:
+            if value.requires_grad or not value.is_contiguous():
+                raise ValueError("a tensor that was not saved so")
+            size += value.nbytes
+        elif type(value) is str:
+            size += len(value)
+        elif not (value is None or type(value) in (bool, float) or (type(value) is int and abs(value) < 2**64)):
+            raise ValueError(f"a {type(value).__name__}")
+        if size > most:
+            raise ValueError("it holds more than its bytes")
 
 
 def save_progress(folder, content):
@@ -68,6 +123,34 @@ def read_progress(folder):
         return content
 
 
+def restore(progress, method, optimizer, folder):
+    """Put the weights of a method and the state of its optimizer back. progress: of read_progress in this folder.
+
+    Raises WrongUse where they are not those of this method and optimizer, or not finite.
+    """
+    message = f"{folder}/last.pt: its weights do not fit its method"
+    check_weights(progress.get("method"), method.state_dict(), message)
+    try:
+        kept, fresh = progress["optimizer"], optimizer.state_dict()
+        groups = [
+            [{key: value for key, value in group.items() if key != "lr"} for group in state["param_groups"]] for state in (kept, fresh)
+        ]
+        difference = first_difference(_in_memory(_on_cpu(groups[0])), _on_cpu(groups[1]), "optimizer")
+        parameters = dict(enumerate(parameter for group in optimizer.param_groups for parameter in group["params"]))
+        for i, state in kept["state"].items():
+            for name, value in state.items():
+                if (name, value) != ("momentum_buffer", None) and (
+                    value.shape not in ((), parameters[i].shape) or not value.isfinite().all()
+                ):
+                    raise ValueError(f"{name} of parameter {i}")
+        if difference:
+            raise ValueError(f"{difference[0]} is {difference[1]!r}")
+        optimizer.load_state_dict(kept)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WrongUse(f"{folder}/last.pt: its optimizer is not that of this training ({error})") from None
+    method.load_state_dict(progress["method"])
+
+
 def load_encoder(path):
     """A trained encoder, in eval mode on the CPU, from its file alone.
 
@@ -78,13 +161,56 @@ def load_encoder(path):
     record = read_checkpoint(path)
     if record.get("kind") != "encoder":
         raise WrongUse(f"{path}: a checkpoint, but not of an encoder; encoder.pt is what is measured")
-    weights = record.pop("weights")
-    encoder = _fresh_encoder(record)
+    weights = record.pop("weights", None)
+    _check_record(record, path)
     try:
-        encoder.load_state_dict(weights)
-    except RuntimeError as error:
-        raise WrongUse(f"{path}: its weights do not fit its encoder ({' '.join(str(error).split())})") from None
+        with torch.device("meta"):  # its shapes alone: a record may claim an encoder larger than the memory
+            shapes = _fresh_encoder(record).state_dict()
+    except ValueError as error:
+        raise WrongUse(f"{path}: {error}") from None
+    check_weights(weights, shapes, f"{path}: its weights do not fit its encoder")
+    encoder = _fresh_encoder(record)
+    encoder.load_state_dict(weights)
     return encoder.eval().requires_grad_(False), record
+
+
+def _check_record(record, path):
+    """Raise WrongUse unless what a file tells of its encoder has the types and bounds of what is written there."""
+    epochs = with_defaults(record.get("config"), path)["training"]["epochs"]
+    channels, mean, std = (record.get(key) for key in ("channels", "mean", "std"))
+    right = {
+        "subsets": type(record.get("subsets")) is str,
+        "role": record.get("role") in ROLES,
+        "seed": type(record.get("seed")) is int and record["seed"] >= 0,
+        "precision": record.get("precision") in ("fp32", "bf16"),
+        "epoch": type(record.get("epoch")) is int and 0 <= record["epoch"] <= epochs,
+        "channels": type(channels) is int and channels in (1, 3),
+        "size": type(record.get("size")) is int and 1 <= record["size"] <= MOST_PIXELS,
+        "mean": _is_per_channel(mean, channels),
+        "std": _is_per_channel(std, channels) and min(std) > 0,
+    }
+    for key, is_right in right.items():
+        if not is_right:
+            raise WrongUse(f"{path}: {key} is {str(record.get(key))[:80]}, which no encoder.pt has")
+
+
+def _is_per_channel(values, channels):
+    if type(values) is not list or type(channels) is not int or len(values) != channels:
+        return False
+    return all(type(value) is float and abs(value) < 100 for value in values)
+
+
+def check_weights(weights, expected, message):
+    """Raise WrongUse, which begins with a message, unless two state dicts agree in names, shapes and dtypes, and the first is finite."""
+    if type(weights) is not dict or set(weights) != set(expected):
+        raise WrongUse(f"{message}: other names")
+    for name, wanted in expected.items():
+        weight = weights[name]
+        if type(weight) is not torch.Tensor or weight.shape != wanted.shape or weight.dtype != wanted.dtype:
+            found = f"{weight.dtype} {tuple(weight.shape)}" if type(weight) is torch.Tensor else type(weight).__name__
+            raise WrongUse(f"{message}: {name} is {found}, but {wanted.dtype} {tuple(wanted.shape)} is needed")
+        if not weight.isfinite().all():
+            raise WrongUse(f"{message}: {name} is not finite")
 
 
 def untrained_encoder(record, seed):
@@ -94,7 +220,7 @@ def untrained_encoder(record, seed):
 
 
 def _fresh_encoder(record):
-    return make_encoder(SimpleNamespace(**record["config"]["encoder"]), record["channels"], record["size"])
+    return make_encoder(EncoderSettings(**record["config"]["encoder"]), record["channels"], record["size"])
 
 
 def load_pair(run, seed, checkpoint="encoder"):
@@ -156,7 +282,7 @@ def pair_fingerprints(pairs):
 def check_belongs(content, expected, path):
     """Raise WrongUse where a checkpoint's content differs from what is expected of it, a dict of some of its keys."""
     found = {key: content.get(key) for key in expected}
-    if found.get("config"):
+    if type(found.get("config")) is dict:
         found["config"] = with_defaults(found["config"], path)
     difference = first_difference(found, expected)
     if difference:

@@ -15,10 +15,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from memorization.errors import WrongUse
-from memorization.storage import write_atomically
+from memorization.storage import read_text, write_atomically
 
 # The part of a config that says what was trained; the rest says how it is measured.
 TRAINED = ("data", "subsets", "augmentation", "encoder", "method", "training")
+MOST_YAML = 2**18  # bytes of a config, and characters of it with its aliases written out
 NOT_COMPARED = {"compared": False}  # settings that may differ between training and measuring
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -451,7 +452,7 @@ def read_config(doc, argv=None, method=None, actions=None, flags=None):
 def read_yaml(path):
     """The mapping in a YAML file; a key that stands twice is refused."""
     try:
-        text = Path(path).read_text()
+        text = read_text(path, MOST_YAML)
     except FileNotFoundError:
         raise WrongUse(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
@@ -483,7 +484,7 @@ def first_difference(given, stored, key=""):
     elif isinstance(given, list) and isinstance(stored, list) and len(given) == len(stored):
         pairs = [(f"{key}.{i}", *values) for i, values in enumerate(zip(given, stored))]
     else:
-        return None if given == stored and type(given) is type(stored) else (key, given, stored)
+        return None if type(given) is type(stored) and given == stored else (key, given, stored)
     for pair_key, one, other in pairs:
         difference = first_difference(one, other, pair_key)
         if difference:
@@ -563,6 +564,31 @@ def _compared(section):
 # --- the YAML file ----------------------------------------------------------------------------------------------------------------
 
 
+def _parse_yaml(text):
+    """The value of a YAML text. Raises yaml.YAMLError also where its aliases, written out, make it far longer."""
+    loader = _UniqueKeys(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _written_out(node, {}) > MOST_YAML:
+            raise yaml.YAMLError("its aliases make it too long, or endless")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _written_out(node, known):
+    """Characters and nodes of a YAML node with its aliases written out; infinite where it holds itself. known: {id: the same}, filled."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1 + len(node.value)
+    if id(node) not in known:
+        known[id(node)] = float("inf")
+        parts = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_written_out(part, known) for part in parts)
+    return known[id(node)]
+
+
 class _UniqueKeys(yaml.SafeLoader):
     """PyYAML keeps the last of two equal keys without a word; this loader refuses them."""
 
@@ -577,9 +603,8 @@ class _UniqueKeys(yaml.SafeLoader):
 def _parsed(text, source):
     """The value that a text is in YAML; WrongUse names the source where it is none."""
     try:
-        return yaml.load(text, _UniqueKeys)
-    # PyYAML raises the last three for a value that its tag does not fit, such as the date 2024-13-45 or `!!bool maybe`.
-    except (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError) as error:
+        return _parse_yaml(text)
+    except Exception as error:  # PyYAML leaves what int(), date() and its own indexing raise as it is
         raise WrongUse(f"{source}: not YAML ({' '.join(str(error).split())})") from None
 
 

@@ -28,7 +28,7 @@ from memorization.config import first_difference, shortened
 from memorization.errors import WrongUse
 from memorization.interruption import stop_requests
 from memorization.randomness import sample_keys, stream, uniform
-from memorization.storage import megabytes, named_on_failure, sole_process, write_atomically
+from memorization.storage import array_header, array_in, megabytes, named_on_failure, parse_json, read_text, sole_process, write_atomically
 
 # Published mean and standard deviation of each channel, of pixels in [0, 1]; ImageNet's for any folder of images.
 NORMALIZATION = {
@@ -41,6 +41,7 @@ NORMALIZATION = {
     "fake": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where the package dataset-fashion-mnist puts its .gz files
+MOST_IMAGE_PIXELS = 10**8  # of an image that is decoded
 DECODED_AT_ONCE = 512  # images that an interrupted preparation loses at most
 FAKE_COUNTS = {"train": 1024, "test": 256}
 FAKE_CLASSES = 10
@@ -268,15 +269,46 @@ def _prepare(split, indices, folder):
             if not path.exists():
                 partial = _decode(split, indices, path)
                 sha256 = _sha256(replace(split, pixels=_open_map(partial)))
-                write_atomically(record, json.dumps({"finished": len(indices), "sha256": sha256}))
+                of_geometry = hashlib.sha256(path.with_suffix(".geometry.npy").read_bytes()).hexdigest()
+                found = {"finished": len(indices), "sha256": sha256, "geometry": of_geometry, "written": _written(partial)}
+                write_atomically(record, json.dumps(found | {"checksum": _checksum(found)}))
                 os.replace(partial, path)
-        sha256 = json.loads(record.read_text())["sha256"]
-        geometry = np.load(path.with_suffix(".geometry.npy"))
-        return replace(split, pixels=_open_map(path), geometry=geometry, sha256=sha256)
+        return _open_prepared(split, len(indices), path)
     except WrongUse:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WrongUse(f"{path}: cannot be prepared ({_reason(error)}); if its files are damaged, delete {path.stem}.*") from error
+
+
+def _open_prepared(split, count, path):
+    """The Split with a finished map of `count` rows. Its pixels are hashed only where they were written since their preparation.
+
+    Raises ValueError, KeyError or TypeError where the map, its geometry or its record is broken.
+    """
+    record, geometry = parse_json(read_text(path.with_suffix(".json"))), path.with_suffix(".geometry.npy").read_bytes()
+    if record.pop("checksum", None) != _checksum(record):
+        raise ValueError("the checksum of its record does not fit")
+    if hashlib.sha256(geometry).hexdigest() != record["geometry"]:
+        raise ValueError("its geometry is not that of the preparation")
+    geometry = array_in(geometry)
+    with open(path, "rb") as file:
+        shape, fortran_order, dtype = array_header(file)
+        if (shape, fortran_order, dtype) != ((count, *split.pixels.shape[1:]), False, np.uint8):
+            raise ValueError(f"a map of {dtype} of shape {shape}")
+    split = replace(split, pixels=_open_map(path), geometry=geometry, sha256=record["sha256"])
+    if record["written"] != _written(path) and _sha256(split) != split.sha256:
+        raise ValueError("its pixels are not those of the preparation")
+    return split
+
+
+def _checksum(record):
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _written(path):
+    """Size and modification time of a file, which a rename leaves as they are."""
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _key(split, indices):
@@ -295,7 +327,9 @@ def _key(split, indices):
 def _decode(split, indices, path):
     """Fill the map under its partial name, from the first row that is not finished. Returns the partial name."""
     partial, record = path.with_suffix(".partial"), path.with_suffix(".json")
-    finished = json.loads(record.read_text())["finished"] if partial.exists() else 0
+    finished = parse_json(read_text(record))["finished"] if partial.exists() else 0
+    if type(finished) is not int or not 0 <= finished <= len(indices):
+        raise ValueError(f"{finished} finished rows of {len(indices)}")
     shape = (len(indices), *split.pixels.shape[1:])
     if finished == 0:
         needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
@@ -308,6 +342,9 @@ def _decode(split, indices, path):
         with open(partial, "r+b") as file:  # a map whose disk is full in the middle would kill the process
             os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
     geometry = open_memmap(path.with_suffix(".geometry.npy"), mode, np.float64, (len(indices), 3))
+
+    if (pixels.shape, pixels.dtype, geometry.shape, geometry.dtype) != (shape, np.uint8, (len(indices), 3), np.float64):
+        raise ValueError("what an interrupted preparation left is another map")
 
     def decode_row(row):
         pixels[row], geometry[row] = _decode_image(split.files[indices[row]], shape[-1])
@@ -332,6 +369,8 @@ def _decode_image(path, size):
     """
     try:
         with Image.open(path) as file:
+            if math.prod(file.size) > MOST_IMAGE_PIXELS:  # decoded and converted it takes 8 bytes a pixel
+                raise ValueError(f"{file.width} x {file.height} pixels; at most {MOST_IMAGE_PIXELS} are taken")
             image = file.convert("RGB")
     except Exception as error:  # PIL's decoders raise errors of many kinds for a broken file
         raise WrongUse(f"{path}: cannot be decoded ({_reason(error)})") from error

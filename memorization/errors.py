@@ -8,6 +8,9 @@ import warnings
 class WrongUse(ValueError):
     """Something the user can put right. The message is one line: the key or path, its value, and what is allowed."""
 
+    def __init__(self, message):
+        super().__init__(" ".join(message.splitlines()))  # what it quotes of a file may hold line breaks
+
 
 class Interrupted(Exception):
     """A training was told to stop, and is saved. The message is one line; `exit_code` is 128 + the signal's number, as in shells."""

@@ -15,10 +15,11 @@ from memorization.augmentations import GRAY_WEIGHTS, whole_images
 from memorization.checkpoint import checksum
 from memorization.errors import WrongUse
 from memorization.resources import print_estimate, seconds_of
-from memorization.storage import write_atomically
+from memorization.storage import array_in, write_atomically
 
 ENCODING_BATCH = 512
 LONG = 100  # batches from which on one is tried first, to tell what all will take
+DIGEST_BYTES = 32  # of SHA-256
 LEAST_DEVIATION = 1e-6  # of a dimension, as a share of its mean: float32 holds less than that no better than by chance
 MOST_PIXELS = 32  # height and width to which raw pixels are shrunk before they are probed
 
@@ -66,12 +67,27 @@ def stored_examples(source, split, rows, cache, device):
     if not path.exists():
         file = io.BytesIO()
         np.save(file, encode_images(source, split, rows, device, kept_in=cache).numpy())
-        write_atomically(path, file.getvalue())
+        write_atomically(path, file.getvalue() + hashlib.sha256(file.getvalue()).digest())
     try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        values = read_representations(path, len(rows))
+    except (OSError, ValueError) as error:
         raise WrongUse(f"{path}: not a whole array of representations ({error}); delete it, and it will be made again") from None
     return Examples(torch.from_numpy(values).to(device), labels)
+
+
+def read_representations(path, count):
+    """The representations of `count` images in a file of the cache, (count, D) float32, with the checksum that ends it.
+
+    Raises ValueError where they are others, or broken.
+    """
+    content = path.read_bytes()
+    content, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
+    if hashlib.sha256(content).digest() != digest:
+        raise ValueError("its checksum does not fit")
+    values = array_in(content)
+    if values.dtype != np.float32 or values.ndim != 2 or len(values) != count or not np.isfinite(values).all():
+        raise ValueError(f"{values.dtype} of shape {values.shape}")
+    return values.copy()
 
 
 def encode_images(source, split, rows, device, kept_in=None):

@@ -1,9 +1,6 @@
 """The scores of a run's candidates, read back for what builds on them."""
 
 import hashlib
-import io
-import json
-import zipfile
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +9,7 @@ from memorization.alignment import memorization_score
 from memorization.checkpoint import load_pair, pair_fingerprints
 from memorization.config import first_difference, shortened
 from memorization.errors import WrongUse
+from memorization.storage import parse_json, read_arrays, read_text
 from memorization.subsets import SUBSETS
 
 FORMAT = "memorization scores 1"  # of summary.json and scores.npz
@@ -48,23 +46,31 @@ def load_candidate_scores(config, subsets, checkpoint="encoder"):
     summary = _read_summary(folder / "summary.json")
     try:
         fingerprints, settings, seeds = summary["fingerprints"], summary["settings"], list(summary["seeds"])
+        _check_seeds(seeds)
         found = {"subsets": fingerprints["subsets"], "checkpoint": summary["checkpoint"]["name"]}
         found |= {name: settings[name] for name in ("representation", "augmentation")}
         encoders, written = fingerprints["encoders"], fingerprints["scores"]
-        content = (folder / "scores.npz").read_bytes()
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("index", "label", "subset", "L_f", "L_g")}
+        found["scores.npz"] = hashlib.sha256((folder / "scores.npz").read_bytes()).hexdigest()
+        file = read_arrays(folder / "scores.npz")
+        arrays = {name: file[name] for name in ("index", "label", "subset", "L_f", "L_g")}
         _check_shapes(arrays, len(seeds))
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise WrongUse(f"{folder}: not whole scores ({type(error).__name__}: {error})") from None
     wanted = {"subsets": subsets.fingerprint, "checkpoint": checkpoint}
     wanted |= config.scores.model_dump(include={"representation", "augmentation"})
-    _check_equal(found | {"scores.npz": hashlib.sha256(content).hexdigest()}, wanted | {"scores.npz": written}, folder)
-    trained = pair_fingerprints({seed: load_pair(config.folder, seed, checkpoint) for seed in seeds})
+    _check_equal(found, wanted | {"scores.npz": written}, folder)
+    try:
+        trained = pair_fingerprints({seed: load_pair(config.folder, seed, checkpoint) for seed in seeds})
+    except WrongUse as error:
+        raise WrongUse(f"{folder}: scores of encoders that cannot be read: {error}") from None
     _check_equal({"encoders": encoders}, {"encoders": trained}, folder)
+    _check_equal({"seeds": list(encoders)}, {"seeds": list(trained)}, folder)  # in the order of the losses
     chosen = arrays["subset"] == "candidate"
     if not np.isfinite(arrays["L_f"][:, chosen]).all() or not np.isfinite(arrays["L_g"][:, chosen]).all():
         raise WrongUse(f"{folder}: scores that are not finite")
+    index = arrays["index"][chosen]
+    if not np.isin(index, subsets.candidate).all() or (np.diff(index) <= 0).any():
+        raise WrongUse(f"{folder}: scores of images that are no candidates, or not in ascending order of index")
     return CandidateScores(
         arrays["index"][chosen], arrays["label"][chosen], arrays["L_f"][:, chosen], arrays["L_g"][:, chosen], seeds
     )  # fmt: skip
@@ -73,7 +79,7 @@ def load_candidate_scores(config, subsets, checkpoint="encoder"):
 def _read_summary(path):
     """The dict in a summary.json. Raises WrongUse where it is missing, broken or of another format."""
     try:
-        summary = json.loads(path.read_text())
+        summary = parse_json(read_text(path))
     except FileNotFoundError:
         raise WrongUse(f"{path.parent}: no scores here; run memorization_scores.py with the same config first") from None
     except (OSError, ValueError) as error:
@@ -90,9 +96,15 @@ def _check_equal(found, wanted, folder):
         raise WrongUse(f"{folder}: {key} is {shortened(value)}, but {shortened(other)} belongs here; run memorization_scores.py again")
 
 
+def _check_seeds(seeds):
+    """Raise ValueError unless seeds are what memorization_scores.py writes."""
+    if not all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds are {seeds}")
+
+
 def _check_shapes(arrays, seeds):
     """Raise ValueError unless the arrays of scores.npz are what memorization_scores.py writes."""
-    N = len(arrays["index"])
+    N = arrays["index"].size
     expected = {"index": ((N,), "i"), "label": ((N,), "i"), "subset": ((N,), "U"), "L_f": ((seeds, N), "f"), "L_g": ((seeds, N), "f")}
     for name, (shape, kind) in expected.items():
         if arrays[name].shape != shape or arrays[name].dtype.kind != kind:

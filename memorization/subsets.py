@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 
 from memorization.errors import WrongUse
 from memorization.randomness import sample_keys, shuffled, stream
-from memorization.storage import write_atomically
+from memorization.storage import parse_json, read_arrays, write_atomically
 
 # In the order of every table; external images come from the test set, the others from the training set.
 SUBSETS = {"shared": "train", "candidate": "train", "independent": "train", "external": "test"}
@@ -116,11 +115,11 @@ def load_subsets(path):
     if not Path(path).exists():
         raise WrongUse(f"{path}: no such file")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in SUBSETS}
-            data, fingerprint = json.loads(str(file["data"])), str(file["fingerprint"])
-            role, parents = (str(file["role"]), json.loads(str(file["parents"]))) if "role" in file else (None, {})
-    except (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        file = read_arrays(path)
+        arrays = {name: file[name] for name in SUBSETS}
+        data, fingerprint = parse_json(str(file["data"])), str(file["fingerprint"])
+        role, parents = (str(file["role"]), parse_json(str(file["parents"]))) if "role" in file else (None, {})
+    except (OSError, KeyError, ValueError) as error:
         raise WrongUse(f"{path}: not a whole file of subsets ({error})") from None
     for name, indices in arrays.items():
         if indices.ndim != 1 or indices.dtype != np.int64:
@@ -128,8 +127,23 @@ def load_subsets(path):
     subsets = Subsets(**arrays, data=data, role=role, parents=parents)
     if subsets.fingerprint != fingerprint:
         raise WrongUse(f"{path}: its fingerprint does not fit its indices; the file was changed")
+    if role not in (None, *ROLES):
+        raise WrongUse(f"{path}: role is {role!r}, but must be {' or '.join(ROLES)}")
     check_subsets(subsets, path)
+    _check_range(subsets, path)
     return subsets
+
+
+def _check_range(subsets, path):
+    """Raise WrongUse where an index leads to no image of the data set that the file was made for."""
+    for split, indices in (("train", subsets.train), ("test", subsets.external)):
+        try:
+            count = 2**63 if subsets.data is None else int(subsets.data[split]["count"])
+        except (KeyError, TypeError, ValueError):
+            raise WrongUse(f"{path}: does not tell the data set that it was made for") from None
+        outside = indices[(indices < 0) | (indices >= count)]
+        if len(outside):
+            raise WrongUse(f"{path}: {split} image {outside[0]} stands in the subsets, but there are {count}")
 
 
 def check_subsets(subsets, source="subsets"):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from memorization.augmentations import blank_views, training_views, whole_images
-from memorization.checkpoint import check_belongs, read_checkpoint, read_progress, save_checkpoint, save_progress
+from memorization.checkpoint import check_belongs, read_checkpoint, read_progress, restore, save_checkpoint, save_progress
 from memorization.config import first_difference, read_run_config, save_config, shortened, trained_part
 from memorization.errors import Caution, WrongUse
 from memorization.figures import draw_pictures
@@ -25,7 +25,7 @@ from memorization.neighbors import knn_accuracy
 from memorization.optimizers import make_optimizer, scaled_learning_rate, schedule, set_learning_rate
 from memorization.randomness import shuffled
 from memorization.resources import memory_for, print_estimate, seconds_of, tensor_bytes
-from memorization.storage import append, sole_process, write_atomically
+from memorization.storage import append, parse_json, read_text, sole_process, write_atomically
 from memorization.subsets import ROLES, SUBSETS, check_subsets, draw_subsets, load_subsets, save_subsets
 
 KNN_NEIGHBORS = 20
@@ -87,7 +87,7 @@ def train_encoder(make_method, images, subsets, role, seed, config, device, stop
     steps = settings.epochs * steps_per_epoch
     full_rate = rate = scaled_learning_rate(settings)
 
-    step, losses = _resume(folder, identity, method, optimizer, device)
+    step, losses = _resume(folder, identity, method, optimizer, steps, steps_per_epoch, device)
     log = _open_log(folder, finished_epochs=step // steps_per_epoch)
     clock, warned = _Clock(first_step=step), False
     next_save = time.monotonic() + 60 * settings.checkpoint_minutes
@@ -266,7 +266,12 @@ def _open_run(subsets, config, seeds):
 def _note_environment(run, name, device):
     """Put the machine that trains an encoder into environment.json, under the encoder's name."""
     path = run / "environment.json"
-    machines = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        machines = parse_json(read_text(path)) if path.exists() else {}
+        if type(machines) is not dict:
+            raise ValueError(f"holds {type(machines).__name__}")
+    except (OSError, ValueError) as error:
+        raise WrongUse(f"{path}: cannot be read ({error}); delete it, and it will be made again") from None
     write_atomically(path, json.dumps(machines | {name: describe_machine(device)}, indent=2) + "\n")
 
 
@@ -307,16 +312,24 @@ def _print_estimate(make_method, images, subsets, roles, config, device):
 # --- going on where it was --------------------------------------------------------------------------------------------------------
 
 
-def _resume(folder, identity, method, optimizer, device):
+def _resume(folder, identity, method, optimizer, steps, steps_per_epoch, device):
     """Load the progress kept in a folder. Returns (steps done, losses of the epoch under way)."""
     progress = read_progress(folder)
     if progress is None:
         return 0, []
     check_belongs(progress, {"kind": "progress", **identity}, folder / "last.pt")
-    method.load_state_dict(progress["method"])
-    optimizer.load_state_dict(progress["optimizer"])
-    print(f"{folder}: going on after step {progress['step']}")
-    return progress["step"], [loss.to(device) for loss in progress["losses"]]
+    step, losses = progress.get("step"), progress.get("losses")
+    if type(step) is not int or not 0 <= step <= steps:
+        raise WrongUse(f"{folder}/last.pt: step is {step}, but the training has {steps}")
+    if type(losses) is not list or len(losses) != step % steps_per_epoch or not all(_is_finite_scalar(loss) for loss in losses):
+        raise WrongUse(f"{folder}/last.pt: losses are not those of the {step % steps_per_epoch} steps of its epoch")
+    restore(progress, method, optimizer, folder)
+    print(f"{folder}: going on after step {step}")
+    return step, [loss.to(device) for loss in losses]
+
+
+def _is_finite_scalar(loss):
+    return type(loss) is torch.Tensor and loss.shape == () and loss.dtype == torch.float32 and bool(loss.isfinite())
 
 
 def _check_finite(losses, method, step, rate, folder):
@@ -364,9 +377,22 @@ def _open_log(folder, finished_epochs):
     """log.jsonl with the lines of finished epochs; what an interrupted run logged beyond its checkpoint will be logged again."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "log.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    write_atomically(path, "".join(line for line in lines[:finished_epochs]))
+    lines = read_log(path, finished_epochs) if path.exists() else []
+    write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
     return path
+
+
+def read_log(path, count=None):
+    """The first lines of a log.jsonl, dicts; all without count. Raises WrongUse where they are not those of the epochs, in order."""
+    try:
+        lines = [parse_json(line) for line in read_text(path).splitlines()[:count]]
+        for epoch, line in enumerate(lines, start=1):
+            numbers = [line["loss"], line["spread"], 0.0 if line["knn_accuracy"] is None else line["knn_accuracy"]]
+            if line["epoch"] != epoch or not all(type(number) is float and math.isfinite(number) for number in numbers):
+                raise ValueError(f"line {epoch} is not that of an epoch")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WrongUse(f"{path}: not a whole log ({error}); delete it, and what was logged is lost") from None
+    return lines
 
 
 def _log_epoch(log, record, clock, step, steps, config, name):
