@@ -1,0 +1,82 @@
+"""Contestants timed in turn, so that whatever else the machine does falls on all alike: a table on the screen, and the same as JSON."""
+
+import argparse
+import importlib
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from memorization.machine import describe_machine
+from memorization.storage import write_json
+
+RESULTS = Path("runs/benchmarks")
+ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way to do the work. work: () -> anything; amount: how many units one call works through."""
+
+    name: str
+    work: callable
+    amount: float
+
+
+def chosen_device(doc):
+    """The torch.device of `--device`, an option of every benchmark: by default the GPU where there is one. doc: the script's docstring."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(parser.parse_args().device)
+
+
+def peer(module):
+    """An installed package of a peer, or None, said aloud."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        print(f"({module} is not installed, and skipped)")
+        return None
+
+
+def contest(question, unit, contestants, device, rounds=ROUNDS):
+    """Time contestants in turn, after one call each to warm up; the first is ours. Prints a table and returns it, a dict of plain types.
+
+    Rates are units a second; the ratio is our median over the contestant's.
+    """
+    for contestant in contestants:
+        contestant.work()
+    rates = {contestant.name: [] for contestant in contestants}
+    for _ in range(rounds):
+        for contestant in contestants:
+            rates[contestant.name].append(contestant.amount / seconds(contestant.work, device))
+    ours = statistics.median(rates[contestants[0].name])
+    rows = {name: {"median": statistics.median(found), "rates": found} for name, found in rates.items()}
+    print(f"\n{question}\n{'':>44} {f'median {unit}/s':>22} {'lowest to highest':>24} {'ours is':>9}")
+    for name, row in rows.items():
+        row["ratio"] = ours / row["median"]
+        spread = f"{figures(min(row['rates']))} to {figures(max(row['rates']))}"
+        print(f"{name:>44} {figures(row['median']):>22} {spread:>24} {row['ratio']:>8.2f}x", flush=True)
+    return {"question": question, "unit": f"{unit}/s", "rounds": rounds, "contestants": rows}
+
+
+def seconds(work, device):
+    """How long a piece of work takes, until the device has done it."""
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def figures(value):
+    """A number with three figures, or all of its thousands."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def save(name, results, device):
+    """Write what was measured, and on what, to runs/benchmarks/<name>.json. results: plain types."""
+    write_json(RESULTS / f"{name}.json", {"machine": describe_machine(device), "results": results})
+    print(f"\nkept in {RESULTS / name}.json")

@@ -1,0 +1,95 @@
+"""How do time and memory grow with the number of images, views and neighbours? Fitted exponents: 1 is linear, 0 is constant.
+
+python -m benchmarks.scaling [--device cpu]
+"""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from benchmarks.contest import chosen_device, save, seconds
+from benchmarks.peers import normalization, random_split, simclr_recipe
+from memorization.augmentations import training_views
+from memorization.config import EncoderSettings
+from memorization.neighbors import nearest_neighbors
+from memorization.representations import Source, encode_images
+from memorization_scores import score_batch
+from models.encoders import make_encoder
+
+SIZE, BATCH, DIMENSIONS = 16, 256, 128
+IMAGES = [1_000, 4_000, 16_000, 64_000]
+VIEWS = [4, 8, 16, 32]
+NEIGHBORS = [10, 40, 160, 640]
+ENCODER = EncoderSettings(name="resnet_small", width=8)
+
+
+def main():
+    device = chosen_device(__doc__)
+    f, g = (make_encoder(ENCODER, 3, SIZE).eval().to(device, memory_format=torch.channels_last) for _ in range(2))
+    source = Source("f", f, "", 3, SIZE, normalization(3))
+    vectors = torch.randn(max(IMAGES), DIMENSIONS, generator=torch.Generator().manual_seed(0)).to(device)
+    split = random_split(max(IMAGES), 3, SIZE, device)
+
+    def views(n):
+        for batch in torch.arange(n).split(BATCH):
+            training_views(split, batch, [simclr_recipe(SIZE)], normalization(3), seed=0, epoch=0)
+
+    def scores(n, v=4):
+        config = SimpleNamespace(
+            scores=SimpleNamespace(views=v, representation="pooled", augmentation="training"),
+            augmentation=SimpleNamespace(views=[simclr_recipe(SIZE)]),
+            encoder=ENCODER,
+        )
+        for batch in torch.arange(n).split(BATCH):
+            score_batch(f, g, split, batch, normalization(3), 0, config)
+
+    studies = [
+        ("views, by images", IMAGES, views),
+        ("scores, by images", IMAGES, scores),
+        ("scores of 1,000 images, by views", VIEWS, lambda v: scores(1_000, v)),
+        ("encoding, by images", IMAGES, lambda n: encode_images(source, split, torch.arange(n), device)),
+        ("100 neighbours of as many queries, by vectors", IMAGES[:3], lambda n: nearest_neighbors(vectors[:n], vectors[:n], 100)),
+        ("neighbours of 4,000 among 64,000, by k", NEIGHBORS, lambda k: nearest_neighbors(vectors[:4_000], vectors, k)),
+    ]
+    results = []
+    print(f"{'':>46} {'seconds':>36} {'exponent':>9} {'memory above the start, MB':>36} {'exponent':>9}")
+    for name, sizes, work in studies:
+        work(sizes[0])
+        times, memory = zip(*(measured(work, size, device) for size in sizes))
+        slopes = slope(sizes, times), slope(sizes, np.maximum(memory, 1.0))
+        seconds_column, memory_column = (" ".join(f"{value:8.3g}" for value in values) for values in (times, memory))
+        print(f"{name:>46} {seconds_column:>36} {slopes[0]:>9.2f} {memory_column:>36} {slopes[1]:>9.2f}", flush=True)
+        results.append(
+            {"study": name, "sizes": sizes, "seconds": times, "megabytes": memory, "exponent": slopes[0], "exponent_of_memory": slopes[1]}
+        )
+    save("scaling", results, device)
+
+
+def measured(work, size, device):
+    """(seconds, megabytes above those in use before) of one piece of work."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        taken = seconds(lambda: work(size), device)
+        return taken, (torch.cuda.max_memory_allocated(device) - before) / 1e6
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+    before = status("VmRSS")
+    taken = seconds(lambda: work(size), device)
+    return taken, (status("VmHWM") - before) / 1e3
+
+
+def status(name):
+    """A line of /proc/self/status, in kilobytes."""
+    return int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+def slope(sizes, values):
+    """The exponent of the power law that fits best."""
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
+
+
+if __name__ == "__main__":
+    main()

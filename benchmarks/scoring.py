@@ -1,0 +1,66 @@
+"""How many images are scored a second? Against the loop of the published code: one image at a time, every view a forward pass of its own.
+
+python -m benchmarks.scoring [--device cpu]
+"""
+
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from torchvision.transforms.functional import to_pil_image, to_tensor
+
+from benchmarks.contest import Contestant, chosen_device, contest, save
+from benchmarks.peers import normalization, random_split, simclr_recipe, torchvision_transform
+from memorization.config import EncoderSettings
+from memorization.machine import use_exact_arithmetic
+from memorization_scores import score_batch
+from models.encoders import make_encoder
+
+SIZE, VIEWS = 32, 10
+OURS, THEIRS = 64, 8  # images a call; ours is worked on as one batch, as scores.batch_size allows
+ENCODERS = [EncoderSettings(name="resnet18"), EncoderSettings(name="vit_tiny", patch=4), EncoderSettings(name="vit_tiny", patch=2)]
+
+
+def main():
+    device = chosen_device(__doc__)
+    use_exact_arithmetic()
+    split = random_split(OURS, 3, SIZE, device)
+    results = []
+    for settings in ENCODERS:
+        f, g = (make_encoder(settings, 3, SIZE).eval().to(device, memory_format=torch.channels_last) for _ in range(2))
+        contestants = [
+            Contestant("this project", lambda f=f, g=g, settings=settings: scored(f, g, settings, split), OURS),
+            Contestant("one image and one view at a time", lambda f=f, g=g: scored_one_by_one(f, g, split, device), THEIRS),
+        ]
+        name = settings.name if not settings.sees_patches else f"{settings.name}, patches of {settings.patch}"
+        results.append(contest(f"memorization scores, {name}, {VIEWS} views, float32", "images", contestants, device))
+    save("scoring", results, device)
+
+
+def scored(f, g, settings, split):
+    config = SimpleNamespace(
+        scores=SimpleNamespace(views=VIEWS, representation="pooled", augmentation="training"),
+        augmentation=SimpleNamespace(views=[simclr_recipe(SIZE)]),
+        encoder=settings,
+    )
+    return score_batch(f, g, split, torch.arange(OURS), normalization(3), 0, config)
+
+
+@torch.no_grad()
+def scored_one_by_one(f, g, split, device):
+    """As published: each view is compared with the original, which is encoded again every time."""
+    transform = torchvision_transform(3, SIZE)
+    scores = []
+    for i in range(THEIRS):
+        image = to_pil_image(split.pixels[i].cpu())
+        losses = {f: 0.0, g: 0.0}
+        for _ in range(VIEWS):
+            view, original = transform(image)[None].to(device), to_tensor(image)[None].to(device)
+            for encoder in losses:
+                losses[encoder] += F.pairwise_distance(encoder(view), encoder(original)).item() / VIEWS
+        scores.append(losses[g] - losses[f])
+    return scores
+
+
+if __name__ == "__main__":
+    main()
