@@ -87,7 +87,7 @@ def read_representations(path, count):
     values = array_in(content)
     if values.dtype != np.float32 or values.ndim != 2 or len(values) != count or not np.isfinite(values).all():
         raise ValueError(f"{values.dtype} of shape {values.shape}")
-    return values.copy()
+    return values
 
 
 def encode_images(source, split, rows, device, kept_in=None):

@@ -127,13 +127,13 @@ def check_members(file):
 
 
 def array_in(content):
-    """The array in the bytes of an .npy file, to be read only. Raises ValueError where its header claims another size than they have."""
+    """The array in the bytes of an .npy file. Raises ValueError where its header claims another size than they have."""
     file = io.BytesIO(content)
     shape, fortran_order, dtype = array_header(file)
     if math.prod(shape) * dtype.itemsize != len(content) - file.tell():
         raise ValueError(f"{dtype} of shape {shape} is claimed, but {len(content) - file.tell()} bytes are there")
     values = np.frombuffer(content, dtype, offset=file.tell())
-    return values.reshape(shape, order="F" if fortran_order else "C")
+    return values.reshape(shape, order="F" if fortran_order else "C").copy()  # of its own memory, which may be written to
 
 
 def array_header(file):

@@ -583,7 +583,7 @@ REAL = {
     "log.jsonl": ("seed_1/candidate/log.jsonl", "memorization_scores.py", ["--checkpoint", "all"], lambda path: HOSTILE_JSON),
     "scores.npz": ("scores/scores.npz", "dejavu.py", ["--dejavu.k", "5"], lambda path: hostile_archives(path.read_bytes(), "L_f.npy")),
     "summary.json": ("scores/summary.json", "dejavu.py", ["--dejavu.k", "5"], lambda path: HOSTILE_JSON),
-    "environment.json": ("environment.json", "train_simclr.py", [], lambda path: HOSTILE_JSON),
+    "environment.json": ("environment.json", "train_simclr.py", [], lambda path: HOSTILE_JSON[:-1]),
     "boxes.csv": ("boxes.csv", "dejavu.py", ["--dejavu.k", "5", "--dejavu.query", "boxes", "--dejavu.boxes"], lambda path: [
         BOXES + b"1," + b"1" * 10**7 + b",2,3,4", BOXES + b"1,nan,0,1,1", BOXES + b'1,"',
     ]),
