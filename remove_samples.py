@@ -41,6 +41,7 @@ from memorization.scores import load_candidate_scores
 from memorization.significance import mean_and_spread, paired_test
 from memorization.storage import parse_json, read_text, sole_process, write_atomically, write_json
 from memorization.subsets import load_subsets, save_subsets
+from memorization.training import read_log
 
 ACTIONS = {"jobs": "with --retrain: list tells the retrainings, I/N does part I (from 0) of N and leaves the curve for later"}
 FLAGS = {"retrain": "train f's encoder on each reduced set, probe it, and draw the curve"}
@@ -231,7 +232,7 @@ def print_retrainings(removals, subsets, config, device):
     log = config.folder / f"seed_{config.seeds[0]}" / "candidate" / "log.jsonl"
     if not left or not log.exists():
         return
-    images_per_second = np.median([json.loads(line)["images_per_second"] for line in log.read_text().splitlines()])
+    images_per_second = np.median([line["images_per_second"] for line in read_log(log)])
     trained_on = len(subsets.training_set("candidate"))
     images = sum(epochs_of(removal, trained_on, config) * (trained_on - removal.count) for removal, _ in left)
     disk = len(left) * sum(file.stat().st_size for file in log.parent.iterdir())

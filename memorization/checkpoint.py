@@ -135,7 +135,7 @@ def restore(progress, method, optimizer, folder):
         groups = [
             [{key: value for key, value in group.items() if key != "lr"} for group in state["param_groups"]] for state in (kept, fresh)
         ]
-        difference = first_difference(_in_memory(_on_cpu(groups[0])), _on_cpu(groups[1]), "optimizer")
+        difference = first_difference(*map(_on_cpu, groups), "optimizer")
         parameters = dict(enumerate(parameter for group in optimizer.param_groups for parameter in group["params"]))
         for i, state in kept["state"].items():
             for name, value in state.items():

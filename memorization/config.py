@@ -336,6 +336,8 @@ class DejaVuSettings(Settings):
 
 
 class RunFolder(Settings):
+    """Where a run lies: all that a measuring script must know before it reads what was trained there."""
+
     run: str = Field(description="the run folder")
 
     @pydantic.field_validator("run")

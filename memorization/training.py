@@ -387,7 +387,7 @@ def read_log(path, count=None):
     try:
         lines = [parse_json(line) for line in read_text(path).splitlines()[:count]]
         for epoch, line in enumerate(lines, start=1):
-            numbers = [line["loss"], line["spread"], 0.0 if line["knn_accuracy"] is None else line["knn_accuracy"]]
+            numbers = [line["loss"], line["spread"], line["images_per_second"], line["knn_accuracy"] or 0.0]
             if line["epoch"] != epoch or not all(type(number) is float and math.isfinite(number) for number in numbers):
                 raise ValueError(f"line {epoch} is not that of an epoch")
     except (OSError, ValueError, KeyError, TypeError) as error:

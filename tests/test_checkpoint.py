@@ -4,6 +4,7 @@ import shutil
 import pytest
 import torch
 
+from memorization import checkpoint
 from memorization.checkpoint import load_encoder, load_pair, read_checkpoint, read_progress, save_checkpoint, save_progress
 from memorization.errors import Caution, WrongUse
 
@@ -76,6 +77,14 @@ def test_progress_falls_back_on_the_checkpoint_before(tmp_path):
     last.write_bytes(b"")
     with pytest.warns(Caution, match=str(last)):
         assert read_progress(tmp_path)["step"] == 1
+
+
+def test_a_save_is_durable_once_the_new_names_are_synced(tmp_path, monkeypatch):
+    save_progress(tmp_path, {"step": 1})
+    synced = []
+    monkeypatch.setattr(checkpoint, "sync_folder", lambda folder: synced.append((folder, (folder / "next.pt").exists())))
+    save_progress(tmp_path, {"step": 2})
+    assert synced == [(tmp_path, False)]
 
 
 def test_a_checkpoint_is_whole_before_another_makes_room_for_it(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import pickle
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from torchvision import datasets
 from memorization import data
 from memorization.config import DataSettings
 from memorization.data import open_images
-from memorization.errors import WrongUse
+from memorization.errors import Interrupted, WrongUse
 
 
 @pytest.fixture(autouse=True)
@@ -356,6 +357,29 @@ def test_an_interrupted_preparation_goes_on_where_it_was(folder, monkeypatch):
     assert [path for path in decoded if "/train/" in path] == list(resumed.train.files[4:])  # the third chunk
     assert torch.equal(resumed.train.pixels, whole.train.pixels) and np.array_equal(resumed.train.geometry, whole.train.geometry)
     assert resumed.fingerprint == whole.fingerprint and not list((folder / "prepared").glob("*.partial"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_preparation_once_the_images_under_way_are_kept(number, folder, monkeypatch):
+    monkeypatch.setattr(data, "DECODED_AT_ONCE", 2)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
+    decode, decoded = data._decode_image, []
+
+    def signalling(path, size):
+        decoded.append(path)
+        if len(decoded) == 3:
+            os.kill(os.getpid(), number)
+        return decode(path, size)
+
+    try:
+        with monkeypatch.context() as patch, pytest.raises(Interrupted, match="4 of 6 train images are prepared") as stop:
+            patch.setattr(data, "_decode_image", signalling)
+            opened_folder(folder).prepared(range(6), [0])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert stop.value.exit_code == 128 + number
+    decoded = count_decoding(monkeypatch)
+    assert len(opened_folder(folder).prepared(range(6), [0]).train.pixels) == 6 and len(decoded) == 2 + 1
 
 
 def test_two_runs_that_start_together_decode_once(folder, monkeypatch):

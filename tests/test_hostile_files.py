@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 import zipfile
-import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from memorization.errors import WrongUse
 from memorization.optimizers import make_optimizer
 from memorization.representations import read_representations
 from memorization.scores import load_candidate_scores
+from memorization.storage import read_arrays
 from memorization.subsets import load_subsets, save_subsets
 from memorization.training import read_log
 from models.encoders import make_encoder
@@ -295,6 +295,17 @@ def test_the_progress_of_a_training(run):
     fuzz(path, read, hostile_checkpoints(path.read_bytes()) + resaved(path, changes))
 
 
+def test_a_zip_file_whose_members_claim_more_than_it_has_is_refused(tmp_path):
+    path, whole = tmp_path / "a.npz", bytearray(zipped({"a.npy": npy(np.arange(5)), "b.npy": npy(np.arange(5))}))
+    path.write_bytes(whole)
+    assert read_arrays(path)["b"].tolist() == [0, 1, 2, 3, 4]
+    sizes = whole.index(b"PK\x01\x02") + 20  # of a.npy in the directory at the end: as it is stored, and as it was
+    whole[sizes : sizes + 8] = struct.pack("<II", len(whole), len(whole))
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match=f"claim more than its {len(whole)} bytes"):
+        read_arrays(path)
+
+
 def test_subsets(run):
     path = run / "subsets.npz"
     subsets = load_subsets(path)
@@ -366,6 +377,14 @@ HOSTILE_YAML = [
 ]  # fmt: skip
 
 
+def laughing(path):
+    """A config in which a setting is a list of lists of lists: whoever writes it out never ends."""
+    content = yaml.safe_load(path.read_text())
+    lines = ["method:", *(f"  {line}" for line in LAUGHS.splitlines()), "encoder: {name: resnet_small, width: *a39}"]
+    others = {key: value for key, value in content.items() if key not in ("method", "encoder")}
+    return "\n".join([*lines, yaml.safe_dump(others)]).encode()
+
+
 def changed_yaml(path, changes):
     """The bytes of a YAML file with each of some changes. changes: (dotted key, value)."""
     contents = []
@@ -388,13 +407,13 @@ CONFIG_CHANGES = [
 
 def test_the_config_of_a_run(run):
     path = run / "config.yaml"
-    hostile = HOSTILE_YAML + changed_yaml(path, CONFIG_CHANGES)
+    hostile = [*HOSTILE_YAML, laughing(path), *changed_yaml(path, CONFIG_CHANGES)]
     fuzz(path, lambda: read_run_config(run).model_dump(), hostile, valid=lambda found: found["encoder"]["width"] <= 1024)
 
 
 def test_the_config_of_a_script(run, tmp_path):
     path = Path(write_experiment(tmp_path, {"seeds": [0, 1]}))
-    hostile = HOSTILE_YAML + changed_yaml(path, CONFIG_CHANGES)
+    hostile = [*HOSTILE_YAML, laughing(path), *changed_yaml(path, CONFIG_CHANGES)]
     trained = read_config("", ["--config", str(path)]).model_dump(include={"encoder", "training", "augmentation"})
 
     def valid(found):  # what was trained cannot be another
@@ -529,16 +548,15 @@ def test_a_map_of_prepared_images(suffix, folder):
 
 def test_an_image(folder):
     path = folder / "train/cat/0.png"
-    large = bytearray(path.read_bytes())
-    large[16:24] = struct.pack(">II", 13_000, 13_000)  # as PNG's header has them, and their checksum
-    large[29:33] = struct.pack(">I", zlib.crc32(large[12:29]))
+    large = io.BytesIO()
+    Image.new("1", (13_000, 13_000)).save(large, "png")  # 0.8 GB once it is decoded and converted
 
     def read():
         for kept in (folder / "prepared").iterdir():
             kept.unlink()
         return np.shape(prepared_images(folder)[1])
 
-    fuzz(path, read, [bytes(large), b"", b"GIF89a", b"\x89PNG\r\n\x1a\n"], valid=lambda shape: shape == (4, 3, 8, 8))
+    fuzz(path, read, [large.getvalue(), b"", b"GIF89a", b"\x89PNG\r\n\x1a\n"], valid=lambda shape: shape == (4, 3, 8, 8))
 
 
 # --- as real processes ------------------------------------------------------------------------------------------------------------

@@ -97,10 +97,11 @@ def test_a_real_process_ends_with_one_line_and_its_own_code(tmp_path):
 
 
 def test_a_retraining_that_is_told_to_stop_passes_it_on_and_ends_once_it_is_saved(tmp_path):
-    path = write_experiment(tmp_path, {"subsets.shared": 0, "removal": {"counts": [4], "policies": ["least"]}})
+    changes = {"training.epochs": 150, "subsets.shared": 0, "removal": {"counts": [4], "policies": ["least"]}}
+    path = write_experiment(tmp_path, changes)  # long enough to be told before it ends
     train_simclr.main(["--config", path])
     memorization_scores.main(["--config", path])
-    remove = [sys.executable, remove_samples.__file__, "--config", path, "--retrain", "--training.epochs", "3"]
+    remove = [sys.executable, remove_samples.__file__, "--config", path, "--retrain"]
     started = tmp_path / "run/removal/least_4_draw0/environment.json"
     process = subprocess.Popen(remove, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     while process.poll() is None and not started.exists():
@@ -109,4 +110,5 @@ def test_a_retraining_that_is_told_to_stop_passes_it_on_and_ends_once_it_is_save
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + signal.SIGTERM, error
     assert error.splitlines()[-1] == "stopped: SIGTERM: what was retrained so far is kept; the same command goes on from here"
-    assert not list((tmp_path / "run/removal").rglob("lock")) and not (tmp_path / "run/removal/curve.csv").exists()
+    assert not list((tmp_path / "run/removal").rglob("lock")) and not list((tmp_path / "run/removal").rglob("encoder.pt"))
+    assert list((tmp_path / "run/removal").rglob("last.pt")) and not (tmp_path / "run/removal/curve.csv").exists()
