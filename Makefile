@@ -1,6 +1,6 @@
 # make demo   train a small pair on Fashion-MNIST, show which images it memorized, and ask it for labels (Deja Vu, linear probes)
 # make test   run the tests
-# make faults kill trainings at random moments, and see that they end as if nothing had happened
+# make faults kill trainings at random moments, and see that they end as if nothing had happened; give the scripts hostile files
 PYTHON ?= python3
 INSTALLED := .venv/installed
 RUN := .venv/bin/python
@@ -17,7 +17,7 @@ test: $(INSTALLED)
 	$(RUN) -m pytest
 
 faults: $(INSTALLED)
-	KILLS=18 $(RUN) -m pytest -s tests/test_faults.py
+	KILLS=18 FUZZ=3 $(RUN) -m pytest -s tests/test_faults.py tests/test_hostile_files.py
 
 # Fashion-MNIST: found here already, downloaded, or from its Debian package where that can be installed.
 FIND_DATA := $(RUN) -c "from memorization.config import DataSettings; from memorization.data import open_images; open_images(DataSettings(name='fashion_mnist'))"

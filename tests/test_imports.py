@@ -28,7 +28,7 @@ def test_arrows_point_down_only():
     for path in [*ROOT.glob("models/*.py"), *ROOT.glob("memorization/*.py"), *ROOT.glob("*.py")]:
         for module in imported_modules(path):
             assert module.split(".")[0] not in scripts, f"{path.name} imports a script, {module}"
-            if path.parent.name == "models":
+            if path.parent == ROOT / "models":
                 assert not module.startswith("memorization"), f"models/{path.name} imports {module}"
-            if path.parent.name == "memorization" and module.startswith("models"):
+            if path.parent == ROOT / "memorization" and module.startswith("models"):
                 assert path.name == "checkpoint.py" and module == "models.encoders", f"memorization/{path.name} imports {module}"

@@ -97,7 +97,7 @@ def test_a_real_process_ends_with_one_line_and_its_own_code(tmp_path):
 
 
 def test_a_retraining_that_is_told_to_stop_passes_it_on_and_ends_once_it_is_saved(tmp_path):
-    changes = {"training.epochs": 150, "subsets.shared": 0, "removal": {"counts": [4], "policies": ["least"]}}
+    changes = {"training.epochs": 60, "subsets.shared": 0, "removal": {"counts": [4], "policies": ["least"]}}
     path = write_experiment(tmp_path, changes)  # long enough to be told before it ends
     train_simclr.main(["--config", path])
     memorization_scores.main(["--config", path])
