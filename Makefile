@@ -1,11 +1,12 @@
 # make demo   train a small pair on Fashion-MNIST, show which images it memorized, and ask it for labels (Deja Vu, linear probes)
 # make test   run the tests
 # make faults kill trainings at random moments, and see that they end as if nothing had happened; give the scripts hostile files
+# make bench  time this project beside others, about half an hour on two CPU cores; results in runs/benchmarks
 PYTHON ?= python3
 INSTALLED := .venv/installed
 RUN := .venv/bin/python
 
-.PHONY: demo test faults data
+.PHONY: demo test faults bench data
 
 demo: $(INSTALLED) data
 	$(RUN) train_simclr.py --config configs/demo.yaml
@@ -18,6 +19,9 @@ test: $(INSTALLED)
 
 faults: $(INSTALLED)
 	KILLS=18 FUZZ=3 $(RUN) -m pytest -s tests/test_faults.py tests/test_hostile_files.py
+
+bench: $(INSTALLED)
+	for question in augmentations scoring training neighbors probe scaling; do $(RUN) -m benchmarks.$$question || exit 1; done
 
 # Fashion-MNIST: found here already, downloaded, or from its Debian package where that can be installed.
 FIND_DATA := $(RUN) -c "from memorization.config import DataSettings; from memorization.data import open_images; open_images(DataSettings(name='fashion_mnist'))"

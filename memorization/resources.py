@@ -36,7 +36,8 @@ def print_estimate(what, seconds, device, disk=0, folder="."):
     memory = f"{megabytes(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)} of memory"
     if device.type == "cuda":
         memory += f", {megabytes(torch.cuda.max_memory_reserved(device))} of the GPU's"
-    print(f"  {what}: about {timedelta(seconds=round(seconds))}, {memory}, {megabytes(disk)} on the disk", flush=True)
+    on_disk = f", {megabytes(disk)} on the disk" if disk else ""
+    print(f"  {what}: about {timedelta(seconds=round(seconds))}, {memory}{on_disk}", flush=True)
     if disk > free_bytes(folder):
         warnings.warn(Caution(f"{folder}: {megabytes(disk)} will be written, but {megabytes(free_bytes(folder))} are free"), stacklevel=2)
 

@@ -23,6 +23,8 @@ def test_an_estimate_is_a_line_and_warns_where_the_disk_is_too_small(tmp_path, c
     print_estimate("a job", 3725, CPU, 5_000_000, tmp_path / "still/to/be/made")
     line = capsys.readouterr().out
     assert line.startswith("  a job: about 1:02:05, ") and line.endswith(" of memory, 5.0 MB on the disk\n")
+    print_estimate("a job", 5, CPU)
+    assert capsys.readouterr().out.endswith(" of memory\n")
     with pytest.warns(Caution, match="1000000000.0 GB will be written"):
         print_estimate("a job", 1, CPU, 10**18, tmp_path)
 
