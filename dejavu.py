@@ -44,6 +44,7 @@ from memorization.label_inference import (
 from memorization.machine import choose_device, describe_machine, use_exact_arithmetic
 from memorization.queries import make_queries
 from memorization.representations import encode_images, encoder_source
+from memorization.resources import memory_for
 from memorization.scores import load_candidate_scores
 from memorization.significance import mean_and_spread
 from memorization.storage import write_atomically, write_json
@@ -85,8 +86,9 @@ def main(argv=None):
     images = images.to(device)
 
     scores = {name: scores_of_candidates(name, subsets, config) for name in names}
-    for name in names:
-        attack_checkpoint(name, scores[name], images, subsets, public, config, device)
+    with memory_for("dejavu.memory_gb", config.dejavu.memory_gb):
+        for name in names:
+            attack_checkpoint(name, scores[name], images, subsets, public, config, device)
     if config.actions["checkpoint"] == "all":
         draw_deja_vu_curve([config.dejavu_folder(name) for name in names])
 

@@ -18,6 +18,7 @@ from memorization.figures import draw_probe
 from memorization.machine import choose_device, describe_machine, use_exact_arithmetic
 from memorization.probing import fine_tune, prepared_for_probing, probe, probed_data
 from memorization.representations import encoder_source, raw_pixels, stated_adaptation
+from memorization.resources import memory_for
 from memorization.significance import mean_and_spread, paired_test
 from memorization.storage import write_json
 from memorization.subsets import ROLES, load_subsets
@@ -39,9 +40,11 @@ def main(argv=None):
     for images in datasets:
         for source in sources:
             if config.probe.fine_tune:
-                result = fine_tune(source, images, config.probe, device)
+                with memory_for("probe.fine_tune_batch_size", config.probe.fine_tune_batch_size):
+                    result = fine_tune(source, images, config.probe, device)
             else:
-                result = probe(source, images, config.probe, config.folder / "probe" / "representations", device)
+                with memory_for("probe.train_images", config.probe.train_images):
+                    result = probe(source, images, config.probe, config.folder / "probe" / "representations", device)
             rows.append({"dataset": images.name, "encoder": source.name, "adapted": stated_adaptation(source, images), **result})
             print_row(rows[-1])
     summary = {

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from memorization.checkpoint import load_pair, load_trained
-from memorization.config import read_config, trained_part
+from memorization.config import ProbeSettings, read_config, trained_part
 from memorization.data import images_of_run, open_images
 from memorization.errors import WrongUse, one_line_errors
 from memorization.figures import draw_removal_curve
@@ -36,7 +36,7 @@ from memorization.machine import choose_device, describe_machine, use_exact_arit
 from memorization.probing import prepared_for_probing, probe, probed_data
 from memorization.removal import DRAWN, distances_to_centres, duplicate_groups, removal_order, remove_in_order
 from memorization.representations import encode_images, encoder_source, raw_pixels
-from memorization.resources import print_estimate
+from memorization.resources import memory_for, print_estimate
 from memorization.scores import load_candidate_scores
 from memorization.significance import mean_and_spread, paired_test
 from memorization.storage import parse_json, read_text, sole_process, write_atomically, write_json
@@ -314,11 +314,14 @@ def probe_all(removals, datasets, config, device, stop):
 
 def kept_probe(source, images, config, device):
     """The mean top-1 accuracy of probes on an encoder, from removal/probes/ where the same was probed before."""
-    probed = config.probe.model_dump(exclude={"datasets", "fine_tune", "fine_tune_epochs", "fine_tune_learning_rate"})
+    probed = config.probe.model_dump(
+        exclude={name for name in ProbeSettings.model_fields if name == "datasets" or name.startswith("fine_tune")}
+    )
     what = {"source": source.identity, "data": images.fingerprint, "probe": probed}
     path = config.folder / "removal" / "probes" / f"{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]}.json"
     if not path.exists():
-        result = probe(source, images, config.probe, None, device)
+        with memory_for("probe.train_images", config.probe.train_images):
+            result = probe(source, images, config.probe, None, device)
         write_json(path, result)
     return read_accuracy(path)
 

@@ -19,6 +19,7 @@ from models.encoders import make_encoder
 FORMAT = "memorization checkpoint 1"
 GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")  # what torch.save of tensors names
 MOST_PICKLED = 2**25  # bytes of what is not tensors
+KEPT = re.compile(r"encoder_epoch_[0-9]{4,7}\.pt")
 DEEPEST = 50  # of dicts and lists in each other
 
 
@@ -265,7 +266,11 @@ def chosen_checkpoints(action, run, seeds, roles=ROLES):
 def kept_epochs(run, seeds, roles):
     """The kept checkpoints that the encoders of these seeds and roles all have, such as ["epoch_0100", "epoch_0200"]."""
     kept = [
-        {path.stem.removeprefix("encoder_") for path in Path(run, f"seed_{seed}", role).glob("encoder_epoch_*.pt")}
+        {
+            path.stem.removeprefix("encoder_")
+            for path in Path(run, f"seed_{seed}", role).glob("encoder_epoch_*.pt")
+            if KEPT.fullmatch(path.name)
+        }
         for seed in seeds
         for role in roles
     ]

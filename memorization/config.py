@@ -25,6 +25,7 @@ NOT_COMPARED = {"compared": False}  # settings that may differ between training 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, le=10**4)]
 Interval = Annotated[list[Positive], Field(min_length=2, max_length=2)]
 # Upper bounds are far beyond use: they refuse what would fill the memory, never end, or crash torch.
 MOST_EPOCHS = 10**6
@@ -198,7 +199,7 @@ class TrainingSettings(OptimizerSettings):
     epochs: int = Field(ge=1, le=MOST_EPOCHS, description="passes over the training set")
     batch_size: int = Field(ge=2, description="source images a step; the last partial batch of an epoch is dropped")
     optimizer: Literal["sgd", "adamw", "lars"] = Field(description="the optimizer")
-    learning_rate: float = Field(gt=0, description="learning rate for a batch of base_batch_size")
+    learning_rate: Rate = Field(description="learning rate for a batch of base_batch_size")
     base_batch_size: int | None = Field(
         256, ge=1, description="the rate used is learning_rate x batch_size / base_batch_size; null leaves it as it is"
     )
@@ -244,7 +245,7 @@ class ProbeSettings(OptimizerSettings):
     epochs: int = Field(90, ge=1, le=MOST_EPOCHS, description="passes over the training images")
     batch_size: int = Field(4096, ge=1, description="images a step; a quarter of the training images where that is less")
     optimizer: Literal["sgd", "adamw", "lars"] = Field("lars", description="the optimizer")
-    learning_rates: Annotated[list[Positive], Field(min_length=1, max_length=100)] = Field(
+    learning_rates: Annotated[list[Rate], Field(min_length=1, max_length=100)] = Field(
         [1.6, 6.4, 25.6], description="learning rates to choose from, for batch_size; less where the batch is less"
     )
     weight_decays: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1, max_length=100)] = Field(
@@ -253,7 +254,10 @@ class ProbeSettings(OptimizerSettings):
     warmup_epochs: int = Field(10, ge=0, description="epochs of linear warm-up, before the cosine")
     fine_tune: bool = Field(False, description="train all weights, not the linear layer alone")
     fine_tune_epochs: int = Field(30, ge=1, le=MOST_EPOCHS, description="fine_tune: passes over the training images")
-    fine_tune_learning_rate: float = Field(0.001, gt=0, description="fine_tune: learning rate of AdamW")
+    fine_tune_batch_size: int = Field(
+        256, ge=1, description="fine_tune: images a step; a quarter of the training images where that is less"
+    )
+    fine_tune_learning_rate: Rate = Field(0.001, description="fine_tune: learning rate of AdamW")
 
     @pydantic.field_validator("datasets", "seeds", "learning_rates", "weight_decays")
     @classmethod

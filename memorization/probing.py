@@ -19,7 +19,6 @@ from memorization.subsets import first_by_hash
 
 VALIDATION_SHARE = 0.1  # of the training images: they choose learning rate and weight decay
 NEIGHBORS = {"knn_20": {"k": 20}, "knn_200": {"k": 200, "temperature": 0.1}}  # the kNN accuracies beside the probe's
-FINE_TUNING_BATCH = 256
 
 
 def probe(source, images, settings, cache, device):
@@ -187,7 +186,7 @@ def _fine_tune_once(source, images, settings, seed, device):
         nn.init.zeros_(parameter)
     model = nn.Sequential(encoder, layer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.fine_tune_learning_rate, weight_decay=0.01)
-    batch_size = min(FINE_TUNING_BATCH, len(train_rows) // 4)
+    batch_size = min(settings.fine_tune_batch_size, len(train_rows) // 4)
     steps_per_epoch = len(train_rows) // batch_size
     steps = settings.fine_tune_epochs * steps_per_epoch
     for step in tqdm(range(steps), desc="fine-tuning", leave=False, disable=None):

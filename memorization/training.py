@@ -288,11 +288,14 @@ def _print_plan(subsets, roles, config, device):
 
 
 def _print_estimate(make_method, images, subsets, roles, config, device):
-    """What a long training will take, from steps of a method that is thrown away."""
+    """What the rest of a long training will take, from steps of a method that is thrown away."""
     settings = config.training
-    left = [(seed, role) for seed in config.seeds for role in roles if not (config.folder / f"seed_{seed}" / role / "encoder.pt").exists()]
+    folders = [config.folder / f"seed_{seed}" / role for seed in config.seeds for role in roles]
+    left = [folder for folder in folders if not (folder / "encoder.pt").exists()]
+    logs = [folder / "log.jsonl" for folder in left if (folder / "last.pt").exists()]
+    epochs = len(left) * settings.epochs - sum(len(read_log(log)) for log in logs if log.exists())
     training_set = torch.from_numpy(subsets.training_set(roles[0]))
-    steps = len(left) * settings.epochs * (len(training_set) // settings.batch_size)
+    steps = epochs * (len(training_set) // settings.batch_size)
     if steps < LONG:
         return
     method = make_method().to(device, memory_format=torch.channels_last)

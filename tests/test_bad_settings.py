@@ -73,6 +73,8 @@ COMMAND_LINES = [  # script, options, and what the line names
     ("simclr", ["--training.learning_rate", "1e-3"], ["training.learning_rate", "'1e-3'", "such as 0.001"]),
     ("simclr", ["--training.learning_rate", ".nan"], ["training.learning_rate: nan", "finite"]),
     ("simclr", ["--training.learning_rate", ".inf"], ["training.learning_rate: inf", "finite"]),
+    ("simclr", ["--training.learning_rate", "1.0e+308"], ["training.learning_rate: 1e+308", "less than or equal to 10000"]),
+    ("probe", ["--probe.learning_rates", "1.0e+308"], ["probe.learning_rates", "less than or equal to 10000"]),
     ("simclr", ["--training.learning_rate", "0,01"], ["training.learning_rate: '0,01'", "valid number"]),
     ("simclr", ["--training.optimizer", "adam"], ["training.optimizer", "'adam'", "'sgd', 'adamw' or 'lars'"]),
     ("simclr", ["--training.betas", "0.9"], ["training.betas: [0.9]", "at least 2"]),

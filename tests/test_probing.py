@@ -332,6 +332,20 @@ def test_another_encoder_is_probed_into_a_folder_of_its_own(probed_run, tmp_path
     assert [row["encoder"] for row in summary["results"]] == [str(foreign), "random encoder", "raw pixels"]
 
 
+@pytest.mark.parametrize("what, options, named", [
+    ("probe", [], "probe.train_images: 300"),
+    ("fine_tune", ["--probe.fine_tune", "true"], "probe.fine_tune_batch_size: 256"),
+])  # fmt: skip
+def test_probes_beyond_the_memory_name_the_setting_to_lower(what, options, named, probed_run, refusal, monkeypatch):
+    def hungry(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    path, run = probed_run
+    monkeypatch.setattr(linear_probing_train, what, hungry)
+    line = refusal(linear_probing_train.main, ["--config", path, "--run", str(run), *QUICK, *options])
+    assert line == f"error: {named} needs more than the GPU's memory has left; lower it\n"
+
+
 def test_fine_tuned_encoders_are_named_so(probed_run):
     path, run = probed_run
     options = ["--probe.fine_tune", "true", "--probe.fine_tune_epochs", "1", "--seeds", "0"]

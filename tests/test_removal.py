@@ -289,6 +289,17 @@ def test_work_that_is_done_is_kept(halves_copy, in_process, monkeypatch):
     assert (run / "removal/curve.csv").read_bytes() == curve
 
 
+def test_probes_beyond_the_memory_name_the_setting_to_lower(halves_copy, in_process, refusal, monkeypatch):
+    def hungry(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    path, run = halves_copy
+    monkeypatch.setattr(remove_samples, "probe", hungry)
+    options = ["--removal.counts", "4", "--removal.policies", "memorized", "--seeds", "0", "--retrain"]
+    line = refusal(remove_samples.main, ["--config", path, "--run", str(run), *options])
+    assert line == "error: probe.train_images: 200 needs more than the GPU's memory has left; lower it\n"
+
+
 def test_jobs_are_listed_and_shared(halves_copy, in_process, capsys):
     remove(halves_copy, "--retrain", "--jobs", "list")
     listed = capsys.readouterr().out.splitlines()

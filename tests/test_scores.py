@@ -339,6 +339,8 @@ def test_tokens_and_other_augmentations_land_in_folders_of_their_own(run_copy):
 
 def test_all_checkpoints_give_the_score_over_training(run_copy):
     path, run = run_copy
+    for role in ("candidate", "independent"):  # a file of the user's own, which is no checkpoint of ours
+        shutil.copy(run / f"seed_0/{role}/encoder.pt", run / f"seed_0/{role}/encoder_epoch_best.pt")
     score(path, "--run", str(run), "--checkpoint", "all")
     assert sorted(file.name for file in (run / "scores").iterdir()) == sorted([*FILES, "epoch_0002", "training_curve.png"])
     epoch = json.loads((run / "scores/epoch_0002/summary.json").read_text())["checkpoint"]["epoch"]

@@ -14,7 +14,7 @@ from conftest import METHODS, write_experiment
 import memorization.training as training
 import train_simclr
 from memorization.augmentations import View
-from memorization.checkpoint import read_checkpoint
+from memorization.checkpoint import read_checkpoint, save_checkpoint
 from memorization.config import read_config
 from memorization.data import open_images
 from memorization.errors import Caution, WrongUse
@@ -441,8 +441,17 @@ def test_a_long_training_is_estimated_from_steps_that_change_nothing(write_confi
     for role in ROLES:
         name = f"seed_0/{role}/encoder.pt"
         assert (tmp_path / "short" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+
+    folder = tmp_path / "run/seed_0/candidate"  # of three epochs two are left, and the other encoder's three
+    shutil.rmtree(tmp_path / "run/seed_0/independent")
+    (folder / "encoder.pt").unlink()
+    (folder / "log.jsonl").write_text((folder / "log.jsonl").read_text().splitlines(keepends=True)[0])
+    save_checkpoint(folder / "last.pt", read_checkpoint(folder / "last.pt") | {"step": 3, "losses": []})
+    monkeypatch.setattr(training, "LONG", 15)
+    train(path)
+    assert "  15 steps for 2 encoders: about" in capsys.readouterr().out
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
-    (tmp_path / "run/seed_0/independent/encoder.pt").unlink()
+    shutil.rmtree(tmp_path / "run/seed_0/independent")
     monkeypatch.setattr(training, "LONG", 9)
     with pytest.warns(Caution, match="MB will be written, but 0.0 MB are free"):
         train(path)
