@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 
+from memorization import processes
 from memorization.augmentations import augment, measuring_recipe, whole_images
 from memorization.checkpoint import checksum, chosen_checkpoints, load_pair, load_trained, pair_fingerprints
 from memorization.config import EncoderSettings, read_config
@@ -89,7 +90,7 @@ def main(argv=None):
     with memory_for("dejavu.memory_gb", config.dejavu.memory_gb):
         for name in names:
             attack_checkpoint(name, scores[name], images, subsets, public, config, device)
-    if config.actions["checkpoint"] == "all":
+    if config.actions["checkpoint"] == "all" and processes.is_first():
         draw_deja_vu_curve([config.dejavu_folder(name) for name in names])
 
 
@@ -139,6 +140,8 @@ def attack_checkpoint(checkpoint, scores, images, subsets, public, config, devic
     folder, start = config.dejavu_folder(checkpoint), time.monotonic()
     attack = attack_pair if config.dejavu.reference == "independent" else attack_one_model
     found = [attack(seed, checkpoint, images, subsets, public, config, device) for seed in config.seeds]
+    if not processes.is_first():
+        return
     seconds = time.monotonic() - start
     fingerprints = {name: value for attacked in found for name, value in attacked["fingerprints"].items()}
     seeds = [{"seed": seed, **summarize_seed(attacked, images.classes)} for seed, attacked in zip(config.seeds, found)]

@@ -10,6 +10,7 @@ safe to delete. With --encoder that encoder stands in the place of the run's, an
 into a folder of its own in probe/.
 """
 
+from memorization import processes
 from memorization.checkpoint import load_encoder, load_pair, untrained_encoder
 from memorization.config import read_config, trained_part
 from memorization.data import images_of_run, open_images
@@ -59,6 +60,8 @@ def main(argv=None):
         },
         "machine": describe_machine(device),
     }
+    if not processes.is_first():
+        return
     write_json(folder / "summary.json", summary)
     draw_probe(summary, folder / "probe.png")
     print(f"\nthe picture is in {folder}: probe.png", flush=True)

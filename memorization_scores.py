@@ -17,8 +17,8 @@ import time
 import numpy as np
 import scipy.io
 import torch
-from tqdm import tqdm
 
+from memorization import processes
 from memorization.alignment import encoder_distances, jackknife_error, mean_over_pairs, memorization_score
 from memorization.augmentations import augment, measuring_recipe
 from memorization.checkpoint import chosen_checkpoints, load_pair, pair_fingerprints
@@ -61,7 +61,7 @@ def main(argv=None):
     logs = training_logs(config) if config.actions["checkpoint"] == "all" else None
     for name in names:
         score_checkpoint(name, images, subsets, config, device)
-    if logs:
+    if logs and processes.is_first():
         draw_training_curve([config.score_folder(name) for name in names], logs)
 
 
@@ -74,6 +74,8 @@ def score_checkpoint(checkpoint, images, subsets, config, device):
         print_plan(pairs, rows, images, config, device)
         start = time.monotonic()
         losses = [score_pair(*pairs[seed], seed, rows, images, config, device) for seed in config.seeds]
+    if not processes.is_first():
+        return
     seconds = time.monotonic() - start
     scores = combine(rows, *(np.stack(parts) for parts in zip(*losses)))
     epoch = pairs[config.seeds[0]][2]["epoch"]
@@ -106,27 +108,27 @@ def print_plan(pairs, rows, images, config, device):
     batch = torch.from_numpy(rows["index"][rows["split"] == "train"][: config.scores.batch_size])
     normalization = record["mean"], record["std"]
     seconds = seconds_of(lambda: score_batch(f, g, images.train, batch, normalization, seed, config), device)
+    seconds *= images_to_score / len(batch) / processes.count()
     what = f"scoring {images_to_score} images by {config.scores.views} views through two encoders"
-    print_estimate(what, images_to_score / len(batch) * seconds, device, BYTES_A_ROW * len(rows["index"]), config.folder)
+    print_estimate(what, seconds, device, BYTES_A_ROW * len(rows["index"]), config.folder)
 
 
 def score_pair(f, g, record, seed, rows, images, config, device):
     """L_align of f and of g, and the jackknife error of their difference, for every row: three (N,) float64 arrays."""
     f, g = (encoder.to(device, memory_format=torch.channels_last) for encoder in (f, g))
     normalization = record["mean"], record["std"]
-    parts = []
-    progress = tqdm(total=len(rows["index"]), desc=f"scoring seed {seed}", unit=" images", leave=False, disable=None)
-    for split in (images.train, images.test):
-        # Rows are in subset order: those of the training set come before those of the test set.
-        indices = torch.from_numpy(rows["index"][rows["split"] == split.name])
-        for batch in indices.split(config.scores.batch_size):
-            losses_f, losses_g, errors = score_batch(f, g, split, batch, normalization, seed, config)
-            for role, losses in zip(ROLES, (losses_f, losses_g)):
-                check_losses(losses, f"{config.run}/seed_{seed}/{role}")
-            parts.append((losses_f, losses_g, errors))
-            progress.update(len(batch))
-    progress.close()
-    return tuple(torch.cat(column).double().cpu().numpy() for column in zip(*parts))
+    # Rows are in subset order: those of the training set come before those of the test set.
+    indices = {split: torch.from_numpy(rows["index"][rows["split"] == split.name]) for split in (images.train, images.test)}
+    batches = [(split, batch) for split, of_split in indices.items() for batch in of_split.split(config.scores.batch_size)]
+
+    def scored(batch):
+        losses_f, losses_g, errors = score_batch(f, g, *batch, normalization, seed, config)
+        for role, losses in zip(ROLES, (losses_f, losses_g)):
+            check_losses(losses, f"{config.run}/seed_{seed}/{role}")
+        return losses_f.cpu(), losses_g.cpu(), errors.cpu()
+
+    found = processes.divided(scored, batches, f"scoring seed {seed}")
+    return tuple(torch.cat(column).double().numpy() for column in zip(*found))
 
 
 def check_losses(losses, encoder):

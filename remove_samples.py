@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from memorization import processes
 from memorization.checkpoint import load_pair, load_trained
 from memorization.config import ProbeSettings, read_config, trained_part
 from memorization.data import images_of_run, open_images
@@ -97,6 +98,8 @@ def check_actions(config):
     """Raise WrongUse for actions and settings that do not go together."""
     if config.actions["jobs"] and not config.actions["retrain"]:
         raise WrongUse("command line: --jobs shares retrainings; add --retrain")
+    if processes.count() > 1:
+        raise WrongUse(f"remove_samples.py is one process, but torchrun started {processes.count()}; --jobs I/N shares retrainings")
     if config.actions["retrain"] and config.probe.fine_tune:
         raise WrongUse("probe.fine_tune: True is not allowed here: the removal curve is one of linear probes")
     if config.actions["retrain"] and not training_script(config).exists():

@@ -82,10 +82,24 @@ class Split:
             assert (indices >= 0).all(), "images are gathered that were not prepared"
         return self.pixels.index_select(0, indices.to(self.pixels.device)).to(self.device)
 
-    def to(self, device):
-        """The Split with its images gathered on the device. Its pixels move there if they take less than half of the memory left."""
+    def to(self, device, data_device="auto"):
+        """The Split with its images gathered on the device. data_device: where its pixels are kept, "cuda" or "cpu"; "auto" moves them to a
+        GPU if they take less than half of its memory left."""
         fits = device.type == "cuda" and self.pixels.nbytes < torch.cuda.mem_get_info(device)[0] / 2
-        return replace(self, pixels=self.pixels.to(device) if fits else self.pixels, device=device)
+        moves = device.type == "cuda" and (data_device == "cuda" or (data_device == "auto" and fits))
+        return replace(self, pixels=self.pixels.to(device) if moves else self.pixels, device=device)
+
+    @property
+    def is_far(self):
+        """Whether to gather images takes long: from the memory to a GPU, or from a map on the disk."""
+        return self.pixels.device.type != self.device.type or (self.row_of is not None and self.pixels.device.type == "cpu")
+
+    def fetched(self, indices):
+        """The Split with these images alone, copied into memory from which a GPU can take them. indices: (B,) int64, each once."""
+        pixels = replace(self, device=self.pixels.device).gather(indices)
+        pixels = pixels.pin_memory() if self.device.type == "cuda" else pixels
+        rows = torch.full((len(self),), -1).index_put((indices,), torch.arange(len(indices)))
+        return replace(self, pixels=pixels, row_of=rows)
 
     @functools.cached_property
     def fingerprint(self):
@@ -117,9 +131,9 @@ class Images:
         """(mean, std) of the channels."""
         return self.mean, self.std
 
-    def to(self, device):
-        """The Images with both splits gathered on the device."""
-        return replace(self, train=self.train.to(device), test=self.test.to(device))
+    def to(self, device, data_device="auto"):
+        """The Images with both splits gathered on the device; see `Split.to`."""
+        return replace(self, train=self.train.to(device, data_device), test=self.test.to(device, data_device))
 
     @property
     def fingerprint(self):

@@ -4,6 +4,8 @@ import functools
 import sys
 import warnings
 
+from memorization.processes import leave
+
 
 class WrongUse(ValueError):
     """Something the user can put right. The message is one line: the key or path, its value, and what is allowed."""
@@ -34,7 +36,8 @@ def one_line_errors(main):
     def run(argv=None):
         before, warnings.formatwarning = warnings.formatwarning, _one_line
         try:
-            return main(argv)
+            main(argv)
+            leave()
         except WrongUse as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None

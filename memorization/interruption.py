@@ -4,6 +4,7 @@ import signal
 import threading
 from contextlib import contextmanager
 
+from memorization import processes
 from memorization.errors import Interrupted
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -28,8 +29,8 @@ class StopRequest:
 def stop_requests():
     """Note Ctrl-C and SIGTERM in the StopRequest that is given, in place of ending; the second one ends at once.
 
-    What is ignored already, as Ctrl-C is by a job in the background, stays ignored. Python hands signals to its main thread alone;
-    in another one nothing is noted.
+    Of several processes each is told by the terminal and by torchrun too: there every one is only noted. What is ignored already, as Ctrl-C
+    is by a job in the background, stays ignored. Python hands signals to its main thread alone; in another one nothing is noted.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -40,6 +41,8 @@ def stop_requests():
 
     def note(number, _):
         request.number = number
+        if processes.started() > 1:
+            return
         for other, handler in previous.items():
             signal.signal(other, handler)
 

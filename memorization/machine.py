@@ -7,19 +7,28 @@ from pathlib import Path
 
 import torch
 
+from memorization import processes
 from memorization.errors import WrongUse
 
 
 def choose_device(config):
-    """The torch.device of a script; sets the number of CPU threads where the config names one. Raises WrongUse for an absent GPU."""
+    """The torch.device of a script, which joins the other processes of its job; sets the number of CPU threads where the config names one.
+
+    Raises WrongUse for an absent GPU.
+    """
     if config.threads:
         torch.set_num_threads(config.threads)
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
+    if processes.started() > 1 and device.type == "cuda":
+        if device.index is not None:
+            raise WrongUse(f"device: {name!r} is one GPU for {processes.started()} processes; with cuda or auto each has its own")
+        device = processes.own_gpu()
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise WrongUse(f"device: {config.device!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices")
+    processes.join(device)
     return device
 
 
@@ -36,6 +45,7 @@ def describe_machine(device):
         **{package: version(package) for package in ("torch", "torchvision", "numpy", "scipy")},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "threads": torch.get_num_threads(),
+        "processes": processes.count(),
         "commit": _commit(),
     }
 

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from memorization import processes
+
 QUERY_CHUNK = 512  # queries compared with the bank at a time
 SPARE = 32  # neighbours found in float32 beyond the k that are wanted, so that rounding loses none of those
 GROUP = 20  # columns of which only the least is looked at first
@@ -29,8 +31,8 @@ def nearest_neighbors(queries, bank, k, memory_gb=1.0):
     largest = norms.max().sqrt()
     count = min(k + SPARE, len(bank))
     columns = max(GROUP * count, round(memory_gb * 2**30 / (4 * QUERY_CHUNK)) // GROUP * GROUP)
-    found = []
-    for part in queries.split(QUERY_CHUNK):
+
+    def search(part):
         centred_part, own_norms = _centred(part, mean)
         keys, candidates = _candidates(centred_part, centred, norms, count, columns)
         indices, distances = _by_exact_distance(part, bank, candidates)
@@ -39,8 +41,10 @@ def nearest_neighbors(queries, bank, k, memory_gb=1.0):
             missed = distances[:, k - 1] >= keys[:, -1].double() + own_norms - slack
             for row in missed.nonzero()[:, 0]:
                 indices[row], distances[row] = _by_brute_force(part[row], bank, count)
-        found.append((indices[:, :k], distances[:, :k]))
-    return tuple(torch.cat(parts) for parts in zip(*found))
+        return indices[:, :k].cpu(), distances[:, :k].cpu()
+
+    found = processes.divided(search, queries.split(QUERY_CHUNK), "searching neighbours")
+    return tuple(torch.cat(parts).to(queries.device) for parts in zip(*found))
 
 
 def _centred(vectors, mean):

@@ -8,6 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from memorization import processes
 from memorization.augmentations import whole_images
 from memorization.errors import WrongUse
 from memorization.neighbors import knn_accuracy
@@ -30,15 +31,19 @@ def probe(source, images, settings, cache, device):
     """
     train, test = (stored_examples(source, split, rows, cache, device) for split, rows in probed_rows(images, settings))
     classes = len(images.classes)
-    runs, confusion = [], torch.zeros(classes, classes, dtype=torch.int64)
-    for seed in settings.seeds:
+
+    def probed(seed):
         layer, choice = fit_probe(train, classes, settings, seed)
         logits = layer(test.values)
-        runs.append({"seed": seed, **choice, **accuracies(logits, test.labels)})
-        confusion += confusion_matrix(logits.argmax(1).cpu(), test.labels.cpu(), classes)
-    result = {"train_images": len(train.labels), "test_images": len(test.labels), "classes": list(images.classes), "seeds": runs}
-    for name in accuracies(logits, test.labels):
-        result[name] = mean_and_spread([run[name] for run in runs])
+        confusion = confusion_matrix(logits.argmax(1).cpu(), test.labels.cpu(), classes)
+        return {"seed": seed, **choice}, accuracies(logits, test.labels), confusion
+
+    choices, shares, confusions = zip(*processes.divided(probed, settings.seeds, "probing"))
+    result = {"train_images": len(train.labels), "test_images": len(test.labels), "classes": list(images.classes)}
+    result["seeds"] = [choice | of_seed for choice, of_seed in zip(choices, shares)]
+    for name in shares[0]:
+        result[name] = mean_and_spread([of_seed[name] for of_seed in shares])
+    confusion = sum(confusions)
     tested = confusion.sum(1)
     result["per_class"] = [share if n else None for share, n in zip((confusion.diagonal() / tested).tolist(), tested.tolist())]
     result["confusion"] = confusion.tolist()  # [label][prediction], summed over the seeds
@@ -168,7 +173,7 @@ def fine_tune(source, images, settings, device):
 
     AdamW with `fine_tune_learning_rate` for `fine_tune_epochs`, half a cosine, weight decay 0.01, no augmentation; once for each seed.
     """
-    runs = [_fine_tune_once(source, images, settings, seed, device) for seed in settings.seeds]
+    runs = processes.divided(lambda seed: _fine_tune_once(source, images, settings, seed, device), settings.seeds, "fine-tuning")
     shares = {name: mean_and_spread([run[name] for run in runs]) for name in runs[0] if name != "seed"}
     return {"classes": list(images.classes), "seeds": runs, **shares}
 
@@ -189,7 +194,7 @@ def _fine_tune_once(source, images, settings, seed, device):
     batch_size = min(settings.fine_tune_batch_size, len(train_rows) // 4)
     steps_per_epoch = len(train_rows) // batch_size
     steps = settings.fine_tune_epochs * steps_per_epoch
-    for step in tqdm(range(steps), desc="fine-tuning", leave=False, disable=None):
+    for step in tqdm(range(steps), desc=f"seed {seed}", leave=False, disable=processes.hidden_bar()):
         epoch, i = divmod(step, steps_per_epoch)
         order = shuffled(len(train_rows), seed, "probing", epoch=1 + epoch)
         rows = train_rows[order[i * batch_size : (i + 1) * batch_size]]

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn as nn
-from tqdm import tqdm
 
+from memorization import processes
 from memorization.augmentations import GRAY_WEIGHTS, whole_images
 from memorization.checkpoint import checksum
 from memorization.errors import WrongUse
@@ -64,10 +64,12 @@ def stored_examples(source, split, rows, cache, device):
         "rows": hashlib.sha256(rows.numpy()).hexdigest(),
     }  # fmt: skip
     path = Path(cache) / f"{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]}.npy"
-    if not path.exists():
+    if not processes.agreed(path.exists()):
         file = io.BytesIO()
         np.save(file, encode_images(source, split, rows, device, kept_in=cache).numpy())
-        write_atomically(path, file.getvalue() + hashlib.sha256(file.getvalue()).digest())
+        with processes.first_before_others():
+            if processes.is_first():
+                write_atomically(path, file.getvalue() + hashlib.sha256(file.getvalue()).digest())
     try:
         values = read_representations(path, len(rows))
     except (OSError, ValueError) as error:
@@ -107,18 +109,16 @@ def encode_views(source, make_view, rows, device, kept_in=None):
     def encoded(batch):
         view = make_view(batch)
         seen = (view.pixels,) if view.visible is None else (view.pixels, view.visible)
-        return encode(*seen).float().cpu()
+        values = encode(*seen).float().cpu()
+        if not values.isfinite().all():
+            raise WrongUse(f"{source.name}: its representations are not finite")
+        return values
 
     if len(batches) >= LONG:
         disk = encoded(batches[0][:1]).nbytes * len(rows) if kept_in else 0
-        seconds = len(batches) * seconds_of(lambda: encoded(batches[0]), device)
+        seconds = len(batches) / processes.count() * seconds_of(lambda: encoded(batches[0]), device)
         print_estimate(f"encoding {len(rows)} images by {source.name}", seconds, device, disk, kept_in or ".")
-    parts = []
-    for batch in tqdm(batches, desc=f"encoding by {source.name}", leave=False, disable=None):
-        parts.append(encoded(batch))
-        if not parts[-1].isfinite().all():
-            raise WrongUse(f"{source.name}: its representations are not finite")
-    return torch.cat(parts)
+    return torch.cat(processes.divided(encoded, batches, f"encoding by {source.name}"))
 
 
 def varying_dimensions(values):

@@ -6,6 +6,7 @@ import math
 import os
 import time
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 
@@ -14,6 +15,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from memorization import processes
 from memorization.augmentations import blank_views, training_views, whole_images
 from memorization.checkpoint import check_belongs, read_checkpoint, read_progress, restore, save_checkpoint, save_progress
 from memorization.config import first_difference, read_run_config, save_config, shortened, trained_part
@@ -23,6 +25,7 @@ from memorization.interruption import stop_requests
 from memorization.machine import choose_device, describe_machine
 from memorization.neighbors import knn_accuracy
 from memorization.optimizers import make_optimizer, scaled_learning_rate, schedule, set_learning_rate
+from memorization.prefetching import prefetched
 from memorization.randomness import shuffled
 from memorization.resources import memory_for, print_estimate, seconds_of, tensor_bytes
 from memorization.storage import append, parse_json, read_text, sole_process, write_atomically
@@ -49,17 +52,22 @@ def train_pair(make_method, images, config):
     check_subsets(subsets)
     roles = _chosen_roles(subsets, config)
     _check_fit(make_method, images, subsets, roles, config)
+    _check_processes(make_method, config, device)
+    if config.training.data_device == "cuda" and device.type != "cuda":
+        raise WrongUse(f"training.data_device: 'cuda' is not allowed: training is on the {device.type}; set it to auto")
     seeds = _check_run_folder(config)
-    images = images.prepared(subsets.train, subsets.external)
+    with processes.first_before_others():
+        images = images.prepared(subsets.train, subsets.external)
     subsets = replace(subsets, data=images.fingerprint)
-    _open_run(subsets, config, seeds)
-    images = images.to(device)
+    with processes.first_before_others():
+        _open_run(subsets, config, seeds)
+    images = images.to(device, config.training.data_device)
     _print_plan(subsets, roles, config, device)
     with stop_requests() as stop, memory_for("training.batch_size", config.training.batch_size):
         _print_estimate(make_method, images, subsets, roles, config, device)
         for seed in config.seeds:
             for role in roles:
-                with sole_process(config.folder / f"seed_{seed}" / role / "lock"):
+                with sole_process(config.folder / f"seed_{seed}" / role / "lock") if processes.is_first() else nullcontext():
                     train_encoder(make_method, images, subsets, role, seed, config, device, stop)
 
 
@@ -67,7 +75,8 @@ def train_encoder(make_method, images, subsets, role, seed, config, device, stop
     """Train the encoder of one role ("candidate" or "independent") and seed; write its folder of the run.
 
     A batch is a set of positions in the training list, in an order that depends on (seed, epoch) alone; the last partial batch of an epoch
-    is dropped. Goes on from last.pt where there is one. stop: of `stop_requests`; raises Interrupted, saved, once a signal has come.
+    is dropped. Of several processes each has its part of every batch, and the first one writes. Goes on from last.pt where there is one.
+    stop: of `stop_requests`; raises Interrupted, saved, once a signal has come.
     """
     settings = config.training
     folder = config.folder / f"seed_{seed}" / role
@@ -78,73 +87,89 @@ def train_encoder(make_method, images, subsets, role, seed, config, device, stop
         print(f"{folder}: finished already, nothing to do")
         return
 
-    _note_environment(config.folder, f"seed_{seed}/{role}", device)
+    if processes.is_first():
+        _note_environment(config.folder, f"seed_{seed}/{role}", device)
     torch.manual_seed(seed)
-    method = make_method().to(device, memory_format=torch.channels_last)
+    method = processes.with_shared_norms(make_method()).to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(method, settings)
     training_set = torch.from_numpy(subsets.training_set(role))
     steps_per_epoch = len(training_set) // settings.batch_size
     steps = settings.epochs * steps_per_epoch
     full_rate = rate = scaled_learning_rate(settings)
 
-    step, losses = _resume(folder, identity, method, optimizer, steps, steps_per_epoch, device)
-    log = _open_log(folder, finished_epochs=step // steps_per_epoch)
+    with processes.first_before_others():
+        step, losses = _resume(folder, identity, method, optimizer, steps, steps_per_epoch, device)
+    log = _open_log(folder, finished_epochs=step // steps_per_epoch) if processes.is_first() else None
+    forward = processes.with_shared_gradients(method)
     clock, warned = _Clock(first_step=step), False
     next_save = time.monotonic() + 60 * settings.checkpoint_minutes
 
     def save():
         nonlocal next_save
+        if not processes.is_first():
+            return
         _check_finite(losses, method, step, rate, folder)
         weights = {"method": method.state_dict(), "optimizer": optimizer.state_dict()}
         save_progress(folder, {"kind": "progress", **identity, "step": step, "losses": losses, **weights})
         next_save = time.monotonic() + 60 * settings.checkpoint_minutes
 
+    def save_if_due():
+        told = processes.largest(stop.number or 0)
+        if told or time.monotonic() > next_save:
+            save()
+        if told:
+            processes.wait_for_all()  # a process that ends takes the others with it
+            stop.number = told
+            stop.check(f"{folder} is saved after step {step} of {steps}")
+
     for epoch in range(step // steps_per_epoch, settings.epochs):
         order = shuffled(len(training_set), seed, "order", epoch=epoch)
-        first = step % steps_per_epoch
-        for i in tqdm(range(first, steps_per_epoch), desc=f"epoch {epoch + 1}", leave=False, disable=None):
-            positions = order[i * settings.batch_size : (i + 1) * settings.batch_size]
-            views = _views_of(training_set[positions], images, config, seed, epoch)
+        left = order.split(settings.batch_size)[step % steps_per_epoch : steps_per_epoch]
+        batches = prefetched(images.train, [training_set[processes.own_part(positions)] for positions in left])
+        for indices, split in tqdm(batches, f"epoch {epoch + 1}", len(left), leave=False, disable=processes.hidden_bar()):
+            views = _views_of(indices, split, images.normalization, config, seed, epoch)
             rate = full_rate * schedule(step, steps, settings.warmup_epochs * steps_per_epoch)
             set_learning_rate(optimizer, rate, full_rate)
-            losses.append(train_step(method, optimizer, views, settings, progress=step / steps))
+            losses.append(train_step(method, optimizer, views, settings, step / steps, forward))
             step += 1
-            # At its end, an epoch is saved once it is measured and logged.
-            if (stop.number or time.monotonic() > next_save) and step % steps_per_epoch:
-                save()
-                stop.check(f"{folder} is saved after step {step} of {steps}")
+            if step % steps_per_epoch:  # at its end, an epoch is saved once it is measured and logged
+                save_if_due()
 
         _check_finite(losses, method, step, rate, folder)
-        if settings.pictures_every and (epoch + 1) % settings.pictures_every == 0 and hasattr(method, "pictures"):
+        if processes.is_first() and settings.pictures_every and (epoch + 1) % settings.pictures_every == 0:
             draw_pictures(method.pictures(views), images.normalization, folder / f"pictures_epoch_{epoch + 1:04d}.png")
         measured = measure_encoder(method.encoder, views[0], images, subsets, role, config, epoch + 1)
         _check_representations(measured["spread"], step, rate, folder)
-        if measured["spread"] < COLLAPSED and not warned:
+        if processes.is_first() and measured["spread"] < COLLAPSED and not warned:
             warnings.warn(Caution(f"{folder}: collapsed after epoch {epoch + 1}: spread {measured['spread']:.2g}"), stacklevel=2)
             warned = True
-        record = {"epoch": epoch + 1, "step": step, "loss": torch.stack(losses).mean().item(), "learning_rate": rate, **measured}
-        _log_epoch(log, record, clock, step, steps, config, f"{role} seed {seed}")
+        if processes.is_first():
+            record = {"epoch": epoch + 1, "step": step, "loss": torch.stack(losses).mean().item(), "learning_rate": rate, **measured}
+            _log_epoch(log, record, clock, step, steps, config, f"{role} seed {seed}")
+            if epoch + 1 in settings.checkpoint_epochs:
+                save_encoder(folder / f"encoder_epoch_{epoch + 1:04d}.pt", method.encoder, identity, images, config, epoch + 1)
         losses.clear()
-        if epoch + 1 in settings.checkpoint_epochs:
-            save_encoder(folder / f"encoder_epoch_{epoch + 1:04d}.pt", method.encoder, identity, images, config, epoch + 1)
-        if stop.number or time.monotonic() > next_save:
-            save()
-            stop.check(f"{folder} is saved after step {step} of {steps}")
+        save_if_due()
 
     save()
-    save_encoder(folder / "encoder.pt", method.encoder, identity, images, config, settings.epochs)
+    if processes.is_first():
+        save_encoder(folder / "encoder.pt", method.encoder, identity, images, config, settings.epochs)
 
 
-def _views_of(indices, images, config, seed, epoch):
+def _views_of(indices, split, normalization, config, seed, epoch):
     """The views of a training step."""
-    return training_views(images.train, indices, config.augmentation.views, images.normalization, seed, epoch, config.encoder.patch)
+    return training_views(split, indices, config.augmentation.views, normalization, seed, epoch, config.encoder.patch)
 
 
-def train_step(method, optimizer, views, settings, progress):
-    """One step of any method. progress: in [0, 1], the share of the training done before it. Returns the loss, a detached scalar."""
+def train_step(method, optimizer, views, settings, progress, forward=None):
+    """One step of any method. Returns the loss, a detached scalar.
+
+    views: of this process's part of the batch; progress: in [0, 1], the share of the training done before it; forward: what is called in
+    the method's place, such as one that shares its gradients between processes.
+    """
     device = views[0].pixels.device
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=_uses_bf16(settings, device)):
-        loss = method(*views)
+        loss = (forward or method)(*views)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if settings.clip_gradient:
@@ -154,7 +179,7 @@ def train_step(method, optimizer, views, settings, progress):
     optimizer.step()
     if hasattr(method, "after_step"):
         method.after_step(progress)
-    return loss.detach().float()
+    return processes.mean(loss.detach().float())
 
 
 @torch.no_grad()
@@ -162,7 +187,8 @@ def measure_encoder(encoder, view, images, subsets, role, config, epoch):
     """How an encoder does at the end of an epoch, a dict: the spread of its representations of a view and, every `knn_every` epochs, its
     kNN accuracy on S_E among the labelled images of its training set (else None)."""
     encoder.eval()
-    measured = {"spread": spread(encoder(view.pixels, view.visible).float()).item(), "knn_accuracy": None}
+    representations = processes.rows_of_all(encoder(view.pixels, view.visible).float())
+    measured = {"spread": spread(representations).item(), "knn_accuracy": None}
     if config.training.knn_every and epoch % config.training.knn_every == 0:
         bank, bank_labels = _labelled(encoder, images, images.train, subsets.training_set(role), config)
         queries, query_labels = _labelled(encoder, images, images.test, subsets.external, config)
@@ -213,6 +239,18 @@ def _check_fit(make_method, images, subsets, roles, config):
         for name, labels in needed.items():
             if not (labels >= 0).any():
                 raise WrongUse(f"training.knn_every: {config.training.knn_every} needs labels, but no {name} has one; set it to 0")
+
+
+def _check_processes(make_method, config, device):
+    """Raise WrongUse where several processes cannot train this together."""
+    if config.training.batch_size % processes.count():
+        raise WrongUse(f"training.batch_size: {config.training.batch_size} is not a multiple of the {processes.count()} processes")
+    norm = processes.norm_that_cannot_be_shared(make_method(), device)
+    if norm:
+        raise WrongUse(
+            f"encoder.name: {config.encoder.name} with method {config.method.name} has a batch norm ({norm}), which {processes.count()} "
+            "processes can share on GPUs only; on CPUs take a vit_... and method.head_norm layer or none, or one process"
+        )
 
 
 def try_method(make_method, channels, config):
@@ -302,7 +340,8 @@ def _print_estimate(make_method, images, subsets, roles, config, device):
     optimizer = make_optimizer(method, settings)
 
     def step():
-        views = _views_of(training_set[: settings.batch_size], images, config, seed=0, epoch=0)
+        batch = processes.own_part(training_set[: settings.batch_size])
+        views = _views_of(batch, images.train, images.normalization, config, seed=0, epoch=0)
         train_step(method, optimizer, views, settings, progress=0.0)
 
     seconds = steps * seconds_of(step, device)
@@ -418,11 +457,12 @@ def _labelled(encoder, images, split, indices, config):
     indices = indices[split.labels[indices] >= 0]
     device = split.device
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=_uses_bf16(config.training, device)):
-        parts = [
-            encoder(whole_images(split, part, config.augmentation.size, images.normalization).pixels)
-            for part in indices.split(ENCODING_BATCH)
-        ]
-    return torch.cat(parts).float(), split.labels[indices].to(device)
+        parts = processes.divided(
+            lambda part: encoder(whole_images(split, part, config.augmentation.size, images.normalization).pixels).float().cpu(),
+            indices.split(ENCODING_BATCH),
+            "encoding",
+        )
+    return torch.cat(parts).to(device), split.labels[indices].to(device)
 
 
 def _uses_bf16(settings, device):

@@ -7,6 +7,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from pydantic import Field
 
+from models.gather import gather
 from models.heads import projection_head
 from models.settings import MethodSettings
 
@@ -38,7 +39,7 @@ class SimCLR(nn.Module):
             z1, z2 = self.project(*joined(first, second)).chunk(2)
         else:
             z1, z2 = self.project(first.pixels, first.visible), self.project(second.pixels, second.visible)
-        return nt_xent(z1, z2, self.temperature)
+        return nt_xent(gather(z1), gather(z2), self.temperature)
 
     def project(self, pixels, visible):
         """(B, C, H, W), and (B, K) or None -> (B, projection_dim)."""

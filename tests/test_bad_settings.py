@@ -74,6 +74,8 @@ COMMAND_LINES = [  # script, options, and what the line names
     ("simclr", ["--training.learning_rate", ".nan"], ["training.learning_rate: nan", "finite"]),
     ("simclr", ["--training.learning_rate", ".inf"], ["training.learning_rate: inf", "finite"]),
     ("simclr", ["--training.learning_rate", "1.0e+308"], ["training.learning_rate: 1e+308", "less than or equal to 10000"]),
+    ("simclr", ["--training.data_device", "gpu"], ["training.data_device: 'gpu'", "'auto', 'cuda' or 'cpu'"]),
+    ("simclr", ["--training.data_device", "cuda"], ["training.data_device: 'cuda'", "training is on the cpu"]),
     ("probe", ["--probe.learning_rates", "1.0e+308"], ["probe.learning_rates", "less than or equal to 10000"]),
     ("simclr", ["--training.learning_rate", "0,01"], ["training.learning_rate: '0,01'", "valid number"]),
     ("simclr", ["--training.optimizer", "adam"], ["training.optimizer", "'adam'", "'sgd', 'adamw' or 'lars'"]),

@@ -82,8 +82,8 @@ def test_a_collapsed_encoder_and_a_diverged_layer_are_refused():
     train = clouds(500)
     with pytest.raises(WrongUse, match="represented alike"):
         fit_probe(Examples(torch.ones(500, 8), train.labels), 4, ProbeSettings(), seed=0)
-    diverging = ProbeSettings(optimizer="sgd", learning_rates=[1e30], weight_decays=[1e30], epochs=5, warmup_epochs=1)
-    with pytest.raises(WrongUse, match="diverged at 1e[+]30"):
+    diverging = ProbeSettings(optimizer="sgd", learning_rates=[1e4], weight_decays=[1e30], epochs=5, warmup_epochs=1)
+    with pytest.raises(WrongUse, match="diverged at 10000.0"):
         fit_probe(train, 4, diverging, seed=0)
 
 

@@ -1,0 +1,156 @@
+"""Several processes at one job, as torchrun starts them, one for each GPU: each works on its part, and the first one alone writes.
+
+Outside of torchrun there is one process, which is the first, and nothing here does anything.
+"""
+
+import os
+import sys
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+PATIENCE = timedelta(hours=12)  # that a process waits for the others: the first may have a data set to decode
+
+
+def count():
+    """How many processes work together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank():
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_first():
+    """Whether this is the process that writes."""
+    return rank() == 0
+
+
+def started():
+    """How many processes torchrun has started, this one among them."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def own_gpu():
+    """The GPU of this process among those of its host."""
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+
+
+def join(device):
+    """Meet the other processes that torchrun has started; all but the first fall silent."""
+    if started() == 1 or dist.is_initialized():
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")
+
+
+def leave():
+    """Part from the other processes, once all is done."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def hidden_bar():
+    """tqdm's `disable`: bars are for a terminal, and for the first process."""
+    return None if is_first() else True
+
+
+@contextmanager
+def first_before_others():
+    """Let the first process do something before the others do it, such as a file that they then find."""
+    if not is_first():
+        wait_for_all()
+    yield
+    if is_first():
+        wait_for_all()
+
+
+def wait_for_all():
+    """Go on once all processes are here."""
+    if count() > 1:
+        dist.barrier()
+
+
+def divided(work, parts, name):
+    """[work(part) for part in parts], each part worked on by one process. name: of the work, at its bar.
+
+    What work returns is to be of plain types and arrays, and of tensors on the CPU: it is pickled on its way.
+    """
+    own = [work(part) for part in tqdm(parts[rank() :: count()], desc=name, leave=False, disable=hidden_bar())]
+    if count() == 1:
+        return own
+    shares = [None] * count()
+    dist.all_gather_object(shares, own)
+    return [shares[i % count()][i // count()] for i in range(len(parts))]
+
+
+def agreed(value):
+    """The value that the first process has, in all."""
+    if count() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+    return values[0]
+
+
+def largest(number):
+    """The largest int of the processes."""
+    if count() == 1:
+        return number
+    number = torch.tensor(number)
+    dist.all_reduce(number, dist.ReduceOp.MAX)
+    return number.item()
+
+
+# --- training together ------------------------------------------------------------------------------------------------------------
+
+
+def own_part(batch):
+    """This process's part of a batch, whose length is a multiple of the number of processes."""
+    return batch.chunk(count())[rank()]
+
+
+@torch.no_grad()
+def mean(value):
+    """The mean of a tensor over the processes, on its device."""
+    if count() > 1:
+        dist.all_reduce(value)
+        value /= count()
+    return value
+
+
+@torch.no_grad()
+def rows_of_all(values):
+    """The rows (n, D) of all processes, one after the other, (count n, D)."""
+    if count() == 1:
+        return values
+    parts = [torch.empty_like(values) for _ in range(count())]
+    dist.all_gather(parts, values.contiguous())
+    return torch.cat(parts)
+
+
+def norm_that_cannot_be_shared(module, device):
+    """The name of a batch norm that would see this process's part of a batch alone, or None: on GPUs they are shared, on CPUs not."""
+    if count() == 1 or device.type == "cuda":
+        return None
+    return next((name for name, part in module.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)), None)
+
+
+def with_shared_norms(module):
+    """The module, with batch norms that see the whole batch on all GPUs."""
+    return nn.SyncBatchNorm.convert_sync_batchnorm(module) if count() > 1 else module
+
+
+def with_shared_gradients(module):
+    """What to call in the place of a module, so that its gradients are means over the processes; its weights become the first one's."""
+    return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True) if count() > 1 else module

@@ -1,0 +1,55 @@
+"""Train the pair of a config in float64, whatever its method: what test_processes.py starts as one process, or as several by torchrun.
+
+    python tests/train_in_double.py CONFIG METHOD [STEPS]
+
+With STEPS this process is told to stop (SIGTERM) after so many steps.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+
+from conftest import METHODS  # noqa: E402
+
+from memorization import training  # noqa: E402
+from memorization.config import read_config  # noqa: E402
+from memorization.data import open_images  # noqa: E402
+from memorization.errors import one_line_errors  # noqa: E402
+from models.encoders import make_encoder  # noqa: E402
+
+
+@one_line_errors
+def main(argv):
+    path, method, *told_after = argv
+    script, schema, _ = METHODS[method]
+    config = read_config(script.__doc__, ["--config", path], method=schema, actions=training.ROLE_ACTION)
+    images = open_images(config.data)
+    step, steps = training.train_step, 0
+
+    def make_method():
+        encoder = make_encoder(config.encoder, images.channels, config.augmentation.size)
+        encoder.embed.register_forward_pre_hook(lambda module, pixels: tuple(values.double() for values in pixels))
+        (of_method,) = (value for value in vars(script).values() if isinstance(value, type) and issubclass(value, torch.nn.Module))
+        return of_method(encoder, **config.method.arguments()).double()
+
+    def counted_step(*arguments):
+        nonlocal steps
+        steps += 1
+        if [str(steps)] == told_after and os.environ.get("RANK", "0") == "0":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    training.train_step = counted_step
+    try:
+        training.train_pair(make_method, images, config)
+    finally:
+        training.train_step = step
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
