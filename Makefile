@@ -21,7 +21,7 @@ faults: $(INSTALLED)
 	KILLS=18 FUZZ=3 $(RUN) -m pytest -s tests/test_faults.py tests/test_hostile_files.py
 
 bench: $(INSTALLED)
-	for question in augmentations scoring training neighbors probe scaling; do $(RUN) -m benchmarks.$$question || exit 1; done
+	for question in augmentations scoring training big_data neighbors probe scaling; do $(RUN) -m benchmarks.$$question || exit 1; done
 
 # Fashion-MNIST: found here already, downloaded, or from its Debian package where that can be installed.
 FIND_DATA := $(RUN) -c "from memorization.config import DataSettings; from memorization.data import open_images; open_images(DataSettings(name='fashion_mnist'))"

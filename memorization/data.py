@@ -281,7 +281,7 @@ def _prepare(split, indices, folder):
         with sole_process(path.with_suffix(".lock"), wait=True):  # two runs that start together do not fill the same map
             if not path.exists():
                 partial = _decode(split, indices, path)
-                sha256 = _sha256(replace(split, pixels=_open_map(partial)))
+                sha256 = _sha256(replace(split, pixels=open_map(partial)))
                 of_geometry = hashlib.sha256(path.with_suffix(".geometry.npy").read_bytes()).hexdigest()
                 found = {"finished": len(indices), "sha256": sha256, "geometry": of_geometry, "written": _written(partial)}
                 write_atomically(record, json.dumps(found | {"checksum": _checksum(found)}))
@@ -308,7 +308,7 @@ def _open_prepared(split, count, path):
         shape, fortran_order, dtype = array_header(file)
         if (shape, fortran_order, dtype) != ((count, *split.pixels.shape[1:]), False, np.uint8):
             raise ValueError(f"a map of {dtype} of shape {shape}")
-    split = replace(split, pixels=_open_map(path), geometry=geometry, sha256=record["sha256"])
+    split = replace(split, pixels=open_map(path), geometry=geometry, sha256=record["sha256"])
     if record["written"] != _written(path) and _sha256(split) != split.sha256:
         raise ValueError("its pixels are not those of the preparation")
     return split
@@ -393,7 +393,7 @@ def _decode_image(path, size):
     return np.asarray(square).transpose(2, 0, 1), (scale, left * scale, top * scale)
 
 
-def _open_map(path):
+def open_map(path):
     """A map of pixels as a tensor that must not be written to. A map open for private writing would need memory for all of it."""
     pixels = open_memmap(path, "r")
     with warnings.catch_warnings():

@@ -4,7 +4,7 @@ import functools
 import sys
 import warnings
 
-from memorization.processes import leave
+from memorization import processes
 
 
 class WrongUse(ValueError):
@@ -37,12 +37,13 @@ def one_line_errors(main):
         before, warnings.formatwarning = warnings.formatwarning, _one_line
         try:
             main(argv)
-            leave()
+            processes.leave()
         except WrongUse as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
         except Interrupted as stop:
-            print(f"stopped: {stop}", file=sys.stderr)
+            if processes.is_first():  # it has come to all
+                print(f"stopped: {stop}", file=sys.stderr)
             raise SystemExit(stop.exit_code) from None
         except KeyboardInterrupt:
             print("stopped: the same command starts again, from what was kept", file=sys.stderr)

@@ -153,4 +153,4 @@ def with_shared_norms(module):
 
 def with_shared_gradients(module):
     """What to call in the place of a module, so that its gradients are means over the processes; its weights become the first one's."""
-    return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True) if count() > 1 else module
+    return DistributedDataParallel(module, gradient_as_bucket_view=True) if count() > 1 else module

@@ -1,0 +1,90 @@
+"""Does training wait for 20,000 images of 224 pixels that lie in a map on the disk? The share of a step that goes into data and views.
+
+    python -m benchmarks.big_data [--device cpu]
+
+Also: the memory of the process, without the pages of the map, at the start and at the end.
+"""
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+
+from benchmarks.contest import chosen_device, save
+from benchmarks.peers import normalization, simclr_recipe
+from benchmarks.scaling import status
+from memorization.augmentations import training_views
+from memorization.config import EncoderSettings, TrainingSettings
+from memorization.data import Split, open_map
+from memorization.optimizers import make_optimizer
+from memorization.prefetching import prefetched
+from memorization.training import train_step
+from models.encoders import make_encoder
+from models.simclr import SimCLR, SimCLRSettings
+
+IMAGES, SIZE = 20_000, 224
+ON_CPU, ON_GPU = (16, 12), (256, 70)  # images a step, and steps
+SETTINGS = TrainingSettings(epochs=1, batch_size=64, optimizer="sgd", learning_rate=0.06)
+
+
+def main():
+    device = chosen_device(__doc__)
+    batch_size, steps = ON_CPU if device.type == "cpu" else ON_GPU
+    with tempfile.TemporaryDirectory() as folder:
+        split = map_of_noise(Path(folder) / "map.npy").to(device, "cpu")
+        encoder = make_encoder(EncoderSettings(name="resnet18", stem="standard"), 3, SIZE)
+        method = SimCLR(encoder, **SimCLRSettings(name="simclr").arguments()).to(device, memory_format=torch.channels_last)
+        optimizer = make_optimizer(method, SETTINGS)
+        waiting, viewing, training, memory = [], [], [], []
+        batches = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(0)).split(batch_size)[:steps]
+        clock = Clock(device)
+        for indices, fetched in prefetched(split, batches):
+            waiting.append(clock.lap())
+            views = training_views(fetched, indices, [simclr_recipe(SIZE)], normalization(3), seed=0, epoch=0)
+            viewing.append(clock.lap())
+            train_step(method, optimizer, views, SETTINGS, progress=0.0)
+            training.append(clock.lap())
+            memory.append(status("RssAnon") / 1e3)
+    of_step = [statistics.median(times[2:]) for times in (waiting, viewing, training)]
+    shares = dict(zip(("waiting for images", "views", "the network"), (part / sum(of_step) for part in of_step)))
+    print(f"SimCLR, ResNet-18, {IMAGES:,} images of {SIZE} pixels in a map, {batch_size} a step, {steps} steps, medians:")
+    print(f"  {batch_size / sum(of_step):.3g} images/s; " + ", ".join(f"{name} {share:.2%}" for name, share in shares.items()))
+    print(f"  memory without the map: {memory[steps // 2]:,.0f} MB after half of the steps, {memory[-1]:,.0f} MB after the last")
+    save(
+        "big_data",
+        [{"seconds": {"waiting": waiting, "views": viewing, "network": training}, "shares": shares, "megabytes": memory}],
+        device,
+    )
+
+
+class Clock:
+    """The time between two moments, until the device has done its work."""
+
+    def __init__(self, device):
+        self.device = device
+        self.before = time.perf_counter()
+
+    def lap(self):
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        seconds, self.before = now - self.before, now
+        return seconds
+
+
+def map_of_noise(path):
+    """A Split over a map of random pixels on the disk, as a prepared folder of images is."""
+    chance = np.random.default_rng(0)
+    pixels = open_memmap(path, "w+", np.uint8, (IMAGES, 3, SIZE, SIZE))
+    for start in range(0, IMAGES, 500):
+        pixels[start : start + 500] = chance.integers(0, 256, (500, 3, SIZE, SIZE), dtype=np.uint8)
+    pixels.flush()
+    return Split("train", open_map(path), torch.arange(IMAGES) % 10, row_of=torch.arange(IMAGES))
+
+
+if __name__ == "__main__":
+    main()
