@@ -101,6 +101,7 @@ def train_encoder(make_method, images, subsets, role, seed, config, device, stop
         step, losses = _resume(folder, identity, method, optimizer, steps, steps_per_epoch, device)
     log = _open_log(folder, finished_epochs=step // steps_per_epoch) if processes.is_first() else None
     forward = processes.with_shared_gradients(method)
+    forward = torch.compile(forward) if settings.compile else forward
     clock, warned = _Clock(first_step=step), False
     next_save = time.monotonic() + 60 * settings.checkpoint_minutes
 
@@ -169,7 +170,7 @@ def train_step(method, optimizer, views, settings, progress, forward=None):
     """
     device = views[0].pixels.device
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=_uses_bf16(settings, device)):
-        loss = (forward or method)(*views)
+        loss = (method if forward is None else forward)(*views)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if settings.clip_gradient:

@@ -76,7 +76,7 @@ def kill_at_random_moments(kills, run, script, arguments, seed, duration):
         before, process = saves(run), start(script, *arguments)
         while process.poll() is None and saves(run) == before:
             time.sleep(0.005)
-        time.sleep(chance.uniform(0, duration / (kills + 1)))
+        time.sleep(chance.uniform(0, duration / (kills + 1) / 2))  # the work is not to end before the last kill, on a busy machine either
         while number % 2 == 0 and process.poll() is None and not half_saved(run):
             pass
         kill(process)
