@@ -231,15 +231,15 @@ def normalize(pixels, mean, std):
 def resized_crop(pixels, parameters, size):
     """Crop, resize and flip: torchvision's antialiased bilinear resized crop, first along the lines of an image and then across them.
 
-    pixels: (B, C, H, W) uint8. Returns (B, C, size, size) float32 in [0, 1].
+    pixels: (B, C, S, S) uint8. Returns (B, C, size, size) float32 in [0, 1].
     """
-    H, W = pixels.shape[2:]
-    upright = torch.zeros_like(parameters.flip)
-    columns = _interpolation(parameters.left, parameters.width, W, size, parameters.flip, pixels.device)
-    rows = _interpolation(parameters.top, parameters.height, H, size, upright, pixels.device)
-    x = pixels.transpose(2, 3).to(torch.float32, memory_format=torch.contiguous_format).div_(255)  # (B, C, W, H)
-    x = _weighted_rows(x, *columns).transpose(2, 3)  # (B, C, H, size)
-    return _weighted_rows(x, *rows)
+    starts = torch.stack([parameters.left, parameters.top])
+    lengths = torch.stack([parameters.width, parameters.height])
+    mirrored = torch.stack([parameters.flip, torch.zeros_like(parameters.flip)])
+    columns, rows = zip(*_interpolation(starts, lengths, pixels.shape[2], size, mirrored, pixels.device))
+    x = pixels.transpose(2, 3).to(torch.float32, memory_format=torch.contiguous_format).div_(255)  # lines are columns now
+    x = weighted_lines(x, *columns).transpose(2, 3)
+    return weighted_lines(x, *rows)
 
 
 def color_jitter(x, parameters):
@@ -303,8 +303,22 @@ def gaussian_blur(x, sigma, radius):
     weights = (weights / weights.sum(1, keepdim=True)).float()[:, None].expand(B, S, -1).to(x.device)
     places = (torch.arange(S)[:, None] + distance).abs()
     places = (S - 1 - (S - 1 - places).abs()).clamp(min=0).expand(B, S, -1).to(x.device)
-    x = _weighted_rows(x, places, weights).transpose(2, 3)
-    return _weighted_rows(x, places, weights).transpose(2, 3)
+    x = weighted_lines(x, places, weights).transpose(2, 3)
+    return weighted_lines(x, places, weights).transpose(2, 3)
+
+
+def weighted_lines(x, lines, weights):
+    """Make each new line of an image a weighted sum of K of its lines.
+
+    x: (B, C, H, W); lines: (B, T, K) int64, counted from the top; weights: (B, T, K) float32. Returns (B, C, T, W).
+    """
+    B, C, H, W = x.shape
+    T, K = lines.shape[1:]
+    first = H * torch.arange(B * C, device=x.device).view(B, C, 1, 1)  # of each channel, among the lines of all images
+    lines, weights = (first + lines[:, None]).reshape(-1, K), weights[:, None].expand(B, C, T, K).reshape(-1, K)
+    # Contiguous, or torch would add them up in another way, and round otherwise.
+    x, weights = x.reshape(-1, W).contiguous(), weights.contiguous()
+    return F.embedding_bag(lines, x, mode="sum", per_sample_weights=weights).view(B, C, T, W)
 
 
 def _places_of_hue(parameters, channels):
@@ -345,32 +359,21 @@ def _draw_crop(recipe, u, size):
 def _interpolation(start, length, source, target, reverse, device):
     """How to resample pixels [start, start + length) of a line to `target` pixels with a triangle filter.
 
-    start, length: (B,) float64; reverse: (B,) bool, mirror the result. The filter is widened where it shrinks the line (antialiasing) and
-    never reads outside the crop. Returns pixels (B, target, K) int64 of the line and their weights, float32: two pixels, and more only
-    where the whole line is longer than the target.
+    start, length: (..., B) float64; reverse: (..., B) bool, mirror the result. The filter is widened where it shrinks the line
+    (antialiasing) and never reads outside the crop. Returns the pixels of the line that count, (..., B, target, K) int64, and their
+    weights, float32: two pixels, and more only where the whole line is longer than the target.
     """
-    start, length, reverse = (values.to(device)[:, None, None] for values in (start, length, reverse))  # (B, 1, 1)
+    start, length, reverse = (values.to(device)[..., None, None] for values in (start, length, reverse))  # (..., B, 1, 1)
     places = torch.arange(target, device=device)[:, None]
-    places = torch.where(reverse, target - 1 - places, places)  # (B, target, 1)
+    places = torch.where(reverse, target - 1 - places, places)  # (..., B, target, 1)
     scale = length / target
     reach = scale.clamp(min=1)
     centre = start + (places + 0.5) * scale - 0.5  # in pixels, pixel i lying at i
     K = math.ceil(2 * max(1, source / target))
-    pixels = (centre - reach).floor() + torch.arange(1, K + 1, device=device)  # (B, target, K), all that lie within reach
+    pixels = (centre - reach).floor() + torch.arange(1, K + 1, device=device)  # (..., B, target, K), all within reach
     weights = (1 - (pixels - centre).abs_().div_(reach)).clamp_(min=0).float()
     weights *= (pixels >= start) & (pixels < start + length)
     return pixels.clamp_(0, source - 1).long(), weights / weights.sum(-1, keepdim=True)
-
-
-def _weighted_rows(x, rows, weights):
-    """Each new row of an image a weighted sum of K of its rows. x: (B, C, H, W); rows, weights: (B, T, K). Returns (B, C, T, W)."""
-    B, C, H, W = x.shape
-    T, K = rows.shape[1:]
-    first = H * torch.arange(B * C, device=x.device).view(B, C, 1, 1)  # of an image's channel, among the rows of all
-    rows, weights = (first + rows[:, None]).view(-1, K), weights[:, None].expand(B, C, T, K).reshape(-1, K)
-    # In one piece, or torch would sum in another way and round otherwise.
-    rows, x, weights = rows.contiguous(), x.reshape(-1, W).contiguous(), weights.contiguous()
-    return F.embedding_bag(rows, x, mode="sum", per_sample_weights=weights).view(B, C, T, W)
 
 
 def _gray(x):
