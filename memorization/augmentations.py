@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from memorization.config import ViewRecipe
 from memorization.randomness import sample_keys, stream, uniform
 
-CHUNK_BYTES = 1 << 21  # of float pixels, worked on at a time on a CPU, so that they stay in its cache
+CHUNK_BYTES = 1 << 21  # of pixels worked on at a time on a CPU: little enough for its cache, and worth the cost of calling operations
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # of red, green and blue, as in torchvision
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the operations of colour jitter, in the order of jitter_strength
 NOWHERE, UNTOUCHED = 4, -1  # in place of hue's place
@@ -82,7 +82,6 @@ def _pixels(images, indices, recipe, normalization, draw):
     """
     B, C, size = len(indices), images.pixels.shape[1], recipe.size
     views = torch.empty(B, C, size, size, device=images.device)
-
     inference = torch.is_inference_mode_enabled()  # which holds for one thread alone
 
     def fill(part):
@@ -110,7 +109,7 @@ def _fill(views, images, indices, parameters, recipe, normalization):
 
 @cache
 def _pool(threads):
-    """Threads that each do all of an operation by themselves: what they are given is too little to be shared further."""
+    """Threads that each do all of an operation alone: it is too small to be shared, and torch rounds a shared sum in another way."""
     return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
@@ -255,10 +254,12 @@ def color_jitter(x, parameters):
     coefficients = torch.stack([factors, of_gray, of_mean]).float().to(x.device)  # (3, B, places)
     places_of_hue = _places_of_hue(parameters, x.shape[1])
     for place in range(order.shape[1]):
-        for operation, run in _runs(torch.where(parameters.jitter, (places_of_hue == place).int(), UNTOUCHED)):
-            if operation == 1:
+        for is_hue, run in _runs(torch.where(parameters.jitter, places_of_hue == place, UNTOUCHED)):
+            if is_hue == UNTOUCHED:
+                continue
+            elif is_hue:
                 shift_hue(x[run], parameters.factors[run, HUE])
-            elif operation == 0:
+            else:
                 mix_gray(x[run], *coefficients[:, run, place])
     return x
 
@@ -287,7 +288,7 @@ def shift_hue(x, shift):
     torch.maximum(highest, blue, out=highest)
     torch.minimum(lowest, blue, out=lowest)
     chroma = highest - lowest
-    # The way from red, at most three sides, and back on the side of blue. (Red highest: g - b or b - g; lowest: 3 chroma - |g - b|.)
+    # The way from red, at most three sides, negative towards blue: |g - b| where red is highest, 3 chroma - |g - b| where it is lowest.
     hue = (green + blue).sub_(red).add_(highest).sub_(lowest, alpha=2).copysign_(green - blue)
     turned = (6 * shift[:, None] - torch.tensor([0, 2, 4]) + 3) % 6 - 3  # (B, 3), seen from each channel's corner, -3 to 3
     torch.mul(chroma[:, None], turned.float().to(x.device)[:, :, None, None], out=x)
@@ -316,7 +317,7 @@ def weighted_lines(x, lines, weights):
     T, K = lines.shape[1:]
     first = H * torch.arange(B * C, device=x.device).view(B, C, 1, 1)  # of each channel, among the lines of all images
     lines, weights = (first + lines[:, None]).reshape(-1, K), weights[:, None].expand(B, C, T, K).reshape(-1, K)
-    # Contiguous, or torch would add them up in another way, and round otherwise.
+    # Contiguous, or torch would add them up in another way, and round them unlike those of other batches.
     x, weights = x.reshape(-1, W).contiguous(), weights.contiguous()
     return F.embedding_bag(lines, x, mode="sum", per_sample_weights=weights).view(B, C, T, W)
 
