@@ -5,18 +5,22 @@ was drawn before, or on the device. The operations are those of torchvision's fu
 """
 
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from memorization.config import ViewRecipe
 from memorization.randomness import sample_keys, stream, uniform
 
-CHUNK = 64  # images worked on at a time on a CPU, so that they stay in its cache
+CHUNK_BYTES = 1 << 21  # of pixels worked on at a time on a CPU: little enough for its cache, and worth the cost of calling operations
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # of red, green and blue, as in torchvision
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the operations of colour jitter, in the order of jitter_strength
+NOWHERE, UNTOUCHED = 4, -1  # in place of hue's place
 
 # Which of a sample's numbers decides what.
 _CROP_TRIES = 10
@@ -66,19 +70,50 @@ def augment(images, indices, recipe, normalization, seed, purpose, epoch=0, view
     """
     indices = torch.as_tensor(indices)
     view_stream = stream(seed, purpose, images.name, epoch, view)
-    parameters = draw_parameters(recipe, indices, images.size, view_stream)
     visible = draw_visible(recipe, indices.to(images.device), patch, view_stream) if recipe.mask_ratio else None
-    return View(_transformed(images, indices, parameters, recipe, normalization), visible)
+    pixels = _pixels(images, indices, recipe, normalization, lambda part: draw_parameters(recipe, indices[part], images.size, view_stream))
+    return View(pixels, visible)
 
 
-def _transformed(images, indices, parameters, recipe, normalization):
-    """The pixels of a View, (B, C, size, size), worked out chunk by chunk."""
-    chunk = CHUNK if images.device.type == "cpu" else len(indices)
-    pixels = [
-        normalize(transform(images.gather(indices[start : start + chunk]), parameters[start : start + chunk], recipe), *normalization)
-        for start in range(0, len(indices), chunk)
-    ]
-    return torch.cat(pixels) if len(pixels) > 1 else pixels[0]
+def _pixels(images, indices, recipe, normalization, draw):
+    """The pixels of a View, (B, C, size, size). On a CPU the batch is shared among as many threads as torch has.
+
+    draw: from a slice of the batch to its Parameters.
+    """
+    B, C, size = len(indices), images.pixels.shape[1], recipe.size
+    views = torch.empty(B, C, size, size, device=images.device)
+    inference = torch.is_inference_mode_enabled()  # which holds for one thread alone
+
+    def fill(part):
+        with torch.inference_mode(inference):
+            _fill(views[part], images, indices[part], draw(part), recipe, normalization)
+
+    threads = torch.get_num_threads() if images.device.type == "cpu" else 1
+    share = max(1, math.ceil(B / threads))
+    parts = [slice(start, start + share) for start in range(0, B, share)]
+    list(map(fill, parts) if threads == 1 else _pool(threads).map(fill, parts))
+    return views
+
+
+def _fill(views, images, indices, parameters, recipe, normalization):
+    """Work out views, (B, C, size, size), chunk by chunk, with images next to each other whose colours are jittered in a like order."""
+    B, C, size, _ = views.shape
+    order = _places_of_hue(parameters, C).argsort(stable=True) if recipe.jitter else torch.arange(B)
+    indices, parameters = indices[order], parameters[order]
+    chunk = max(1, CHUNK_BYTES // (4 * C * max(size, images.size) ** 2)) if views.device.type == "cpu" else B
+    for start in range(0, B, chunk):
+        rows = slice(start, start + chunk)
+        pixels = normalize(transform(images.gather(indices[rows]), parameters[rows], recipe), *normalization)
+        views.index_copy_(0, order[rows].to(views.device), pixels)
+
+
+@cache
+def _pool(threads):
+    """Threads that each do all of an operation alone: it is too small to be shared, and torch rounds a shared sum in another way."""
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not follow into a forked process
 
 
 def training_views(images, indices, recipes, normalization, seed, epoch, patch=None):
@@ -116,7 +151,7 @@ def cropped_images(images, indices, rectangles, size, normalization):
     whole = draw_parameters(recipe, indices, images.size, stream(0, "query", images.name))
     top, left, height, width = rectangles.unbind(1)
     cropped = replace(whole, top=top, left=left, height=height, width=width)
-    return View(_transformed(images, indices, cropped, recipe, normalization))
+    return View(_pixels(images, indices, recipe, normalization, cropped.__getitem__))
 
 
 def draw_parameters(recipe, indices, source_size, view_stream):
@@ -175,13 +210,12 @@ def transform(pixels, parameters, recipe):
     if recipe.jitter:
         x = color_jitter(x, parameters)
     if recipe.grayscale and x.shape[1] == 3:
-        x = torch.where(_per_image(parameters.grayscale, x.device), _gray(x), x)
+        x = _where(parameters.grayscale, lambda chosen: _gray(chosen).expand_as(chosen), x)
     if recipe.blur:
         radius = max(1, recipe.size // 20)  # a kernel of about a tenth of the view
         x = _where(parameters.blur, partial(gaussian_blur, radius=radius), x, parameters.sigma)
     if recipe.solarize:
-        inverted = torch.where(x >= recipe.solarize_threshold, 1 - x, x)
-        x = torch.where(_per_image(parameters.solarize, x.device), inverted, x)
+        x = _where(parameters.solarize, lambda chosen: torch.where(chosen >= recipe.solarize_threshold, 1 - chosen, chosen), x)
     if recipe.noise:
         x = (x + recipe.noise * _normal(parameters.noise_keys.to(x.device), x.shape[1:])).clamp(0, 1)
     return x
@@ -190,73 +224,115 @@ def transform(pixels, parameters, recipe):
 def normalize(pixels, mean, std):
     """(B, C, H, W) pixels in [0, 1], less the channels' means, over their standard deviations."""
     mean, std = (torch.tensor(values, device=pixels.device).view(-1, 1, 1) for values in (mean, std))
-    return (pixels - mean) / std
+    return (pixels - mean).div_(std)
 
 
 def resized_crop(pixels, parameters, size):
-    """Crop, resize and flip as two matrix products an image, W_y @ image @ W_x^T: torchvision's antialiased bilinear resized crop.
+    """Crop, resize and flip: torchvision's antialiased bilinear resized crop, first along the lines of an image and then across them.
 
-    pixels: (B, C, H, W) uint8. Returns (B, C, size, size) float32 in [0, 1].
+    pixels: (B, C, S, S) uint8. Returns (B, C, size, size) float32 in [0, 1].
     """
-    B, C, H, W = pixels.shape
-    upright = torch.zeros_like(parameters.flip)
-    rows = _interpolation(parameters.top, parameters.height, H, size, upright, pixels.device)  # (B, size, H)
-    columns = _interpolation(parameters.left, parameters.width, W, size, parameters.flip, pixels.device)  # (B, size, W)
-    # Rows outermost, so that each product is one matrix an image, all channels at once.
-    x = pixels.permute(0, 2, 1, 3).to(torch.float32, memory_format=torch.contiguous_format).div_(255)  # (B, H, C, W)
-    x = torch.bmm(rows, x.view(B, H, C * W)).view(B, size * C, W)
-    x = torch.bmm(x, columns.transpose(1, 2))  # (B, size C, size)
-    return x.view(B, size, C, size).permute(0, 2, 1, 3)
+    starts = torch.stack([parameters.left, parameters.top])
+    lengths = torch.stack([parameters.width, parameters.height])
+    mirrored = torch.stack([parameters.flip, torch.zeros_like(parameters.flip)])
+    columns, rows = zip(*_interpolation(starts, lengths, pixels.shape[2], size, mirrored, pixels.device))
+    x = pixels.transpose(2, 3).to(torch.float32, memory_format=torch.contiguous_format).div_(255)  # lines are columns now
+    x = weighted_lines(x, *columns).transpose(2, 3)
+    return weighted_lines(x, *rows)
 
 
 def color_jitter(x, parameters):
-    """Brightness, contrast, saturation and hue, in each image's own order. x: (B, C, H, W) in [0, 1]; gray images know no colour.
+    """Brightness, contrast, saturation and hue, in each image's own order. x: (B, C, H, W) in [0, 1], changed in place.
 
-    The first three are one affine map, a x + b gray(x) + c mean(gray(x)), with other coefficients; each ends in a clamp to [0, 1].
+    Neighbours that have hue at the same place are worked on together: the other three are one operation with other coefficients.
+    Gray images know neither saturation nor hue.
     """
-    colored = x.shape[1] == 3
-    for place in range(4):
-        operation = torch.where(parameters.jitter, parameters.order[:, place], -1)  # (B,), -1 where the image is left alone
-        factor = parameters.factors.gather(1, parameters.order[:, place, None])[:, 0]
-        affine = (operation == BRIGHTNESS) | (operation == CONTRAST) | ((operation == SATURATION) & colored)
-        of_pixel = torch.where(affine, factor, 1.0)
-        of_gray = torch.where((operation == SATURATION) & colored, 1 - factor, 0.0)
-        of_mean = torch.where(operation == CONTRAST, 1 - factor, 0.0)
-        a, b, c = (_per_image(coefficient.float(), x.device) for coefficient in (of_pixel, of_gray, of_mean))
-        gray = _gray(x)
-        # Row by row: several threads would share the sum over one large image, and round it unlike that of an image in a batch.
-        mean = gray.mean(3, keepdim=True).mean(2, keepdim=True)
-        x = (a * x + b * gray + c * mean).clamp_(0, 1)
-        if colored:
-            x = _where(operation == HUE, shift_hue, x, factor)
+    order = parameters.order if x.shape[1] == 3 else parameters.order[parameters.order < SATURATION].view(-1, 2)
+    factors = parameters.factors.gather(1, order)  # (B, places)
+    of_gray = torch.where(order == SATURATION, 1 - factors, 0.0)
+    of_mean = torch.where(order == CONTRAST, 1 - factors, 0.0)
+    coefficients = torch.stack([factors, of_gray, of_mean]).float().to(x.device)  # (3, B, places)
+    places_of_hue = _places_of_hue(parameters, x.shape[1])
+    for place in range(order.shape[1]):
+        for is_hue, run in _runs(torch.where(parameters.jitter, places_of_hue == place, UNTOUCHED)):
+            if is_hue == UNTOUCHED:
+                continue
+            elif is_hue:
+                shift_hue(x[run], parameters.factors[run, HUE])
+            else:
+                mix_gray(x[run], *coefficients[:, run, place])
     return x
 
 
+def mix_gray(x, of_pixel, of_gray, of_mean):
+    """of_pixel x + of_gray gray(x) + of_mean mean(gray(x)), clamped to [0, 1]: brightness, contrast or saturation.
+
+    x: (B, C, H, W) in [0, 1], changed in place; of_pixel, of_gray, of_mean: (B,), on its device. One channel has no other gray.
+    """
+    of_pixel, of_gray, of_mean = (coefficient.view(-1, 1, 1, 1) for coefficient in (of_pixel, of_gray, of_mean))
+    gray = _gray(x)
+    offset = of_mean * gray.flatten(2).mean(2)[:, :, None, None]
+    if x.shape[1] == 3:
+        offset = gray.mul_(of_gray).add_(offset)
+    return x.mul_(of_pixel).add_(offset).clamp_(0, 1)
+
+
 def shift_hue(x, shift):
-    """Turn the hue of RGB images. x: (B, 3, H, W) in [0, 1]; shift: (B,) in turns, -0.5 to 0.5. Through HSV, as torchvision does it."""
+    """Turn the hue of RGB images, as through HSV. x: (B, 3, H, W) in [0, 1], changed in place; shift: (B,) in turns, -0.5 to 0.5.
+
+    Hue goes around a hexagon whose corners are red, yellow, green, cyan, blue and magenta. Here its six sides are each as long as the
+    pixel's chroma, so that nothing is divided by it. A channel is highest up to one side away from its own corner, lowest from two on.
+    """
     red, green, blue = x.unbind(1)
-    value = x.amax(1)
-    chroma = value - x.amin(1)
-    divisor = torch.where(chroma == 0, 1.0, chroma)
-    sixths = torch.where(
-        value == red, (green - blue) / divisor, torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor)
-    )
-    sixths = sixths + 6 * shift.float().to(x.device)[:, None, None]
-    k = torch.stack([(sixths + offset) % 6 for offset in (5, 3, 1)], dim=1)  # (B, 3, H, W), how far each channel's peak is
-    return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
+    highest, lowest = torch.maximum(red, green), torch.minimum(red, green)
+    torch.maximum(highest, blue, out=highest)
+    torch.minimum(lowest, blue, out=lowest)
+    chroma = highest - lowest
+    # The way from red, at most three sides, negative towards blue: |g - b| where red is highest, 3 chroma - |g - b| where it is lowest.
+    hue = (green + blue).sub_(red).add_(highest).sub_(lowest, alpha=2).copysign_(green - blue)
+    turned = (6 * shift[:, None] - torch.tensor([0, 2, 4]) + 3) % 6 - 3  # (B, 3), seen from each channel's corner, -3 to 3
+    torch.mul(chroma[:, None], turned.float().to(x.device)[:, :, None, None], out=x)
+    x.add_(hue[:, None]).abs_().sub_(3 * chroma[:, None]).abs_()  # 3 chroma less the shorter way to the channel's corner
+    return torch.clamp(x.sub_((chroma - lowest)[:, None]), lowest[:, None], highest[:, None], out=x)
 
 
 def gaussian_blur(x, sigma, radius):
     """Blur with a kernel of 2 radius + 1 pixels and reflected borders. x: (B, C, S, S); sigma: (B,), pixels."""
-    B, C, S, _ = x.shape
-    i, j = torch.arange(S)[:, None], torch.arange(S)[None, :]
-    # Pixel j counts at its own distance from i, and at that of its mirror images beyond either border.
-    distances = [(j - i, j >= 0), (-j - i, j > 0), (2 * (S - 1) - j - i, j < S - 1)]
-    weights = sum(_gaussian(distance, sigma) * (real & (distance.abs() <= radius)) for distance, real in distances)  # (B, S, S)
-    total = _gaussian(torch.arange(-radius, radius + 1), sigma).sum(-1)
-    weights = (weights / total[:, None, None]).float().to(x.device)
-    x = torch.bmm(weights, x.permute(0, 2, 1, 3).reshape(B, S, C * S)).view(B, S * C, S)
-    return torch.bmm(x, weights.transpose(1, 2)).view(B, S, C, S).permute(0, 2, 1, 3)
+    B, S = len(x), x.shape[2]
+    distance = torch.arange(-radius, radius + 1)
+    weights = torch.exp(-0.5 * (distance / sigma[:, None]) ** 2)  # (B, K)
+    weights = (weights / weights.sum(1, keepdim=True)).float()[:, None].expand(B, S, -1).to(x.device)
+    places = (torch.arange(S)[:, None] + distance).abs()
+    places = (S - 1 - (S - 1 - places).abs()).clamp(min=0).expand(B, S, -1).to(x.device)
+    x = weighted_lines(x, places, weights).transpose(2, 3)
+    return weighted_lines(x, places, weights).transpose(2, 3)
+
+
+def weighted_lines(x, lines, weights):
+    """Make each new line of an image a weighted sum of K of its lines.
+
+    x: (B, C, H, W); lines: (B, T, K) int64, counted from the top; weights: (B, T, K) float32. Returns (B, C, T, W).
+    """
+    B, C, H, W = x.shape
+    T, K = lines.shape[1:]
+    first = H * torch.arange(B * C, device=x.device).view(B, C, 1, 1)  # of each channel, among the lines of all images
+    lines, weights = (first + lines[:, None]).reshape(-1, K), weights[:, None].expand(B, C, T, K).reshape(-1, K)
+    # Contiguous, or torch would add them up in another way, and round them unlike those of other batches.
+    x, weights = x.reshape(-1, W).contiguous(), weights.contiguous()
+    return F.embedding_bag(lines, x, mode="sum", per_sample_weights=weights).view(B, C, T, W)
+
+
+def _places_of_hue(parameters, channels):
+    """(B,) where in an image's order of operations hue comes; NOWHERE in the order of gray images; UNTOUCHED without colour jitter."""
+    place = (parameters.order == HUE).int().argmax(1) if channels == 3 else NOWHERE
+    return torch.where(parameters.jitter, place, UNTOUCHED)
+
+
+def _runs(values):
+    """Each run of equal values in a row, as (value, slice). values: (B,), on the CPU."""
+    values, counts = torch.unique_consecutive(values, return_counts=True)
+    stop = counts.cumsum(0)
+    return [(value, slice(*ends)) for value, *ends in zip(values.tolist(), (stop - counts).tolist(), stop.tolist())]
 
 
 def _draw_crop(recipe, u, size):
@@ -282,23 +358,23 @@ def _draw_crop(recipe, u, size):
 
 
 def _interpolation(start, length, source, target, reverse, device):
-    """Matrices (B, target, source) that resample pixels [start, start + length) of a line to `target` pixels with a triangle filter.
+    """How to resample pixels [start, start + length) of a line to `target` pixels with a triangle filter.
 
-    start, length: (B,) float64; reverse: (B,) bool, mirror the result. The filter is widened where it shrinks the line (antialiasing) and
-    never reads outside the crop.
+    start, length: (..., B) float64; reverse: (..., B) bool, mirror the result. The filter is widened where it shrinks the line
+    (antialiasing) and never reads outside the crop. Returns the pixels of the line that count, (..., B, target, K) int64, and their
+    weights, float32: two pixels, and more only where the whole line is longer than the target.
     """
-    start, length, reverse = (values.to(device)[:, None] for values in (start, length, reverse))  # (B, 1)
-    places = torch.arange(target, device=device)
-    places = torch.where(reverse, target - 1 - places, places)  # (B, target)
+    start, length, reverse = (values.to(device)[..., None, None] for values in (start, length, reverse))  # (..., B, 1, 1)
+    places = torch.arange(target, device=device)[:, None]
+    places = torch.where(reverse, target - 1 - places, places)  # (..., B, target, 1)
     scale = length / target
-    centre = start + (places + 0.5) * scale  # in float64; from here on float32 holds it as a whole and a fraction, with nothing lost
-    whole = centre.floor()
-    fraction = (centre - whole - 0.5).float()[:, :, None]
-    pixels = torch.arange(source, device=device, dtype=torch.float32)
-    distance = (pixels - whole.float()[:, :, None] - fraction).abs_()  # (B, target, source)
-    weights = (1 - distance / scale.clamp(min=1).float()[:, :, None]).clamp_(min=0)
-    weights *= ((pixels >= start) & (pixels < start + length))[:, None, :]
-    return weights / weights.sum(-1, keepdim=True)
+    reach = scale.clamp(min=1)
+    centre = start + (places + 0.5) * scale - 0.5  # in pixels, pixel i lying at i
+    K = math.ceil(2 * max(1, source / target))
+    pixels = (centre - reach).floor() + torch.arange(1, K + 1, device=device)  # (..., B, target, K), all within reach
+    weights = (1 - (pixels - centre).abs_().div_(reach)).clamp_(min=0).float()
+    weights *= (pixels >= start) & (pixels < start + length)
+    return pixels.clamp_(0, source - 1).long(), weights / weights.sum(-1, keepdim=True)
 
 
 def _gray(x):
@@ -306,12 +382,7 @@ def _gray(x):
     if x.shape[1] == 1:
         return x
     red, green, blue = x.unbind(1)
-    return (GRAY_WEIGHTS[0] * red + GRAY_WEIGHTS[1] * green + GRAY_WEIGHTS[2] * blue)[:, None]
-
-
-def _gaussian(distance, sigma):
-    """exp(-d^2 / (2 sigma^2)) for every sigma: (B, *distance.shape), float64."""
-    return torch.exp(-0.5 * (distance / sigma.view(-1, *[1] * distance.dim())) ** 2)
+    return (GRAY_WEIGHTS[0] * red).add_(green, alpha=GRAY_WEIGHTS[1]).add_(blue, alpha=GRAY_WEIGHTS[2])[:, None]
 
 
 def _normal(keys, shape):
@@ -319,11 +390,6 @@ def _normal(keys, shape):
     slots = _FIRST_NOISE_SLOT + torch.arange(math.prod(shape), device=keys.device)
     u = uniform(keys, slots) + 2.0**-54  # never exactly 0
     return torch.special.ndtri(u).float().view(-1, *shape)
-
-
-def _per_image(values, device):
-    """(B,) values, ready to be combined with (B, C, H, W)."""
-    return values.to(device)[:, None, None, None]
 
 
 def _where(chosen, operation, x, *parameters):

@@ -1,5 +1,7 @@
 import itertools
 import math
+import multiprocessing
+import threading
 from dataclasses import fields, replace
 
 import pytest
@@ -8,12 +10,16 @@ from scipy import stats
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
+from memorization import augmentations
 from memorization.augmentations import (
     augment,
     blank_views,
+    color_jitter,
     draw_parameters,
     draw_visible,
     measuring_recipe,
+    resized_crop,
+    shift_hue,
     training_views,
     transform,
     whole_images,
@@ -149,6 +155,27 @@ def test_large_images_are_shrunk_as_by_torchvision():
     assert (transform(pixels, parameters, recipe) - torchvision_views(pixels, parameters, recipe)).abs().max() <= 1e-5
 
 
+def dense_filter(start, length, source, target, mirrored):
+    """The matrix (target, source) of a triangle filter over pixels [start, start + length), float64, weight by weight."""
+    matrix = torch.zeros(target, source, dtype=torch.float64)
+    for place, pixel in itertools.product(range(target), range(int(start), int(start + length))):
+        scale = length / target
+        matrix[place, pixel] = max(0.0, 1 - abs(pixel + 0.5 - start - (place + 0.5) * scale) / max(scale, 1.0))
+    matrix /= matrix.sum(1, keepdim=True)
+    return matrix.flip(0) if mirrored else matrix
+
+
+@pytest.mark.parametrize("channels, source, size", [(3, 24, 24), (1, 13, 29), (3, 29, 13), (1, 24, 23), (3, 1, 2)])
+def test_a_crop_made_of_the_few_lines_that_count_equals_the_product_with_the_whole_matrix_of_its_filter(channels, source, size):
+    pixels = made_up_split(20, channels, source).pixels
+    recipe = ViewRecipe(size=size, crop_scale=[0.05, 1.0], crop_ratio=[0.5, 2.0], flip=0.5)
+    p = draw(recipe, 20, source)
+    rows = torch.stack([dense_filter(p.top[i].item(), p.height[i].item(), source, size, mirrored=False) for i in range(20)])
+    columns = torch.stack([dense_filter(p.left[i].item(), p.width[i].item(), source, size, mirrored=p.flip[i]) for i in range(20)])
+    expected = rows[:, None] @ (pixels.double() / 255) @ columns[:, None].transpose(2, 3)
+    assert (resized_crop(pixels, p, size) - expected).abs().max() <= 5e-7
+
+
 def test_color_jitter_applies_its_operations_in_every_order_that_an_image_may_draw():
     orders = torch.tensor(list(itertools.permutations(range(4))))
     recipe = ViewRecipe(size=8, jitter=1.0, jitter_strength=[0.8, 0.8, 0.8, 0.3])
@@ -158,6 +185,35 @@ def test_color_jitter_applies_its_operations_in_every_order_that_an_image_may_dr
     views = transform(pixels, parameters, recipe)
     assert (views - torchvision_views(pixels, parameters, recipe)).abs().max() <= 1e-5
     assert len(views.flatten(1).unique(dim=0)) >= 12  # so the order matters
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_color_jitter_gives_neighbours_with_hue_at_one_place_or_at_many_what_each_image_alone_gets(channels):
+    x = made_up_split(60, channels, 9).pixels / 255
+    parameters = draw(ViewRecipe(size=9, jitter=0.8, jitter_strength=[0.6, 0.6, 0.6, 0.4]), 60)
+    alone = torch.cat([color_jitter(x[i : i + 1].clone(), parameters[i : i + 1]) for i in range(60)])
+    place = torch.where(parameters.jitter, (parameters.order == 3).int().argmax(1), -1)
+    assert set(place.tolist()) == {-1, 0, 1, 2, 3}
+    for order in (torch.arange(60), place.argsort(), place.argsort(descending=True)):
+        assert torch.equal(color_jitter(x[order], parameters[order]), alone[order])
+    assert torch.equal(alone[~parameters.jitter], x[~parameters.jitter])
+
+
+def test_hue_turns_by_thirds_from_red_to_green_to_blue_and_leaves_grays_alone():
+    red, green, blue = torch.eye(3).view(3, 3, 1, 1)
+    gray = torch.full((3, 1, 1), 0.3)
+    for third, turned in ((1, [green, blue, red, gray]), (-1, [blue, red, green, gray]), (0, [red, green, blue, gray])):
+        shift = torch.full((4,), third / 3, dtype=torch.float64)
+        assert torch.allclose(shift_hue(torch.stack([red, green, blue, gray]), shift), torch.stack(turned), atol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [-0.5, -0.4, -1 / 6, 0.0, 0.05, 1 / 3, 0.5])
+def test_hue_turns_as_torchvisions_for_all_colours_of_seven_steps_a_channel(shift):
+    colors = torch.cartesian_prod(*[torch.arange(7) / 6] * 3).T.reshape(1, 3, 7, 49)
+    expected = TF.adjust_hue(colors[0].double(), shift)
+    assert (
+        shift_hue(colors, torch.tensor([shift], dtype=torch.float64)) - expected
+    ).abs().max() <= 2e-6  # torchvision rounds to float32 on the way
 
 
 @pytest.mark.parametrize("size, kernel_size", [(8, 3), (32, 3), (64, 7), (96, 9)])
@@ -289,6 +345,52 @@ def test_views_are_exactly_the_same_on_one_thread_and_on_two_alone_and_in_a_batc
     alone = torch.cat([views_of(images, index, size) for index in indices[:4].split(1)])
     assert torch.equal(views_of(images, indices, size), on_one_thread)
     assert torch.equal(alone, on_one_thread[:4])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_batch_is_shared_among_as_many_threads_as_torch_has_each_of_them_on_its_own(threads, monkeypatch):
+    images, seen = made_up_split(20, 3, 8), []
+
+    def watched(pixels, parameters, recipe):
+        seen.append((threading.get_ident(), torch.get_num_threads(), len(pixels)))
+        return transform(pixels, parameters, recipe)
+
+    monkeypatch.setattr(augmentations, "transform", watched)
+    torch.set_num_threads(threads)
+    views_of(images, torch.arange(20), 8)
+    assert torch.get_num_threads() == threads
+    assert sorted(count for _, _, count in seen) == {1: [20], 2: [10, 10], 3: [6, 7, 7]}[threads]
+    assert {alone for _, alone, _ in seen} == {1}
+    assert (threading.get_ident() in {thread for thread, _, _ in seen}) == (threads == 1)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_views_are_made_in_inference_mode_too_of_fewer_images_than_threads(count):
+    images, indices = made_up_split(8, 3, 8), torch.arange(count)
+    expected = views_of(images, indices, 8)
+    torch.set_num_threads(3)
+    with torch.inference_mode():
+        views = views_of(images, indices, 8)
+    assert views.shape == (count, 3, 8, 8) and torch.equal(views, expected)
+
+
+def test_large_images_are_worked_on_a_few_at_a_time_and_come_out_the_same(monkeypatch):
+    images, indices = made_up_split(40, 3, 8), torch.arange(40).flip(0)
+    whole = views_of(images, indices, 8)
+    monkeypatch.setattr(augmentations, "CHUNK_BYTES", 7 * 3 * 8 * 8 * 4 + 1)  # seven images
+    assert torch.equal(views_of(images, indices, 8), whole)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_makes_views_with_threads_of_its_own():
+    images, indices = made_up_split(6, 3, 8), torch.arange(6)
+    torch.set_num_threads(2)
+    views_of(images, indices, 8)  # starts threads, of which the fork knows but which it does not have
+    process = multiprocessing.get_context("fork").Process(target=views_of, args=(images, indices, 8))
+    process.start()
+    process.join(30)
+    process.kill()
+    assert process.exitcode == 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
