@@ -76,7 +76,7 @@ def augment(images, indices, recipe, normalization, seed, purpose, epoch=0, view
 
 
 def _pixels(images, indices, recipe, normalization, draw):
-    """The pixels of a View, (B, C, size, size). On a CPU the batch is shared among as many threads as torch has.
+    """The pixels of a View, (B, C, size, size). On a CPU a large batch is shared among as many threads as torch has.
 
     draw: from a slice of the batch to its Parameters.
     """
@@ -89,7 +89,7 @@ def _pixels(images, indices, recipe, normalization, draw):
             _fill(views[part], images, indices[part], draw(part), recipe, normalization)
 
     threads = torch.get_num_threads() if images.device.type == "cpu" else 1
-    share = max(1, math.ceil(B / threads))
+    share = math.ceil(B / min(threads, math.ceil(views.nbytes / CHUNK_BYTES))) if B else 1
     parts = [slice(start, start + share) for start in range(0, B, share)]
     list(map(fill, parts) if threads == 1 else _pool(threads).map(fill, parts))
     return views

@@ -348,7 +348,7 @@ def test_views_are_exactly_the_same_on_one_thread_and_on_two_alone_and_in_a_batc
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_a_batch_is_shared_among_as_many_threads_as_torch_has_each_of_them_on_its_own(threads, monkeypatch):
+def test_a_large_batch_is_shared_among_as_many_threads_as_torch_has_each_of_them_on_its_own(threads, monkeypatch):
     images, seen = made_up_split(20, 3, 8), []
 
     def watched(pixels, parameters, recipe):
@@ -358,14 +358,19 @@ def test_a_batch_is_shared_among_as_many_threads_as_torch_has_each_of_them_on_it
     monkeypatch.setattr(augmentations, "transform", watched)
     torch.set_num_threads(threads)
     views_of(images, torch.arange(20), 8)
+    assert [count for _, _, count in seen] == [20]  # too small to be shared
+    seen.clear()
+    monkeypatch.setattr(augmentations, "CHUNK_BYTES", 7 * images.pixels[0].numel() * 4)
+    views_of(images, torch.arange(20), 8)
     assert torch.get_num_threads() == threads
-    assert sorted(count for _, _, count in seen) == {1: [20], 2: [10, 10], 3: [6, 7, 7]}[threads]
+    assert sorted(count for _, _, count in seen) == {1: [6, 7, 7], 2: [3, 3, 7, 7], 3: [6, 7, 7]}[threads]
     assert {alone for _, alone, _ in seen} == {1}
     assert (threading.get_ident() in {thread for thread, _, _ in seen}) == (threads == 1)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
-def test_views_are_made_in_inference_mode_too_of_fewer_images_than_threads(count):
+def test_views_are_made_in_inference_mode_too_of_fewer_images_than_threads(count, monkeypatch):
+    monkeypatch.setattr(augmentations, "CHUNK_BYTES", 1)
     images, indices = made_up_split(8, 3, 8), torch.arange(count)
     expected = views_of(images, indices, 8)
     torch.set_num_threads(3)
