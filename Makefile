@@ -1,7 +1,7 @@
 # make demo   train a small pair on Fashion-MNIST, show which images it memorized, and ask it for labels (Deja Vu, linear probes)
 # make test   run the tests
 # make faults kill trainings at random moments, and see that they end as if nothing had happened; give the scripts hostile files
-# make bench  time this project beside others, about half an hour on two CPU cores; results in runs/benchmarks
+# make bench  time this project beside others, about 40 minutes on two CPU cores; results in runs/benchmarks
 PYTHON ?= python3
 INSTALLED := .venv/installed
 RUN := .venv/bin/python
@@ -15,7 +15,7 @@ demo: $(INSTALLED) data
 	$(RUN) linear_probing_train.py --config configs/demo.yaml
 
 test: $(INSTALLED)
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 faults: $(INSTALLED)
 	KILLS=18 FUZZ=3 $(RUN) -m pytest -s tests/test_faults.py tests/test_hostile_files.py

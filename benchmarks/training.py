@@ -6,6 +6,7 @@ Also: the share of a step that goes into data and views, and its floating-point 
 """
 
 import statistics
+from dataclasses import dataclass
 
 import torch
 from torch.utils.data import DataLoader
@@ -22,13 +23,27 @@ from models.encoders import make_encoder
 from models.mae import MAE, MAESettings
 from models.simclr import SimCLR, SimCLRSettings
 
-SIZE, STEPS = 32, 4
 RESNET18, VIT = EncoderSettings(name="resnet18"), EncoderSettings(name="vit_tiny", patch=4)
-CASES = [  # method, encoder, images a step on a CPU and on a GPU
-    ("simclr", RESNET18, 64, 512),
-    ("byol", RESNET18, 64, 512),
-    ("mae", VIT, 64, 1024),
-    ("simclr", EncoderSettings(name="resnet_small", width=32), 64, 512),
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained, on images of so many pixels and channels, by so many steps a round of so many images on a CPU or on a GPU."""
+
+    method: str
+    encoder: EncoderSettings
+    size: int = 32
+    channels: int = 3
+    steps: int = 4
+    on_cpu: int = 64
+    on_gpu: int = 512
+
+
+CASES = [
+    Case("simclr", RESNET18),
+    Case("byol", RESNET18),
+    Case("mae", VIT, on_gpu=1024),
+    Case("simclr", EncoderSettings(name="resnet_small", width=32), size=28, channels=1, steps=32),  # the demo's
 ]
 METHODS = {
     "simclr": lambda encoder: SimCLR(encoder, **SimCLRSettings(name="simclr").arguments()),
@@ -44,25 +59,23 @@ def main():
     rate = product_rate(device)
     print(f"matrix products: {rate / 1e9:,.0f} GFLOP/s")
     results = []
-    for method, encoder, on_cpu, on_gpu in CASES:
-        batch_size = on_cpu if device.type == "cpu" else on_gpu
-        split = random_split(STEPS * batch_size, 3, SIZE, device)
-        ours = OurTraining(method, encoder, batch_size, split, device)
+    for case in CASES:
+        batch_size = case.on_cpu if device.type == "cpu" else case.on_gpu
+        split = random_split(case.steps * batch_size, case.channels, case.size, device)
+        ours = OurTraining(case, batch_size, split, device)
         contestants = [Contestant("this project", ours.epoch, len(split))]
-        if method != "mae":
-            loader = worker_pipeline(split, torchvision_transform(3, SIZE), 2, batch_size)
-            contestants.append(Contestant("torchvision, two workers", TheirTraining(method, encoder, loader, device).epoch, len(split)))
-        if lightly and method == "simclr":
-            transform = lightly.SimCLRTransform(input_size=SIZE, gaussian_blur=0.0)
+        if case.method != "mae":
+            loader = worker_pipeline(split, torchvision_transform(case.channels, case.size), 2, batch_size)
+            contestants.append(Contestant("torchvision, two workers", TheirTraining(case, loader, device).epoch, len(split)))
+        if lightly and case.method == "simclr" and case.channels == 3:
+            transform = lightly.SimCLRTransform(input_size=case.size, gaussian_blur=0.0)
             loader = DataLoader(
                 PilViews(split, lambda image, transform=transform: torch.stack(transform(image)), 1), batch_size, shuffle=True,
                 num_workers=WORKERS, persistent_workers=True, drop_last=True,
             )  # fmt: skip
-            contestants.append(
-                Contestant("lightly's transform, two workers", TheirTraining(method, encoder, loader, device).epoch, len(split))
-            )
-        question = f"{method}, {encoder.name}, {SIZE} x {SIZE}, {batch_size} images a step"
-        results.append(contest(question, "images", contestants, device) | ours.limits(rate))
+            contestants.append(Contestant("lightly's transform, two workers", TheirTraining(case, loader, device).epoch, len(split)))
+        question = f"{case.method}, {case.encoder.name}, {case.size} x {case.size}, {case.channels} channels, {batch_size} images a step"
+        results.append(contest(question, "images", contestants, device, rounds=3) | ours.limits(rate))
         views, reached = results[-1]["share_of_views"], results[-1]["share_of_product_rate"]
         print(f"  data and views: {views:.1%} of a step; {reached:.0%} of the rate of matrix products")
     save("training", results, device)
@@ -71,16 +84,18 @@ def main():
 class OurTraining:
     """The training loop's own steps: views made from uint8 pixels, channels_last, bf16 on a GPU."""
 
-    def __init__(self, method, encoder, batch_size, split, device):
-        self.split, self.device = split, device
-        self.patch = encoder.patch if encoder.sees_patches else None
-        self.recipes = [simclr_recipe(SIZE)] if method != "mae" else [simclr_recipe(SIZE, 1).model_copy(update={"mask_ratio": 0.75})]
-        self.method = METHODS[method](make_encoder(encoder, 3, SIZE)).to(device, memory_format=torch.channels_last)
+    def __init__(self, case, batch_size, split, device):
+        self.split, self.device, self.channels = split, device, case.channels
+        self.patch = case.encoder.patch if case.encoder.sees_patches else None
+        recipe = simclr_recipe(case.size)
+        self.recipes = [recipe if case.method != "mae" else recipe.model_copy(update={"count": 1, "mask_ratio": 0.75})]
+        encoder = make_encoder(case.encoder, case.channels, case.size)
+        self.method = METHODS[case.method](encoder).to(device, memory_format=torch.channels_last)
         self.optimizer = make_optimizer(self.method, SETTINGS)
         self.batches = torch.arange(len(split)).split(batch_size)
 
     def views(self, batch):
-        return training_views(self.split, batch, self.recipes, normalization(3), seed=0, epoch=0, patch=self.patch)
+        return training_views(self.split, batch, self.recipes, normalization(self.channels), seed=0, epoch=0, patch=self.patch)
 
     def step(self, views):
         train_step(self.method, self.optimizer, views, SETTINGS, progress=0.0)
@@ -103,9 +118,9 @@ class OurTraining:
 class TheirTraining:
     """The same method on views from a DataLoader, in torch's default layout, with torch's default optimizer."""
 
-    def __init__(self, method, encoder, loader, device):
+    def __init__(self, case, loader, device):
         self.loader, self.device = loader, device
-        self.method = METHODS[method](make_encoder(encoder, 3, SIZE)).to(device)
+        self.method = METHODS[case.method](make_encoder(case.encoder, case.channels, case.size)).to(device)
         self.optimizer = torch.optim.SGD(self.method.parameters(), lr=0.06, momentum=0.9, weight_decay=5e-4)
 
     def epoch(self):
