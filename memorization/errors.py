@@ -36,8 +36,9 @@ def one_line_errors(main):
     def run(argv=None):
         before, warnings.formatwarning = warnings.formatwarning, _one_line
         try:
-            main(argv)
+            result = main(argv)
             processes.leave()
+            return result
         except WrongUse as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
