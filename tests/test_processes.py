@@ -53,6 +53,7 @@ def test_two_processes_train_what_one_trains_and_what_they_began_one_ends(method
     ended = torchrun("tests/train_in_double.py", together, method, "32")  # f's 20 steps, and 12 of g's
     assert "independent is saved after step 12 of 20" in ended.stderr, ended.stderr
     assert not (tmp_path / "run/seed_0/independent/encoder.pt").exists()
+    assert read_checkpoint(tmp_path / "run/seed_0/independent/last.pt")["step"] == 12
     log = [json.loads(line) for line in (tmp_path / "run/seed_0/candidate/log.jsonl").read_text().splitlines()]
     of_one = [json.loads(line) for line in (tmp_path / "one/run/seed_0/candidate/log.jsonl").read_text().splitlines()]
     for key in ("loss", "spread", "knn_accuracy"):
