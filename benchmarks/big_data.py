@@ -2,7 +2,7 @@
 
     python -m benchmarks.big_data [--device cpu]
 
-Also: the memory of the process, without the pages of the map, at the start and at the end.
+Also: the memory of the process, without the pages of the map, after half of the steps and after the last.
 """
 
 import statistics
@@ -54,11 +54,8 @@ def main():
     print(f"SimCLR, ResNet-18, {IMAGES:,} images of {SIZE} pixels in a map, {batch_size} a step, {steps} steps, medians:")
     print(f"  {batch_size / sum(of_step):.3g} images/s; " + ", ".join(f"{name} {share:.2%}" for name, share in shares.items()))
     print(f"  memory without the map: {memory[steps // 2]:,.0f} MB after half of the steps, {memory[-1]:,.0f} MB after the last")
-    save(
-        "big_data",
-        [{"seconds": {"waiting": waiting, "views": viewing, "network": training}, "shares": shares, "megabytes": memory}],
-        device,
-    )
+    seconds = {"waiting": waiting, "views": viewing, "network": training}
+    save("big_data", [{"seconds": seconds, "shares": shares, "megabytes": memory}], device)
 
 
 class Clock:

@@ -19,7 +19,7 @@ from models.encoders import make_encoder
 FORMAT = "memorization checkpoint 1"
 GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")  # what torch.save of tensors names
 MOST_PICKLED = 2**25  # bytes of what is not tensors
-KEPT = re.compile(r"encoder_epoch_[0-9]{4,7}\.pt")
+KEPT = re.compile(r"encoder_epoch_[0-9]{4,7}\.pt")  # names of the encoders of training.checkpoint_epochs
 DEEPEST = 50  # of dicts and lists in each other
 
 

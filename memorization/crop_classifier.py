@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from memorization import processes
 from memorization.errors import WrongUse
 from memorization.label_inference import Inference
 from memorization.randomness import shuffled
@@ -26,7 +27,7 @@ def train_classifier(network, queries, labels, held_out, held_out_labels, epochs
     network = network.to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE)
     best, weights = {"epoch": 0, "held_out_loss": float("inf")}, None
-    for epoch in tqdm(range(epochs), desc="training the reference classifier", leave=False, disable=None):
+    for epoch in tqdm(range(epochs), desc="training the reference classifier", leave=False, disable=processes.hidden_bar()):
         network.train()
         order = shuffled(len(queries.rows), seed, "query", epoch=epoch)
         for places in order.split(BATCH):

@@ -150,6 +150,17 @@ def test_positions_are_interpolated_for_other_sizes():
     assert make_vit(size=16)(images(1, 1, 32)).shape == (1, 32)
 
 
+@pytest.mark.parametrize("count", [1, 16, 37])
+def test_without_a_gradient_some_images_at_a_time_are_worked_on_and_all_come_out_in_order(count):
+    encoder, pixels = make_vit(), images(count, 1, 16)
+    expected, at_once = encoder.tokens(pixels), []
+    encoder.blocks.register_forward_pre_hook(lambda module, inputs: at_once.append(len(inputs[0])))
+    with torch.no_grad():
+        found = encoder.tokens(pixels)
+    assert found.shape == expected.shape and (found - expected).abs().max() < 1e-5
+    assert sum(at_once) == count and max(at_once) <= 16
+
+
 def test_the_rows_of_a_batch_are_encoded_each_by_itself():
     encoder, pixels = make_vit(), images(5, 1, 16)
     alone = torch.cat([encoder(row) for row in pixels.split(1)])
