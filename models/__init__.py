@@ -11,8 +11,8 @@ A method is a torch module that the training loop knows by this contract, and by
     pictures(views)            optional; {title: (n, C, H, W) pixels, normalized as the views are}, drawn as rows of pictures every
                                training.pictures_every epochs
 
-Where several processes train together, forward sees one process's part of the batch, and the gradient is the mean over the processes: a loss
-that is a mean over images needs nothing more, one that compares images puts the parts together by models/gather.py first.
+Where several processes train together, forward sees one process's part of the batch, and the gradient is the mean over the processes: a
+loss that is a mean over images needs nothing more, one that compares images puts the parts together by models/gather.py first.
 
 All its state lives in parameters and buffers. Beside the module stands the schema of its settings, a pydantic model whose fields are the
 keys of the config's `method:` section and whose `arguments()` are those of the module. Adding a method is one file here, one train script
