@@ -15,8 +15,8 @@ import torch
 from numpy.lib.format import open_memmap
 
 from benchmarks.contest import chosen_device, save
+from benchmarks.memory import status
 from benchmarks.peers import normalization, simclr_recipe
-from benchmarks.scaling import status
 from memorization.augmentations import training_views
 from memorization.config import EncoderSettings, TrainingSettings
 from memorization.data import Split, open_map

@@ -3,14 +3,14 @@
 python -m benchmarks.scaling [--device cpu]
 """
 
-import re
-from pathlib import Path
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 
-from benchmarks.contest import chosen_device, save, seconds
+from benchmarks.contest import chosen_device, save
+from benchmarks.memory import measured
 from benchmarks.peers import normalization, random_split, simclr_recipe
 from memorization.augmentations import training_views
 from memorization.config import EncoderSettings
@@ -58,7 +58,7 @@ def main():
     print(f"{'':>46} {'seconds':>36} {'exponent':>9} {'memory above the start, MB':>36} {'exponent':>9}")
     for name, sizes, work in studies:
         work(sizes[0])
-        times, memory = zip(*(measured(work, size, device) for size in sizes))
+        times, memory = zip(*(measured(partial(work, size), device) for size in sizes))
         slopes = slope(sizes, times), slope(sizes, np.maximum(memory, 1.0))
         seconds_column, memory_column = (" ".join(f"{value:8.3g}" for value in values) for values in (times, memory))
         print(f"{name:>46} {seconds_column:>36} {slopes[0]:>9.2f} {memory_column:>36} {slopes[1]:>9.2f}", flush=True)
@@ -66,24 +66,6 @@ def main():
             {"study": name, "sizes": sizes, "seconds": times, "megabytes": memory, "exponent": slopes[0], "exponent_of_memory": slopes[1]}
         )
     save("scaling", results, device)
-
-
-def measured(work, size, device):
-    """(seconds, megabytes above those in use before) of one piece of work."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        taken = seconds(lambda: work(size), device)
-        return taken, (torch.cuda.max_memory_allocated(device) - before) / 1e6
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
-    before = status("VmRSS")
-    taken = seconds(lambda: work(size), device)
-    return taken, (status("VmHWM") - before) / 1e3
-
-
-def status(name):
-    """A line of /proc/self/status, in kilobytes."""
-    return int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
 def slope(sizes, values):

@@ -331,7 +331,7 @@ class DejaVuSettings(Settings):
     reference_epochs: int = Field(
         100, ge=1, le=MOST_EPOCHS, description="reference crops: epochs of the classifier at most; it stops early"
     )
-    memory_gb: float = Field(1.0, gt=0, le=10**6, description="memory for the search, beside representations")
+    memory_gb: float = Field(0.25, gt=0, le=10**6, description="memory for the search, beside representations")
 
     @pydantic.field_validator("boxes")
     @classmethod

@@ -8,92 +8,115 @@ import torch.nn.functional as F
 
 from memorization import processes
 
-QUERY_CHUNK = 512  # queries compared with the bank at a time
+QUERY_CHUNK = 512  # queries compared with vectors of the bank at a time
+CHUNKS = 4  # of queries, worked on one after the other for every part of the bank
 SPARE = 32  # neighbours found in float32 beyond the k that are wanted, so that rounding loses none of those
 GROUP = 20  # columns of which only the least is looked at first
-RECOMPUTED_VALUES = 1 << 19  # held at a time while distances are recomputed, so that they stay in cache
+BLOCK = 50 * GROUP  # vectors of one product on a CPU: the least of its groups are found while it is in the cache
+RECOMPUTED_VALUES = 1 << 18  # held at a time while distances are recomputed, so that they stay in cache
 
 
-def nearest_neighbors(queries, bank, k, memory_gb=1.0):
+def nearest_neighbors(queries, bank, k, memory_gb=0.25):
     """The k vectors of the bank nearest to every query, exactly: in order of squared L2 distance, equal ones in order of index.
 
-    queries: (Q, D), bank: (N, D), finite float32 on one device; 1 <= k <= N; memory_gb: bound on the tile of distances that is held at a
-    time, beside a centred copy of the bank, 4 N D bytes. Returns (indices, distances): (Q, k) int64, and (Q, k) float64, squared.
+    queries: (Q, D), bank: (N, D), finite float32 on one device; 1 <= k <= N; memory_gb: bound on what is held beside them, a centred copy
+    of P vectors of the bank and their distances to QUERY_CHUNK queries, 4 P (D + QUERY_CHUNK) bytes. Returns (indices, distances): (Q, k)
+    int64, and (Q, k) float64, squared.
 
-    k + SPARE candidates are found by matrix products in float32 on centred vectors; their distances are computed again in float64 from the
-    vectors as they are. Where the bound on float32's rounding cannot rule out that a nearer one was missed, the query is compared with the
-    whole bank in float64.
+    k + SPARE candidates are found by matrix products in float32 on centred vectors. Those that float32's rounding leaves in doubt are
+    compared again in float64, as they are. A query with more of them than candidates is compared with the whole bank in float64.
     """
     if not 1 <= k <= len(bank):
         raise ValueError(f"{k} neighbours are wanted of {len(bank)}")
-    mean = sum(part.sum(0, dtype=torch.float64) for part in bank.split(QUERY_CHUNK)) / len(bank)
-    centred, norms = _centred(bank, mean)
-    largest = norms.max().sqrt()
-    count = min(k + SPARE, len(bank))
-    columns = max(GROUP * count, round(memory_gb * 2**30 / (4 * QUERY_CHUNK)) // GROUP * GROUP)
+    center = bank.mean(0)
+    at_once = max(GROUP * (k + SPARE), round(memory_gb * 2**30 / (4 * (bank.shape[1] + QUERY_CHUNK))))
+    columns = BLOCK * math.ceil(min(at_once, len(bank)) / BLOCK)
+    room = bank.new_empty(columns, bank.shape[1]), bank.new_empty(min(QUERY_CHUNK, len(queries)), columns)
 
     def search(part):
-        centred_part, own_norms = _centred(part, mean)
-        keys, candidates = _candidates(centred_part, centred, norms, count, columns)
+        if len(bank) <= k + SPARE:
+            candidates, unsure = torch.arange(len(bank), device=bank.device).expand(len(part), -1), []
+        else:
+            candidates, unsure = _contenders(part, bank, center, k, *room)
         indices, distances = _by_exact_distance(part, bank, candidates)
-        if count < len(bank):
-            slack = _rounding_bound(own_norms.sqrt() + largest, bank.shape[1])
-            missed = distances[:, k - 1] >= keys[:, -1].double() + own_norms - slack
-            for row in missed.nonzero()[:, 0]:
-                indices[row], distances[row] = _by_brute_force(part[row], bank, count)
+        for row in unsure:
+            indices[row], distances[row] = _by_brute_force(part[row], bank, candidates.shape[1])
         return indices[:, :k].cpu(), distances[:, :k].cpu()
 
-    found = processes.divided(search, queries.split(QUERY_CHUNK), "searching neighbours")
+    found = processes.divided(search, queries.split(CHUNKS * QUERY_CHUNK), "searching neighbours")
     return tuple(torch.cat(parts).to(queries.device) for parts in zip(*found))
 
 
-def _centred(vectors, mean):
-    """(n, D) vectors less a mean (D,) float64, as float32, and their squared norms (n,) float64."""
-    centred = torch.cat([(part.double() - mean).float() for part in vectors.split(QUERY_CHUNK)])
-    return centred, torch.cat([part.double().square().sum(1) for part in centred.split(QUERY_CHUNK)])
+def _contenders(queries, bank, center, k, copy, tile):
+    """Vectors of the bank that hold each query's k nearest, (q, c) int64, and the queries (r,) for which there may be still others.
 
-
-def _candidates(queries, bank, norms, count, columns):
-    """The `count` vectors of the bank nearest to each query by float32 products, (q, count) each: |b|^2 - 2 ab, ascending, and indices."""
-    keys = queries.new_empty(len(queries), 0)
+    queries: (q, D); copy: (columns, D), room for so many centred vectors of the bank at a time; tile: (QUERY_CHUNK, columns).
+    """
+    count = k + SPARE
+    queries, own_norms = _centred(queries, center, torch.empty_like(queries))
+    keys = queries.new_empty(len(queries), 0)  # |b|^2 - 2 ab
     indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-    for start in range(0, len(bank), columns):
-        part = slice(start, start + columns)
-        tile = torch.addmm(norms[part].float(), queries, bank[part].T, alpha=-2)  # (q, columns)
-        least, places = _least(tile, count)
+    farthest = torch.zeros((), dtype=torch.float64, device=bank.device)
+    for start in range(0, len(bank), len(copy)):
+        part = bank[start : start + len(copy)]
+        centred, norms = _centred(part, center, copy[: len(part)])
+        farthest = torch.maximum(farthest, norms.max())
+        found = [_least_keys(chunk, centred, norms.float(), min(count, len(part)), tile) for chunk in queries.split(QUERY_CHUNK)]
+        least, places = (torch.cat(parts) for parts in zip(*found))
         keys, indices = torch.cat([keys, least], dim=1), torch.cat([indices, start + places], dim=1)
         if start:
             keys, order = keys.topk(min(count, keys.shape[1]), dim=1, largest=False)
             indices = indices.gather(1, order)
-    return keys, indices
+    doubt = 2 * _rounding_bound(own_norms.sqrt() + farthest.sqrt(), bank.shape[1])
+    beyond = keys.double() > (keys[:, k - 1] + doubt)[:, None]  # too far to be one of the k; nowhere true after an overflow
+    return indices[:, : count - int(beyond.sum(1).min())], (~beyond[:, -1]).nonzero()[:, 0]
 
 
-def _least(tile, count):
-    """The `count` least values of each row in ascending order, and their places. tile: (q, p). Returns (q, count) each, less where p is.
+def _centred(vectors, center, out):
+    """(n, D) vectors less a center (D,), written to out, and their squared norms, (n,) float64."""
+    norms = vectors.new_empty(len(vectors), dtype=torch.float64)
+    for start in range(0, len(vectors), QUERY_CHUNK):
+        part = slice(start, start + QUERY_CHUNK)
+        torch.sub(vectors[part], center, out=out[part])
+        norms[part] = torch.linalg.vector_norm(out[part], dim=1, dtype=torch.float64).square()
+    return out, norms
 
-    First the least of every group of columns: the rows' least values lie in the groups with the least minima.
+
+def _least_keys(queries, bank, norms, count, tile):
+    """The `count` least |b|^2 - 2 ab of each query in ascending order, and their places: (q, count) each. tile: room for all.
+
+    First the least of every group of columns: the least of all lie in the groups of least minima.
     """
-    groups = tile.shape[1] // GROUP
-    if groups <= 2 * count:
-        return tile.topk(min(count, tile.shape[1]), dim=1, largest=False)
-    grouped = tile[:, : groups * GROUP].view(len(tile), GROUP, groups)  # group j holds columns j, j + groups, j + 2 groups, ...
-    chosen = grouped.amin(1).topk(count, dim=1, largest=False).indices  # (q, count)
-    places = (chosen[:, None, :] + groups * torch.arange(GROUP, device=tile.device)[:, None]).flatten(1)  # (q, GROUP count)
-    rest = torch.arange(groups * GROUP, tile.shape[1], device=tile.device).expand(len(tile), -1)
-    places = torch.cat([places, rest], dim=1)
-    least, order = tile.gather(1, places).topk(count, dim=1, largest=False)
-    return least, places.gather(1, order)
+    keys = tile[: len(queries), : BLOCK * math.ceil(len(bank) / BLOCK)]
+    width = BLOCK if keys.is_cpu else keys.shape[1]
+    stride = width // GROUP  # group j of a block holds its columns j, j + stride, j + 2 stride, ...
+    minima = []
+    for start in range(0, len(bank), width):
+        block, part = keys[:, start : start + width], slice(start, start + width)
+        torch.addmm(norms[part], queries, bank[part].T, alpha=-2, out=block[:, : len(bank[part])])
+        block[:, len(bank[part]) :] = math.inf
+        minima.append(block.unflatten(1, (GROUP, stride)).amin(1))
+    minima = torch.cat(minima, dim=1)
+    if minima.shape[1] <= 2 * count:
+        least, places = keys.topk(count, dim=1, largest=False)
+    else:
+        chosen = minima.topk(count, dim=1, largest=False, sorted=False).indices  # (q, count)
+        first = chosen // stride * width + chosen % stride
+        within = (first[:, None] + stride * torch.arange(GROUP, device=keys.device)[:, None]).flatten(1)  # (q, GROUP count)
+        least, order = keys.gather(1, within).topk(count, dim=1, largest=False)
+        places = within.gather(1, order)
+    return least, places.clamp_(max=len(bank) - 1)  # a place beyond the bank is found only where all else overflowed
 
 
 def _by_exact_distance(queries, bank, candidates):
     """Candidates (q, c) in order of their squared distances in float64, equal ones in order of index, and those distances."""
     candidates = candidates.sort(dim=1).values
     at_once = max(1, RECOMPUTED_VALUES // (candidates.shape[1] * bank.shape[1]))
-    distances = torch.cat([
-        (bank[rows].double() - part[:, None].double()).square_().sum(2)
-        for part, rows in zip(queries.split(at_once), candidates.split(at_once))
-    ])  # fmt: skip
-    distances, order = distances.sort(dim=1, stable=True)
+    distances = []
+    for part, rows in zip(queries.split(at_once), candidates.split(at_once)):
+        vectors = bank.index_select(0, rows.flatten()).double().view(*rows.shape, -1)
+        distances.append(vectors.sub_(part[:, None].double()).square_().sum(2))
+    distances, order = torch.cat(distances).sort(dim=1, stable=True)
     return candidates.gather(1, order), distances
 
 

@@ -201,7 +201,7 @@ def test_a_search_beyond_the_memory_names_the_setting_to_lower(run_copy, refusal
     path, run = run_copy
     monkeypatch.setattr(dejavu, "infer_by_neighbors", hungry)
     line = refusal(dejavu.main, ["--config", path, "--run", str(run), "--dejavu.k", "5"])
-    assert line == "error: dejavu.memory_gb: 1.0 needs more than the GPU's memory has left; lower it\n"
+    assert line == "error: dejavu.memory_gb: 0.25 needs more than the GPU's memory has left; lower it\n"
 
 
 def test_deja_vu_is_compared_with_the_scores_of_the_same_candidates(run_copy):

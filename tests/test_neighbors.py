@@ -64,11 +64,14 @@ def test_equal_distances_are_ordered_by_index_however_many_there_are():
     assert torch.equal(indices, by_brute_force(queries, bank, 150)[0])
 
 
-def test_a_few_vectors_far_away_do_not_cost_exactness():
-    bank = random_vectors(4000, 16, seed=0)
-    bank[::500] *= 1e6
+@pytest.mark.parametrize("factor", [1e6, 1e30])  # 1e60 is more than float32 holds
+@pytest.mark.parametrize("count", [12, 4010])
+def test_a_few_vectors_far_away_do_not_cost_exactness(factor, count):
+    bank = random_vectors(count, 16, seed=0)
+    bank[::500] *= factor
     queries = random_vectors(20, 16, seed=1)
-    assert torch.equal(nearest_neighbors(queries, bank, 10)[0], by_brute_force(queries, bank, 10)[0])
+    for memory_gb in (1e-9, 1.0):
+        assert torch.equal(nearest_neighbors(queries, bank, 10, memory_gb)[0], by_brute_force(queries, bank, 10)[0])
 
 
 def test_more_neighbours_than_the_bank_holds_are_refused():
