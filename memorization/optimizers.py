@@ -19,24 +19,27 @@ class LARS(torch.optim.Optimizer):
     def step(self):
         """One step on every parameter that has a gradient."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._step_one(parameter, group)
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                self._step_all(parameters, group)
 
-    def _step_one(self, parameter, group):
-        update = parameter.grad + group["weight_decay"] * parameter
+    def _step_all(self, parameters, group):
+        gradients = [parameter.grad for parameter in parameters]
+        updates = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
         if group["adapt"]:
-            weight_norm, gradient_norm = parameter.norm(), parameter.grad.norm()
-            trust = group["eta"] * weight_norm / (gradient_norm + group["weight_decay"] * weight_norm)
-            trust = torch.where((weight_norm > 0) & (gradient_norm > 0), trust, 1.0)
+            weight_norms, gradient_norms = (torch.stack(torch._foreach_norm(tensors)) for tensors in (parameters, gradients))
+            trust = group["eta"] * weight_norms / (gradient_norms + group["weight_decay"] * weight_norms)
+            trust = torch.where((weight_norms > 0) & (gradient_norms > 0), trust, 1.0)
             if group["clip"]:
                 trust = (trust / group["lr"]).clamp(max=1.0)
-            update = update * trust
-        state = self.state[parameter]
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        state["momentum"].mul_(group["momentum"]).add_(update)
-        parameter.sub_(group["lr"] * state["momentum"])
+            torch._foreach_mul_(updates, list(trust))
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+        torch._foreach_mul_(momenta, group["momentum"])
+        torch._foreach_add_(momenta, updates)
+        torch._foreach_add_(parameters, momenta, alpha=-group["lr"])
 
 
 def make_optimizer(method, settings):
