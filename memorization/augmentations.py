@@ -82,16 +82,12 @@ def _pixels(images, indices, recipe, normalization, draw):
     """
     B, C, size = len(indices), images.pixels.shape[1], recipe.size
     views = torch.empty(B, C, size, size, device=images.device)
-    inference = torch.is_inference_mode_enabled()  # which holds for one thread alone
+    shares = min(_threads(images.device), math.ceil(views.nbytes / CHUNK_BYTES))
 
     def fill(part):
-        with torch.inference_mode(inference):
-            _fill(views[part], images, indices[part], draw(part), recipe, normalization)
+        _fill(views[part], images, indices[part], draw(part), recipe, normalization)
 
-    threads = torch.get_num_threads() if images.device.type == "cpu" else 1
-    share = math.ceil(B / min(threads, math.ceil(views.nbytes / CHUNK_BYTES))) if B else 1
-    parts = [slice(start, start + share) for start in range(0, B, share)]
-    list(map(fill, parts) if threads == 1 else _pool(threads).map(fill, parts))
+    _shared(fill, _equal_slices(B, shares), images.device)
     return views
 
 
@@ -101,10 +97,32 @@ def _fill(views, images, indices, parameters, recipe, normalization):
     order = _places_of_hue(parameters, C).argsort(stable=True) if recipe.jitter else torch.arange(B)
     indices, parameters = indices[order], parameters[order]
     chunk = max(1, CHUNK_BYTES // (4 * C * max(size, images.size) ** 2)) if views.device.type == "cpu" else B
-    for start in range(0, B, chunk):
-        rows = slice(start, start + chunk)
+    for rows in _equal_slices(B, math.ceil(B / chunk) if B else 0):
         pixels = normalize(transform(images.gather(indices[rows]), parameters[rows], recipe), *normalization)
         views.index_copy_(0, order[rows].to(views.device), pixels)
+
+
+def _equal_slices(count, parts):
+    """range(count) in so many slices, or fewer, all but the last of one length."""
+    length = math.ceil(count / parts) if count else 1
+    return [slice(start, start + length) for start in range(0, count, length)]
+
+
+def _threads(device):
+    """Among how many threads views are shared: one on a GPU, and within such a thread."""
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
+def _shared(work, parts, device):
+    """[work(part) for part in parts], shared among threads."""
+    inference = torch.is_inference_mode_enabled()  # which holds for one thread alone
+
+    def work_on(part):
+        with torch.inference_mode(inference):
+            return work(part)
+
+    threads = _threads(device)
+    return list(map(work, parts) if threads == 1 else _pool(threads).map(work_on, parts))
 
 
 @cache
@@ -118,8 +136,14 @@ os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not follow i
 
 def training_views(images, indices, recipes, normalization, seed, epoch, patch=None):
     """All views of one training step, a list: recipe after recipe, each `count` times."""
-    numbered = enumerate(recipe for recipe in recipes for _ in range(recipe.count))
-    return [augment(images, indices, recipe, normalization, seed, "training", epoch, view, patch) for view, recipe in numbered]
+    recipes = [recipe for recipe in recipes for _ in range(recipe.count)]
+
+    def one(view):
+        return augment(images, indices, recipes[view], normalization, seed, "training", epoch, view, patch)
+
+    values = len(indices) * images.pixels.shape[1] * max(recipe.size for recipe in recipes) ** 2  # of a view
+    in_turn = len(recipes) < _threads(images.device) or 4 * values < CHUNK_BYTES  # too few for all threads, or too small for any but one
+    return [one(view) for view in range(len(recipes))] if in_turn else _shared(one, range(len(recipes)), images.device)
 
 
 def blank_views(recipes, channels, patch, count):

@@ -363,9 +363,24 @@ def test_a_large_batch_is_shared_among_as_many_threads_as_torch_has_each_of_them
     monkeypatch.setattr(augmentations, "CHUNK_BYTES", 7 * images.pixels[0].numel() * 4)
     views_of(images, torch.arange(20), 8)
     assert torch.get_num_threads() == threads
-    assert sorted(count for _, _, count in seen) == {1: [6, 7, 7], 2: [3, 3, 7, 7], 3: [6, 7, 7]}[threads]
+    assert sorted(count for _, _, count in seen) == {1: [6, 7, 7], 2: [5, 5, 5, 5], 3: [6, 7, 7]}[threads]
     assert {alone for _, alone, _ in seen} == {1}
     assert (threading.get_ident() in {thread for thread, _, _ in seen}) == (threads == 1)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_views_of_a_training_step_come_out_the_same_one_after_the_other_and_shared_among_threads(shared, monkeypatch):
+    images, indices = made_up_split(20, 3, 8), torch.arange(20)
+    recipes = [ViewRecipe(size=8, count=2, **EVERYTHING), ViewRecipe(size=6, **EVERYTHING)]
+    numbered = enumerate([recipes[0], *recipes])
+    alone = [augment(images, indices, recipe, NORMALIZATION[3], 0, "training", epoch=1, view=view).pixels for view, recipe in numbered]
+    entered = []
+    monkeypatch.setattr(augmentations, "augment", lambda *given: entered.append(threading.get_ident()) or augment(*given))
+    monkeypatch.setattr(augmentations, "CHUNK_BYTES", alone[0].nbytes + (0 if shared else 1))
+    torch.set_num_threads(2)
+    views = training_views(images, indices, recipes, NORMALIZATION[3], seed=0, epoch=1)
+    assert all(torch.equal(view.pixels, wanted) for view, wanted in zip(views, alone, strict=True))
+    assert len(entered) == 3 and (threading.get_ident() in entered) != shared
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
