@@ -68,7 +68,7 @@ def _contenders(queries, bank, center, k, copy, tile):
             keys, order = keys.topk(min(count, keys.shape[1]), dim=1, largest=False)
             indices = indices.gather(1, order)
     doubt = 2 * _rounding_bound(own_norms.sqrt() + farthest.sqrt(), bank.shape[1])
-    beyond = keys.double() > (keys[:, k - 1] + doubt)[:, None]  # too far to be one of the k; nowhere true after an overflow
+    beyond = keys.double() > (keys[:, k - 1] + doubt)[:, None]  # too far to be one of the k
     return indices[:, : count - int(beyond.sum(1).min())], (~beyond[:, -1]).nonzero()[:, 0]
 
 
@@ -128,8 +128,12 @@ def _by_brute_force(query, bank, count):
 
 
 def _rounding_bound(norm, dimensions):
-    """How far |b|^2 - 2 ab, computed in float32, may be from the true value. norm: |a| + |b|, centred; after Higham (2002), section 3.1."""
-    return (dimensions / 2 + 8) * 2.0**-24 * norm.square()
+    """How far |b|^2 - 2 ab, computed in float32, may be from the true value, infinitely where it may overflow.
+
+    norm: |a| + |b|, centred; after Higham (2002), section 3.1.
+    """
+    bound = (dimensions / 2 + 8) * 2.0**-24 * norm.square()
+    return torch.where(norm.square() < torch.finfo(torch.float32).max, bound, math.inf)
 
 
 def count_votes(labels, distances, classes):

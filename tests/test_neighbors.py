@@ -74,6 +74,12 @@ def test_a_few_vectors_far_away_do_not_cost_exactness(factor, count):
         assert torch.equal(nearest_neighbors(queries, bank, 10, memory_gb)[0], by_brute_force(queries, bank, 10)[0])
 
 
+@pytest.mark.parametrize("scale", [3e18, 1e30])  # squares near the largest float32, and beyond it
+def test_an_overflow_does_not_cost_exactness(scale):
+    bank, queries = scale * random_vectors(4000, 16, seed=0), scale * random_vectors(20, 16, seed=1)
+    assert torch.equal(nearest_neighbors(queries, bank, 10)[0], by_brute_force(queries, bank, 10)[0])
+
+
 def test_more_neighbours_than_the_bank_holds_are_refused():
     assert nearest_neighbors(torch.zeros(1, 2), torch.eye(2), 2)[0].tolist() == [[0, 1]]
     for k in (0, 3):
