@@ -129,7 +129,7 @@ class TheirTraining:
 
     def epoch(self):
         for views in self.loader:
-            if len(views) == 1:  # lightly gives both views of an image at once
+            if views[0].ndim == 5:  # lightly gives both views of an image at once
                 views = views[0].unbind(1)
             views = [View(view.to(self.device), self.visible(len(view))) for view in views]
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):

@@ -44,14 +44,14 @@ def print_estimate(what, seconds, device, disk=0, folder="."):
 
 @contextmanager
 def memory_for(setting, value):
-    """Turn running out of memory, on the device or in the host, into WrongUse that names the setting to lower."""
+    """Turn running out of memory, on the device or in the host, into WrongUse that names the setting to lower. value: None for no limit."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and OUT_OF_HOST_MEMORY not in str(error):
             raise
         where = "the GPU's memory" if isinstance(error, torch.OutOfMemoryError) else "memory"
-        raise WrongUse(f"{setting}: {value} needs more than {where} has left; lower it") from None
+        raise WrongUse(f"{setting}: {'null (all)' if value is None else value} needs more than {where} has left; lower it") from None
 
 
 def tensor_bytes(value):

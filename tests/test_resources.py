@@ -36,7 +36,10 @@ def test_out_of_memory_names_the_setting(error):
 
 
 def test_out_of_host_memory_is_known_as_torch_tells_it():
-    with pytest.raises(WrongUse, match="scores.batch_size: 7 needs more than memory has left"), memory_for("scores.batch_size", 7):
+    with (
+        pytest.raises(WrongUse, match=r"probe.train_images: null \(all\) needs more than memory has left"),
+        memory_for("probe.train_images", None),
+    ):
         torch.empty(2**60, dtype=torch.uint8)
 
 
