@@ -1,7 +1,7 @@
 # make demo   train a small pair on Fashion-MNIST, show which images it memorized, and ask it for labels (Deja Vu, linear probes)
 # make test   run the tests
 # make faults kill trainings at random moments, and see that they end as if nothing had happened; give the scripts hostile files
-# make bench  time this project beside others, about 40 minutes on two CPU cores; results in runs/benchmarks
+# make bench  time this project beside others, 20 to 40 minutes on two CPU cores; results in runs/benchmarks
 PYTHON ?= python3
 INSTALLED := .venv/installed
 RUN := .venv/bin/python
