@@ -368,16 +368,16 @@ def test_a_large_batch_is_shared_among_as_many_threads_as_torch_has_each_of_them
     assert (threading.get_ident() in {thread for thread, _, _ in seen}) == (threads == 1)
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_views_of_a_training_step_come_out_the_same_one_after_the_other_and_shared_among_threads(shared, monkeypatch):
+@pytest.mark.parametrize("threads, large, shared", [(2, True, True), (2, False, False), (4, True, False)])
+def test_views_of_a_training_step_come_out_the_same_one_by_one_and_shared_among_threads(threads, large, shared, monkeypatch):
     images, indices = made_up_split(20, 3, 8), torch.arange(20)
     recipes = [ViewRecipe(size=8, count=2, **EVERYTHING), ViewRecipe(size=6, **EVERYTHING)]
     numbered = enumerate([recipes[0], *recipes])
     alone = [augment(images, indices, recipe, NORMALIZATION[3], 0, "training", epoch=1, view=view).pixels for view, recipe in numbered]
     entered = []
     monkeypatch.setattr(augmentations, "augment", lambda *given: entered.append(threading.get_ident()) or augment(*given))
-    monkeypatch.setattr(augmentations, "CHUNK_BYTES", alone[0].nbytes + (0 if shared else 1))
-    torch.set_num_threads(2)
+    monkeypatch.setattr(augmentations, "CHUNK_BYTES", alone[0].nbytes + (0 if large else 1))
+    torch.set_num_threads(threads)
     views = training_views(images, indices, recipes, NORMALIZATION[3], seed=0, epoch=1)
     assert all(torch.equal(view.pixels, wanted) for view, wanted in zip(views, alone, strict=True))
     assert len(entered) == 3 and (threading.get_ident() in entered) != shared

@@ -64,6 +64,12 @@ def test_equal_distances_are_ordered_by_index_however_many_there_are():
     assert torch.equal(indices, by_brute_force(queries, bank, 150)[0])
 
 
+def test_one_query_with_many_vectors_that_float32_cannot_tell_apart_is_served_beside_clear_ones():
+    bank, queries = random_vectors(3000, 16, seed=0), random_vectors(20, 16, seed=1)
+    bank[1000:1030] = queries[7] + 1e-5 * random_vectors(30, 16, seed=2)  # their squared distances differ by 1e-9 of a norm
+    assert torch.equal(nearest_neighbors(queries, bank, 10)[0], by_brute_force(queries, bank, 10)[0])
+
+
 @pytest.mark.parametrize("factor", [1e6, 1e30])  # 1e60 is more than float32 holds
 @pytest.mark.parametrize("count", [12, 4010])
 def test_a_few_vectors_far_away_do_not_cost_exactness(factor, count):
