@@ -97,7 +97,7 @@ def _fill(views, images, indices, parameters, recipe, normalization):
     order = _places_of_hue(parameters, C).argsort(stable=True) if recipe.jitter else torch.arange(B)
     indices, parameters = indices[order], parameters[order]
     chunk = max(1, CHUNK_BYTES // (4 * C * max(size, images.size) ** 2)) if views.device.type == "cpu" else B
-    for rows in _equal_slices(B, math.ceil(B / chunk) if B else 0):
+    for rows in _equal_slices(B, math.ceil(B / chunk)):
         pixels = normalize(transform(images.gather(indices[rows]), parameters[rows], recipe), *normalization)
         views.index_copy_(0, order[rows].to(views.device), pixels)
 

@@ -20,8 +20,8 @@ def nearest_neighbors(queries, bank, k, memory_gb=0.25):
     """The k vectors of the bank nearest to every query, exactly: in order of squared L2 distance, equal ones in order of index.
 
     queries: (Q, D), bank: (N, D), finite float32 on one device; 1 <= k <= N; memory_gb: bound on what is held beside them, a centred copy
-    of P vectors of the bank and their distances to QUERY_CHUNK queries, 4 P (D + QUERY_CHUNK) bytes. Returns (indices, distances): (Q, k)
-    int64, and (Q, k) float64, squared.
+    of P vectors of the bank and their distances to QUERY_CHUNK queries, 4 P (D + QUERY_CHUNK) bytes; P is BLOCK at least. Returns (indices,
+    distances): (Q, k) int64, and (Q, k) float64, squared.
 
     k + SPARE candidates are found by matrix products in float32 on centred vectors. Those that float32's rounding leaves in doubt are
     compared again in float64, as they are. A query with more of them than candidates is compared with the whole bank in float64.
@@ -29,8 +29,8 @@ def nearest_neighbors(queries, bank, k, memory_gb=0.25):
     if not 1 <= k <= len(bank):
         raise ValueError(f"{k} neighbours are wanted of {len(bank)}")
     center = bank.mean(0)
-    at_once = max(GROUP * (k + SPARE), round(memory_gb * 2**30 / (4 * (bank.shape[1] + QUERY_CHUNK))))
-    columns = BLOCK * math.ceil(min(at_once, len(bank)) / BLOCK)
+    fitting = int(memory_gb * 2**30 / (4 * (bank.shape[1] + QUERY_CHUNK)))
+    columns = BLOCK * max(1, min(fitting // BLOCK, math.ceil(len(bank) / BLOCK)))
     room = bank.new_empty(columns, bank.shape[1]), bank.new_empty(min(QUERY_CHUNK, len(queries)), columns)
 
     def search(part):
@@ -43,7 +43,8 @@ def nearest_neighbors(queries, bank, k, memory_gb=0.25):
             indices[row], distances[row] = _by_brute_force(part[row], bank, candidates.shape[1])
         return indices[:, :k].cpu(), distances[:, :k].cpu()
 
-    found = processes.divided(search, queries.split(CHUNKS * QUERY_CHUNK), "searching neighbours")
+    share = max(1, math.ceil(len(queries) / processes.count()))
+    found = processes.divided(search, queries.split(min(share, CHUNKS * QUERY_CHUNK)), "searching neighbours")
     return tuple(torch.cat(parts).to(queries.device) for parts in zip(*found))
 
 

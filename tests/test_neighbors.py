@@ -45,7 +45,7 @@ def random_vectors(count, dim, seed):
     return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("memory_gb", [1e-9, 0.008, 1.0])
+@pytest.mark.parametrize("memory_gb", [1e-9, 0.0005, 1.0])  # of 5,000 vectors 1,000 at a time, 3,000, all
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 @pytest.mark.parametrize("count", [40, 5000])
 def test_neighbours_equal_a_float64_brute_force(memory_gb, offset, count, monkeypatch):
@@ -78,6 +78,20 @@ def test_a_few_vectors_far_away_do_not_cost_exactness(factor, count):
     queries = random_vectors(20, 16, seed=1)
     for memory_gb in (1e-9, 1.0):
         assert torch.equal(nearest_neighbors(queries, bank, 10, memory_gb)[0], by_brute_force(queries, bank, 10)[0])
+
+
+def test_even_a_few_queries_are_shared_among_processes(monkeypatch):
+    shares = []
+
+    def divided(search, parts, _):
+        shares.extend(map(len, parts))
+        return [search(part) for part in parts]
+
+    monkeypatch.setattr(neighbors.processes, "count", lambda: 3)
+    monkeypatch.setattr(neighbors.processes, "divided", divided)
+    bank, queries = random_vectors(300, 8, seed=0), random_vectors(20, 8, seed=1)
+    assert torch.equal(nearest_neighbors(queries, bank, 5)[0], by_brute_force(queries, bank, 5)[0])
+    assert shares == [7, 7, 6]
 
 
 @pytest.mark.parametrize("scale", [3e18, 1e30])  # squares near the largest float32, and beyond it
@@ -119,5 +133,5 @@ def test_candidates_found_in_float32_suffice_where_vectors_are_well_apart(monkey
 
     monkeypatch.setattr(neighbors, "_by_brute_force", needless)
     bank, queries = 1000 + random_vectors(3013, 8, seed=0), 1000 + random_vectors(30, 8, seed=1)
-    for memory_gb in (1e-9, 0.0035, 1.0):  # many tiles, one and a half, one; the last columns of none fill a group
+    for memory_gb in (1e-9, 0.0045, 1.0):  # many tiles, one and a half, one; the last columns of none fill a group
         assert torch.equal(nearest_neighbors(queries, bank, 10, memory_gb)[0], by_brute_force(queries, bank, 10)[0])
