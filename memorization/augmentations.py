@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from memorization.config import ViewRecipe
+from memorization.machine import to_device
 from memorization.randomness import sample_keys, stream, uniform
 
 CHUNK_BYTES = 1 << 21  # of pixels worked on at a time on a CPU: little enough for its cache, and worth the cost of calling operations
@@ -70,7 +71,7 @@ def augment(images, indices, recipe, normalization, seed, purpose, epoch=0, view
     """
     indices = torch.as_tensor(indices)
     view_stream = stream(seed, purpose, images.name, epoch, view)
-    visible = draw_visible(recipe, indices.to(images.device), patch, view_stream) if recipe.mask_ratio else None
+    visible = draw_visible(recipe, to_device(indices, images.device), patch, view_stream) if recipe.mask_ratio else None
     pixels = _pixels(images, indices, recipe, normalization, lambda part: draw_parameters(recipe, indices[part], images.size, view_stream))
     return View(pixels, visible)
 
@@ -99,7 +100,7 @@ def _fill(views, images, indices, parameters, recipe, normalization):
     chunk = max(1, CHUNK_BYTES // (4 * C * max(size, images.size) ** 2)) if views.device.type == "cpu" else B
     for rows in _equal_slices(B, math.ceil(B / chunk)):
         pixels = normalize(transform(images.gather(indices[rows]), parameters[rows], recipe), *normalization)
-        views.index_copy_(0, order[rows].to(views.device), pixels)
+        views.index_copy_(0, to_device(order[rows], views.device), pixels)
 
 
 def _equal_slices(count, parts):
@@ -241,13 +242,13 @@ def transform(pixels, parameters, recipe):
     if recipe.solarize:
         x = _where(parameters.solarize, lambda chosen: torch.where(chosen >= recipe.solarize_threshold, 1 - chosen, chosen), x)
     if recipe.noise:
-        x = (x + recipe.noise * _normal(parameters.noise_keys.to(x.device), x.shape[1:])).clamp(0, 1)
+        x = (x + recipe.noise * _normal(to_device(parameters.noise_keys, x.device), x.shape[1:])).clamp(0, 1)
     return x
 
 
 def normalize(pixels, mean, std):
     """(B, C, H, W) pixels in [0, 1], less the channels' means, over their standard deviations."""
-    mean, std = (torch.tensor(values, device=pixels.device).view(-1, 1, 1) for values in (mean, std))
+    mean, std = (to_device(torch.tensor(values), pixels.device).view(-1, 1, 1) for values in (mean, std))
     return (pixels - mean).div_(std)
 
 
@@ -275,7 +276,7 @@ def color_jitter(x, parameters):
     factors = parameters.factors.gather(1, order)  # (B, places)
     of_gray = torch.where(order == SATURATION, 1 - factors, 0.0)
     of_mean = torch.where(order == CONTRAST, 1 - factors, 0.0)
-    coefficients = torch.stack([factors, of_gray, of_mean]).float().to(x.device)  # (3, B, places)
+    coefficients = to_device(torch.stack([factors, of_gray, of_mean]).float(), x.device)  # (3, B, places)
     places_of_hue = _places_of_hue(parameters, x.shape[1])
     for place in range(order.shape[1]):
         for is_hue, run in _runs(torch.where(parameters.jitter, places_of_hue == place, UNTOUCHED)):
@@ -315,7 +316,7 @@ def shift_hue(x, shift):
     # The way from red, at most three sides, negative towards blue: |g - b| where red is highest, 3 chroma - |g - b| where it is lowest.
     hue = (green + blue).sub_(red).add_(highest).sub_(lowest, alpha=2).copysign_(green - blue)
     turned = (6 * shift[:, None] - torch.tensor([0, 2, 4]) + 3) % 6 - 3  # (B, 3), seen from each channel's corner, -3 to 3
-    torch.mul(chroma[:, None], turned.float().to(x.device)[:, :, None, None], out=x)
+    torch.mul(chroma[:, None], to_device(turned.float(), x.device)[:, :, None, None], out=x)
     x.add_(hue[:, None]).abs_().sub_(3 * chroma[:, None]).abs_()  # 3 chroma less the shorter way to the channel's corner
     return torch.clamp(x.sub_((chroma - lowest)[:, None]), lowest[:, None], highest[:, None], out=x)
 
@@ -325,9 +326,9 @@ def gaussian_blur(x, sigma, radius):
     B, S = len(x), x.shape[2]
     distance = torch.arange(-radius, radius + 1)
     weights = torch.exp(-0.5 * (distance / sigma[:, None]) ** 2)  # (B, K)
-    weights = (weights / weights.sum(1, keepdim=True)).float()[:, None].expand(B, S, -1).to(x.device)
+    weights = to_device((weights / weights.sum(1, keepdim=True)).float(), x.device)[:, None].expand(B, S, -1)
     places = (torch.arange(S)[:, None] + distance).abs()
-    places = (S - 1 - (S - 1 - places).abs()).clamp(min=0).expand(B, S, -1).to(x.device)
+    places = to_device((S - 1 - (S - 1 - places).abs()).clamp(min=0), x.device).expand(B, S, -1)
     x = weighted_lines(x, places, weights).transpose(2, 3)
     return weighted_lines(x, places, weights).transpose(2, 3)
 
@@ -388,7 +389,7 @@ def _interpolation(start, length, source, target, reverse, device):
     (antialiasing) and never reads outside the crop. Returns the pixels of the line that count, (..., B, target, K) int64, and their
     weights, float32: two pixels, and more only where the whole line is longer than the target.
     """
-    start, length, reverse = (values.to(device)[..., None, None] for values in (start, length, reverse))  # (..., B, 1, 1)
+    start, length, reverse = (to_device(values, device)[..., None, None] for values in (start, length, reverse))  # (..., B, 1, 1)
     places = torch.arange(target, device=device)[:, None]
     places = torch.where(reverse, target - 1 - places, places)  # (..., B, target, 1)
     scale = length / target
@@ -423,6 +424,6 @@ def _where(chosen, operation, x, *parameters):
     """
     if chosen.any():
         rows = chosen.nonzero()[:, 0]
-        on_device = rows.to(x.device)
+        on_device = to_device(rows, x.device)
         x.index_copy_(0, on_device, operation(x[on_device], *(parameter[rows] for parameter in parameters)))  # x belongs to this view alone
     return x

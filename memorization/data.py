@@ -27,6 +27,7 @@ from tqdm import tqdm
 from memorization.config import first_difference, shortened
 from memorization.errors import WrongUse
 from memorization.interruption import stop_requests
+from memorization.machine import to_device
 from memorization.randomness import sample_keys, stream, uniform
 from memorization.storage import array_header, array_in, megabytes, named_on_failure, parse_json, read_text, sole_process, write_atomically
 
@@ -80,7 +81,7 @@ class Split:
         if self.row_of is not None:
             indices = self.row_of[indices]
             assert (indices >= 0).all(), "images are gathered that were not prepared"
-        return self.pixels.index_select(0, indices.to(self.pixels.device)).to(self.device)
+        return to_device(self.pixels.index_select(0, to_device(indices, self.pixels.device)), self.device)
 
     def to(self, device, data_device="auto"):
         """The Split with its images gathered on the device. data_device: where its pixels are kept, "cuda" or "cpu"; "auto" moves them to a

@@ -32,6 +32,13 @@ def choose_device(config):
     return device
 
 
+def to_device(tensor, device):
+    """The tensor on the device. The host goes on at once: a GPU takes it from pinned memory when it comes to it."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=device.type != "cpu")
+
+
 def use_exact_arithmetic():
     """Measure in full float32: no TF32 in CUDA's matrix products and convolutions."""
     torch.backends.cuda.matmul.allow_tf32 = False
