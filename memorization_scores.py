@@ -5,8 +5,10 @@
     python memorization_scores.py --config configs/simclr_cifar10.yaml --checkpoint all
 
 Reads the run folder (encoder.pt of every seed and role, subsets.npz, config.yaml) and the data set. Writes into scores/ of the run folder:
-scores.csv, scores.npz, scores.mat, summary.json, histogram.png, scatter.png and gallery.png; for another checkpoint, representation or
-augmentation into a folder in it, named after them. With --checkpoint all every kept checkpoint is scored, and training_curve.png drawn.
+scores.csv, scores.npz, scores.mat, summary.json, histogram.png, scatter.png and gallery.png; for another checkpoint, representation,
+augmentation or precision into a folder in it, named after them.
+
+With --checkpoint all every kept checkpoint is scored, and training_curve.png drawn.
 """
 
 import csv
@@ -17,6 +19,7 @@ import time
 import numpy as np
 import scipy.io
 import torch
+from scipy import stats
 
 from memorization import processes
 from memorization.alignment import encoder_distances, jackknife_error, mean_over_pairs, memorization_score
@@ -45,6 +48,7 @@ COMPARISONS = [
     ("candidate", "independent"),
 ]
 LONG = 20  # batches from which on one is tried first, to tell what all will take
+CHECKED = 64  # images of each subset scored in fp32 too, to tell how far scores in bf16 are off
 BYTES_A_ROW = 600  # of scores.csv, scores.npz and scores.mat together, about
 AGAINST_ZERO = {"shared": "two-sided", "candidate": "greater", "independent": "less", "external": "two-sided"}
 
@@ -74,9 +78,10 @@ def score_checkpoint(checkpoint, images, subsets, config, device):
         print_plan(pairs, rows, images, config, device)
         start = time.monotonic()
         losses = [score_pair(*pairs[seed], seed, rows, images, config, device) for seed in config.seeds]
+        seconds = time.monotonic() - start
+        error = None if config.scores.precision == "fp32" else error_of_precision(pairs, subsets, images, config, device)
     if not processes.is_first():
         return
-    seconds = time.monotonic() - start
     scores = combine(rows, *(np.stack(parts) for parts in zip(*losses)))
     epoch = pairs[config.seeds[0]][2]["epoch"]
     summary = {
@@ -84,6 +89,7 @@ def score_checkpoint(checkpoint, images, subsets, config, device):
         **summarize(scores, config.seeds),
         "checkpoint": {"name": checkpoint, "epoch": epoch},
         "settings": config.scores.model_dump(),
+        "error_of_precision": error,
         "fingerprints": {"subsets": subsets.fingerprint, "data": subsets.data, "encoders": encoders},
         "machine": describe_machine(device),
         "seconds": seconds,
@@ -131,6 +137,28 @@ def score_pair(f, g, record, seed, rows, images, config, device):
     return tuple(torch.cat(column).double().numpy() for column in zip(*found))
 
 
+def error_of_precision(pairs, subsets, images, config, device):
+    """How far the scores of the first seed are off those in fp32, for a few images of every subset: a dict of plain types.
+
+    Its score_error is a score less that in fp32. With it stands the median standard error that the choice of views leaves in a score.
+    """
+    seed, few = config.seeds[0], min(CHECKED, config.scores.per_subset or CHECKED)
+    exact = config.model_copy(update={"scores": config.scores.model_copy(update={"precision": "fp32"})})
+    rows = chosen_rows(subsets, images, few)
+    (rough, _), (score, errors) = (
+        (memorization_score(losses_f, losses_g), errors)
+        for losses_f, losses_g, errors in (score_pair(*pairs[seed], seed, rows, images, chosen, device) for chosen in (config, exact))
+    )
+    off = rough - score
+    return {
+        "against": "fp32",
+        "seed": seed,
+        "score_error": {"n": len(off), "mean": float(off.mean()), "std": float(off.std(ddof=1)), "largest": float(np.abs(off).max())},
+        "standard_error_of_scores": float(np.median(errors)),
+        "rank_correlation": float(stats.spearmanr(rough, score).statistic),
+    }
+
+
 def check_losses(losses, encoder):
     """Raise WrongUse where an encoder's losses of a batch, (B,), show that nothing can be measured."""
     if not losses.isfinite().all():
@@ -147,8 +175,9 @@ def score_batch(f, g, split, indices, normalization, seed, config):
         augment(split, indices, measuring_recipe(recipes, view), normalization, seed, "scoring", view=view, patch=config.encoder.patch)
         for view in range(config.scores.views)
     ]
-    distances_f = encoder_distances(f, views, config.scores.representation)  # the same views through f and g:
-    distances_g = encoder_distances(g, views, config.scores.representation)  # their noise cancels in the difference
+    with torch.autocast(split.device.type, dtype=torch.bfloat16, enabled=config.scores.precision == "bf16"):
+        distances_f = encoder_distances(f, views, config.scores.representation)  # the same views through f and g:
+        distances_g = encoder_distances(g, views, config.scores.representation)  # their noise cancels in the difference
     return mean_over_pairs(distances_f), mean_over_pairs(distances_g), jackknife_error(distances_f, distances_g)
 
 
@@ -267,6 +296,11 @@ def print_summary(summary, folder):
         print(f"\nover {len(summary['seeds'])} seeds, paired t tests of the means:")
         for name, test in summary["over_seeds"]["paired"].items():
             print(f"{name:>32}: t {test['t']:.2f}  p {test['p']:.2g}  mean difference {test['mean_difference']:.5f}")
+    if summary["error_of_precision"]:
+        precision = summary["settings"]["precision"]
+        off, views = (summary["error_of_precision"][name] for name in ("score_error", "standard_error_of_scores"))
+        print(f"\n{precision}, against fp32 on {off['n']} images of one seed: scores are off by {off['mean']:.2g} on average,")
+        print(f"std {off['std']:.2g}, at most {off['largest']:.2g}, where the choice of views leaves a standard error of {views:.2g}")
     print(
         f"\n{summary['images_per_second']:.0f} images/s; the pictures are in {folder}: gallery.png, histogram.png, scatter.png", flush=True
     )

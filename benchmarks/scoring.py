@@ -29,17 +29,20 @@ def main():
     for settings in ENCODERS:
         f, g = (make_encoder(settings, 3, SIZE).eval().to(device, memory_format=torch.channels_last) for _ in range(2))
         contestants = [
-            Contestant("this project", lambda f=f, g=g, settings=settings: scored(f, g, settings, split), OURS),
+            *(
+                Contestant(name, lambda f=f, g=g, settings=settings, precision=precision: scored(f, g, settings, split, precision), OURS)
+                for name, precision in (("this project", "fp32"), ("this project in bf16", "bf16"))
+            ),
             Contestant("one image and one view at a time", lambda f=f, g=g: scored_one_by_one(f, g, split, device), THEIRS),
         ]
         name = settings.name if not settings.sees_patches else f"{settings.name}, patches of {settings.patch}"
-        results.append(contest(f"memorization scores, {name}, {VIEWS} views, float32", "images", contestants, device))
+        results.append(contest(f"memorization scores, {name}, {VIEWS} views", "images", contestants, device))
     save("scoring", results, device)
 
 
-def scored(f, g, settings, split):
+def scored(f, g, settings, split, precision):
     config = SimpleNamespace(
-        scores=SimpleNamespace(views=VIEWS, representation="pooled", augmentation="training"),
+        scores=SimpleNamespace(views=VIEWS, representation="pooled", augmentation="training", precision=precision),
         augmentation=SimpleNamespace(views=[simclr_recipe(SIZE)]),
         encoder=settings,
     )

@@ -30,7 +30,12 @@ def represent(encoder, views, representation="pooled"):
         raise ValueError("tokens of masked views are no vectors to compare; see masked_token_distances")
     encode = {"pooled": encoder, "tokens": lambda pixels, visible: encoder.tokens(pixels, visible).flatten(1)}[representation]
     representations = torch.stack([encode(view.pixels, view.visible) for view in views], dim=1)  # (B, V, D)
-    return F.normalize(representations, dim=2)
+    return F.normalize(in_single_at_least(representations), dim=2)
+
+
+def in_single_at_least(representations):
+    """Representations of half precision in float32, in which they are compared; others as they are."""
+    return representations.to(torch.promote_types(representations.dtype, torch.float32))
 
 
 def view_distances(representations):
@@ -57,7 +62,7 @@ def masked_tokens(encoder, views):
     tokens, seen = [], []
     for view in views:
         T = (view.pixels.shape[2] // encoder.patch) ** 2
-        known = encoder.tokens(view.pixels, view.visible)  # (B, 1 + K, D)
+        known = in_single_at_least(encoder.tokens(view.pixels, view.visible))  # (B, 1 + K, D)
         places = torch.arange(1 + T, device=known.device).expand(len(known), -1)
         if view.visible is not None:
             places = torch.cat([places[:, :1], 1 + view.visible], dim=1)  # (B, 1 + K)

@@ -242,6 +242,9 @@ class ScoreSettings(Settings):
     augmentation: Literal["training"] | Recipes = Field("training", description="the views: those of training, or a list of other recipes")
     per_subset: int | None = Field(None, ge=2, description="score only so many images of each subset, the first by hash; null for all")
     batch_size: int = Field(256, ge=1, le=10**6, description="images a forward pass; no score depends on it")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16 lets the encoders multiply in bfloat16; how far its scores are from those of fp32 is measured as well"
+    )
 
 
 class ProbeSettings(OptimizerSettings):
@@ -404,13 +407,16 @@ class Config(RunFolder):
         return Path(self.run).expanduser()
 
     def score_folder(self, checkpoint="encoder"):
-        """scores/ of the run for the defaults; a folder in it, named after them, for another checkpoint, representation or augmentation."""
+        """scores/ of the run for the defaults; a folder in it for another checkpoint, representation, augmentation or precision, whose name
+        tells them."""
         names = [] if checkpoint == "encoder" else [checkpoint]
         if self.scores.representation != "pooled":
             names.append(self.scores.representation)
         if self.scores.augmentation != "training":
             recipes = json.dumps([recipe.model_dump() for recipe in self.scores.augmentation])
             names.append(f"augmentation_{hashlib.sha256(recipes.encode()).hexdigest()[:8]}")
+        if self.scores.precision != "fp32":
+            names.append(self.scores.precision)
         return self.folder / "scores" / "_".join(names)
 
     def dejavu_folder(self, checkpoint="encoder"):

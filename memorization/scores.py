@@ -40,7 +40,7 @@ def load_candidate_scores(config, subsets, checkpoint="encoder"):
     """The CandidateScores that memorization_scores.py wrote for a checkpoint of a run.
 
     subsets: of the run. Raises WrongUse where files are missing, broken or of another format, or the scores are those of another split,
-    checkpoint, representation or augmentation, or of other encoders.
+    checkpoint, representation, augmentation or precision, or of other encoders.
     """
     folder = config.score_folder(checkpoint)
     summary = _read_summary(folder / "summary.json")
@@ -49,6 +49,7 @@ def load_candidate_scores(config, subsets, checkpoint="encoder"):
         _check_seeds(seeds)
         found = {"subsets": fingerprints["subsets"], "checkpoint": summary["checkpoint"]["name"]}
         found |= {name: settings[name] for name in ("representation", "augmentation")}
+        found["precision"] = settings.get("precision", "fp32")  # older ones know no other
         encoders, written = fingerprints["encoders"], fingerprints["scores"]
         found["scores.npz"] = hashlib.sha256((folder / "scores.npz").read_bytes()).hexdigest()
         file = read_arrays(folder / "scores.npz")
@@ -57,7 +58,7 @@ def load_candidate_scores(config, subsets, checkpoint="encoder"):
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WrongUse(f"{folder}: not whole scores ({type(error).__name__}: {error})") from None
     wanted = {"subsets": subsets.fingerprint, "checkpoint": checkpoint}
-    wanted |= config.scores.model_dump(include={"representation", "augmentation"})
+    wanted |= config.scores.model_dump(include={"representation", "augmentation", "precision"})
     _check_equal(found, wanted | {"scores.npz": written}, folder)
     try:
         trained = pair_fingerprints({seed: load_pair(config.folder, seed, checkpoint) for seed in seeds})

@@ -360,7 +360,8 @@ def test_scores_of_another_format_or_of_other_encoders_are_refused(damage, words
     (["--scores.representation", "tokens"], ["representation is 'tokens', but 'pooled' belongs here"]),
     (["--scores.augmentation", "[{size: 16, noise: 0.1}]"], ["augmentation is [{'count': 1", "but 'training' belongs here"]),
     (["--checkpoint", "epoch_0002"], ["checkpoint is 'epoch_0002', but 'encoder' belongs here"]),
-], ids=["representation", "augmentation", "checkpoint"])  # fmt: skip
+    (["--scores.precision", "bf16"], ["precision is 'bf16', but 'fp32' belongs here"]),
+], ids=["representation", "augmentation", "checkpoint", "precision"])  # fmt: skip
 def test_scores_of_something_else_in_the_place_of_the_scores_are_refused(options, words, run_copy, quick_scores, refused):
     path, run = run_copy
     quick_scores(path, run, *options)

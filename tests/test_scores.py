@@ -231,6 +231,45 @@ def test_the_number_of_threads_does_not_change_a_score(scored_run, run_copy):
         assert np.abs(several[column] - one[column]).max() < 1e-6
 
 
+def test_bf16_says_how_far_its_scores_are_off(scored_run, run_copy, capsys):
+    path, run = run_copy
+    score(path, "--run", str(run), "--scores.precision", "bf16")
+    text = capsys.readouterr().out
+    assert sorted(file.name for file in (run / "scores/bf16").iterdir()) == FILES
+    rough, exact = (dict(np.load(folder / "scores.npz")) for folder in (run / "scores/bf16", scored_run[1] / "scores"))
+    off = (rough["L_g"] - rough["L_f"])[0] - (exact["L_g"] - exact["L_f"])[0]  # all images, as few as they are, and the first seed
+    error = json.loads((run / "scores/bf16/summary.json").read_text())["error_of_precision"]
+    assert error["against"] == "fp32" and error["seed"] == 0
+    found = error["score_error"]
+    assert found["n"] == 120 and found["mean"] == pytest.approx(off.mean()) and found["std"] == pytest.approx(off.std(ddof=1))
+    assert found["largest"] == pytest.approx(np.abs(off).max())
+    assert error["standard_error_of_scores"] == pytest.approx(np.median(exact["jackknife"][0]))
+    assert 0 < np.abs(off).max() < 0.3 * error["standard_error_of_scores"] and error["rank_correlation"] > 0.99
+    assert f"bf16, against fp32 on 120 images of one seed: scores are off by {off.mean():.2g} on average" in text
+
+
+def test_bf16_is_checked_on_a_few_images_of_every_subset(run_copy, monkeypatch):
+    path, run = run_copy
+    monkeypatch.setattr(memorization_scores, "CHECKED", 5)
+    score(path, "--run", str(run), "--scores.precision", "bf16", "--seeds", "0")
+    assert json.loads((run / "scores/bf16/summary.json").read_text())["error_of_precision"]["score_error"]["n"] == 20
+
+
+def test_scores_in_fp32_have_no_error_of_precision(scored_run):
+    assert json.loads((scored_run[1] / "scores/summary.json").read_text())["error_of_precision"] is None
+
+
+@pytest.mark.parametrize("representation", ["pooled", "tokens"])
+def test_masked_views_are_scored_in_bf16(representation, masked_run, tmp_path):
+    run = shutil.copytree(masked_run[1], tmp_path / "run")
+    arguments = [masked_run[0], "--run", str(run), "--scores.representation", representation]
+    score(*arguments)
+    score(*arguments, "--scores.precision", "bf16")
+    names = ("", "bf16") if representation == "pooled" else ("tokens", "tokens_bf16")
+    exact, rough = (read_table(run / "scores" / name)[1]["alignment_loss_f"] for name in names)
+    assert 0 < np.abs(rough - exact).max() < 0.01
+
+
 def test_a_long_scoring_is_estimated(run_copy, monkeypatch, capsys):
     path, run = run_copy
     score(path, "--run", str(run))
