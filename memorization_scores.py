@@ -23,7 +23,7 @@ from scipy import stats
 
 from memorization import processes
 from memorization.alignment import encoder_distances, jackknife_error, mean_over_pairs, memorization_score
-from memorization.augmentations import augment, measuring_recipe
+from memorization.augmentations import augment_all, measuring_recipe
 from memorization.checkpoint import chosen_checkpoints, load_pair, pair_fingerprints
 from memorization.config import read_config
 from memorization.data import images_of_run
@@ -171,10 +171,8 @@ def check_losses(losses, encoder):
 def score_batch(f, g, split, indices, normalization, seed, config):
     """L_align of f and of g, and the jackknife error of their difference, (B,) each."""
     recipes = config.augmentation.views if config.scores.augmentation == "training" else config.scores.augmentation
-    views = [
-        augment(split, indices, measuring_recipe(recipes, view), normalization, seed, "scoring", view=view, patch=config.encoder.patch)
-        for view in range(config.scores.views)
-    ]
+    recipes = [measuring_recipe(recipes, view) for view in range(config.scores.views)]
+    views = augment_all(split, indices, recipes, normalization, seed, "scoring", patch=config.encoder.patch)
     with torch.autocast(split.device.type, dtype=torch.bfloat16, enabled=config.scores.precision == "bf16"):
         distances_f = encoder_distances(f, views, config.scores.representation)  # the same views through f and g:
         distances_g = encoder_distances(g, views, config.scores.representation)  # their noise cancels in the difference

@@ -9,6 +9,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from memorization.machine import to_device
 from memorization.randomness import sample_keys, stream, uniform
 
 CHUNK_BYTES = 1 << 21  # of pixels worked on at a time on a CPU: little enough for its cache, and worth the cost of calling operations
+CHUNK_BYTES_ON_GPU = 1 << 28  # of views made together on a GPU, which has the memory
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # of red, green and blue, as in torchvision
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the operations of colour jitter, in the order of jitter_strength
 NOWHERE, UNTOUCHED = 4, -1  # in place of hue's place
@@ -69,11 +71,47 @@ def augment(images, indices, recipe, normalization, seed, purpose, epoch=0, view
     of the channels; purpose: a name in randomness.PURPOSES; patch: height and width of the encoder's patches, for a recipe with a mask.
     Returns a View on the device of the images.
     """
+    return _views_of_streams(images, indices, recipe, normalization, [stream(seed, purpose, images.name, epoch, view)], patch)[0]
+
+
+def augment_all(images, indices, recipes, normalization, seed, purpose, epoch=0, patch=None):
+    """Views 0, 1, ... of each image, one by each of the recipes: a list of what `augment` returns.
+
+    Small ones by the same recipe are made as one batch, which spares calls of operations; large ones are shared among threads.
+    """
+    nbytes = 4 * len(indices) * images.pixels.shape[1] * max(recipe.size for recipe in recipes) ** 2  # of a view
+    together = max(1, (CHUNK_BYTES if images.device.type == "cpu" else CHUNK_BYTES_ON_GPU) // max(1, nbytes))
+    groups = _alike(recipes, together)
+
+    def make(group):
+        streams = [stream(seed, purpose, images.name, epoch, view) for view in group]
+        return _views_of_streams(images, indices, recipes[group[0]], normalization, streams, patch)
+
+    in_turn = len(groups) < _threads(images.device) or nbytes < CHUNK_BYTES  # too few for all threads, or too small for any but one
+    made = map(make, groups) if in_turn else _shared(make, groups, images.device)
+    views = dict(zip(chain.from_iterable(groups), chain.from_iterable(made)))
+    return [views[view] for view in range(len(recipes))]
+
+
+def _alike(recipes, most):
+    """The numbers of the views by each recipe, in lists of at most `most`."""
+    by_recipe = [[view for view, other in enumerate(recipes) if recipes.index(other) == first] for first in range(len(recipes))]
+    return [views[start : start + most] for views in by_recipe for start in range(0, len(views), most)]
+
+
+def _views_of_streams(images, indices, recipe, normalization, streams, patch):
+    """A View of each image for every one of the streams, a list; see `augment`."""
     indices = torch.as_tensor(indices)
-    view_stream = stream(seed, purpose, images.name, epoch, view)
-    visible = draw_visible(recipe, to_device(indices, images.device), patch, view_stream) if recipe.mask_ratio else None
-    pixels = _pixels(images, indices, recipe, normalization, lambda part: draw_parameters(recipe, indices[part], images.size, view_stream))
-    return View(pixels, visible)
+    keys = torch.cat([sample_keys(each, indices) for each in streams])
+
+    def draw(part):
+        return draw_parameters(recipe, keys[part], images.size)
+
+    pixels = _pixels(images, indices.repeat(len(streams)), recipe, normalization, draw).chunk(len(streams))
+    visible = [None] * len(streams)
+    if recipe.mask_ratio:
+        visible = draw_visible(recipe, to_device(keys, images.device), patch).chunk(len(streams))
+    return [View(*view) for view in zip(pixels, visible)]
 
 
 def _pixels(images, indices, recipe, normalization, draw):
@@ -138,13 +176,7 @@ os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not follow i
 def training_views(images, indices, recipes, normalization, seed, epoch, patch=None):
     """All views of one training step, a list: recipe after recipe, each `count` times."""
     recipes = [recipe for recipe in recipes for _ in range(recipe.count)]
-
-    def one(view):
-        return augment(images, indices, recipes[view], normalization, seed, "training", epoch, view, patch)
-
-    values = len(indices) * images.pixels.shape[1] * max(recipe.size for recipe in recipes) ** 2  # of a view
-    in_turn = len(recipes) < _threads(images.device) or 4 * values < CHUNK_BYTES  # too few for all threads, or too small for any but one
-    return [one(view) for view in range(len(recipes))] if in_turn else _shared(one, range(len(recipes)), images.device)
+    return augment_all(images, indices, recipes, normalization, seed, "training", epoch, patch)
 
 
 def blank_views(recipes, channels, patch, count):
@@ -173,19 +205,18 @@ def cropped_images(images, indices, rectangles, size, normalization):
     rectangles: (B, 4) float64, top, left, height and width in pixels of the images, which they do not leave.
     """
     recipe = ViewRecipe(size=size)
-    whole = draw_parameters(recipe, indices, images.size, stream(0, "query", images.name))
+    whole = draw_parameters(recipe, sample_keys(stream(0, "query", images.name), indices), images.size)
     top, left, height, width = rectangles.unbind(1)
     cropped = replace(whole, top=top, left=left, height=height, width=width)
     return View(_pixels(images, indices, recipe, normalization, cropped.__getitem__))
 
 
-def draw_parameters(recipe, indices, source_size, view_stream):
+def draw_parameters(recipe, keys, source_size):
     """The Parameters of one view.
 
-    indices: (B,) int64; source_size: height and width of the images; view_stream: from randomness.stream. The distributions are those of
-    torchvision's RandomResizedCrop, ColorJitter and so on: area and log ratio of a crop uniform, ten tries, else the largest centred crop.
+    keys: (B,) int64, from randomness.sample_keys; source_size: height and width of the images. The distributions are those of torchvision's
+    RandomResizedCrop, ColorJitter and so on: area and log ratio of a crop uniform, ten tries, else the largest centred crop.
     """
-    keys = sample_keys(view_stream, indices)
     u = uniform(keys, _SLOTS)  # (B, slots)
     top, left, height, width = _draw_crop(recipe, u, source_size)
     strength = torch.tensor(recipe.jitter_strength, dtype=torch.float64)
@@ -210,14 +241,14 @@ def draw_parameters(recipe, indices, source_size, view_stream):
     )
 
 
-def draw_visible(recipe, indices, patch, view_stream):
+def draw_visible(recipe, keys, patch):
     """The patches that an encoder may see in one view, (B, K) int64, numbered row by row and in ascending order.
 
-    Every choice of patches has equal chance. indices: (B,) int64, on the device of the result; patch: height and width of a patch;
-    view_stream: from randomness.stream.
+    Every choice of patches has equal chance. keys: (B,) int64, from randomness.sample_keys, on the device of the result; patch: height and
+    width of a patch.
     """
     T, K = count_patches(recipe, patch)
-    u = uniform(sample_keys(view_stream, indices), _FIRST_MASK_SLOT + torch.arange(T, device=indices.device))  # (B, T)
+    u = uniform(keys, _FIRST_MASK_SLOT + torch.arange(T, device=keys.device))  # (B, T)
     return u.argsort(dim=1, stable=True)[:, :K].sort(dim=1).values
 
 

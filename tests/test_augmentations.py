@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as TF
 from memorization import augmentations
 from memorization.augmentations import (
     augment,
+    augment_all,
     blank_views,
     color_jitter,
     draw_parameters,
@@ -26,7 +27,7 @@ from memorization.augmentations import (
 )
 from memorization.config import ViewRecipe
 from memorization.data import Split
-from memorization.randomness import stream
+from memorization.randomness import sample_keys, stream
 
 EVERYTHING = {
     "crop_scale": [0.2, 1.0],
@@ -65,7 +66,7 @@ def one_color(count, channels, size, value, name="train"):
 
 def draw(recipe, count, size=32, seed=0):
     """The parameters of one view of `count` images."""
-    return draw_parameters(recipe, torch.arange(count), size, stream(seed, "training"))
+    return draw_parameters(recipe, sample_keys(stream(seed, "training"), torch.arange(count)), size)
 
 
 # --- each operation against torchvision -------------------------------------------------------------------------------------------
@@ -279,10 +280,10 @@ def test_a_view_with_everything_switched_on_equals_a_slow_loop_over_torchvisions
     recipe = ViewRecipe(size=size, **EVERYTHING)
     indices = torch.arange(48).flip(0)
     mean, std = NORMALIZATION[channels]
-    parameters = draw_parameters(recipe, indices, source, stream(3, "scoring", "test", epoch=2, view=1))
+    parameters = draw_parameters(recipe, sample_keys(stream(3, "scoring", "test", epoch=2, view=1), indices), source)
     of_noise = ViewRecipe(size=size, noise=0.05)
     gray = one_color(48, channels, source, value=128).pixels
-    still = draw_parameters(of_noise, indices, source, stream(3, "scoring", "test", epoch=2, view=1))
+    still = draw_parameters(of_noise, sample_keys(stream(3, "scoring", "test", epoch=2, view=1), indices), source)
     noise = transform(gray, still, of_noise) - 128 / 255  # what the same keys add to gray images
     expected = torchvision_views(images.pixels[indices], parameters, recipe)
     expected = torch.stack([TF.normalize(x, mean, std) for x in (expected + noise).clamp(0, 1)])
@@ -368,19 +369,28 @@ def test_a_large_batch_is_shared_among_as_many_threads_as_torch_has_each_of_them
     assert (threading.get_ident() in {thread for thread, _, _ in seen}) == (threads == 1)
 
 
-@pytest.mark.parametrize("threads, large, shared", [(2, True, True), (2, False, False), (4, True, False)])
-def test_views_of_a_training_step_come_out_the_same_one_by_one_and_shared_among_threads(threads, large, shared, monkeypatch):
+@pytest.mark.parametrize("threads, chunk, together, shared", [
+    (2, 1.0, [1, 1, 1, 1], True), (2, 1.1, [1, 1, 1, 1], False), (5, 1.0, [1, 1, 1, 1], False),
+    (2, 2.0, [1, 1, 2], False), (2, 9.0, [1, 3], False),
+])  # fmt: skip
+def test_views_come_out_the_same_one_by_one_together_and_shared_among_threads(threads, chunk, together, shared, monkeypatch):
     images, indices = made_up_split(20, 3, 8), torch.arange(20)
-    recipes = [ViewRecipe(size=8, count=2, **EVERYTHING), ViewRecipe(size=6, **EVERYTHING)]
-    numbered = enumerate([recipes[0], *recipes])
-    alone = [augment(images, indices, recipe, NORMALIZATION[3], 0, "training", epoch=1, view=view).pixels for view, recipe in numbered]
-    entered = []
-    monkeypatch.setattr(augmentations, "augment", lambda *given: entered.append(threading.get_ident()) or augment(*given))
-    monkeypatch.setattr(augmentations, "CHUNK_BYTES", alone[0].nbytes + (0 if large else 1))
+    one, other = ViewRecipe(size=8, **EVERYTHING, mask_ratio=0.5), ViewRecipe(size=6, **EVERYTHING)
+    recipes, context = [one, other, one, one], {"seed": 0, "purpose": "training", "epoch": 1, "patch": 2}
+    alone = [augment(images, indices, recipe, NORMALIZATION[3], view=view, **context) for view, recipe in enumerate(recipes)]
+    entered, made = [], augmentations._views_of_streams
+    monkeypatch.setattr(
+        augmentations, "_views_of_streams", lambda *given: entered.append((len(given[4]), threading.get_ident())) or made(*given)
+    )
+    monkeypatch.setattr(augmentations, "CHUNK_BYTES", int(chunk * alone[0].pixels.nbytes))
     torch.set_num_threads(threads)
-    views = training_views(images, indices, recipes, NORMALIZATION[3], seed=0, epoch=1)
-    assert all(torch.equal(view.pixels, wanted) for view, wanted in zip(views, alone, strict=True))
-    assert len(entered) == 3 and (threading.get_ident() in entered) != shared
+    views = augment_all(images, indices, recipes, NORMALIZATION[3], **context)
+    assert all(torch.equal(view.pixels, wanted.pixels) for view, wanted in zip(views, alone, strict=True))
+    assert [None if view.visible is None else view.visible.tolist() for view in views] == [
+        None if wanted.visible is None else wanted.visible.tolist() for wanted in alone
+    ]
+    assert sorted(count for count, _ in entered) == together
+    assert (threading.get_ident() in {thread for _, thread in entered}) != shared
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
@@ -565,10 +575,10 @@ def test_without_a_mask_everything_is_visible():
 
 def test_every_choice_of_patches_has_equal_chance_and_tells_nothing_about_crop_or_noise():
     recipe = ViewRecipe(size=6, mask_ratio=0.5, crop_scale=[0.2, 0.6], flip=0.5, noise=0.1)
-    seen = draw_visible(ViewRecipe(size=4, mask_ratio=0.5), torch.arange(6000), 2, stream(0, "training"))
+    seen = draw_visible(ViewRecipe(size=4, mask_ratio=0.5), sample_keys(stream(0, "training"), torch.arange(6000)), 2)
     counts = [(seen == torch.tensor(pair)).all(1).sum().item() for pair in itertools.combinations(range(4), 2)]
     assert sum(counts) == 6000 and stats.chisquare(counts).pvalue > 0.01
-    drawn, seen = draw(recipe, 20_000, size=6), draw_visible(recipe, torch.arange(20_000), 2, stream(0, "training"))
+    drawn, seen = draw(recipe, 20_000, size=6), draw_visible(recipe, sample_keys(stream(0, "training"), torch.arange(20_000)), 2)
     is_visible = torch.zeros(20_000, 9, dtype=torch.float64).scatter_(1, seen, 1.0)
     of_crop = torch.stack([drawn.top, drawn.left, drawn.height, drawn.width, drawn.flip.double()], dim=1)
     noise = transform(one_color(20_000, 1, 6, value=128).pixels, drawn, recipe).flatten(1).double()
@@ -608,7 +618,7 @@ CONTEXTS = list(itertools.product([0, 1], ["training", "scoring", "probing"], ["
 def test_no_two_samples_seeds_purposes_splits_epochs_or_views_share_a_parameter():
     """Train image 5 and test image 5 do not, scoring and training do not, two views do not."""
     recipe = ViewRecipe(size=8, **EVERYTHING)
-    drawn = [draw_parameters(recipe, torch.arange(100), 32, stream(*context)) for context in CONTEXTS]
+    drawn = [draw_parameters(recipe, sample_keys(stream(*context), torch.arange(100)), 32) for context in CONTEXTS]
     for name in ("noise_keys", "sigma", "factors"):
         values = torch.cat([getattr(parameters, name) for parameters in drawn])  # (4800,) or (4800, 4)
         for column in values.view(len(values), -1).T:
@@ -630,7 +640,7 @@ def test_the_same_arguments_share_all_parameters_whatever_was_drawn_before():
     images, recipe = made_up_split(20, 3, 16), ViewRecipe(size=16, **EVERYTHING)
 
     def once():
-        parameters = draw_parameters(recipe, torch.arange(20), 16, stream(0, "scoring", "test", epoch=2, view=3))
+        parameters = draw_parameters(recipe, sample_keys(stream(0, "scoring", "test", epoch=2, view=3), torch.arange(20)), 16)
         return parameters, augment(images, torch.arange(20), recipe, NORMALIZATION[3], seed=0, purpose="scoring", epoch=2, view=3)
 
     parameters, view = once()
