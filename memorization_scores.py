@@ -79,11 +79,13 @@ def score_checkpoint(checkpoint, images, subsets, config, device):
         start = time.monotonic()
         losses = [score_pair(*pairs[seed], seed, rows, images, config, device) for seed in config.seeds]
         seconds = time.monotonic() - start
-        error = None if config.scores.precision == "fp32" else error_of_precision(pairs, subsets, images, config, device)
+        error, seed = None, config.seeds[0]
+        if config.scores.precision != "fp32":
+            error = error_of_precision(losses[0], pairs[seed], seed, rows, images, config, device)
     if not processes.is_first():
         return
     scores = combine(rows, *(np.stack(parts) for parts in zip(*losses)))
-    epoch = pairs[config.seeds[0]][2]["epoch"]
+    epoch = pairs[seed][2]["epoch"]
     summary = {
         "format": FORMAT,
         **summarize(scores, config.seeds),
@@ -137,25 +139,24 @@ def score_pair(f, g, record, seed, rows, images, config, device):
     return tuple(torch.cat(column).double().numpy() for column in zip(*found))
 
 
-def error_of_precision(pairs, subsets, images, config, device):
-    """How far the scores of the first seed are off those in fp32, for a few images of every subset: a dict of plain types.
+def error_of_precision(losses, pair, seed, rows, images, config, device):
+    """How far the scores of a seed are off those in fp32, for some images of every subset: a dict of plain types.
 
-    Its score_error is a score less that in fp32. With it stands the median standard error that the choice of views leaves in a score.
+    losses: of `score_pair`, for all rows; pair: its encoders and their record. score_error is a score less that in fp32; beside it stands
+    the median standard error that the choice of views leaves in a score.
     """
-    seed, few = config.seeds[0], min(CHECKED, config.scores.per_subset or CHECKED)
+    of_subsets = [np.flatnonzero(rows["subset"] == subset) for subset in SUBSETS]
+    checked = np.concatenate([places[:: max(1, len(places) // CHECKED)][:CHECKED] for places in of_subsets])
     exact = config.model_copy(update={"scores": config.scores.model_copy(update={"precision": "fp32"})})
-    rows = chosen_rows(subsets, images, few)
-    (rough, _), (score, errors) = (
-        (memorization_score(losses_f, losses_g), errors)
-        for losses_f, losses_g, errors in (score_pair(*pairs[seed], seed, rows, images, chosen, device) for chosen in (config, exact))
-    )
+    loss_f, loss_g, errors = score_pair(*pair, seed, {name: values[checked] for name, values in rows.items()}, images, exact, device)
+    score, rough = memorization_score(loss_f, loss_g), memorization_score(losses[0], losses[1])[checked]
     off = rough - score
     return {
         "against": "fp32",
         "seed": seed,
         "score_error": {"n": len(off), "mean": float(off.mean()), "std": float(off.std(ddof=1)), "largest": float(np.abs(off).max())},
         "standard_error_of_scores": float(np.median(errors)),
-        "rank_correlation": float(stats.spearmanr(rough, score).statistic),
+        "rank_correlation": float(stats.spearmanr(rough, score).statistic) if np.ptp(rough) and np.ptp(score) else None,
     }
 
 

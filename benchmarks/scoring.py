@@ -3,6 +3,7 @@
 python -m benchmarks.scoring [--device cpu]
 """
 
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -29,11 +30,9 @@ def main():
     for settings in ENCODERS:
         f, g = (make_encoder(settings, 3, SIZE).eval().to(device, memory_format=torch.channels_last) for _ in range(2))
         contestants = [
-            *(
-                Contestant(name, lambda f=f, g=g, settings=settings, precision=precision: scored(f, g, settings, split, precision), OURS)
-                for name, precision in (("this project", "fp32"), ("this project in bf16", "bf16"))
-            ),
-            Contestant("one image and one view at a time", lambda f=f, g=g: scored_one_by_one(f, g, split, device), THEIRS),
+            Contestant("this project", partial(scored, f, g, settings, split, "fp32"), OURS),
+            Contestant("this project in bf16", partial(scored, f, g, settings, split, "bf16"), OURS),
+            Contestant("one image and one view at a time", partial(scored_one_by_one, f, g, split, device), THEIRS),
         ]
         name = settings.name if not settings.sees_patches else f"{settings.name}, patches of {settings.patch}"
         results.append(contest(f"memorization scores, {name}, {VIEWS} views", "images", contestants, device))

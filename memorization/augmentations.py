@@ -20,7 +20,7 @@ from memorization.machine import to_device
 from memorization.randomness import sample_keys, stream, uniform
 
 CHUNK_BYTES = 1 << 21  # of pixels worked on at a time on a CPU: little enough for its cache, and worth the cost of calling operations
-CHUNK_BYTES_ON_GPU = 1 << 28  # of views made together on a GPU, which has the memory
+CHUNK_BYTES_ON_GPU = 1 << 26  # of views that are made together on a GPU: a call costs more there, and memory less
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # of red, green and blue, as in torchvision
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the operations of colour jitter, in the order of jitter_strength
 NOWHERE, UNTOUCHED = 4, -1  # in place of hue's place
@@ -79,28 +79,37 @@ def augment_all(images, indices, recipes, normalization, seed, purpose, epoch=0,
 
     Small ones by the same recipe are made as one batch, which spares calls of operations; large ones are shared among threads.
     """
-    nbytes = 4 * len(indices) * images.pixels.shape[1] * max(recipe.size for recipe in recipes) ** 2  # of a view
-    together = max(1, (CHUNK_BYTES if images.device.type == "cpu" else CHUNK_BYTES_ON_GPU) // max(1, nbytes))
-    groups = _alike(recipes, together)
+    size = max(recipe.size for recipe in recipes)
+    values = len(indices) * images.pixels.shape[1]  # of a view, for each of its pixels
+    limit = CHUNK_BYTES if images.device.type == "cpu" else CHUNK_BYTES_ON_GPU
+    groups = _by_recipe(recipes, most=max(1, limit // max(1, 4 * values * max(size, images.size) ** 2)))
 
     def make(group):
         streams = [stream(seed, purpose, images.name, epoch, view) for view in group]
         return _views_of_streams(images, indices, recipes[group[0]], normalization, streams, patch)
 
-    in_turn = len(groups) < _threads(images.device) or nbytes < CHUNK_BYTES  # too few for all threads, or too small for any but one
+    in_turn = (
+        len(groups) < _threads(images.device) or 4 * values * size**2 < CHUNK_BYTES
+    )  # too few for all threads, or too small for any but one
     made = map(make, groups) if in_turn else _shared(make, groups, images.device)
     views = dict(zip(chain.from_iterable(groups), chain.from_iterable(made)))
     return [views[view] for view in range(len(recipes))]
 
 
-def _alike(recipes, most):
-    """The numbers of the views by each recipe, in lists of at most `most`."""
-    by_recipe = [[view for view, other in enumerate(recipes) if recipes.index(other) == first] for first in range(len(recipes))]
-    return [views[start : start + most] for views in by_recipe for start in range(0, len(views), most)]
+def _by_recipe(recipes, most):
+    """The numbers of the views by one recipe, for every recipe, in lists of at most `most`."""
+    groups = []
+    for view, recipe in enumerate(recipes):
+        group = next((group for group in groups if recipes[group[0]] == recipe and len(group) < most), None)
+        if group is None:
+            groups.append([view])
+        else:
+            group.append(view)
+    return groups
 
 
 def _views_of_streams(images, indices, recipe, normalization, streams, patch):
-    """A View of each image for every one of the streams, a list; see `augment`."""
+    """A View of each image for every stream, a list; see `augment`. Their pixels lie in one tensor, one view after the other."""
     indices = torch.as_tensor(indices)
     keys = torch.cat([sample_keys(each, indices) for each in streams])
 
@@ -212,7 +221,7 @@ def cropped_images(images, indices, rectangles, size, normalization):
 
 
 def draw_parameters(recipe, keys, source_size):
-    """The Parameters of one view.
+    """The Parameters of the view of each key.
 
     keys: (B,) int64, from randomness.sample_keys; source_size: height and width of the images. The distributions are those of torchvision's
     RandomResizedCrop, ColorJitter and so on: area and log ratio of a crop uniform, ten tries, else the largest centred crop.

@@ -43,7 +43,7 @@ def load_candidate_scores(config, subsets, checkpoint="encoder"):
     checkpoint, representation, augmentation or precision, or of other encoders.
     """
     folder = config.score_folder(checkpoint)
-    summary = _read_summary(folder / "summary.json")
+    summary = _read_summary(folder / "summary.json", config.folder / "scores")
     try:
         fingerprints, settings, seeds = summary["fingerprints"], summary["settings"], list(summary["seeds"])
         _check_seeds(seeds)
@@ -77,12 +77,17 @@ def load_candidate_scores(config, subsets, checkpoint="encoder"):
     )  # fmt: skip
 
 
-def _read_summary(path):
-    """The dict in a summary.json. Raises WrongUse where it is missing, broken or of another format."""
+def _read_summary(path, all_scores):
+    """The dict in a summary.json. Raises WrongUse where it is missing, broken or of another format.
+
+    all_scores: the folder of all scores of the run, others of which are named where this one is missing.
+    """
     try:
         summary = parse_json(read_text(path))
     except FileNotFoundError:
-        raise WrongUse(f"{path.parent}: no scores here; run memorization_scores.py with the same config first") from None
+        others = ", ".join(sorted(str(other.parent) for other in all_scores.rglob("summary.json")))
+        hint = f"; there are scores by other settings in {others}" if others else ""
+        raise WrongUse(f"{path.parent}: no scores here; run memorization_scores.py with the same config first{hint}") from None
     except (OSError, ValueError) as error:
         raise WrongUse(f"{path.parent}: not whole scores ({type(error).__name__}: {error})") from None
     _check_equal({"format": summary.get("format") if isinstance(summary, dict) else None}, {"format": FORMAT}, path.parent)

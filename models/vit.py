@@ -85,7 +85,7 @@ def vit(name, settings, channels, size):
 
 def transformer_blocks(dim, depth, heads):
     """`depth` blocks of attention and a perceptron of 4 dim, each normalized first; (B, T, dim) -> (B, T, dim), without dropout."""
-    batch_first = heads % 2 == 0  # torch's fused blocks; for an odd number it has none, and would copy such tokens, in bf16 weights too
+    batch_first = heads % 2 == 0  # fused in torch for an even number of heads; for an odd one it would copy such tokens often
     return (nn.Sequential if batch_first else SequenceFirst)(*(
         nn.TransformerEncoderLayer(dim, heads, 4 * dim, 0.0, F.gelu, layer_norm_eps=1e-6, batch_first=batch_first, norm_first=True)
         for _ in range(depth)
@@ -93,7 +93,7 @@ def transformer_blocks(dim, depth, heads):
 
 
 class SequenceFirst(nn.Sequential):
-    """Modules in a row that take tokens as (T, B, D), from and to (B, T, D)."""
+    """Takes and returns tokens (B, T, D); its modules work on (T, B, D)."""
 
     def forward(self, tokens):
         return super().forward(tokens.transpose(0, 1).contiguous()).transpose(0, 1)

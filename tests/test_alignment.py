@@ -99,6 +99,19 @@ def test_masks_alone_put_no_distance_between_views_that_are_perfectly_aligned():
     assert distances.abs().max() < 1e-6
 
 
+@pytest.mark.parametrize(
+    "encoder, representation, masked",
+    [(lambda pixels, visible: pixels.flatten(1), "pooled", False), (Rows(), "tokens", False), (Places(), "tokens", True)],
+)
+def test_representations_of_half_precision_are_compared_in_single(encoder, representation, masked):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(3, 4, 1, 6, 6, generator=generator).bfloat16()  # of three views
+    visible = torch.rand(4, 36, generator=generator).argsort(dim=1)[:, :20] if masked else None
+    half, single = ([View(view.to(dtype), visible) for view in pixels] for dtype in (torch.bfloat16, torch.float32))
+    distances = encoder_distances(encoder, half, representation)
+    assert distances.dtype == torch.float32 and torch.equal(distances, encoder_distances(encoder, single, representation))
+
+
 def test_with_everything_visible_masked_tokens_are_all_tokens():
     torch.manual_seed(0)
     encoder = make_encoder(EncoderSettings(name="vit_mini", width=32, depth=1), 1, 16).eval()

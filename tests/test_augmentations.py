@@ -393,6 +393,14 @@ def test_views_come_out_the_same_one_by_one_together_and_shared_among_threads(th
     assert (threading.get_ident() in {thread for _, thread in entered}) != shared
 
 
+def test_small_views_of_large_images_are_not_made_together(monkeypatch):
+    images, entered, made = made_up_split(20, 3, 32), [], augmentations._views_of_streams
+    monkeypatch.setattr(augmentations, "_views_of_streams", lambda *given: entered.append(len(given[4])) or made(*given))
+    monkeypatch.setattr(augmentations, "CHUNK_BYTES", 4 * 20 * 3 * 32 * 32)  # as many bytes as the images have, in float32
+    augment_all(images, torch.arange(20), 3 * [ViewRecipe(size=8)], NORMALIZATION[3], 0, "training")
+    assert entered == [1, 1, 1]
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
 def test_views_are_made_in_inference_mode_too_of_fewer_images_than_threads(count, monkeypatch):
     monkeypatch.setattr(augmentations, "CHUNK_BYTES", 1)

@@ -62,7 +62,11 @@ COMMAND_LINES = [  # script, options, and what the line names
     ("remove", ["--retrain", "--jobs", "4/4"], ["--jobs: '4/4'", "I from 0 to N - 1"]),
     ("remove", ["--retrain", "--jobs", "half"], ["--jobs: 'half'", "I/N"]),
     ("remove", ["--retrain", "--jobs", "0/" + "9" * 5000], ["--jobs: '0/99", "I/N"]),
-    ("remove", ["--retrain", "--scores.representation", "tokens"], ["scores/tokens: no scores here", "run memorization_scores.py"]),
+    (
+        "remove",
+        ["--retrain", "--scores.representation", "tokens"],
+        ["scores/tokens: no scores here", "run memorization_scores.py", "there are scores by other settings in "],
+    ),
     ("remove", ["--retrain", "--probe.fine_tune", "true"], ["probe.fine_tune: True"]),
     # --- kinds of values
     ("simclr", ["--training.epochs", "many"], ["training.epochs", "'many'", "valid integer"]),

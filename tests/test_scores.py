@@ -18,6 +18,7 @@ from memorization.checkpoint import load_pair, read_checkpoint, save_checkpoint
 from memorization.config import DataSettings, ViewRecipe, read_config
 from memorization.data import open_images
 from memorization.machine import use_exact_arithmetic
+from memorization.scores import load_candidate_scores
 from memorization.significance import cohens_d
 from memorization.subsets import load_subsets
 
@@ -85,7 +86,7 @@ def test_scores_equal_the_definition_written_out(subset, row, split, recipes, ru
 def masked_run(tmp_path_factory):
     """(config path, run folder) of a tiny pair trained by MAE and scored. Not to be changed."""
     folder = tmp_path_factory.mktemp("masked")
-    mask = {"encoder.patch": 2, "augmentation.views": [{"size": 16, "mask_ratio": 0.75}]}
+    mask = {"encoder.patch": 2, "encoder.width": 64, "augmentation.views": [{"size": 16, "mask_ratio": 0.75}]}
     path = write_experiment(folder, METHODS["mae"][2] | mask)
     train_mae.main(["--config", path])
     score(path)
@@ -248,11 +249,40 @@ def test_bf16_says_how_far_its_scores_are_off(scored_run, run_copy, capsys):
     assert f"bf16, against fp32 on 120 images of one seed: scores are off by {off.mean():.2g} on average" in text
 
 
-def test_bf16_is_checked_on_a_few_images_of_every_subset(run_copy, monkeypatch):
+@pytest.mark.parametrize("checked, rows", [
+    (5, [0, 6, 12, 18, 24, 32, 36, 40, 44, 48, 56, 60, 64, 68, 72, 80, 88, 96, 104, 112]),
+    (30, [*range(30), *range(32, 56), *range(56, 80), *range(80, 110)]),
+])  # fmt: skip
+def test_bf16_is_checked_on_images_from_all_over_every_subset(checked, rows, scored_run, run_copy, monkeypatch):
     path, run = run_copy
-    monkeypatch.setattr(memorization_scores, "CHECKED", 5)
+    monkeypatch.setattr(memorization_scores, "CHECKED", checked)
     score(path, "--run", str(run), "--scores.precision", "bf16", "--seeds", "0")
-    assert json.loads((run / "scores/bf16/summary.json").read_text())["error_of_precision"]["score_error"]["n"] == 20
+    error = json.loads((run / "scores/bf16/summary.json").read_text())["error_of_precision"]["score_error"]
+    rough, exact = (dict(np.load(folder / "scores.npz")) for folder in (run / "scores/bf16", scored_run[1] / "scores"))
+    off = ((rough["L_g"] - rough["L_f"])[0] - (exact["L_g"] - exact["L_f"])[0])[rows]
+    assert error["n"] == len(rows) and error["mean"] == pytest.approx(off.mean()) and error["largest"] == pytest.approx(np.abs(off).max())
+
+
+@pytest.mark.filterwarnings("error")
+def test_bf16_of_an_encoder_against_itself_has_no_rank_correlation(run_copy):
+    path, run = run_copy
+    for seed in (0, 1):
+        shutil.copytree(run / f"seed_{seed}/candidate", run / f"seed_{seed}/independent", dirs_exist_ok=True)
+        file = run / f"seed_{seed}/independent/encoder.pt"
+        save_checkpoint(file, read_checkpoint(file) | {"role": "independent"})
+    score(path, "--run", str(run), "--scores.precision", "bf16")
+    error = json.loads((run / "scores/bf16/summary.json").read_text())["error_of_precision"]
+    assert error["rank_correlation"] is None and error["score_error"]["largest"] == 0
+
+
+def test_scores_of_before_there_were_two_precisions_are_read_as_fp32(run_copy):
+    path, run = run_copy
+    config, subsets = read_config("", ["--config", path, "--run", str(run)]), load_subsets(run / "subsets.npz")
+    expected = load_candidate_scores(config, subsets).score
+    summary = json.loads((run / "scores/summary.json").read_text())
+    del summary["settings"]["precision"]
+    (run / "scores/summary.json").write_text(json.dumps(summary))
+    assert np.array_equal(load_candidate_scores(config, subsets).score, expected)
 
 
 def test_scores_in_fp32_have_no_error_of_precision(scored_run):

@@ -91,21 +91,24 @@ def test_hidden_patches_are_not_seen():
     assert not torch.allclose(encoder(pixels), encoder(changed), atol=1e-3)
 
 
+@pytest.mark.parametrize("heads", [1, 2, 3])
 @pytest.mark.parametrize("training", [True, False])
-def test_a_block_is_attention_and_a_perceptron_each_normalized_first_written_out(training):
+def test_a_block_is_attention_and_a_perceptron_each_normalized_first_written_out(training, heads):
     torch.manual_seed(0)
-    block = transformer_blocks(8, 1, 2)[0].train(training)
+    blocks = transformer_blocks(12, 1, heads).train(training)
+    block = blocks[0]
     for parameter in block.parameters():
         parameter.data = torch.randn(parameter.shape)
-    x = 1e-3 * torch.randn(3, 5, 8)  # small enough for the norm's epsilon to show
-    normed = F.layer_norm(x, (8,), block.norm1.weight, block.norm1.bias, eps=1e-6)
+    x = 1e-3 * torch.randn(3, 5, 12)  # small enough for the norm's epsilon to show
+    normed = F.layer_norm(x, (12,), block.norm1.weight, block.norm1.bias, eps=1e-6)
     q, k, v = F.linear(normed, block.self_attn.in_proj_weight, block.self_attn.in_proj_bias).chunk(3, dim=2)
-    heads = [((q[:, :, part] @ k[:, :, part].transpose(1, 2)) / 4**0.5).softmax(2) @ v[:, :, part] for part in (slice(0, 4), slice(4, 8))]
-    expected = x + block.self_attn.out_proj(torch.cat(heads, dim=2))
-    normed = F.layer_norm(expected, (8,), block.norm2.weight, block.norm2.bias, eps=1e-6)
+    parts = zip(*(projection.chunk(heads, dim=2) for projection in (q, k, v)))
+    attended = [((q @ k.transpose(1, 2)) / (12 / heads) ** 0.5).softmax(2) @ v for q, k, v in parts]
+    expected = x + block.self_attn.out_proj(torch.cat(attended, dim=2))
+    normed = F.layer_norm(expected, (12,), block.norm2.weight, block.norm2.bias, eps=1e-6)
     expected = expected + block.linear2(F.gelu(block.linear1(normed)))
     with torch.no_grad():
-        assert torch.allclose(block(x), expected, atol=1e-3, rtol=1e-4)
+        assert torch.allclose(blocks(x), expected, atol=1e-3, rtol=1e-4)
 
 
 def test_a_fresh_transformer_has_no_biases_a_head_for_every_32_channels_and_small_learned_positions():
