@@ -1,11 +1,13 @@
 """What the contestants are given: made-up images, and the pipeline that others use, torchvision on PIL images in two workers."""
 
+from types import SimpleNamespace
+
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from memorization.config import ViewRecipe
+from memorization.config import ScoreSettings, ViewRecipe
 from memorization.data import Split
 
 WORKERS = 2
@@ -15,6 +17,12 @@ RECIPE = {"crop_scale": [0.2, 1.0], "flip": 0.5, "jitter": 0.8, "jitter_strength
 
 def simclr_recipe(size, count=2):
     return ViewRecipe(count=count, size=size, **RECIPE)
+
+
+def scoring_config(encoder, size, **scores):
+    """What scoring reads of a Config: SimCLR's views, by the defaults of `scores:` but for those given. encoder: EncoderSettings."""
+    views = SimpleNamespace(views=[simclr_recipe(size)])
+    return SimpleNamespace(scores=ScoreSettings(**scores), augmentation=views, encoder=encoder)
 
 
 def random_split(count, channels, size, device):

@@ -4,14 +4,13 @@ python -m benchmarks.scaling [--device cpu]
 """
 
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 
 from benchmarks.contest import chosen_device, save
 from benchmarks.memory import measured
-from benchmarks.peers import normalization, random_split, simclr_recipe
+from benchmarks.peers import normalization, random_split, scoring_config, simclr_recipe
 from memorization.augmentations import training_views
 from memorization.config import EncoderSettings
 from memorization.neighbors import nearest_neighbors
@@ -38,11 +37,7 @@ def main():
             training_views(split, batch, [simclr_recipe(SIZE)], normalization(3), seed=0, epoch=0)
 
     def scores(n, v=4):
-        config = SimpleNamespace(
-            scores=SimpleNamespace(views=v, representation="pooled", augmentation="training"),
-            augmentation=SimpleNamespace(views=[simclr_recipe(SIZE)]),
-            encoder=ENCODER,
-        )
+        config = scoring_config(ENCODER, SIZE, views=v)
         for batch in torch.arange(n).split(BATCH):
             score_batch(f, g, split, batch, normalization(3), 0, config)
 

@@ -4,14 +4,13 @@ python -m benchmarks.scoring [--device cpu]
 """
 
 from functools import partial
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 from torchvision.transforms.functional import to_pil_image, to_tensor
 
 from benchmarks.contest import Contestant, chosen_device, contest, save
-from benchmarks.peers import normalization, random_split, simclr_recipe, torchvision_transform
+from benchmarks.peers import normalization, random_split, scoring_config, torchvision_transform
 from memorization.config import EncoderSettings
 from memorization.machine import use_exact_arithmetic
 from memorization_scores import score_batch
@@ -40,11 +39,7 @@ def main():
 
 
 def scored(f, g, settings, split, precision):
-    config = SimpleNamespace(
-        scores=SimpleNamespace(views=VIEWS, representation="pooled", augmentation="training", precision=precision),
-        augmentation=SimpleNamespace(views=[simclr_recipe(SIZE)]),
-        encoder=settings,
-    )
+    config = scoring_config(settings, SIZE, views=VIEWS, precision=precision)
     return score_batch(f, g, split, torch.arange(OURS), normalization(3), 0, config)
 
 

@@ -80,24 +80,22 @@ def augment_all(images, indices, recipes, normalization, seed, purpose, epoch=0,
     Small ones by the same recipe are made as one batch, which spares calls of operations; large ones are shared among threads.
     """
     size = max(recipe.size for recipe in recipes)
-    values = len(indices) * images.pixels.shape[1]  # of a view, for each of its pixels
+    per_pixel = 4 * len(indices) * images.pixels.shape[1]  # bytes of a view, for each of its pixels
     limit = CHUNK_BYTES if images.device.type == "cpu" else CHUNK_BYTES_ON_GPU
-    groups = _by_recipe(recipes, most=max(1, limit // max(1, 4 * values * max(size, images.size) ** 2)))
+    groups = _by_recipe(recipes, most=max(1, limit // max(1, per_pixel * max(size, images.size) ** 2)))
 
     def make(group):
         streams = [stream(seed, purpose, images.name, epoch, view) for view in group]
         return _views_of_streams(images, indices, recipes[group[0]], normalization, streams, patch)
 
-    in_turn = (
-        len(groups) < _threads(images.device) or 4 * values * size**2 < CHUNK_BYTES
-    )  # too few for all threads, or too small for any but one
-    made = map(make, groups) if in_turn else _shared(make, groups, images.device)
+    share = len(groups) >= _threads(images.device) and per_pixel * size**2 >= CHUNK_BYTES  # else too few, or too small for more than one
+    made = _shared(make, groups, images.device) if share else map(make, groups)
     views = dict(zip(chain.from_iterable(groups), chain.from_iterable(made)))
     return [views[view] for view in range(len(recipes))]
 
 
 def _by_recipe(recipes, most):
-    """The numbers of the views by one recipe, for every recipe, in lists of at most `most`."""
+    """Which views, by number, go together: those by one recipe, in lists of at most `most`."""
     groups = []
     for view, recipe in enumerate(recipes):
         group = next((group for group in groups if recipes[group[0]] == recipe and len(group) < most), None)
