@@ -249,7 +249,7 @@ def draw_parameters(recipe, keys, source_size):
 
 
 def draw_visible(recipe, keys, patch):
-    """The patches that an encoder may see in one view, (B, K) int64, numbered row by row and in ascending order.
+    """The patches that an encoder may see in the view of each key, (B, K) int64, numbered row by row and in ascending order.
 
     Every choice of patches has equal chance. keys: (B,) int64, from randomness.sample_keys, on the device of the result; patch: height and
     width of a patch.

@@ -80,13 +80,13 @@ def load_candidate_scores(config, subsets, checkpoint="encoder"):
 def _read_summary(path, all_scores):
     """The dict in a summary.json. Raises WrongUse where it is missing, broken or of another format.
 
-    all_scores: the folder of all scores of the run, others of which are named where this one is missing.
+    all_scores: the folder of all scores of the run, of which another is named where this one is missing.
     """
     try:
         summary = parse_json(read_text(path))
     except FileNotFoundError:
-        others = ", ".join(sorted(str(other.parent) for other in all_scores.rglob("summary.json")))
-        hint = f"; there are scores by other settings in {others}" if others else ""
+        others = sorted(all_scores.rglob("summary.json"))
+        hint = f"; there are scores by other settings, such as {others[0].parent}" if others else ""
         raise WrongUse(f"{path.parent}: no scores here; run memorization_scores.py with the same config first{hint}") from None
     except (OSError, ValueError) as error:
         raise WrongUse(f"{path.parent}: not whole scores ({type(error).__name__}: {error})") from None

@@ -65,7 +65,7 @@ COMMAND_LINES = [  # script, options, and what the line names
     (
         "remove",
         ["--retrain", "--scores.representation", "tokens"],
-        ["scores/tokens: no scores here", "run memorization_scores.py", "there are scores by other settings in "],
+        ["scores/tokens: no scores here", "run memorization_scores.py", "there are scores by other settings, such as "],
     ),
     ("remove", ["--retrain", "--probe.fine_tune", "true"], ["probe.fine_tune: True"]),
     # --- kinds of values

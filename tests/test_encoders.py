@@ -39,7 +39,7 @@ def test_a_resnet_refuses_a_mask():
 
 
 @pytest.mark.parametrize("count", [0, 1, 64, 150])
-def test_many_images_are_represented_a_few_at_a_time_where_no_gradient_is_wanted(count, monkeypatch):
+def test_many_images_are_represented_a_few_at_a_time_where_no_gradient_is_wanted(count):
     torch.manual_seed(0)
     encoder, pixels = make_encoder(EncoderSettings(name="resnet_small", width=8), 1, 28).eval(), torch.rand(count, 1, 28, 28)
     worked_on = []
