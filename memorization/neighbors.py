@@ -11,8 +11,8 @@ from memorization import processes
 QUERY_CHUNK = 512  # queries compared with vectors of the bank at a time
 CHUNKS = 4  # of queries, worked on one after the other for every part of the bank
 SPARE = 32  # neighbours found in float32 beyond the k that are wanted, so that rounding loses none of those
-GROUP = 20  # columns of which only the least is looked at first
-BLOCK = 50 * GROUP  # vectors of one product on a CPU: the least of its groups are found while it is in the cache
+GROUP = 10  # columns of which only the least is looked at first
+BLOCK = GROUP**3  # vectors of one product on a CPU: the least of its groups are found while it is in the cache
 RECOMPUTED_VALUES = 1 << 18  # held at a time while distances are recomputed, so that they stay in cache
 
 
@@ -86,27 +86,40 @@ def _centred(vectors, center, out):
 def _least_keys(queries, bank, norms, count, tile):
     """The `count` least |b|^2 - 2 ab of each query in ascending order, and their places: (q, count) each. tile: room for all.
 
-    First the least of every group of columns: the least of all lie in the groups of least minima.
+    A tournament: the least of every group of columns, then of every group of those, as long as that spares work; and back again, since the
+    least of all lie in the groups of least minima.
     """
     keys = tile[: len(queries), : BLOCK * math.ceil(len(bank) / BLOCK)]
     width = BLOCK if keys.is_cpu else keys.shape[1]
-    stride = width // GROUP  # group j of a block holds its columns j, j + stride, j + 2 stride, ...
     minima = []
     for start in range(0, len(bank), width):
         block, part = keys[:, start : start + width], slice(start, start + width)
         torch.addmm(norms[part], queries, bank[part].T, alpha=-2, out=block[:, : len(bank[part])])
         block[:, len(bank[part]) :] = math.inf
-        minima.append(block.unflatten(1, (GROUP, stride)).amin(1))
-    minima = torch.cat(minima, dim=1)
-    if minima.shape[1] <= 2 * count:
-        least, places = keys.topk(count, dim=1, largest=False)
-    else:
-        chosen = minima.topk(count, dim=1, largest=False, sorted=False).indices  # (q, count)
-        first = chosen // stride * width + chosen % stride
-        within = (first[:, None] + stride * torch.arange(GROUP, device=keys.device)[:, None]).flatten(1)  # (q, GROUP count)
-        least, order = keys.gather(1, within).topk(count, dim=1, largest=False)
-        places = within.gather(1, order)
+        minima.append(_least_of_groups(block))
+    rounds, widths, minima = [keys], [width], torch.cat(minima, dim=1)
+    while rounds[-1].shape[1] > 2 * GROUP * count and minima.shape[1] % GROUP == 0:
+        rounds.append(minima)
+        widths.append(minima.shape[1])
+        minima = _least_of_groups(minima)
+    least, places = rounds.pop().topk(count, dim=1, largest=False, sorted=not rounds)
+    while rounds:
+        members = _members_of_groups(places, widths[len(rounds) - 1])  # (q, GROUP count)
+        least, order = rounds.pop().gather(1, members).topk(count, dim=1, largest=False, sorted=not rounds)
+        places = members.gather(1, order)
     return least, places.clamp_(max=len(bank) - 1)  # a place beyond the bank is found only where all else overflowed
+
+
+def _least_of_groups(block):
+    """(q, w) -> (q, w / GROUP): group j of a block holds its columns j, j + w / GROUP, j + 2 w / GROUP, ..."""
+    return block.unflatten(1, (GROUP, -1)).amin(1)
+
+
+def _members_of_groups(groups, width):
+    """The columns of groups (q, n), which are numbered through blocks of one width: (q, GROUP n)."""
+    stride = width // GROUP
+    first = groups // stride * width + groups % stride
+    return (first[:, None] + stride * torch.arange(GROUP, device=groups.device)[:, None]).flatten(1)
 
 
 def _by_exact_distance(queries, bank, candidates):

@@ -64,6 +64,14 @@ def test_equal_distances_are_ordered_by_index_however_many_there_are():
     assert torch.equal(indices, by_brute_force(queries, bank, 150)[0])
 
 
+@pytest.mark.parametrize("k", [1, 20, 40])
+def test_the_nearest_are_found_however_they_share_groups(k):
+    bank, queries = random_vectors(30_000, 8, seed=0), random_vectors(9, 8, seed=1)
+    near = torch.cat([torch.arange(500, 30_000, 1000), torch.arange(3005, 4000, 100)])  # the same place in all blocks, ten in one group
+    bank[near] = queries[4] + 0.1 * random_vectors(40, 8, seed=2)
+    assert torch.equal(nearest_neighbors(queries, bank, k)[0], by_brute_force(queries, bank, k)[0])
+
+
 def test_one_query_with_many_vectors_that_float32_cannot_tell_apart_is_served_beside_clear_ones():
     bank, queries = random_vectors(3000, 16, seed=0), random_vectors(20, 16, seed=1)
     bank[1000:1030] = queries[7] + 1e-5 * random_vectors(30, 16, seed=2)  # their squared distances differ by 1e-9 of a norm
