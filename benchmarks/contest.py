@@ -46,6 +46,7 @@ def contest(question, unit, contestants, device, rounds=ROUNDS):
 
     Rates are units a second; the ratio is our median over the contestant's.
     """
+    contestants = list(contestants)
     for contestant in contestants:
         contestant.work()
     rates = {contestant.name: [] for contestant in contestants}

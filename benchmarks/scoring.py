@@ -17,20 +17,21 @@ from memorization_scores import score_batch
 from models.encoders import make_encoder
 
 SIZE, VIEWS = 32, 10
-OURS, THEIRS = 64, 8  # images a call; ours is worked on as one batch, as scores.batch_size allows
+OURS, THEIRS = {"cpu": 64, "cuda": 256}, 8  # images a call; ours is worked on as one batch, as scores.batch_size allows
 ENCODERS = [EncoderSettings(name="resnet18"), EncoderSettings(name="vit_tiny", patch=4), EncoderSettings(name="vit_tiny", patch=2)]
 
 
 def main():
     device = chosen_device(__doc__)
     use_exact_arithmetic()
-    split = random_split(OURS, 3, SIZE, device)
+    count = OURS[device.type]
+    split = random_split(count, 3, SIZE, device)
     results = []
     for settings in ENCODERS:
         f, g = (make_encoder(settings, 3, SIZE).eval().to(device, memory_format=torch.channels_last) for _ in range(2))
         contestants = [
-            Contestant("this project", partial(scored, f, g, settings, split, "fp32"), OURS),
-            Contestant("this project in bf16", partial(scored, f, g, settings, split, "bf16"), OURS),
+            Contestant("this project", partial(scored, f, g, settings, split, "fp32"), count),
+            Contestant("this project in bf16", partial(scored, f, g, settings, split, "bf16"), count),
             Contestant("one image and one view at a time", partial(scored_one_by_one, f, g, split, device), THEIRS),
         ]
         name = settings.name if not settings.sees_patches else f"{settings.name}, patches of {settings.patch}"
@@ -40,7 +41,7 @@ def main():
 
 def scored(f, g, settings, split, precision):
     config = scoring_config(settings, SIZE, views=VIEWS, precision=precision)
-    return score_batch(f, g, split, torch.arange(OURS), normalization(3), 0, config)
+    return score_batch(f, g, split, torch.arange(len(split)), normalization(3), 0, config)
 
 
 @torch.no_grad()

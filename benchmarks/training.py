@@ -2,13 +2,16 @@
 
     python -m benchmarks.training [--device cpu]
 
-Also: the share of a step that goes into data and views, and its floating-point operations as a share of what matrix products reach here.
+Also: the share of a step that goes into data and views, its floating-point operations as a share of what matrix products reach here, and
+the operations that take most of its time; on a GPU the share of the time that it works, which tells whether calling operations binds.
 """
 
 import statistics
 from dataclasses import dataclass
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import profile
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,28 +26,41 @@ from models.encoders import make_encoder
 from models.mae import MAE, MAESettings
 from models.simclr import SimCLR, SimCLRSettings
 
-RESNET18, VIT = EncoderSettings(name="resnet18"), EncoderSettings(name="vit_tiny", patch=4)
+RESNET18 = EncoderSettings(name="resnet18")
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained, on images of so many pixels and channels, by so many steps a round of so many images on a CPU or on a GPU."""
+    """What is trained, by so many steps a round of so many images, which have so many pixels and channels."""
 
     method: str
     encoder: EncoderSettings
+    batch_size: int = 64
+    steps: int = 4
     size: int = 32
     channels: int = 3
-    steps: int = 4
-    on_cpu: int = 64
-    on_gpu: int = 512
+
+    def __str__(self):
+        patches = f", patches of {self.encoder.patch}" if self.encoder.sees_patches else ""
+        images = f"{self.size} x {self.size}, {self.channels} channels, {self.batch_size} images a step"
+        return f"{self.method}, {self.encoder.name}{patches}, {images}"
 
 
-CASES = [
-    Case("simclr", RESNET18),
-    Case("byol", RESNET18),
-    Case("mae", VIT, on_gpu=1024),
-    Case("simclr", EncoderSettings(name="resnet_small", width=32), size=28, channels=1, steps=32),  # the demo's
-]
+CASES = {
+    "cpu": [
+        Case("simclr", RESNET18),
+        Case("byol", RESNET18),
+        Case("mae", EncoderSettings(name="vit_tiny", patch=4)),
+        Case("simclr", EncoderSettings(name="resnet_small", width=32), steps=32, size=28, channels=1),  # the demo's
+    ],
+    "cuda": [
+        Case("simclr", RESNET18, batch_size=512, steps=20),
+        Case("simclr", RESNET18, batch_size=1024, steps=10),
+        Case("byol", RESNET18, batch_size=512, steps=20),
+        Case("mae", EncoderSettings(name="vit_tiny", patch=2), batch_size=1024, steps=10),
+    ],
+}
+HEAVIEST = 6  # operations that are shown
 METHODS = {
     "simclr": lambda encoder: SimCLR(encoder, **SimCLRSettings(name="simclr").arguments()),
     "byol": lambda encoder: BYOL(encoder, **BYOLSettings(name="byol").arguments()),
@@ -60,33 +76,37 @@ def main():
     rate = product_rate(device)
     print(f"matrix products: {rate / 1e9:,.0f} GFLOP/s")
     results = []
-    for case in CASES:
-        batch_size = case.on_cpu if device.type == "cpu" else case.on_gpu
-        split = random_split(case.steps * batch_size, case.channels, case.size, device)
-        ours = OurTraining(case, batch_size, split, device)
-        contestants = [Contestant("this project", ours.epoch, len(split))]
-        if device.type == "cuda":  # on a CPU compiling takes minutes, and a ResNet-18 is no faster
-            contestants.append(Contestant("this project, compiled", OurTraining(case, batch_size, split, device, True).epoch, len(split)))
-        loader = worker_pipeline(split, torchvision_transform(case.channels, case.size), 1 if case.method == "mae" else 2, batch_size)
-        contestants.append(Contestant("torchvision, two workers", TheirTraining(case, loader, device).epoch, len(split)))
-        if lightly and case.method == "simclr" and case.channels == 3:
-            transform = lightly.SimCLRTransform(input_size=case.size, gaussian_blur=0.0)
-            loader = DataLoader(
-                PilViews(split, lambda image, transform=transform: torch.stack(transform(image)), 1), batch_size, shuffle=True,
-                num_workers=WORKERS, persistent_workers=True, drop_last=True,
-            )  # fmt: skip
-            contestants.append(Contestant("lightly's transform, two workers", TheirTraining(case, loader, device).epoch, len(split)))
-        question = f"{case.method}, {case.encoder.name}, {case.size} x {case.size}, {case.channels} channels, {batch_size} images a step"
-        results.append(contest(question, "images", contestants, device, rounds=3) | ours.limits(rate))
-        views, reached = results[-1]["share_of_views"], results[-1]["share_of_product_rate"]
+    for case in CASES[device.type]:
+        split = random_split(case.steps * case.batch_size, case.channels, case.size, device)
+        ours = OurTraining(case, split, device)
+        limits = contest(str(case), "images", contestants(case, ours, split, device, lightly), device, rounds=3) | ours.limits(rate)
+        views, reached = limits["share_of_views"], limits["share_of_product_rate"]
         print(f"  data and views: {views:.1%} of a step; {reached:.0%} of the rate of matrix products")
+        print("  " + ", ".join(f"{name} {share:.1%}" for name, share in limits["heaviest"].items()))
+        if device.type == "cuda":
+            print(f"  the GPU works {limits['share_of_work']:.0%} of the time")
+        results.append(limits)
     save("training", results, device)
+
+
+def contestants(case, ours, split, device, lightly):
+    """Ours first. lightly: the module with its transforms, or None."""
+    yield Contestant("this project", ours.epoch, len(split))
+    if device.type == "cuda":  # on a CPU compiling takes minutes, and a ResNet-18 is no faster
+        yield Contestant("this project, compiled", OurTraining(case, split, device, compiled=True).epoch, len(split))
+    loader = worker_pipeline(split, torchvision_transform(case.channels, case.size), 1 if case.method == "mae" else 2, case.batch_size)
+    yield Contestant("torchvision, two workers", TheirTraining(case, loader, device).epoch, len(split))
+    if lightly and case.method == "simclr" and case.channels == 3:
+        transform = lightly.SimCLRTransform(input_size=case.size, gaussian_blur=0.0)
+        images = PilViews(split, lambda image: torch.stack(transform(image)), 1)
+        loader = DataLoader(images, case.batch_size, shuffle=True, num_workers=WORKERS, persistent_workers=True, drop_last=True)
+        yield Contestant("lightly's transform, two workers", TheirTraining(case, loader, device).epoch, len(split))
 
 
 class OurTraining:
     """The training loop's own steps: views made from uint8 pixels, channels_last, bf16 on a GPU."""
 
-    def __init__(self, case, batch_size, split, device, compiled=False):
+    def __init__(self, case, split, device, compiled=False):
         self.split, self.device, self.channels = split, device, case.channels
         self.patch = case.encoder.patch if case.encoder.sees_patches else None
         recipe = simclr_recipe(case.size)
@@ -95,7 +115,7 @@ class OurTraining:
         self.method = METHODS[case.method](encoder).to(device, memory_format=torch.channels_last)
         self.forward = torch.compile(self.method) if compiled else self.method
         self.optimizer = make_optimizer(self.method, SETTINGS)
-        self.batches = torch.arange(len(split)).split(batch_size)
+        self.batches = torch.arange(len(split)).split(case.batch_size)
 
     def views(self, batch):
         return training_views(self.split, batch, self.recipes, normalization(self.channels), seed=0, epoch=0, patch=self.patch)
@@ -108,14 +128,33 @@ class OurTraining:
             self.step(self.views(batch))
 
     def limits(self, rate):
-        """The share of a step that its views take, and its operations a second as a share of a rate; medians over steps."""
+        """What bounds a step, a dict: the share of its views, its floating-point operations a second as a share of a rate, the shares of
+        its heaviest operations, and on a GPU the share of the time that it works. Times are medians over steps."""
         views = self.views(self.batches[0])
         of_views = statistics.median(seconds(lambda: self.views(self.batches[0]), self.device) for _ in range(5))
         of_step = statistics.median(seconds(lambda: self.step(views), self.device) for _ in range(5))
         with FlopCounterMode(display=False) as counter:
             self.step(views)
         whole = of_views + of_step
-        return {"share_of_views": of_views / whole, "share_of_product_rate": counter.get_total_flops() / whole / rate}
+        operations = self.profiled()
+        work = sum(operations.values())
+        return {
+            "share_of_views": of_views / whole,
+            "share_of_product_rate": counter.get_total_flops() / whole / rate,
+            "heaviest": {name: operations[name] / work for name in sorted(operations, key=operations.get, reverse=True)[:HEAVIEST]},
+            **({"share_of_work": work / whole} if self.device.type == "cuda" else {}),
+        }
+
+    def profiled(self):
+        """How many seconds the device works on each operation of a step and its views, by name."""
+        with profile() as profiler:
+            self.step(self.views(self.batches[0]))
+        times = f"self_{'cpu' if self.device.type == 'cpu' else 'device'}_time_total"  # in microseconds
+        return {
+            event.key.removeprefix("aten::"): getattr(event, times) / 1e6
+            for event in profiler.key_averages()
+            if event.device_type == DeviceType.CPU  # where operations are called; kernels count as theirs
+        }
 
 
 class TheirTraining:
