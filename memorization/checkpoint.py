@@ -147,9 +147,21 @@ def restore(progress, method, optimizer, folder):
         if difference:
             raise ValueError(f"{difference[0]} is {difference[1]!r}")
         optimizer.load_state_dict(kept)
+        _lay_out_alike(optimizer)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WrongUse(f"{folder}/last.pt: its optimizer is not that of this training ({error})") from None
     method.load_state_dict(progress["method"])
+
+
+def _lay_out_alike(optimizer):
+    """Give what an optimizer keeps of each parameter the parameter's layout in memory, without which a GPU takes them one by one.
+
+    Files hold contiguous tensors, parameters may be channels_last.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if value is not None and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter).copy_(value)
 
 
 def load_encoder(path):

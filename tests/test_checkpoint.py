@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from memorization import checkpoint
-from memorization.checkpoint import load_encoder, load_pair, read_checkpoint, read_progress, save_checkpoint, save_progress
+from memorization.checkpoint import load_encoder, load_pair, read_checkpoint, read_progress, restore, save_checkpoint, save_progress
+from memorization.config import TrainingSettings
 from memorization.errors import Caution, WrongUse
+from memorization.optimizers import OPTIMIZERS, make_optimizer
 
 CONTENT = {
     "numbers": [1, 2.5, None],
@@ -100,6 +102,23 @@ def test_a_broken_checkpoint_that_is_all_there_is_is_refused(tmp_path):
     (tmp_path / "last.pt").write_bytes(b"something else")
     with pytest.raises(WrongUse, match="delete it"):
         read_progress(tmp_path)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_what_an_optimizer_keeps_of_a_weight_comes_back_in_its_layout(optimizer, tmp_path):
+    def made():
+        method = torch.nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last)
+        return method, make_optimizer(method, TrainingSettings(epochs=1, batch_size=2, optimizer=optimizer, learning_rate=0.1))
+
+    method, before = made()
+    method(torch.randn(2, 3, 5, 5)).square().sum().backward()
+    before.step()
+    save_progress(tmp_path, {"method": method.state_dict(), "optimizer": before.state_dict()})
+    same, after = made()
+    restore(read_progress(tmp_path), same, after, tmp_path)
+    for wanted, found in zip(before.state.values(), after.state.values(), strict=True):
+        for name in wanted:
+            assert torch.equal(wanted[name], found[name]) and wanted[name].stride() == found[name].stride()
 
 
 def test_an_encoder_loads_from_its_file_alone(scored_run, tmp_path):
