@@ -85,11 +85,17 @@ def vit(name, settings, channels, size):
 
 def transformer_blocks(dim, depth, heads):
     """`depth` blocks of attention and a perceptron of 4 dim, each normalized first; (B, T, dim) -> (B, T, dim), without dropout."""
-    batch_first = heads % 2 == 0  # fused in torch for an even number of heads; for an odd one it would copy such tokens often
+    batch_first = heads % 2 == 0  # with an odd number of heads torch would copy such tokens at every attention
     return (nn.Sequential if batch_first else SequenceFirst)(*(
-        nn.TransformerEncoderLayer(dim, heads, 4 * dim, 0.0, F.gelu, layer_norm_eps=1e-6, batch_first=batch_first, norm_first=True)
+        nn.TransformerEncoderLayer(dim, heads, 4 * dim, 0.0, exact_gelu, layer_norm_eps=1e-6, batch_first=batch_first, norm_first=True)
         for _ in range(depth)
     ))  # fmt: skip
+
+
+def exact_gelu(x):
+    """F.gelu, which torch knows by its name: in eval mode it would fuse a layer, and on a GPU measure with the tanh approximation of gelu
+    what was trained with gelu itself."""
+    return F.gelu(x)
 
 
 class SequenceFirst(nn.Sequential):

@@ -6,6 +6,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from memorization.config import EncoderSettings
+from memorization.machine import use_exact_arithmetic
 from models.encoders import make_encoder
 from models.vit import Positions, patchify, sincos_positions, transformer_blocks, unpatchify
 
@@ -162,6 +163,25 @@ def test_without_a_gradient_some_images_at_a_time_are_worked_on_and_all_come_out
         found = encoder.tokens(pixels)
     assert found.shape == expected.shape and (found - expected).abs().max() < 1e-5
     assert sum(at_once) == count and max(at_once) <= 16
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_what_is_measured_is_computed_as_what_is_trained(heads, monkeypatch):
+    """Torch's fused layer has another gelu on a GPU."""
+    encoder, pixels = make_vit(width=32 * heads).eval(), images(3, 1, 16)
+    trained = encoder(pixels).detach()
+    monkeypatch.setattr(torch, "_transformer_encoder_layer_fwd", lambda *_: pytest.fail("a fused layer"))
+    with torch.no_grad():
+        assert torch.allclose(encoder(pixels), trained, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_gpu_measures_what_a_cpu_measures(heads):
+    use_exact_arithmetic()
+    encoder, pixels = make_vit(width=32 * heads).eval(), images(9, 1, 16)
+    with torch.no_grad():
+        assert torch.allclose(encoder.cuda()(pixels.cuda()).cpu(), encoder.cpu()(pixels), atol=1e-5)
 
 
 def test_the_rows_of_a_batch_are_encoded_each_by_itself():
