@@ -42,7 +42,7 @@ from memorization.label_inference import (
     outcomes,
     represent_public,
 )
-from memorization.machine import choose_device, describe_machine, use_exact_arithmetic
+from memorization.machine import choose_device, describe_machine
 from memorization.queries import make_queries
 from memorization.representations import encode_images, encoder_source
 from memorization.resources import memory_for
@@ -77,7 +77,6 @@ class Public:
 def main(argv=None):
     config = read_config(__doc__, argv, actions=ACTIONS)
     device = choose_device(config)
-    use_exact_arithmetic()
     roles = ROLES if config.dejavu.reference == "independent" else ROLES[:1]
     names = chosen_checkpoints(config.actions["checkpoint"], config.folder, config.seeds, roles)
     subsets = load_subsets(config.folder / "subsets.npz")
@@ -396,8 +395,31 @@ def print_summary(summary, folder):
         print(f"       kNN accuracy on whole test images: {knn}")
     majority = summary["majority"]
     print(f"chance {summary['chance']:.1%}; always {majority['label']!r}, the most frequent public label: {majority['accuracy']:.1%}")
+    print_agreement(summary["memorization_scores"])
     print(f"searched in {summary['representation']}")
     print(f"{summary['seconds']:.0f} s; the pictures are in {folder}: confidence.png, shares.png, cases.png", flush=True)
+
+
+def print_agreement(found):
+    """How alike Deja Vu and the memorization score rank candidates, and either itself between seeds. found: of `compare_with_scores`."""
+    if found is None:
+        print("not compared with memorization scores: none by these settings; memorization_scores.py makes them")
+        return
+    print(f"{found['candidates']} candidates, of whose first {found['top']} rankings share {found['top_overlap_by_chance']:.1%} by chance:")
+    compared = {
+        "Deja Vu and memorization score": found["deja_vu_and_score"],
+        "Deja Vu of two seeds": found["deja_vu_between_seeds"],
+        "memorization score of two seeds": found["score_between_seeds"],
+    }
+    for name, alike in compared.items():
+        if alike is not None:
+            tau, overlap = alike["kendall_tau"], alike["top_overlap"]
+            print(f"{name:>38} {overlap['mean']:.1%}{spread(overlap, '.1%')}, Kendall's tau {tau['mean']:+.2f}{spread(tau, '.2f')}")
+
+
+def spread(value, form):
+    """The standard deviation of a mean over seeds, as printed after it; nothing for one seed."""
+    return "" if value["std"] is None else f" ± {value['std']:{form}}"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from memorization.config import read_config, trained_part
 from memorization.data import images_of_run, open_images
 from memorization.errors import WrongUse, one_line_errors
 from memorization.figures import draw_probe
-from memorization.machine import choose_device, describe_machine, use_exact_arithmetic
+from memorization.machine import choose_device, describe_machine
 from memorization.probing import fine_tune, prepared_for_probing, probe, probed_data
 from memorization.representations import encoder_source, raw_pixels, stated_adaptation
 from memorization.resources import memory_for
@@ -31,7 +31,6 @@ ACTIONS = {"encoder": "an encoder.pt to probe in the place of those of the run"}
 def main(argv=None):
     config = read_config(__doc__, argv, actions=ACTIONS)
     device = choose_device(config)
-    use_exact_arithmetic()
     sources = chosen_sources(config)
     if config.data.name in (data.name for data in probed_data(config)):
         images_of_run(load_subsets(config.folder / "subsets.npz"), config)  # refuses other images than those of training

@@ -29,7 +29,7 @@ from memorization.config import read_config
 from memorization.data import images_of_run
 from memorization.errors import WrongUse, one_line_errors
 from memorization.figures import draw_gallery, draw_histogram, draw_scatter, draw_training_curve
-from memorization.machine import choose_device, describe_machine, use_exact_arithmetic
+from memorization.machine import choose_device, describe_machine
 from memorization.resources import memory_for, print_estimate, seconds_of
 from memorization.scores import FORMAT
 from memorization.significance import bootstrap_interval, describe, one_sample_test, paired_test, welch_test
@@ -57,7 +57,6 @@ AGAINST_ZERO = {"shared": "two-sided", "candidate": "greater", "independent": "l
 def main(argv=None):
     config = read_config(__doc__, argv, actions=ACTIONS)
     device = choose_device(config)
-    use_exact_arithmetic()
     names = chosen_checkpoints(config.actions["checkpoint"], config.folder, config.seeds)
     subsets = load_subsets(config.folder / "subsets.npz")
     images = images_of_run(subsets, config).to(device)
@@ -130,13 +129,12 @@ def score_pair(f, g, record, seed, rows, images, config, device):
     batches = [(split, batch) for split, of_split in indices.items() for batch in of_split.split(config.scores.batch_size)]
 
     def scored(batch):
-        losses_f, losses_g, errors = score_batch(f, g, *batch, normalization, seed, config)
-        for role, losses in zip(ROLES, (losses_f, losses_g)):
+        measured = torch.stack(score_batch(f, g, *batch, normalization, seed, config)).cpu()  # one transfer: a GPU waits for each
+        for role, losses in zip(ROLES, measured):
             check_losses(losses, f"{config.run}/seed_{seed}/{role}")
-        return losses_f.cpu(), losses_g.cpu(), errors.cpu()
+        return measured
 
-    found = processes.divided(scored, batches, f"scoring seed {seed}")
-    return tuple(torch.cat(column).double().numpy() for column in zip(*found))
+    return tuple(torch.cat(processes.divided(scored, batches, f"scoring seed {seed}"), dim=1).double().numpy())
 
 
 def error_of_precision(losses, pair, seed, rows, images, config, device):

@@ -33,7 +33,7 @@ from memorization.data import images_of_run, open_images
 from memorization.errors import WrongUse, one_line_errors
 from memorization.figures import draw_removal_curve
 from memorization.interruption import stop_requests
-from memorization.machine import choose_device, describe_machine, use_exact_arithmetic
+from memorization.machine import choose_device, describe_machine
 from memorization.probing import prepared_for_probing, probe, probed_data
 from memorization.removal import DRAWN, distances_to_centres, duplicate_groups, removal_order, remove_in_order
 from memorization.representations import encode_images, encoder_source, raw_pixels
@@ -66,7 +66,6 @@ class Removal:
 def main(argv=None):
     config = read_config(__doc__, argv, actions=ACTIONS, flags=FLAGS)
     device = choose_device(config)
-    use_exact_arithmetic()
     check_actions(config)
     subsets = load_subsets(config.folder / "subsets.npz")
     images = images_of_run(subsets, config)

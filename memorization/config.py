@@ -206,14 +206,16 @@ class TrainingSettings(OptimizerSettings):
     weight_decay: float = Field(0.0, ge=0, description="weight decay; biases and norms have none")
     warmup_epochs: int = Field(0, ge=0, description="epochs of linear warm-up, before the cosine")
     clip_gradient: float | None = Field(None, gt=0, description="bound on the norm of the whole gradient; null for none")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto is bf16 autocast on CUDA and fp32 on a CPU")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto is bf16 autocast on CUDA and fp32 on a CPU; fp32 is never TF32"
+    )
     compile: bool = Field(
         False, description="compile the method with torch.compile, which takes a C++ compiler or a GPU, and minutes at the start"
     )
     data_device: Literal["auto", "cuda", "cpu"] = Field(
         "auto",
         json_schema_extra=NOT_COMPARED,
-        description="where images are kept: on the GPU, in memory or on the disk (cpu), or on the GPU if they fit",
+        description="where images are kept: cpu is memory or disk, and auto the GPU if a fifth of its memory holds them",
     )
     knn_every: int = Field(
         0, ge=0, json_schema_extra=NOT_COMPARED, description="epochs between kNN accuracies, which need labels; 0 for none"

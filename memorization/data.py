@@ -85,8 +85,8 @@ class Split:
 
     def to(self, device, data_device="auto"):
         """The Split with its images gathered on the device. data_device: where its pixels are kept, "cuda" or "cpu"; "auto" moves them to a
-        GPU if they take less than half of its memory left."""
-        fits = device.type == "cuda" and self.pixels.nbytes < torch.cuda.mem_get_info(device)[0] / 2
+        GPU if they take less than a fifth of its memory left, whose rest the training will need."""
+        fits = device.type == "cuda" and self.pixels.nbytes < torch.cuda.mem_get_info(device)[0] / 5
         moves = device.type == "cuda" and (data_device == "cuda" or (data_device == "auto" and fits))
         return replace(self, pixels=self.pixels.to(device) if moves else self.pixels, device=device)
 

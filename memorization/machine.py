@@ -14,8 +14,9 @@ from memorization.errors import WrongUse
 def choose_device(config):
     """The torch.device of a script, which joins the other processes of its job; sets the number of CPU threads where the config names one.
 
-    Raises WrongUse for an absent GPU.
+    From then on float32 is multiplied as such. Raises WrongUse for an absent GPU.
     """
+    use_exact_arithmetic()
     if config.threads:
         torch.set_num_threads(config.threads)
     name = config.device
@@ -40,7 +41,7 @@ def to_device(tensor, device):
 
 
 def use_exact_arithmetic():
-    """Measure in full float32: no TF32 in CUDA's matrix products and convolutions."""
+    """Multiply float32 as float32: no TF32 in CUDA's matrix products and convolutions."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
 

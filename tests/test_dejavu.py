@@ -154,7 +154,7 @@ def test_a_repeated_command_gives_the_same_bytes(run_copy):
     assert (run / "dejavu/dejavu.csv").read_bytes() == first
 
 
-def test_f_against_itself_scores_exactly_nothing(run_copy, monkeypatch):
+def test_f_against_itself_scores_exactly_nothing(run_copy, monkeypatch, capsys):
     def twice_f(*arguments):
         f, _, record = load_pair(*arguments)
         return f, f, record
@@ -166,6 +166,7 @@ def test_f_against_itself_scores_exactly_nothing(run_copy, monkeypatch):
         assert all(score == 0 for score in seed["over_confidence"]["score"])
         assert seed["shares"]["memorized"] == seed["shares"]["forgotten"] == 0 and seed["net"]["mcnemar_p"] == 1
     assert summary["memorization_scores"] is None
+    assert "not compared with memorization scores: none by these settings" in capsys.readouterr().out
 
 
 def test_untrained_encoders_score_nothing_beyond_chance(tmp_path, monkeypatch):
@@ -204,7 +205,7 @@ def test_a_search_beyond_the_memory_names_the_setting_to_lower(run_copy, refusal
     assert line == "error: dejavu.memory_gb: 0.25 needs more than the GPU's memory has left; lower it\n"
 
 
-def test_deja_vu_is_compared_with_the_scores_of_the_same_candidates(run_copy):
+def test_deja_vu_is_compared_with_the_scores_of_the_same_candidates(run_copy, capsys):
     path, run = run_copy
     rows, summary = ask(path, run)
     found = summary["memorization_scores"]
@@ -229,6 +230,10 @@ def test_deja_vu_is_compared_with_the_scores_of_the_same_candidates(run_copy):
     assert found["deja_vu_and_score"]["top_overlap"]["mean"] == pytest.approx(np.mean(pairs))
     assert found["deja_vu_between_seeds"]["top_overlap"]["mean"] == pytest.approx(overlap(margins[0], margins[1]))
     assert found["score_between_seeds"]["top_overlap"]["mean"] == pytest.approx(overlap(by_score[0], by_score[1]))
+    printed = capsys.readouterr().out
+    assert "24 candidates, of whose first 12 rankings share 50.0% by chance" in printed
+    assert f"Deja Vu and memorization score {np.mean(pairs):.1%} ± {np.std(pairs, ddof=1):.1%}, Kendall's tau " in printed
+    assert f"memorization score of two seeds {overlap(by_score[0], by_score[1]):.1%}, Kendall's tau " in printed
 
 
 @pytest.mark.parametrize("method", ["byol", "mae"])

@@ -61,7 +61,7 @@ def test_pixels_stay_where_they_are_told_to(monkeypatch):
     for place, moves in (("auto", 1), ("cuda", 1), ("cpu", 0)):
         moved.clear()
         assert split.to(gpu, place).device == gpu and len(moved) == moves
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (PIXELS.nbytes, 0))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5 * PIXELS.nbytes, 0))
     for place, moves in (("auto", 0), ("cuda", 1)):
         moved.clear()
         assert split.to(gpu, place).is_far and len(moved) == moves

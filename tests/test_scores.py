@@ -17,7 +17,7 @@ from memorization.augmentations import augment
 from memorization.checkpoint import load_pair, read_checkpoint, save_checkpoint
 from memorization.config import DataSettings, ViewRecipe, read_config
 from memorization.data import open_images
-from memorization.machine import use_exact_arithmetic
+from memorization.machine import choose_device
 from memorization.scores import load_candidate_scores
 from memorization.significance import cohens_d
 from memorization.subsets import load_subsets
@@ -449,9 +449,9 @@ def test_disjoint_halves_are_scored_without_shared_images(write_config, tmp_path
     assert not any("shared" in name for name in summary["given_this_pair"]["welch"])
 
 
-def test_scores_are_measured_without_tf32():
+def test_float32_is_never_tf32(write_config):
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-    use_exact_arithmetic()
+    choose_device(read_config("", ["--config", write_config()], method=METHODS["simclr"][1]))
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 
 
