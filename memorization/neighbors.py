@@ -13,7 +13,8 @@ CHUNKS = 4  # of queries, worked on one after the other for every part of the ba
 SPARE = 32  # neighbours found in float32 beyond the k that are wanted, so that rounding loses none of those
 GROUP = 10  # columns of which only the least is looked at first
 BLOCK = GROUP**3  # vectors of one product on a CPU: the least of its groups are found while it is in the cache
-RECOMPUTED_VALUES = 1 << 18  # held at a time while distances are recomputed, so that they stay in cache
+RECOMPUTED_VALUES = 1 << 18  # held at a time while distances are recomputed on a CPU, so that they stay in cache
+RECOMPUTED_VALUES_ON_GPU = 1 << 24  # there 192 MB, worth the cost of calling operations
 
 
 def nearest_neighbors(queries, bank, k, memory_gb=0.25):
@@ -125,7 +126,8 @@ def _members_of_groups(groups, width):
 def _by_exact_distance(queries, bank, candidates):
     """Candidates (q, c) in order of their squared distances in float64, equal ones in order of index, and those distances."""
     candidates = candidates.sort(dim=1).values
-    at_once = max(1, RECOMPUTED_VALUES // (candidates.shape[1] * bank.shape[1]))
+    values = RECOMPUTED_VALUES if bank.is_cpu else RECOMPUTED_VALUES_ON_GPU
+    at_once = max(1, values // (candidates.shape[1] * bank.shape[1]))
     distances = []
     for part, rows in zip(queries.split(at_once), candidates.split(at_once)):
         vectors = bank.index_select(0, rows.flatten()).double().view(*rows.shape, -1)

@@ -196,7 +196,8 @@ def _fine_tune_once(source, images, settings, seed, device):
     steps = settings.fine_tune_epochs * steps_per_epoch
     for step in tqdm(range(steps), desc=f"seed {seed}", leave=False, disable=processes.hidden_bar()):
         epoch, i = divmod(step, steps_per_epoch)
-        order = shuffled(len(train_rows), seed, "probing", epoch=1 + epoch)
+        if i == 0:
+            order = shuffled(len(train_rows), seed, "probing", epoch=1 + epoch)
         rows = train_rows[order[i * batch_size : (i + 1) * batch_size]]
         set_learning_rate(optimizer, settings.fine_tune_learning_rate * schedule(step, steps, 0), settings.fine_tune_learning_rate)
         logits = model(whole_images(train, rows, source.size, source.normalization).pixels)
