@@ -153,4 +153,7 @@ def with_shared_norms(module):
 
 def with_shared_gradients(module):
     """What to call in the place of a module, so that its gradients are means over the processes; its weights become the first one's."""
-    return DistributedDataParallel(module, gradient_as_bucket_view=True) if count() > 1 else module
+    if count() == 1:
+        return module
+    # Buffers are those of norms that see the whole batch, and so alike everywhere.
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)

@@ -2,7 +2,6 @@
 
 import torch
 import torch.distributed as dist
-from torch.distributed.nn.functional import all_gather
 
 
 def gather(part):
@@ -13,4 +12,18 @@ def gather(part):
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return part
-    return torch.cat(all_gather(part.contiguous()))
+    return _Gathered.apply(part)
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(context, part):
+        parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, part.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context, gradient):
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)  # the sum
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
