@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
-from benchmarks.contest import chosen_device, save
+from benchmarks.contest import chosen_device, save, wait_for
 from benchmarks.memory import status
 from benchmarks.peers import normalization, simclr_recipe
 from memorization.augmentations import training_views
@@ -66,8 +66,7 @@ class Clock:
         self.before = time.perf_counter()
 
     def lap(self):
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        wait_for(self.device)
         now = time.perf_counter()
         seconds, self.before = now - self.before, now
         return seconds

@@ -64,12 +64,18 @@ def contest(question, unit, contestants, device, rounds=ROUNDS):
 
 
 def seconds(work, device):
-    """How long a piece of work takes, until the device has done it."""
+    """How long a piece of work takes, from when the device is free until it has done it."""
+    wait_for(device)
     start = time.perf_counter()
     work()
+    wait_for(device)
+    return time.perf_counter() - start
+
+
+def wait_for(device):
+    """Until the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def figures(value):

@@ -6,6 +6,7 @@ Also: the share of a step that goes into data and views, its floating-point oper
 the operations that take most of its time; on a GPU the share of the time that it works, which tells whether calling operations binds.
 """
 
+import shutil
 import statistics
 from dataclasses import dataclass
 
@@ -92,7 +93,7 @@ def main():
 def contestants(case, ours, split, device, lightly):
     """Ours first. lightly: the module with its transforms, or None."""
     yield Contestant("this project", ours.epoch, len(split))
-    if device.type == "cuda":  # on a CPU compiling takes minutes, and a ResNet-18 is no faster
+    if device.type == "cuda" and a_compiler_is_there():  # on a CPU compiling takes minutes, and a ResNet-18 is no faster
         yield Contestant("this project, compiled", OurTraining(case, split, device, compiled=True).epoch, len(split))
     loader = worker_pipeline(split, torchvision_transform(case.channels, case.size), 1 if case.method == "mae" else 2, case.batch_size)
     yield Contestant("torchvision, two workers", TheirTraining(case, loader, device).epoch, len(split))
@@ -101,6 +102,14 @@ def contestants(case, ours, split, device, lightly):
         images = PilViews(split, lambda image: torch.stack(transform(image)), 1)
         loader = DataLoader(images, case.batch_size, shuffle=True, num_workers=WORKERS, persistent_workers=True, drop_last=True)
         yield Contestant("lightly's transform, two workers", TheirTraining(case, loader, device).epoch, len(split))
+
+
+def a_compiler_is_there():
+    """Whether torch.compile finds the C compiler that it needs for a GPU; said aloud where not."""
+    if shutil.which("cc") or shutil.which("gcc") or shutil.which("clang"):
+        return True
+    print("(there is no C compiler, and the compiled contestant is skipped)")
+    return False
 
 
 class OurTraining:
@@ -129,17 +138,17 @@ class OurTraining:
 
     def limits(self, rate):
         """What bounds a step, a dict: the share of its views, its floating-point operations a second as a share of a rate, the shares of
-        its heaviest operations, and on a GPU the share of the time that it works. Times are medians over steps."""
+        its heaviest operations, and on a GPU the share of the time that it works."""
         views = self.views(self.batches[0])
         of_views = statistics.median(seconds(lambda: self.views(self.batches[0]), self.device) for _ in range(5))
         of_step = statistics.median(seconds(lambda: self.step(views), self.device) for _ in range(5))
         with FlopCounterMode(display=False) as counter:
             self.step(views)
-        whole = of_views + of_step
+        whole = statistics.median(seconds(self.epoch, self.device) for _ in range(3)) / len(self.batches)  # which may overlap on a GPU
         operations = self.profiled()
         work = sum(operations.values())
         return {
-            "share_of_views": of_views / whole,
+            "share_of_views": of_views / (of_views + of_step),
             "share_of_product_rate": counter.get_total_flops() / whole / rate,
             "heaviest": {name: operations[name] / work for name in sorted(operations, key=operations.get, reverse=True)[:HEAVIEST]},
             **({"share_of_work": work / whole} if self.device.type == "cuda" else {}),
