@@ -1,7 +1,8 @@
 """Views as a pure function: whole batches of uint8 images in, normalized float views out, each sample with parameters of its own.
 
 A view is fully decided by (seed, purpose, split, epoch, view number, sample index): it does not depend on the batch around it, on what
-was drawn before, or on the device, but for rounding on a GPU, which adds up in an order of its own. The operations are those of torchvision's functional transforms, on pixels in [0, 1].
+was drawn before, or on the device, but for rounding on a GPU, which adds up in an order of its own. The operations are those of
+torchvision's functional transforms, on pixels in [0, 1].
 """
 
 import math
