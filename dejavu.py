@@ -405,7 +405,8 @@ def print_agreement(found):
     if found is None:
         print("not compared with memorization scores: none by these settings; memorization_scores.py makes them")
         return
-    print(f"{found['candidates']} candidates, of whose first {found['top']} rankings share {found['top_overlap_by_chance']:.1%} by chance:")
+    by_chance = f"{found['top_overlap_by_chance']:.1%} by chance"
+    print(f"of {found['candidates']} candidates two rankings have this share of their first {found['top']} in common ({by_chance}):")
     compared = {
         "Deja Vu and memorization score": found["deja_vu_and_score"],
         "Deja Vu of two seeds": found["deja_vu_between_seeds"],

@@ -231,7 +231,7 @@ def test_deja_vu_is_compared_with_the_scores_of_the_same_candidates(run_copy, ca
     assert found["deja_vu_between_seeds"]["top_overlap"]["mean"] == pytest.approx(overlap(margins[0], margins[1]))
     assert found["score_between_seeds"]["top_overlap"]["mean"] == pytest.approx(overlap(by_score[0], by_score[1]))
     printed = capsys.readouterr().out
-    assert "24 candidates, of whose first 12 rankings share 50.0% by chance" in printed
+    assert "of 24 candidates two rankings have this share of their first 12 in common (50.0% by chance):" in printed
     assert f"Deja Vu and memorization score {np.mean(pairs):.1%} ± {np.std(pairs, ddof=1):.1%}, Kendall's tau " in printed
     assert f"memorization score of two seeds {overlap(by_score[0], by_score[1]):.1%}, Kendall's tau " in printed
 
