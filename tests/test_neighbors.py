@@ -64,9 +64,9 @@ def test_equal_distances_are_ordered_by_index_however_many_there_are():
     assert torch.equal(indices, by_brute_force(queries, bank, 150)[0])
 
 
-@pytest.mark.parametrize("k", [1, 20, 40])
-def test_the_nearest_are_found_however_they_share_groups(k):
-    bank, queries = random_vectors(30_000, 8, seed=0), random_vectors(9, 8, seed=1)
+@pytest.mark.parametrize("count, k", [(30_000, 1), (30_000, 20), (30_000, 40), (67_000, 1)])  # 67 blocks: no more whole groups of ten
+def test_the_nearest_are_found_however_they_share_groups(count, k):
+    bank, queries = random_vectors(count, 8, seed=0), random_vectors(9, 8, seed=1)
     near = torch.cat([torch.arange(500, 30_000, 1000), torch.arange(3005, 4000, 100)])  # the same place in all blocks, ten in one group
     bank[near] = queries[4] + 0.1 * random_vectors(40, 8, seed=2)
     assert torch.equal(nearest_neighbors(queries, bank, k)[0], by_brute_force(queries, bank, k)[0])
