@@ -9,6 +9,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import linear_probing_train
+from memorization import probing
+from memorization.augmentations import whole_images
 from memorization.checkpoint import checksum, read_checkpoint, save_checkpoint
 from memorization.config import DataSettings, EncoderSettings, ProbeSettings
 from memorization.data import Split, open_images
@@ -279,6 +281,23 @@ def test_fine_tuning_trains_all_weights_of_a_copy(monkeypatch):
     assert len(result["seeds"]) == 2 and result["top_1"]["mean"] > 0.5
     assert all(not torch.equal(first, last) for first, last in zip(trained[0], trained[-1]))  # encoder and layer
     assert checksum(encoder.state_dict()) == before and not encoder.training
+
+
+def test_fine_tuning_meets_every_image_once_an_epoch_in_an_order_of_its_own(monkeypatch):
+    batches = []
+
+    def watched(images, indices, *rest):
+        batches.append((images.name, tuple(indices.tolist())))
+        return whole_images(images, indices, *rest)
+
+    monkeypatch.setattr(probing, "whole_images", watched)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).eval()
+    images, settings = fake_images(), ProbeSettings(fine_tune_epochs=3, fine_tune_batch_size=16, seeds=[0])
+    fine_tune(replace(flat_source(), encode=encoder), images, settings, CPU)
+    met = [rows for name, rows in batches[1:] if name == "train"]  # after the two images that tell the dimensions
+    epochs = [sum(met[i : i + len(met) // 3], ()) for i in range(0, len(met), len(met) // 3)]
+    assert len(set(epochs)) == len(epochs) == 3
+    assert all(len(set(rows)) == len(rows) > len(images.train) - 16 for rows in epochs)
 
 
 # --- the script -------------------------------------------------------------------------------------------------------------------
