@@ -47,7 +47,7 @@ from memorization.queries import make_queries
 from memorization.representations import encode_images, encoder_source
 from memorization.resources import memory_for
 from memorization.scores import load_candidate_scores
-from memorization.significance import mean_and_spread
+from memorization.significance import mean_and_spread, plus_minus
 from memorization.storage import write_atomically, write_json
 from memorization.subsets import ROLES, first_by_hash, load_subsets
 from models.encoders import make_encoder
@@ -403,7 +403,7 @@ def print_summary(summary, folder):
 def print_agreement(found):
     """How alike Deja Vu and the memorization score rank candidates, and either itself between seeds. found: of `compare_with_scores`."""
     if found is None:
-        print("not compared with memorization scores: none by these settings; memorization_scores.py makes them")
+        print("not compared with memorization scores: none by these settings, or no encoder g to check them against")
         return
     by_chance = f"{found['top_overlap_by_chance']:.1%} by chance"
     print(f"of {found['candidates']} candidates two rankings have this share of their first {found['top']} in common ({by_chance}):")
@@ -415,12 +415,7 @@ def print_agreement(found):
     for name, alike in compared.items():
         if alike is not None:
             tau, overlap = alike["kendall_tau"], alike["top_overlap"]
-            print(f"{name:>38} {overlap['mean']:.1%}{spread(overlap, '.1%')}, Kendall's tau {tau['mean']:+.2f}{spread(tau, '.2f')}")
-
-
-def spread(value, form):
-    """The standard deviation of a mean over seeds, as printed after it; nothing for one seed."""
-    return "" if value["std"] is None else f" ± {value['std']:{form}}"
+            print(f"{name:>38} {overlap['mean']:.1%}{plus_minus(overlap, '.1%')}, Kendall's tau {tau['mean']:+.2f}{plus_minus(tau, '.2f')}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from memorization.machine import choose_device, describe_machine
 from memorization.probing import fine_tune, prepared_for_probing, probe, probed_data
 from memorization.representations import encoder_source, raw_pixels, stated_adaptation
 from memorization.resources import memory_for
-from memorization.significance import mean_and_spread, paired_test
+from memorization.significance import mean_and_spread, paired_test, plus_minus
 from memorization.storage import write_json
 from memorization.subsets import ROLES, load_subsets
 
@@ -95,7 +95,11 @@ def probe_folder(config, sources):
 
 def print_row(row):
     """One line of the table on the screen."""
-    shares = [f"{name.replace('_', '-')} {100 * row[name]['mean']:.2f}{spread(row[name])} %" for name in ("top_1", "top_5") if name in row]
+    shares = [
+        f"{name.replace('_', '-')} {100 * row[name]['mean']:.2f}{plus_minus(row[name], '.2f', scale=100)} %"
+        for name in ("top_1", "top_5")
+        if name in row
+    ]
     shares += [f"{name.replace('_', ' ')} {100 * row[name]:.2f} %" for name in ("knn_20", "knn_200") if name in row]
     adapted = "" if row["adapted"] == "as they are" else f"  (images {row['adapted']})"
     print(f"{row['dataset']:>14}  {row['encoder']:<22} {'  '.join(shares)}{adapted}", flush=True)
@@ -111,11 +115,6 @@ def compare_roles(rows, seeds):
             compared[dataset] = {role: mean_and_spread(values) for role, values in shares.items()}
             compared[dataset]["paired"] = {"f > g": paired_test(*shares.values())}
     return compared
-
-
-def spread(value):
-    """The standard deviation of a {"mean", "std", "n"} in per cent, written as the end of a number; nothing where there is none."""
-    return "" if value["std"] is None else f" ± {100 * value['std']:.2f}"
 
 
 if __name__ == "__main__":

@@ -155,5 +155,5 @@ def with_shared_gradients(module):
     """What to call in the place of a module, so that its gradients are means over the processes; its weights become the first one's."""
     if count() == 1:
         return module
-    # Buffers are those of norms that see the whole batch, and so alike everywhere.
+    # Buffers are alike everywhere already: norms see the whole batch.
     return DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)

@@ -25,6 +25,11 @@ def mean_and_spread(values):
     return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else None, "n": len(values)}
 
 
+def plus_minus(value, form, scale=1):
+    """What is printed after a mean: its deviation, of `mean_and_spread`, times a scale; nothing where there is none."""
+    return "" if value["std"] is None else f" ± {scale * value['std']:{form}}"
+
+
 def welch_test(greater, smaller):
     """Welch's one-sided t test that the mean of `greater` is above that of `smaller`; t, p and Cohen's d as a dict."""
     result = stats.ttest_ind(greater, smaller, equal_var=False, alternative="greater")
