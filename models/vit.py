@@ -84,25 +84,32 @@ def vit(name, settings, channels, size):
 
 
 def transformer_blocks(dim, depth, heads):
-    """`depth` blocks of attention and a perceptron of 4 dim, each normalized first; (B, T, dim) -> (B, T, dim), without dropout."""
-    batch_first = heads % 2 == 0  # with an odd number of heads torch would copy such tokens at every attention
-    return (nn.Sequential if batch_first else SequenceFirst)(*(
-        nn.TransformerEncoderLayer(dim, heads, 4 * dim, 0.0, exact_gelu, layer_norm_eps=1e-6, batch_first=batch_first, norm_first=True)
-        for _ in range(depth)
-    ))  # fmt: skip
+    """`depth` blocks one after the other; (B, T, dim) -> (B, T, dim)."""
+    return nn.Sequential(*(Block(dim, heads) for _ in range(depth)))
 
 
-def exact_gelu(x):
-    """F.gelu, which torch knows by its name: in eval mode it would fuse a layer, and on a GPU measure with the tanh approximation of gelu
-    what was trained with gelu itself."""
-    return F.gelu(x)
+class Block(nn.TransformerEncoderLayer):
+    """Attention and a perceptron of 4 dim, each normalized first and added to what went in; (B, T, dim) -> (B, T, dim), without dropout.
 
+    The weights are those of torch's layer. Its forward pass is not taken: it copies queries, keys and values, and where no gradient is
+    wanted it may be a fused one, which on a GPU measures with the tanh approximation of gelu what was trained with gelu itself.
+    """
 
-class SequenceFirst(nn.Sequential):
-    """Takes and returns tokens (B, T, D); its modules work on (T, B, D)."""
+    def __init__(self, dim, heads):
+        super().__init__(dim, heads, 4 * dim, dropout=0.0, activation="gelu", layer_norm_eps=1e-6, batch_first=True, norm_first=True)
 
     def forward(self, tokens):
-        return super().forward(tokens.transpose(0, 1).contiguous()).transpose(0, 1)
+        tokens = tokens + self.attention(self.norm1(tokens))
+        return tokens + self.linear2(F.gelu(self.linear1(self.norm2(tokens))))
+
+    def attention(self, tokens):
+        """Every token as a mean of what all are worth to it; (B, T, D) -> (B, T, D)."""
+        B, T, D = tokens.shape
+        layer, heads = self.self_attn, self.self_attn.num_heads
+        packed = F.linear(tokens, layer.in_proj_weight, layer.in_proj_bias).view(B, T, 3, heads, D // heads)
+        queries, keys, values = packed.permute(2, 0, 3, 1, 4)  # (B, heads, T, D / heads) each
+        mixed = F.scaled_dot_product_attention(queries, keys, values)
+        return layer.out_proj(mixed.transpose(1, 2).reshape(B, T, D))
 
 
 def initialize_linear(module):
