@@ -5,6 +5,8 @@ import itertools
 import torch
 import torch.nn.functional as F
 
+from memorization.threads import encoded
+
 
 def alignment_loss(representations):
     """How far apart an encoder places the views of each sample; small means well aligned.
@@ -29,7 +31,7 @@ def represent(encoder, views, representation="pooled"):
     if representation == "tokens" and any(view.visible is not None for view in views):
         raise ValueError("tokens of masked views are no vectors to compare; see masked_token_distances")
     encode = {"pooled": encoder, "tokens": lambda pixels, visible: encoder.tokens(pixels, visible).flatten(1)}[representation]
-    representations = torch.stack([encode(view.pixels, view.visible) for view in views], dim=1)  # (B, V, D)
+    representations = torch.stack(encoded(encode, views), dim=1)  # (B, V, D)
     return F.normalize(in_single_at_least(representations), dim=2)
 
 
@@ -60,9 +62,9 @@ def masked_tokens(encoder, views):
     Returns tokens (B, V, 1 + T, D), the class token first, undefined where a patch is hidden; and seen (B, V, 1 + T), bool.
     """
     tokens, seen = [], []
-    for view in views:
+    for view, known in zip(views, encoded(encoder.tokens, views)):
         T = (view.pixels.shape[2] // encoder.patch) ** 2
-        known = in_single_at_least(encoder.tokens(view.pixels, view.visible))  # (B, 1 + K, D)
+        known = in_single_at_least(known)  # (B, 1 + K, D)
         places = torch.arange(1 + T, device=known.device).expand(len(known), -1)
         if view.visible is not None:
             places = torch.cat([places[:, :1], 1 + view.visible], dim=1)  # (B, 1 + K)

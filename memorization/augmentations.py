@@ -6,16 +6,15 @@ torchvision's functional transforms, on pixels in [0, 1].
 """
 
 import math
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from functools import cache, partial
+from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from memorization import threads
 from memorization.config import ViewRecipe
 from memorization.machine import to_device
 from memorization.randomness import sample_keys, stream, uniform
@@ -89,8 +88,9 @@ def augment_all(images, indices, recipes, normalization, seed, purpose, epoch=0,
         streams = [stream(seed, purpose, images.name, epoch, view) for view in group]
         return _views_of_streams(images, indices, recipes[group[0]], normalization, streams, patch)
 
-    share = len(groups) >= _threads(images.device) and per_pixel * size**2 >= CHUNK_BYTES  # else too few, or too small for more than one
-    made = _shared(make, groups, images.device) if share else map(make, groups)
+    # Where they are too few for all threads, or too small for more than one, `_pixels` sees to it.
+    share = len(groups) >= threads.count(images.device) and per_pixel * size**2 >= CHUNK_BYTES
+    made = threads.shared(make, groups, images.device) if share else map(make, groups)
     views = dict(zip(chain.from_iterable(groups), chain.from_iterable(made)))
     return [views[view] for view in range(len(recipes))]
 
@@ -129,12 +129,12 @@ def _pixels(images, indices, recipe, normalization, draw):
     """
     B, C, size = len(indices), images.pixels.shape[1], recipe.size
     views = torch.empty(B, C, size, size, device=images.device)
-    shares = min(_threads(images.device), math.ceil(views.nbytes / CHUNK_BYTES))
+    shares = min(threads.count(images.device), math.ceil(views.nbytes / CHUNK_BYTES))
 
     def fill(part):
         _fill(views[part], images, indices[part], draw(part), recipe, normalization)
 
-    _shared(fill, _equal_slices(B, shares), images.device)
+    threads.shared(fill, _equal_slices(B, shares), images.device)
     return views
 
 
@@ -153,32 +153,6 @@ def _equal_slices(count, parts):
     """range(count) in so many slices, or fewer, all but the last of one length."""
     length = math.ceil(count / parts) if count else 1
     return [slice(start, start + length) for start in range(0, count, length)]
-
-
-def _threads(device):
-    """Among how many threads views are shared: one on a GPU, and within such a thread."""
-    return torch.get_num_threads() if device.type == "cpu" else 1
-
-
-def _shared(work, parts, device):
-    """[work(part) for part in parts], shared among threads."""
-    inference = torch.is_inference_mode_enabled()  # which holds for one thread alone
-
-    def work_on(part):
-        with torch.inference_mode(inference):
-            return work(part)
-
-    threads = _threads(device)
-    return list(map(work, parts) if threads == 1 else _pool(threads).map(work_on, parts))
-
-
-@cache
-def _pool(threads):
-    """Threads that each do all of an operation alone: it is too small to be shared, and torch rounds a shared sum in another way."""
-    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-
-
-os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not follow into a forked process
 
 
 def training_views(images, indices, recipes, normalization, seed, epoch, patch=None):

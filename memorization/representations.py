@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from memorization import processes
+from memorization import processes, threads
 from memorization.augmentations import GRAY_WEIGHTS, whole_images
 from memorization.checkpoint import checksum
 from memorization.errors import WrongUse
@@ -104,12 +104,13 @@ def encode_views(source, make_view, rows, device, kept_in=None):
 
     make_view: (B,) of the rows -> View, on the device; rows: (n,) int64; kept_in: the folder where the caller will keep them, or None.
     """
-    encode, batches = source.encode.to(device), rows.split(ENCODING_BATCH)
+    encoder, batches = source.encode.to(device), rows.split(ENCODING_BATCH)
+
+    def encode(pixels, visible):
+        return encoder(pixels) if visible is None else encoder(pixels, visible)
 
     def encoded(batch):
-        view = make_view(batch)
-        seen = (view.pixels,) if view.visible is None else (view.pixels, view.visible)
-        values = encode(*seen).float().cpu()
+        values = threads.encoded(encode, [make_view(batch)])[0].float().cpu()
         if not values.isfinite().all():
             raise WrongUse(f"{source.name}: its representations are not finite")
         return values

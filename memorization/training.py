@@ -30,6 +30,7 @@ from memorization.randomness import shuffled
 from memorization.resources import memory_for, print_estimate, seconds_of, tensor_bytes
 from memorization.storage import append, parse_json, read_text, sole_process, write_atomically
 from memorization.subsets import ROLES, SUBSETS, check_subsets, draw_subsets, load_subsets, save_subsets
+from memorization.threads import encoded
 
 KNN_NEIGHBORS = 20
 COLLAPSED = 0.02  # spread of representations below which they tell hardly anything
@@ -188,7 +189,7 @@ def measure_encoder(encoder, view, images, subsets, role, config, epoch):
     """How an encoder does at the end of an epoch, a dict: the spread of its representations of a view and, every `knn_every` epochs, its
     kNN accuracy on S_E among the labelled images of its training set (else None)."""
     encoder.eval()
-    representations = processes.rows_of_all(encoder(view.pixels, view.visible).float())
+    representations = processes.rows_of_all(encoded(encoder, [view])[0].float())
     measured = {"spread": spread(representations).item(), "knn_accuracy": None}
     if config.training.knn_every and epoch % config.training.knn_every == 0:
         bank, bank_labels = _labelled(encoder, images, images.train, subsets.training_set(role), config)
@@ -459,7 +460,7 @@ def _labelled(encoder, images, split, indices, config):
     device = split.device
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=_uses_bf16(config.training, device)):
         parts = processes.divided(
-            lambda part: encoder(whole_images(split, part, config.augmentation.size, images.normalization).pixels).float().cpu(),
+            lambda part: encoded(encoder, [whole_images(split, part, config.augmentation.size, images.normalization)])[0].float().cpu(),
             indices.split(ENCODING_BATCH),
             "encoding",
         )

@@ -1,11 +1,8 @@
 """ResNets as encoders: torchvision's, and a small one for CPUs."""
 
-import torch
 import torch.nn as nn
 import torchvision
 from torchvision.models.resnet import BasicBlock
-
-IMAGES_IN_CACHE = 64  # worked on at a time on a CPU where no gradient is wanted: a ResNet-18 is a tenth to a sixth faster than on many
 
 
 class ResNetEncoder(nn.Module):
@@ -30,8 +27,6 @@ class ResNetEncoder(nn.Module):
     def _feature_map(self, pixels, visible):
         if visible is not None:
             raise ValueError("a ResNet sees whole images; only a vision transformer takes a mask")
-        if pixels.device.type == "cpu" and not self.training and not torch.is_grad_enabled():
-            return torch.cat([self.layers(part) for part in pixels.split(IMAGES_IN_CACHE)])
         return self.layers(pixels)  # (B, D, h, w)
 
 

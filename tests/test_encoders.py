@@ -36,26 +36,3 @@ def test_a_resnet_refuses_a_mask():
     encoder = make_encoder(EncoderSettings(name="resnet_small"), 1, 28)
     with pytest.raises(ValueError, match="mask"):
         encoder(torch.rand(1, 1, 28, 28), visible=torch.tensor([[0]]))
-
-
-@pytest.mark.parametrize("count", [0, 1, 64, 150])
-def test_many_images_are_represented_a_few_at_a_time_where_no_gradient_is_wanted(count):
-    torch.manual_seed(0)
-    encoder, pixels = make_encoder(EncoderSettings(name="resnet_small", width=8), 1, 28).eval(), torch.rand(count, 1, 28, 28)
-    worked_on = []
-    encoder.layers[0].register_forward_hook(lambda layer, given, result: worked_on.append(len(result)))
-    whole = encoder(pixels).detach()
-    assert worked_on == [count]
-    worked_on.clear()
-    with torch.no_grad():
-        assert torch.allclose(encoder(pixels), whole, atol=1e-5)
-    assert worked_on == {0: [0], 1: [1], 64: [64], 150: [64, 64, 22]}[count]
-
-
-def test_batch_norms_that_are_trained_see_the_whole_batch_even_without_a_gradient():
-    """Such as those of a momentum encoder."""
-    torch.manual_seed(0)
-    encoder, pixels = make_encoder(EncoderSettings(name="resnet_small", width=8), 1, 28), torch.rand(150, 1, 28, 28)
-    with torch.no_grad():
-        without = encoder(pixels)
-    assert torch.allclose(without, encoder(pixels), atol=1e-5)

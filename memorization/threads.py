@@ -1,0 +1,55 @@
+"""Work that a CPU's threads share, each of them doing all of an operation alone."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import islice
+
+import torch
+
+PIXELS_TOGETHER, IMAGES_TOGETHER = 2**16, 64  # of images encoded by one thread: what they become in a network stays in its cache
+
+
+def count(device):
+    """How many threads share: one on a GPU, and within such a thread."""
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
+def shared(work, parts, device):
+    """[work(part) for part in parts], shared among threads."""
+    gradients, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()  # which hold for one thread alone, as autocast does
+    autocast = {"enabled": torch.is_autocast_enabled("cpu"), "dtype": torch.get_autocast_dtype("cpu")}
+
+    def work_on(part):
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradients), torch.autocast("cpu", **autocast):
+            return work(part)
+
+    threads = count(device)
+    return list(map(work, parts) if threads == 1 else _pool(threads).map(work_on, parts))
+
+
+def encoded(encode, views):
+    """[encode(view.pixels, view.visible) for view in views], where rows do not depend on each other; on a CPU threads share the images."""
+    device = views[0].pixels.device
+    if device.type != "cpu":
+        return [encode(view.pixels, view.visible) for view in views]
+    parts = [_parts(view) for view in views]
+    made = iter(shared(lambda part: encode(*part), sum(parts, []), device))
+    return [torch.cat(list(islice(made, len(of_view)))) for of_view in parts]
+
+
+def _parts(view):
+    """(pixels, visible) of some images at a time, a list."""
+    height, width = view.pixels.shape[2:]
+    length = min(IMAGES_TOGETHER, max(1, PIXELS_TOGETHER // (height * width)))
+    pixels = view.pixels.split(length)
+    return list(zip(pixels, [None] * len(pixels) if view.visible is None else view.visible.split(length)))
+
+
+@cache
+def _pool(threads):
+    """Threads that each do all of an operation alone: it is too small to be shared, and torch rounds a shared sum in another way."""
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not follow into a forked process

@@ -1,0 +1,85 @@
+import threading
+
+import pytest
+import torch
+
+from memorization import threads
+from memorization.augmentations import View
+from memorization.config import EncoderSettings
+from models.encoders import make_encoder
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True, params=[1, 2, 3])
+def number(request):
+    """As many threads as torch is to have."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_work_is_done_by_as_many_threads_each_alone_and_comes_out_in_order(number):
+    all_here = threading.Barrier(number, timeout=20)
+
+    def work(part):
+        all_here.wait()  # for as many as there are to be
+        return part, threading.get_ident(), torch.get_num_threads()
+
+    made = threads.shared(work, range(2 * number), CPU)
+    assert [part for part, _, _ in made] == list(range(2 * number))
+    assert len({thread for _, thread, _ in made}) == number and {alone for _, _, alone in made} == {1}
+    assert threads.shared(work, [], CPU) == [] and torch.get_num_threads() == number
+
+
+def test_what_holds_for_one_thread_holds_where_its_work_is_done():
+    def states():
+        return {
+            (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"))
+        }
+
+    for state in (torch.enable_grad(), torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.float16)):
+        with state:
+            expected = states()
+            assert set().union(*threads.shared(lambda part: states(), range(4), CPU)) == expected
+    assert set().union(*threads.shared(lambda part: states(), range(4), CPU)) == states()
+
+
+def test_an_error_in_one_thread_is_the_callers():
+    with pytest.raises(ZeroDivisionError):
+        threads.shared(lambda part: 1 / part, [1, 0, 2], CPU)
+
+
+@pytest.mark.parametrize("size, count, together", [
+    (28, 0, [0]), (28, 1, [1]), (28, 64, [64]), (28, 150, [22, 64, 64]), (64, 40, [8, 16, 16]), (300, 2, [1, 1]),
+])  # fmt: skip
+def test_a_thread_encodes_as_many_images_at_a_time_as_its_cache_holds(size, count, together):
+    torch.manual_seed(0)
+    encoder, worked_on = make_encoder(EncoderSettings(name="resnet_small", width=8), 1, size).eval(), []
+    view = View(torch.rand(count, 1, size, size))
+    expected = encoder(view.pixels).detach()
+    encoder.layers[0].register_forward_hook(lambda layer, given, result: worked_on.append(len(result)))
+    with torch.no_grad():
+        found, again = threads.encoded(encoder, [view, view])
+    assert torch.equal(found, again) and found.shape == expected.shape and torch.allclose(found, expected, atol=1e-5)
+    assert sorted(worked_on) == sorted(2 * together)
+
+
+def test_views_of_several_sizes_are_each_encoded_under_their_own_mask():
+    torch.manual_seed(0)
+    encoder = make_encoder(EncoderSettings(name="vit_mini", width=32, depth=1, patch=4), 1, 16).eval()
+    visible = torch.rand(70, 16).argsort(1)[:, :5]
+    views = [View(torch.rand(70, 1, 16, 16)), View(torch.rand(70, 1, 16, 16), visible), View(torch.rand(70, 1, 8, 8))]
+    with torch.no_grad():
+        found = threads.encoded(encoder.tokens, views)
+        expected = [encoder.tokens(view.pixels, view.visible) for view in views]
+    assert [tokens.shape for tokens in found] == [(70, 17, 32), (70, 6, 32), (70, 5, 32)]
+    assert all(torch.allclose(tokens, wanted, atol=1e-5) for tokens, wanted in zip(found, expected))
+
+
+def test_a_gpu_is_given_whole_views():
+    views, seen = [View(torch.empty(500, 1, 8, 8, device="meta")) for _ in range(2)], []
+    found = threads.encoded(lambda pixels, visible: seen.append((len(pixels), threading.get_ident())) or pixels, views)
+    assert found[0] is views[0].pixels and found[1] is views[1].pixels
+    assert seen == 2 * [(500, threading.get_ident())]
