@@ -1,11 +1,15 @@
 """How many images are scored a second? Against the loop of the published code: one image at a time, every view a forward pass of its own.
 
 python -m benchmarks.scoring [--device cpu]
+
+With vision transformers the loop is timed twice: with the blocks of this project, and with torch's layers, whose weights they have.
 """
 
+import copy
 from functools import partial
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from torchvision.transforms.functional import to_pil_image, to_tensor
 
@@ -34,6 +38,9 @@ def main():
             Contestant("this project in bf16", partial(scored, f, g, settings, split, "bf16"), count),
             Contestant("one image and one view at a time", partial(scored_one_by_one, f, g, split, device), THEIRS),
         ]
+        if settings.sees_patches:
+            theirs = [by_torch_layers(encoder) for encoder in (f, g)]
+            contestants.append(Contestant("the same by torch's layers", partial(scored_one_by_one, *theirs, split, device), THEIRS))
         name = settings.name if not settings.sees_patches else f"{settings.name}, patches of {settings.patch}"
         results.append(contest(f"memorization scores, {name}, {VIEWS} views", "images", contestants, device))
     save("scoring", results, device)
@@ -58,6 +65,14 @@ def scored_one_by_one(f, g, split, device):
                 losses[encoder] += F.pairwise_distance(encoder(view), encoder(original)).item() / VIEWS
         scores.append(losses[g] - losses[f])
     return scores
+
+
+def by_torch_layers(encoder):
+    """A copy of a vision transformer that calls the forward pass of torch's layers."""
+    encoder = copy.deepcopy(encoder)
+    for block in encoder.blocks:
+        block.forward = partial(nn.TransformerEncoderLayer.forward, block)
+    return encoder
 
 
 if __name__ == "__main__":
