@@ -13,6 +13,7 @@ from memorization.augmentations import whole_images
 from memorization.config import EncoderSettings, ProbeSettings
 from memorization.probing import train_layers
 from memorization.representations import Source, stored_examples
+from memorization.threads import encoded
 from models.encoders import make_encoder
 
 IMAGES, SIZE, EPOCHS = 2_000, 32, 90
@@ -42,7 +43,7 @@ def one_epoch(encoder, split, device):
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
     for batch in torch.arange(IMAGES).split(256):
         with torch.no_grad():
-            values = encoder(whole_images(split, batch, SIZE, normalization(3)).pixels)
+            values = encoded(encoder, [whole_images(split, batch, SIZE, normalization(3))])[0]
         loss = F.cross_entropy(layer(values), split.labels[batch].to(device))
         optimizer.zero_grad()
         loss.backward()

@@ -21,7 +21,7 @@ from memorization_scores import score_batch
 from models.encoders import make_encoder
 
 SIZE, VIEWS = 32, 10
-OURS, THEIRS = {"cpu": 64, "cuda": 256}, 8  # images a call; ours is worked on as one batch, as scores.batch_size allows
+OURS, THEIRS = {"cpu": 64, "cuda": 256}, 8  # images a call
 ENCODERS = [EncoderSettings(name="resnet18"), EncoderSettings(name="vit_tiny", patch=4), EncoderSettings(name="vit_tiny", patch=2)]
 
 
@@ -40,7 +40,7 @@ def main():
         ]
         if settings.sees_patches:
             theirs = [by_torch_layers(encoder) for encoder in (f, g)]
-            contestants.append(Contestant("the same by torch's layers", partial(scored_one_by_one, *theirs, split, device), THEIRS))
+            contestants.append(Contestant("by torch's layers, one at a time", partial(scored_one_by_one, *theirs, split, device), THEIRS))
         name = settings.name if not settings.sees_patches else f"{settings.name}, patches of {settings.patch}"
         results.append(contest(f"memorization scores, {name}, {VIEWS} views", "images", contestants, device))
     save("scoring", results, device)

@@ -243,7 +243,7 @@ class ScoreSettings(Settings):
     representation: Literal["pooled", "tokens"] = Field("pooled", description="the encoder's output, or all its positions before pooling")
     augmentation: Literal["training"] | Recipes = Field("training", description="the views: those of training, or a list of other recipes")
     per_subset: int | None = Field(None, ge=2, description="score only so many images of each subset, the first by hash; null for all")
-    batch_size: int = Field(256, ge=1, le=10**6, description="images a forward pass; scores do not depend on it, but for rounding")
+    batch_size: int = Field(256, ge=1, le=10**6, description="images worked on together; scores do not depend on it, but for rounding")
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="bf16 lets the encoders multiply in bfloat16; how far its scores are from those of fp32 is measured as well"
     )

@@ -109,17 +109,17 @@ def encode_views(source, make_view, rows, device, kept_in=None):
     def encode(pixels, visible):
         return encoder(pixels) if visible is None else encoder(pixels, visible)
 
-    def encoded(batch):
+    def represented(batch):
         values = threads.encoded(encode, [make_view(batch)])[0].float().cpu()
         if not values.isfinite().all():
             raise WrongUse(f"{source.name}: its representations are not finite")
         return values
 
     if len(batches) >= LONG:
-        disk = encoded(batches[0][:1]).nbytes * len(rows) if kept_in else 0
-        seconds = len(batches) / processes.count() * seconds_of(lambda: encoded(batches[0]), device)
+        disk = represented(batches[0][:1]).nbytes * len(rows) if kept_in else 0
+        seconds = len(batches) / processes.count() * seconds_of(lambda: represented(batches[0]), device)
         print_estimate(f"encoding {len(rows)} images by {source.name}", seconds, device, disk, kept_in or ".")
-    return torch.cat(processes.divided(encoded, batches, f"encoding by {source.name}"))
+    return torch.cat(processes.divided(represented, batches, f"encoding by {source.name}"))
 
 
 def varying_dimensions(values):

@@ -1,27 +1,29 @@
 """Work that a CPU's threads share, each of them doing all of an operation alone."""
 
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import cache
 from itertools import islice
 
 import torch
 
-PIXELS_TOGETHER, IMAGES_TOGETHER = 2**16, 64  # of images encoded by one thread: what they become in a network stays in its cache
+IMAGES_TOGETHER, PIXELS_TOGETHER = 64, 2**18  # that a thread encodes at most: what they become in a network is to stay in its cache
 
 
 def count(device):
-    """How many threads share: one on a GPU, and within such a thread."""
+    """How many threads share: one on a GPU, and in a thread that has its share already."""
     return torch.get_num_threads() if device.type == "cpu" else 1
 
 
 def shared(work, parts, device):
     """[work(part) for part in parts], shared among threads."""
     gradients, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()  # which hold for one thread alone, as autocast does
-    autocast = {"enabled": torch.is_autocast_enabled("cpu"), "dtype": torch.get_autocast_dtype("cpu")}
+    halved = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
 
     def work_on(part):
-        with torch.inference_mode(inference), torch.set_grad_enabled(gradients), torch.autocast("cpu", **autocast):
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradients), torch.autocast("cpu", halved) if halved else nullcontext():
             return work(part)
 
     threads = count(device)
@@ -33,15 +35,16 @@ def encoded(encode, views):
     device = views[0].pixels.device
     if device.type != "cpu":
         return [encode(view.pixels, view.visible) for view in views]
-    parts = [_parts(view) for view in views]
+    share = math.ceil(sum(len(view.pixels) for view in views) / count(device))
+    parts = [_parts(view, min(IMAGES_TOGETHER, share)) for view in views]
     made = iter(shared(lambda part: encode(*part), sum(parts, []), device))
     return [torch.cat(list(islice(made, len(of_view)))) for of_view in parts]
 
 
-def _parts(view):
-    """(pixels, visible) of some images at a time, a list."""
+def _parts(view, most):
+    """(pixels, visible) of so many images at most, and of fewer if they are large; a list."""
     height, width = view.pixels.shape[2:]
-    length = min(IMAGES_TOGETHER, max(1, PIXELS_TOGETHER // (height * width)))
+    length = max(1, min(most, PIXELS_TOGETHER // (height * width)))
     pixels = view.pixels.split(length)
     return list(zip(pixels, [None] * len(pixels) if view.visible is None else view.visible.split(length)))
 

@@ -103,7 +103,7 @@ class Block(nn.TransformerEncoderLayer):
         return tokens + self.linear2(F.gelu(self.linear1(self.norm2(tokens))))
 
     def attention(self, tokens):
-        """Every token as a mean of what all are worth to it; (B, T, D) -> (B, T, D)."""
+        """Every token becomes a mean of the values of all, weighted by how well its query fits their keys; (B, T, D) -> (B, T, D)."""
         B, T, D = tokens.shape
         layer, heads = self.self_attn, self.self_attn.num_heads
         packed = F.linear(tokens, layer.in_proj_weight, layer.in_proj_bias).view(B, T, 3, heads, D // heads)

@@ -52,18 +52,20 @@ def test_an_error_in_one_thread_is_the_callers():
 
 
 @pytest.mark.parametrize("size, count, together", [
-    (28, 0, [0]), (28, 1, [1]), (28, 64, [64]), (28, 150, [22, 64, 64]), (64, 40, [8, 16, 16]), (300, 2, [1, 1]),
+    (28, 0, [0]), (28, 1, [1]), (28, 150, [64, 64, 22]), (128, 40, [16, 16, 8]), (600, 2, [1, 1]),  # as many as the cache may hold
+    (28, 64, {1: [64], 2: [64], 3: [43, 21]}), (28, 30, {1: [30], 2: [30], 3: [20, 10]}),  # as many as give each thread its share
 ])  # fmt: skip
-def test_a_thread_encodes_as_many_images_at_a_time_as_its_cache_holds(size, count, together):
+def test_threads_encode_some_images_at_a_time(size, count, together, number):
     torch.manual_seed(0)
     encoder, worked_on = make_encoder(EncoderSettings(name="resnet_small", width=8), 1, size).eval(), []
     view = View(torch.rand(count, 1, size, size))
     expected = encoder(view.pixels).detach()
-    encoder.layers[0].register_forward_hook(lambda layer, given, result: worked_on.append(len(result)))
+    encoder.layers[0].register_forward_hook(lambda layer, given, result: worked_on.append((len(result), threading.get_ident())))
     with torch.no_grad():
         found, again = threads.encoded(encoder, [view, view])
     assert torch.equal(found, again) and found.shape == expected.shape and torch.allclose(found, expected, atol=1e-5)
-    assert sorted(worked_on) == sorted(2 * together)
+    assert sorted(length for length, _ in worked_on) == sorted(2 * (together if type(together) is list else together[number]))
+    assert (threading.get_ident() in {thread for _, thread in worked_on}) == (number == 1)
 
 
 def test_views_of_several_sizes_are_each_encoded_under_their_own_mask():
