@@ -52,7 +52,13 @@ def _parts(view, most):
 @cache
 def _pool(threads):
     """Threads that each do all of an operation alone: it is too small to be shared, and torch rounds a shared sum in another way."""
-    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    return ThreadPoolExecutor(threads, initializer=_alone)
+
+
+def _alone():
+    """Have torch do operations in this thread alone."""
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # else torch would take the number that was set last, by any thread, at the first operation in this one
 
 
 os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not follow into a forked process

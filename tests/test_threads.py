@@ -33,6 +33,13 @@ def test_work_is_done_by_as_many_threads_each_alone_and_comes_out_in_order(numbe
     assert threads.shared(work, [], CPU) == [] and torch.get_num_threads() == number
 
 
+def test_a_thread_stays_alone_whatever_is_set_before_its_first_operation(number):
+    threads._pool.cache_clear()
+    threads.shared(lambda part: part, range(2 * number), CPU)  # starts threads, in which torch does nothing yet
+    torch.set_num_threads(number)
+    assert set(threads.shared(lambda part: torch.get_num_threads(), range(2 * number), CPU)) == {1}
+
+
 def test_what_holds_for_one_thread_holds_where_its_work_is_done():
     def states():
         return {
