@@ -108,3 +108,12 @@ def refusal(capsys):
         return line
 
     return refuse
+
+
+@pytest.fixture
+def one_thread():
+    """Torch on one thread, so that it adds up in one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -43,12 +43,8 @@ NORMALIZATION = {1: ((0.3,), (0.35,)), 3: ((0.5, 0.4, 0.3), (0.25, 0.3, 0.2))}  
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
+def _one_thread(one_thread):
     """Images this small are faster on one thread, and on busy cores much faster: threads wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def made_up_split(count, channels, size, name="train"):

@@ -36,3 +36,12 @@ def test_a_resnet_refuses_a_mask():
     encoder = make_encoder(EncoderSettings(name="resnet_small"), 1, 28)
     with pytest.raises(ValueError, match="mask"):
         encoder(torch.rand(1, 1, 28, 28), visible=torch.tensor([[0]]))
+
+
+def test_batch_norms_that_are_trained_see_the_whole_batch_even_without_a_gradient():
+    """Such as those of a momentum encoder."""
+    torch.manual_seed(0)
+    encoder, pixels = make_encoder(EncoderSettings(name="resnet_small", width=8), 1, 28), torch.rand(150, 1, 28, 28)
+    with torch.no_grad():
+        without = encoder(pixels)
+    assert torch.allclose(without, encoder(pixels), atol=1e-5)
