@@ -29,7 +29,7 @@ from memorization.checkpoint import checksum, chosen_checkpoints, load_pair, loa
 from memorization.config import EncoderSettings, read_config
 from memorization.crop_classifier import infer_by_classifier, train_classifier
 from memorization.data import images_of_run
-from memorization.errors import WrongUse, one_line_errors
+from memorization.errors import WrongUse, one_line_errors, visible
 from memorization.figures import draw_deja_vu_cases, draw_deja_vu_confidence, draw_deja_vu_curve, draw_deja_vu_shares
 from memorization.label_inference import (
     OUTCOMES,
@@ -397,7 +397,7 @@ def print_summary(summary, folder):
     print(f"chance {summary['chance']:.1%}; always {majority['label']!r}, the most frequent public label: {majority['accuracy']:.1%}")
     print_agreement(summary["memorization_scores"])
     print(f"searched in {summary['representation']}")
-    print(f"{summary['seconds']:.0f} s; the pictures are in {folder}: confidence.png, shares.png, cases.png", flush=True)
+    print(f"{summary['seconds']:.0f} s; the pictures are in {visible(folder)}: confidence.png, shares.png, cases.png", flush=True)
 
 
 def print_agreement(found):

@@ -14,7 +14,7 @@ from memorization import processes
 from memorization.checkpoint import load_encoder, load_pair, untrained_encoder
 from memorization.config import read_config, trained_part
 from memorization.data import images_of_run, open_images
-from memorization.errors import WrongUse, one_line_errors
+from memorization.errors import WrongUse, one_line_errors, visible
 from memorization.figures import draw_probe
 from memorization.machine import choose_device, describe_machine
 from memorization.probing import fine_tune, prepared_for_probing, probe, probed_data
@@ -63,7 +63,7 @@ def main(argv=None):
         return
     write_json(folder / "summary.json", summary)
     draw_probe(summary, folder / "probe.png")
-    print(f"\nthe picture is in {folder}: probe.png", flush=True)
+    print(f"\nthe picture is in {visible(folder)}: probe.png", flush=True)
 
 
 def chosen_sources(config):
@@ -102,7 +102,7 @@ def print_row(row):
     ]
     shares += [f"{name.replace('_', ' ')} {100 * row[name]:.2f} %" for name in ("knn_20", "knn_200") if name in row]
     adapted = "" if row["adapted"] == "as they are" else f"  (images {row['adapted']})"
-    print(f"{row['dataset']:>14}  {row['encoder']:<22} {'  '.join(shares)}{adapted}", flush=True)
+    print(f"{row['dataset']:>14}  {visible(row['encoder']):<22} {'  '.join(shares)}{adapted}", flush=True)
 
 
 def compare_roles(rows, seeds):

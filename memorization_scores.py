@@ -27,7 +27,7 @@ from memorization.augmentations import augment_all, measuring_recipe
 from memorization.checkpoint import chosen_checkpoints, load_pair, pair_fingerprints
 from memorization.config import read_config
 from memorization.data import images_of_run
-from memorization.errors import WrongUse, one_line_errors
+from memorization.errors import WrongUse, one_line_errors, visible
 from memorization.figures import draw_gallery, draw_histogram, draw_scatter, draw_training_curve
 from memorization.machine import choose_device, describe_machine
 from memorization.resources import memory_for, print_estimate, seconds_of
@@ -298,9 +298,8 @@ def print_summary(summary, folder):
         off, views = (summary["error_of_precision"][name] for name in ("score_error", "standard_error_of_scores"))
         print(f"\n{precision}, against fp32 on {off['n']} images of one seed: scores are off by {off['mean']:.2g} on average,")
         print(f"std {off['std']:.2g}, at most {off['largest']:.2g}, where the choice of views leaves a standard error of {views:.2g}")
-    print(
-        f"\n{summary['images_per_second']:.0f} images/s; the pictures are in {folder}: gallery.png, histogram.png, scatter.png", flush=True
-    )
+    pictures = f"{visible(folder)}: gallery.png, histogram.png, scatter.png"
+    print(f"\n{summary['images_per_second']:.0f} images/s; the pictures are in {pictures}", flush=True)
 
 
 def training_logs(config):

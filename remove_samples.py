@@ -30,7 +30,7 @@ from memorization import processes
 from memorization.checkpoint import load_pair, load_trained
 from memorization.config import ProbeSettings, read_config, trained_part
 from memorization.data import images_of_run, open_images
-from memorization.errors import WrongUse, one_line_errors
+from memorization.errors import WrongUse, one_line_errors, visible
 from memorization.figures import draw_removal_curve
 from memorization.interruption import stop_requests
 from memorization.machine import choose_device, describe_machine
@@ -214,7 +214,7 @@ def write_subset_files(removals, ranked, groups, subsets, images, config):
             raise WrongUse(f"{trained.parent}: trained on another set than scores and settings now give; delete it to train it again")
     for removal, kept in reduced.items():
         save_subsets(kept, subset_file(removal, config))
-    print(f"{len(removals)} training sets are in {config.folder / 'removal' / 'subsets'}", flush=True)
+    print(f"{len(removals)} training sets are in {visible(config.folder / 'removal' / 'subsets')}", flush=True)
 
 
 def subset_file(removal, config):
@@ -362,7 +362,7 @@ def write_curve(rows, ranked, groups, config, device):
     for dataset, found in summary["datasets"].items():
         for count, test in found["random_above_memorized"].items():
             print(f"{dataset}, {count} removed: random above memorized by {100 * test['mean_difference']:.2f} points, p {test['p']:.2g}")
-    print(f"the curve is in {folder}: curve.png", flush=True)
+    print(f"the curve is in {visible(folder)}: curve.png", flush=True)
 
 
 def summarize(rows):

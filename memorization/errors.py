@@ -1,29 +1,54 @@
 """Wrong use: one clear line and exit code 2, never a traceback; the same for being told to stop, with the exit code of its signal."""
 
 import functools
+import re
 import sys
 import warnings
 
 from memorization import processes
+
+MOST_SHOWN = 1000  # characters of a line, of which a name or a value of a file can fill any number
+MOST_OF_A_VALUE = 200  # characters of one value in it
+# What a terminal obeys or hides: control characters, marks of the direction of text, and bytes of a name that are not UTF-8.
+UNPRINTED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text):
+    """A text that was read from a file, or names one, as it may be printed: control characters and the like as escapes."""
+    return UNPRINTED.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+
+
+def shorten(text, most=MOST_OF_A_VALUE):
+    """A text of at most so many characters: of a longer one its beginning and its end."""
+    kept = most - len(" ... ")
+    return text if len(text) <= most else f"{text[: kept - kept // 3]} ... {text[-(kept // 3) :]}"
+
+
+def one_line(message):
+    """A message in one line that a terminal may be shown."""
+    return shorten(visible(" ".join(str(message).splitlines())), MOST_SHOWN)
 
 
 class WrongUse(ValueError):
     """Something the user can put right. The message is one line: the key or path, its value, and what is allowed."""
 
     def __init__(self, message):
-        super().__init__(" ".join(message.splitlines()))  # what it quotes of a file may hold line breaks
+        super().__init__(one_line(message))
 
 
 class Interrupted(Exception):
     """A training was told to stop, and is saved. The message is one line; `exit_code` is 128 + the signal's number, as in shells."""
 
     def __init__(self, message, number):
-        super().__init__(message)
+        super().__init__(one_line(message))
         self.exit_code = 128 + number
 
 
 class Caution(UserWarning):
     """A warning of ours, one line: the work goes on, but its result may not be what was wanted."""
+
+    def __init__(self, message):
+        super().__init__(one_line(message))
 
 
 def one_line_errors(main):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from memorization.errors import WrongUse
+from memorization.errors import WrongUse, visible
 
 MOST_TEXT = 2**26  # bytes of a text file that is read at once
 
@@ -191,7 +191,7 @@ def _locked(path, wait):
             if not wait:
                 os.close(descriptor)
                 raise WrongUse(f"{who}; wait for it to end") from None
-            print(f"{who}; waiting for it to end", flush=True)
+            print(f"{visible(who)}; waiting for it to end", flush=True)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if not _names(path, descriptor):  # deleted by its holder in between: lock the new one
             os.close(descriptor)

@@ -19,7 +19,7 @@ from memorization import processes
 from memorization.augmentations import blank_views, training_views, whole_images
 from memorization.checkpoint import check_belongs, read_checkpoint, read_progress, restore, save_checkpoint, save_progress
 from memorization.config import first_difference, read_run_config, save_config, shortened, trained_part
-from memorization.errors import Caution, WrongUse
+from memorization.errors import Caution, WrongUse, visible
 from memorization.figures import draw_pictures
 from memorization.interruption import stop_requests
 from memorization.machine import choose_device, describe_machine
@@ -85,7 +85,7 @@ def train_encoder(make_method, images, subsets, role, seed, config, device, stop
     identity = {"config": trained_part(config), "subsets": subsets.fingerprint, "role": role, "seed": seed, "precision": precision}
     if (folder / "encoder.pt").exists():
         check_belongs(read_checkpoint(folder / "encoder.pt"), {"kind": "encoder", **identity}, folder / "encoder.pt")
-        print(f"{folder}: finished already, nothing to do")
+        print(f"{visible(folder)}: finished already, nothing to do")
         return
 
     if processes.is_first():
@@ -320,7 +320,7 @@ def _print_plan(subsets, roles, config, device):
     settings = config.training
     size = len(subsets.training_set(roles[0]))
     per_epoch = size // settings.batch_size
-    print(f"{config.run}: {config.method.name} on {config.data.name}, {config.encoder.name}, {device}")
+    print(f"{visible(config.run)}: {config.method.name} on {config.data.name}, {config.encoder.name}, {device}")
     print("  " + ", ".join(f"{name} {len(getattr(subsets, name))}" for name in SUBSETS) + f"; {size} images train each encoder")
     dropped = size - per_epoch * settings.batch_size
     print(f"  {settings.epochs} epochs of {per_epoch} steps, {dropped} images left out of each epoch's last batch")
@@ -368,7 +368,7 @@ def _resume(folder, identity, method, optimizer, steps, steps_per_epoch, device)
     if type(losses) is not list or len(losses) != step % steps_per_epoch or not all(_is_finite_scalar(loss) for loss in losses):
         raise WrongUse(f"{folder}/last.pt: losses are not those of the {step % steps_per_epoch} steps of its epoch")
     restore(progress, method, optimizer, folder)
-    print(f"{folder}: going on after step {step}")
+    print(f"{visible(folder)}: going on after step {step}")
     return step, [loss.to(device) for loss in losses]
 
 
