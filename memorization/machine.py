@@ -51,11 +51,20 @@ def describe_machine(device):
     return {
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "torchvision", "numpy", "scipy")},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({processor()})",
         "threads": torch.get_num_threads(),
         "processes": processes.count(),
         "commit": _commit(),
     }
+
+
+def processor():
+    """The processor's model, if the system tells it, and the vector instructions that torch uses on it, in words."""
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _commit():

@@ -88,8 +88,6 @@ def train_encoder(make_method, images, subsets, role, seed, config, device, stop
         print(f"{visible(folder)}: finished already, nothing to do")
         return
 
-    if processes.is_first():
-        _note_environment(config.folder, f"seed_{seed}/{role}", device)
     torch.manual_seed(seed)
     method = processes.with_shared_norms(make_method()).to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(method, settings)
@@ -100,6 +98,8 @@ def train_encoder(make_method, images, subsets, role, seed, config, device, stop
 
     with processes.first_before_others():
         step, losses = _resume(folder, identity, method, optimizer, steps, steps_per_epoch, device)
+    if processes.is_first():
+        _note_environment(config.folder, f"seed_{seed}/{role}", device, resumed=step > 0)
     log = _open_log(folder, finished_epochs=step // steps_per_epoch) if processes.is_first() else None
     forward = processes.with_shared_gradients(method)
     forward = torch.compile(forward) if settings.compile else forward
@@ -303,16 +303,34 @@ def _open_run(subsets, config, seeds):
     save_config(config.model_copy(update={"seeds": seeds}))
 
 
-def _note_environment(run, name, device):
-    """Put the machine that trains an encoder into environment.json, under the encoder's name."""
+def _note_environment(run, name, device, resumed):
+    """Put the machine that trains an encoder into environment.json, behind those that trained it before.
+
+    The file lists the machines of every encoder, in order; one that goes on is not repeated. Prints
+    what differs if a training is resumed on another machine than the last one.
+    """
     path = run / "environment.json"
     try:
-        machines = parse_json(read_text(path)) if path.exists() else {}
-        if type(machines) is not dict:
-            raise ValueError(f"holds {type(machines).__name__}")
-    except (OSError, ValueError) as error:
+        environments = parse_json(read_text(path)) if path.exists() else {}
+        machines = environments.get(name, []) if resumed else []
+        machines = [machines] if type(machines) is dict else machines  # of older runs, which name the last machine alone
+        if type(machines) is not list or not all(type(machine) is dict for machine in machines):
+            raise ValueError(f"{name} is {shortened(machines)}")
+    except (OSError, ValueError, AttributeError) as error:
         raise WrongUse(f"{path}: cannot be read ({error}); delete it, and it will be made again") from None
-    write_atomically(path, json.dumps(machines | {name: describe_machine(device)}, indent=2) + "\n")
+    machine = describe_machine(device)
+    if machines and machines[-1] != machine:
+        changes = _changes_of_machine(machines[-1], machine)
+        print(f"  resumed with {changes}: its bytes may differ from those of an uninterrupted training")
+    if not machines or machines[-1] != machine:
+        machines = [*machines, machine]
+    write_atomically(path, json.dumps(environments | {name: machines}, indent=2) + "\n")
+
+
+def _changes_of_machine(before, after):
+    """What differs between two machines, dicts of `describe_machine`, in words."""
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return ", ".join(f"{name} {shortened(after.get(name))} (was {shortened(before.get(name))})" for name in names)
 
 
 def _print_plan(subsets, roles, config, device):

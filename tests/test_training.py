@@ -317,7 +317,7 @@ def test_the_run_folder_tells_what_was_done(scored_run):
     assert yaml.safe_load((run / "config.yaml").read_text())["training"]["optimizer"] == "adamw"
     environments = json.loads((run / "environment.json").read_text())
     assert list(environments) == [f"seed_{seed}/{role}" for seed in (0, 1) for role in ROLES]
-    environment = environments["seed_1/candidate"]
+    [environment] = environments["seed_1/candidate"]
     assert environment["torch"].split("+")[0] == torch.__version__.split("+")[0] and environment["threads"] == 1 and "commit" in environment
     log = [json.loads(line) for line in (run / "seed_1/independent/log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in log] == [1, 2, 3] and [line["step"] for line in log] == [3, 6, 9]
@@ -325,6 +325,41 @@ def test_the_run_folder_tells_what_was_done(scored_run):
         assert np.isfinite(line["loss"]) and line["images_per_second"] > 0
         assert 0 < line["spread"] < 1.5 and 0 <= line["knn_accuracy"] <= 1
     assert (run / "seed_1/candidate/encoder_epoch_0002.pt").exists()
+
+
+def test_a_run_that_goes_on_elsewhere_says_so_and_names_both_machines(write_config, tmp_path, monkeypatch, capsys):
+    path = write_config({"training.checkpoint_minutes": 1e-9})
+    step, steps = training.train_step, []
+
+    def interrupted_step(*arguments, **named):
+        steps.append(None)
+        if len(steps) in (2, 5, 8):
+            raise KeyboardInterrupt
+        return step(*arguments, **named)
+
+    def train_on(**machine):
+        monkeypatch.setattr(training, "describe_machine", lambda device: machine)
+        with pytest.raises(SystemExit, match="130"):
+            train(path)
+
+    monkeypatch.setattr(training, "train_step", interrupted_step)
+    train_on(torch="2.14", threads=1)
+    train_on(torch="2.14", threads=1)  # the same one: no new entry, no word
+    assert "resumed with" not in capsys.readouterr().out
+    train_on(torch="2.15", threads=1)
+    assert "resumed with torch '2.15' (was '2.14'): its bytes may differ from" in capsys.readouterr().out
+    machines = json.loads((tmp_path / "run/environment.json").read_text())
+    assert machines == {"seed_0/candidate": [{"torch": "2.14", "threads": 1}, {"torch": "2.15", "threads": 1}]}
+
+
+def test_an_encoder_trained_anew_names_its_own_machine_alone_and_older_files_are_read(tmp_path, monkeypatch):
+    path = tmp_path / "environment.json"
+    path.write_text(json.dumps({"seed_0/candidate": {"threads": 2}, "seed_0/independent": {"threads": 2}}))  # as older runs wrote it
+    monkeypatch.setattr(training, "describe_machine", lambda device: {"threads": 3})
+    training._note_environment(tmp_path, "seed_0/candidate", None, resumed=False)
+    training._note_environment(tmp_path, "seed_0/independent", None, resumed=True)
+    machines = json.loads(path.read_text())
+    assert machines == {"seed_0/candidate": [{"threads": 3}], "seed_0/independent": [{"threads": 2}, {"threads": 3}]}
 
 
 LEARNING = {  # of every method, what it needs beyond the tiny experiment, and by how much its loss falls
