@@ -1,15 +1,20 @@
 """Files that are either whole or not there, and folders in which one process alone writes."""
 
+import errno
 import fcntl
 import io
 import json
 import math
 import os
+import re
+import secrets
 import shutil
 import socket
+import stat
+import threading
 import time
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,56 +22,187 @@ import numpy as np
 from memorization.errors import WrongUse, visible
 
 MOST_TEXT = 2**26  # bytes of a text file that is read at once
+TRIED_BYTES = 4096  # written to find out if a folder takes files; a full disk takes empty ones
+LEFT_BEHIND = 24 * 3600  # seconds after which a temporary file has no writer, if locks cannot tell
+OF_ROOM = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # errors that may be of size
+# Of a folder that cannot be synced, or not be opened for reading.
+UNKNOWN_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES)
+UNKNOWN_LOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+# A file is opened only if it is there as such: no link is followed, and nothing is waited for.
+AS_IT_IS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+# --- writing ----------------------------------------------------------------------------------------
 
 
 def write_atomically(path, content):
-    """Write bytes or text to path: a temporary file in the same folder, flushed, synced, then renamed.
+    """Write bytes or text to path: a temporary file in the same folder, flushed, synced, renamed.
 
-    Raises WrongUse where the disk does not take it; the file is then as it was before.
+    A link at path is replaced, and what it leads to is left alone. Raises WrongUse if the disk does
+    not take the file, or if something else than a file lies there; it is then as it was before.
     """
     path = Path(path)
     if isinstance(content, str):
         content = content.encode()
-    temporary = path.with_name(f".{path.name}.partial")  # always the same: what an interrupted write left is written over
     with named_on_failure(path, len(content)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                _write_through(file, content)
+        _check_replaceable(path)
+        _delete_left_behind(path)
+        with temporary_file(path) as (file, temporary):
+            _write_through(file, content)
             os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
         sync_folder(path.parent)
 
 
 def append(path, text):
-    """Write text behind what a file holds, flushed and synced. Raises WrongUse where the disk does not take it."""
+    """Write text behind what a file holds, flushed and synced.
+
+    Raises WrongUse if the disk does not take it; the file is then as it was before.
+    """
     content = text.encode()
-    with named_on_failure(path, len(content)), open(path, "ab") as file:
-        _write_through(file, content)
+    with named_on_failure(path, len(content)):
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | AS_IT_IS
+        with os.fdopen(os.open(path, flags, 0o666), "ab", buffering=0) as file:
+            size = _regular_status(file.fileno(), path).st_size
+            try:
+                _write_through(file, content)
+            except BaseException:
+                os.ftruncate(file.fileno(), size)  # half a line would be taken for a broken file
+                raise
 
 
 def _write_through(file, content):
-    file.write(content)
-    file.flush()
+    left = memoryview(content)
+    while left:
+        left = left[file.write(left) :]
     os.fsync(file.fileno())
 
 
 @contextmanager
-def named_on_failure(path, size):
+def temporary_file(path):
+    """A new file beside path, as (unbuffered binary file, its path); it is gone in the end.
+
+    No other process opens it: its name cannot be guessed, and its writer holds a lock on it.
+    """
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | AS_IT_IS, 0o666)
+        with os.fdopen(descriptor, "r+b", buffering=0) as file:
+            try:
+                if _flock(descriptor) is not False and _leads_to(temporary, descriptor):
+                    yield file, temporary
+                    return
+            finally:
+                temporary.unlink(missing_ok=True)
+
+
+def _delete_left_behind(path):
+    """Delete temporary files of path whose writers were killed."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}\.partial")
+    with suppress(OSError), os.scandir(path.parent) as entries:  # what cannot be deleted does no harm
+        for temporary in [Path(entry.path) for entry in entries if name.fullmatch(entry.name)]:
+            with suppress(OSError):  # gone already, another user's, or a link
+                _delete_if_left_behind(temporary)
+
+
+def _delete_if_left_behind(temporary):
+    with closing_descriptor(os.open(temporary, os.O_RDWR | AS_IT_IS)) as descriptor:
+        written = _regular_status(descriptor, temporary).st_mtime
+        locked = _flock(descriptor)
+        if locked is None:
+            locked = time.time() - written > LEFT_BEHIND
+        if locked and _leads_to(temporary, descriptor):
+            temporary.unlink()
+
+
+@contextmanager
+def closing_descriptor(descriptor):
+    """Give an open file's descriptor, and close it in the end."""
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def check_writable(folder):
+    """Raise WrongUse unless files can be written into a folder, or into where it will be made."""
+    folder = nearest_folder(folder)
+    with named_on_failure(folder, TRIED_BYTES), temporary_file(folder / "writable") as (file, _):
+        _write_through(file, bytes(TRIED_BYTES))
+
+
+def make_folder(folder):
+    """Make a folder and those above it. Raises WrongUse if that cannot be done."""
+    with named_on_failure(folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+
+
+def delete_file(path):
+    """Delete a file or a link, if it is there. Raises WrongUse if that cannot be done."""
+    with named_on_failure(path):
+        Path(path).unlink(missing_ok=True)
+
+
+def rename(path, new):
+    """Rename a file, over what is there. Raises WrongUse if that cannot be done."""
+    with named_on_failure(new):
+        os.replace(path, new)
+
+
+def sync_folder(folder):
+    """Make a rename in this folder durable, if its file system can do that for folders."""
+    with named_on_failure(folder):
+        try:
+            with closing_descriptor(os.open(folder, os.O_RDONLY)) as descriptor:
+                os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in UNKNOWN_SYNC:  # the file itself is synced
+                raise
+
+
+@contextmanager
+def named_on_failure(path, size=None):
     """Turn an error of the file system into WrongUse that names the file and its size in bytes."""
     try:
         yield
     except OSError as error:
-        reason, free = error.strerror or str(error), megabytes(free_bytes(Path(path).parent))
-        raise WrongUse(f"{path}: cannot be written ({reason}): it needs {megabytes(size)}, {free} are free there") from None
+        room = "" if size is None or error.errno not in OF_ROOM else _stated_room(path, size)
+        raise WrongUse(f"{path}: cannot be written ({reason_of(error, path)}){room}") from None
+
+
+def _stated_room(path, size):
+    try:
+        return f": it needs {megabytes(size)}, {megabytes(free_bytes(Path(path).parent))} are free there"
+    except (OSError, WrongUse):  # of a disk that is gone
+        return f": it needs {megabytes(size)}"
+
+
+def reason_of(error, path=None):
+    """What the system says of an OSError, in words."""
+    if error.errno == errno.ELOOP and path is not None and os.path.islink(path):
+        return "it is a link, and nothing is written through a link"
+    return error.strerror or str(error) or type(error).__name__
+
+
+def _check_replaceable(path):
+    """Raise OSError if something lies at path that is neither a file nor a link."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
+        raise _not_regular(status, path)
 
 
 def free_bytes(folder):
     """Room on the disk that holds a folder, which may still have to be made."""
+    return shutil.disk_usage(nearest_folder(folder)).free
+
+
+def nearest_folder(folder):
+    """The folder itself, or the first one above it that is there."""
     folder = Path(folder).absolute()
-    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.is_dir())).free
+    return next(place for place in (folder, *folder.parents) if is_folder(place))
 
 
 def megabytes(size):
@@ -87,11 +223,93 @@ def _finite_or_none(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+# --- reading ----------------------------------------------------------------------------------------
+
+
+def exists(path):
+    """Whether something is at path. Raises WrongUse if that cannot be found out, or for a link to nothing."""
+    return _status(path) is not None
+
+
+def is_folder(path):
+    """Whether path is a folder, or a link to one. Raises WrongUse if that cannot be found out."""
+    status = _status(path)
+    return status is not None and stat.S_ISDIR(status.st_mode)
+
+
+def _status(path):
+    """What os.stat gives, or None. Path.exists raises PermissionError, or hides it from 3.14 on."""
+    try:
+        return os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        if os.path.islink(path):
+            raise WrongUse(f"{path}: a link that leads nowhere") from None
+        return None
+    except OSError as error:
+        raise WrongUse(f"{path}: cannot be read ({reason_of(error)})") from None
+
+
+def open_regular(path):
+    """Open a file for reading bytes. Raises OSError for a pipe, a device or a folder: none is waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        _regular_status(descriptor, path)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _regular_status(descriptor, path):
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise _not_regular(status, path)
+    return status
+
+
+def _not_regular(status, path):
+    if stat.S_ISDIR(status.st_mode):
+        return IsADirectoryError(errno.EISDIR, "Is a directory", str(path))
+    kinds = {"a pipe": stat.S_ISFIFO, "a socket": stat.S_ISSOCK}
+    kind = next((name for name, is_kind in kinds.items() if is_kind(status.st_mode)), "a device")
+    return OSError(errno.EINVAL, f"it is {kind}, not a file", str(path))
+
+
+def read_bytes(path, most=None):
+    """The bytes of a file. Raises ValueError if there are more than `most`, OSError as the system does."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if most is not None and size > most:
+            raise ValueError(f"{size} bytes, but at most {most} are expected")
+        return file.read() if most is None else file.read(most)
+
+
 def read_text(path, most=MOST_TEXT):
-    """The text in a file. Raises ValueError where it has more than `most` bytes, or is not UTF-8."""
-    if os.path.getsize(path) > most:
-        raise ValueError(f"{os.path.getsize(path)} bytes, but at most {most} are expected")
-    return Path(path).read_text(encoding="utf-8")
+    """The text in a file. Raises ValueError if it has more than `most` bytes, or is not UTF-8."""
+    with io.StringIO(read_bytes(path, most).decode("utf-8"), newline=None) as text:
+        return text.read()  # with every line break as \n
+
+
+@contextmanager
+def refuse_broken(path, words, advice=""):
+    """Turn what goes wrong while files are read into WrongUse.
+
+    The system's reason, if it does not give them; else `words`, such as "not a whole log", the fault
+    and `advice`, since then they were read and are broken.
+    """
+    try:
+        yield
+    except WrongUse:
+        raise
+    except FileNotFoundError as error:
+        raise WrongUse(f"{error.filename or path}: no such file") from None
+    except OSError as error:
+        raise WrongUse(f"{path}: cannot be read ({reason_of(error)})") from None
+    except MemoryError:
+        raise WrongUse(f"{path}: cannot be read (not enough memory)") from None
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        fault = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise WrongUse(f"{path}: {words} ({fault}){advice}") from None
 
 
 def parse_json(text):
@@ -109,7 +327,7 @@ def _refuse_constant(name):
 def read_arrays(path):
     """{name: array} of an .npz file of np.savez. Raises ValueError where it is broken, compressed or claims more than it holds."""
     try:
-        with zipfile.ZipFile(path) as file:
+        with open_regular(path) as opened, zipfile.ZipFile(opened) as file:
             check_members(file)
             return {member.filename.removesuffix(".npy"): array_in(file.read(member)) for member in file.infolist()}
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:  # also of encrypted and of foreign archives
@@ -118,7 +336,7 @@ def read_arrays(path):
 
 def check_members(file):
     """Raise ValueError unless the members of an open zip file are stored as they are, each once, together no larger than the file."""
-    size, members = os.path.getsize(file.filename), file.infolist()
+    size, members = os.fstat(file.fp.fileno()).st_size, file.infolist()
     if len({member.filename for member in members}) < len(members):
         raise ValueError("a member stands twice")
     for member in members:
@@ -149,76 +367,223 @@ def array_header(file):
     return shape, fortran_order, dtype
 
 
-def sync_folder(folder):
-    """Make a rename in this folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 # --- one process at a time --------------------------------------------------------------------------------------------------------
+
+HEARTBEAT = 20  # seconds between two signs of life of who holds a lock
+SILENCE = 300  # seconds without one, by the clock of the file system, after which its holder is dead
+PATIENCE = 3  # seconds that are waited without a word
+LONGEST_PAUSE = 0.5  # seconds between two tries
+CONTEST = 1  # seconds in which another host may take over the same lock
+_own_tokens = set()  # of the locks that this process holds
 
 
 @contextmanager
 def sole_process(path, wait=False):
     """Hold a lock file, which names this host and process; it is deleted in the end.
 
-    A lock that a process of this host left behind is taken over. Where another process of this host holds it, wait for that to end, or
-    raise WrongUse; raises it in any case where another host does.
+    Its time is renewed while it is held. A lock that a process of this host left behind is taken over,
+    as is one of another host whose time has not been renewed for minutes. A lock that is held is waited
+    for, without a word for the first seconds, or WrongUse is raised; so it is if there can be no lock.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _locked(path, wait)
-    try:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": time.time()}).encode(), 0)
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _locked(path, wait):
-    """A descriptor of the lock file, locked by this process. Raises WrongUse where it is another's."""
+    path = Path(path)
+    lock = _Lock(path)
+    start, pause, told = time.monotonic(), 0.01, False
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        with named_on_failure(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            holder = lock.try_to_take()
+        if holder is None:
+            break
+        if not wait:
+            raise WrongUse(_refusal(path, holder))
+        if not told and time.monotonic() - start > PATIENCE:
+            print(f"{path.parent}: {_stated_holder(holder)} is writing here; waiting for it to end", flush=True)
+            told = True
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+    try:
+        yield
+    except BaseException:
+        with suppress(WrongUse):  # what has happened is told; a lock that is left behind is taken over
+            lock.release()
+        raise
+    lock.release()
+
+
+def _refusal(path, holder):
+    if _is_here(holder):
+        return f"{path.parent}: {_stated_holder(holder)} is writing here; wait for it to end"
+    hours = (time.time() - holder["since"]) / 3600
+    return (
+        f"{path.parent}: {_stated_holder(holder)} has written here for {hours:.1f} hours; "
+        f"if it has ended: rm {path}, or wait {SILENCE // 60} minutes"
+    )
+
+
+def _stated_holder(holder):
+    return "another process" if holder["host"] is None else visible(f"process {holder['process']} of {holder['host']}")
+
+
+class _Lock:
+    """A lock file: locked by flock, or alone by its being there if the file system knows no flock."""
+
+    def __init__(self, path):
+        self.path, self.descriptor = path, None
+        self.record = {
+            "host": socket.gethostname(), "boot": _boot(), "process": os.getpid(), "since": time.time(), "token": secrets.token_hex(8),
+        }  # fmt: skip
+        self.ended = threading.Event()
+
+    def try_to_take(self):
+        """Take the lock and return None, or return who holds it."""
+        holder = _RELEASED
+        while holder is _RELEASED:
+            holder = self._try_once()
+        return holder
+
+    def _try_once(self):
+        flags, is_new = os.O_RDWR | AS_IT_IS, True
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = _holder(descriptor)
-            who = f"{path.parent}: process {holder['process']} of {holder['host']} is writing here"
-            if not wait:
+            descriptor = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            is_new = False
+            try:
+                descriptor = os.open(self.path, flags)
+            except FileNotFoundError:
+                return _RELEASED
+        try:
+            _regular_status(descriptor, self.path)
+            holder = self._holder_in_the_way(descriptor, is_new)
+            if holder is None:
+                self.descriptor = descriptor
+                self._keep_alive()
+            return holder
+        except BaseException:
+            if is_new and _leads_to(self.path, descriptor):
+                self.path.unlink(missing_ok=True)
+            raise
+        finally:
+            if self.descriptor is None:
                 os.close(descriptor)
-                raise WrongUse(f"{who}; wait for it to end") from None
-            print(f"{visible(who)}; waiting for it to end", flush=True)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if not _names(path, descriptor):  # deleted by its holder in between: lock the new one
-            os.close(descriptor)
-            continue
-        holder = _holder(descriptor)
-        if holder["host"] not in (None, socket.gethostname()):
-            os.close(descriptor)
-            hours = (time.time() - holder["since"]) / 3600
-            raise WrongUse(
-                f"{path.parent}: process {holder['process']} of {holder['host']} has written here for {hours:.1f} hours; if it has ended: "
-                f"rm {path}"
-            )
-        return descriptor
+
+    def _holder_in_the_way(self, descriptor, is_new):
+        locked, holder = _flock(descriptor), _read_holder(descriptor)
+        if not _leads_to(self.path, descriptor):
+            return _RELEASED
+        if locked is False:
+            return holder
+        if is_new:
+            _write_holder(descriptor, self.record)
+            return None
+        age = _now(self.path) - os.fstat(descriptor).st_mtime
+        if age < SILENCE and not (_is_here(holder) and (locked or _has_ended(holder))):
+            return holder
+        if not _is_here(holder):
+            silence = f"which gave no sign of life for {age / 60:.0f} minutes"
+            print(f"{self.path}: taken over from {_stated_holder(holder)}, {silence}", flush=True)
+        _write_holder(descriptor, self.record)
+        if not locked or not _is_here(holder):
+            time.sleep(CONTEST)  # the last one who wrote into it has it
+        now = _read_holder(descriptor)
+        return None if now["token"] == self.record["token"] and _leads_to(self.path, descriptor) else now
+
+    def _keep_alive(self):
+        _own_tokens.add(self.record["token"])
+
+        def renew():
+            while not self.ended.wait(HEARTBEAT):
+                with suppress(OSError):  # a server that is away for a moment; the next beat comes soon
+                    os.utime(self.descriptor)
+
+        self.thread = threading.Thread(target=renew, daemon=True)
+        self.thread.start()
+
+    def release(self):
+        """Delete the lock file, unless another has taken it over."""
+        self.ended.set()
+        self.thread.join()
+        try:
+            with named_on_failure(self.path):
+                is_own = _read_holder(self.descriptor)["token"] == self.record["token"]
+                if is_own and _leads_to(self.path, self.descriptor):
+                    self.path.unlink(missing_ok=True)
+        finally:
+            _own_tokens.discard(self.record["token"])
+            os.close(self.descriptor)
 
 
-def _names(path, descriptor):
+def _flock(descriptor):
+    """Lock an open file. Returns True, False if another has it locked, None if the file system has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in UNKNOWN_LOCK:
+            raise
+        return None
+
+
+def _leads_to(path, descriptor):
     """Whether a path still leads to an open file."""
     try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
     except FileNotFoundError:
         return False
 
 
-def _holder(descriptor):
-    """{"host", "process", "since"} in a lock file; host is None where it holds nothing that can be read."""
+_RELEASED = {}  # in the place of a holder who has deleted the lock in between
+_UNKNOWN = {"host": None, "boot": None, "process": "another", "since": 0.0, "token": None}
+
+
+def _read_holder(descriptor):
+    """Who wrote a lock file, a dict; host is None if it holds nothing that can be read."""
     try:
         content = json.loads(os.pread(descriptor, 4096, 0))
-        return {"host": str(content["host"]), "process": int(content["process"]), "since": float(content["since"])}
-    except (ValueError, KeyError, TypeError):
-        return {"host": None, "process": "another", "since": time.time()}
+        texts = {name: str(content.get(name))[:200] for name in ("boot", "token")}
+        known = {"host": str(content["host"])[:200], "process": int(content["process"]), "since": float(content["since"])}
+        return known | texts
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return _UNKNOWN | {"since": time.time()}
+
+
+def _write_holder(descriptor, record):
+    content = json.dumps(record).encode()
+    os.ftruncate(descriptor, 0)
+    if os.pwrite(descriptor, content, 0) < len(content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _is_here(holder):
+    """Whether a holder is, or was, on this machine. A container may have another host name at each start."""
+    return holder["host"] in (None, socket.gethostname()) or (_boot() is not None and holder["boot"] == _boot())
+
+
+def _has_ended(holder):
+    """Whether a holder on this machine is known to have ended."""
+    if type(holder["process"]) is not int or holder["process"] <= 0:
+        return False
+    if holder["process"] == os.getpid():
+        return holder["token"] not in _own_tokens
+    try:
+        os.kill(holder["process"], 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:  # another user's
+        return False
+    return False
+
+
+def _boot():
+    """What tells the running kernel from any other, or None."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+
+
+def _now(path):
+    """The time by the clock of the file system, which may be another host's."""
+    with temporary_file(path) as (file, _):
+        return os.fstat(file.fileno()).st_mtime
