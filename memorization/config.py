@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from memorization.errors import WrongUse
+from memorization.errors import WrongUse, shorten
 from memorization.storage import read_text, write_atomically
+from memorization.strict_yaml import MOST_YAML, dump_yaml, parse_yaml
 
 # The part of a config that says what was trained; the rest says how it is measured.
 TRAINED = ("data", "subsets", "augmentation", "encoder", "method", "training")
-MOST_YAML = 2**18  # bytes of a config, and characters of it with its aliases written out
 NOT_COMPARED = {"compared": False}  # settings that may differ between training and measuring
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -31,6 +30,7 @@ Interval = Annotated[list[Positive], Field(min_length=2, max_length=2)]
 MOST_EPOCHS = 10**6
 MOST_VIEWS = 1000
 LEAST_PIXELS, MOST_PIXELS = 4, 1024  # height and width
+MOST_PATH = 3500  # bytes of a path; systems take 4,096, with the names of our files in it
 
 
 class Settings(BaseModel):
@@ -42,7 +42,7 @@ class Settings(BaseModel):
 def each_once(values):
     """The values of a list in which none may stand twice. Raises ValueError where one does."""
     if len(set(values)) < len(values):
-        raise ValueError(f"{values} is not allowed: each value may stand once")
+        raise ValueError(f"{shortened(values)} is not allowed: each value may stand once")
     return values
 
 
@@ -51,13 +51,15 @@ def possible_path(text):
     if text is None:
         return text
     if not text or "\0" in text:
-        raise ValueError(f"{text!r} is not allowed: it is the name of no file")
+        raise ValueError(f"{shortened(text)} is not allowed: it is the name of no file")
     if any(len(part.encode()) > 255 for part in Path(text).parts):
-        raise ValueError(f"{text!r} is not allowed: a name in it is longer than 255 bytes")
+        raise ValueError(f"{shortened(text)} is not allowed: a name in it is longer than 255 bytes")
     try:
-        Path(text).expanduser()
+        expanded = Path(text).expanduser()
     except RuntimeError:
-        raise ValueError(f"{text!r} is not allowed: nobody has this home folder") from None
+        raise ValueError(f"{shortened(text)} is not allowed: nobody has this home folder") from None
+    if len(str(expanded).encode()) > MOST_PATH:
+        raise ValueError(f"{shortened(text)} is not allowed: it has more than {MOST_PATH} bytes")
     return text
 
 
@@ -477,9 +479,11 @@ def read_yaml(path):
         text = read_text(path, MOST_YAML)
     except FileNotFoundError:
         raise WrongUse(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise WrongUse(f"{shorten(str(path))}: cannot be read ({error.strerror or error})") from None
+    except ValueError as error:
         raise WrongUse(f"{path}: cannot be read ({error})") from None
-    content = _parsed(text, path)
+    content = parse_yaml(text, path)
     if not isinstance(content, dict):
         raise WrongUse(f"{path}: holds {type(content).__name__}, but a config is a mapping of keys to values")
     return content
@@ -515,8 +519,8 @@ def first_difference(given, stored, key=""):
 
 
 def shortened(value):
-    """A value of a difference as it is shown: of a SHA-256 the first 12 digits."""
-    return f"{value[:12]}..." if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else repr(value)
+    """A value as it is shown: of a SHA-256 the first 12 digits, of a long one its beginning and its end."""
+    return f"{value[:12]}..." if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else shorten(repr(value))
 
 
 def read_run_config(run):
@@ -529,7 +533,7 @@ def read_run_config(run):
 
 def save_config(config):
     """Write config.yaml into the run folder."""
-    write_atomically(config.folder / "config.yaml", yaml.safe_dump(config.model_dump(), sort_keys=False))
+    write_atomically(config.folder / "config.yaml", dump_yaml(config.model_dump()))
 
 
 def _with_trained_part(given, source, on_command_line):
@@ -542,9 +546,10 @@ def _with_trained_part(given, source, on_command_line):
     difference = first_difference(_restricted(trained_part(config), given_trained), _restricted(trained_part(run), given_trained))
     if difference:
         key, value, trained = difference
-        raise WrongUse(f"{key}: {value!r} was given, but {config.run} was trained with {trained!r}")
+        raise WrongUse(f"{key}: {shortened(value)} was given, but {config.run} was trained with {shortened(trained)}")
     if config.subsets.file != run.subsets.file:  # may differ where the same is trained, but here it would go unread
-        raise WrongUse(f"subsets.file: {config.subsets.file!r} was given, but {config.run} was trained with {run.subsets.file!r}")
+        given_file, trained_file = shortened(config.subsets.file), shortened(run.subsets.file)
+        raise WrongUse(f"subsets.file: {given_file} was given, but {config.run} was trained with {trained_file}")
     for seed in config.seeds:
         if seed not in run.seeds:
             raise WrongUse(f"seeds: {seed} was given, but {config.run} was trained with {run.seeds}")
@@ -558,7 +563,8 @@ def _check_names(given, run):
         values = given.get(section, {})
         for key, value in (values if isinstance(values, dict) else {"name": values}).items():
             if (key == "name" or section == "method") and value != trained.get(key):
-                raise WrongUse(f"{section}.{key}: {value!r} was given, but {run.run} was trained with {trained.get(key)!r}")
+                was = shortened(trained.get(key))
+                raise WrongUse(f"{section}.{key}: {shortened(value)} was given, but {run.run} was trained with {was}")
 
 
 def _merged(values, changes):
@@ -583,51 +589,7 @@ def _compared(section):
     return section.model_dump(exclude=skipped)
 
 
-# --- the YAML file ----------------------------------------------------------------------------------------------------------------
-
-
-def _parse_yaml(text):
-    """The value of a YAML text. Raises yaml.YAMLError also where its aliases, written out, make it far longer."""
-    loader = _UniqueKeys(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        if _written_out(node, {}) > MOST_YAML:
-            raise yaml.YAMLError("its aliases make it too long, or endless")
-        return loader.construct_document(node)
-    finally:
-        loader.dispose()
-
-
-def _written_out(node, known):
-    """Characters and nodes of a YAML node with its aliases written out; infinite where it holds itself. known: {id: the same}, filled."""
-    if isinstance(node, yaml.ScalarNode):
-        return 1 + len(node.value)
-    if id(node) not in known:
-        known[id(node)] = float("inf")
-        parts = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
-        known[id(node)] = 1 + sum(_written_out(part, known) for part in parts)
-    return known[id(node)]
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys without a word; this loader refuses them."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"key {key!r} stands twice in line {node.start_mark.line + 1} and below")
-        return super().construct_mapping(node, deep)
-
-
-def _parsed(text, source):
-    """The value that a text is in YAML; WrongUse names the source where it is none."""
-    try:
-        return _parse_yaml(text)
-    except Exception as error:  # PyYAML leaves what int(), date() and its own indexing raise as it is
-        raise WrongUse(f"{source}: not YAML ({' '.join(str(error).split())})") from None
+# --- what is wrong, and where it was given ----------------------------------------------------------------------------------------
 
 
 def _validated(schema, values, source, on_command_line=()):
@@ -659,18 +621,21 @@ def _key_and_message(problems, schema):
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return key, message
-    hint = ""
-    if isinstance(problem["input"], str) and _is_number(problem["input"]):
-        hint = " (YAML reads this as text; write it without quotes or an exponent, such as 0.001)"
-    return key, f"{problem['input']!r} is not allowed: {message[0].lower()}{message[1:]}{hint}"
+    hint = _hint(problem["input"]) if problem["type"] in ("int_type", "float_type", "bool_type") else ""
+    return key, f"{shortened(problem['input'])} is not allowed: {message[0].lower()}{message[1:]}{hint}"
 
 
-def _is_number(text):
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def _hint(value):
+    """How a number or a truth value is to be written, if a text looks as if it were meant as one; else nothing."""
+    if not isinstance(value, str):
+        return ""
+    if value.lower() in ("yes", "no", "on", "off", "y", "n"):
+        return " (write true or false)"
+    if re.fullmatch(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", value, re.IGNORECASE):
+        return " (YAML reads this as text; write it without quotes or an exponent, such as 0.001)"
+    if re.fullmatch(r"[-+]?[0-9][0-9a-z_:.+-]*", value, re.IGNORECASE):
+        return " (a number has decimal digits alone, such as 10 or 0.001)"
+    return ""
 
 
 def _fields_at(schema, path):
@@ -718,7 +683,7 @@ def _parse_value(key, given, field):
     if field.annotation is str or (field.annotation == (str | None) and given != "null"):
         return given
     words = given if isinstance(given, list) else [given]
-    values = [_parsed(word, f"command line: --{key}: {word!r}") for word in words]
+    values = [parse_yaml(word, f"command line: --{key}: {shorten(word)!r}") for word in words]
     # A list may also be given as one word, `[0, 1]`, and so may what stands in its place: null, or a name.
     in_place = (list, type(None)) if typing.get_origin(field.annotation) is list else (list, type(None), str)
     whole = given is not words or (len(values) == 1 and isinstance(values[0], in_place))
@@ -735,7 +700,7 @@ def _put(values, key, value):
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise WrongUse(f"{section}: {values!r} is not allowed: it is a section with keys of its own")
+            raise WrongUse(f"{section}: {shortened(values)} is not allowed: it is a section with keys of its own")
     values[name] = value
 
 

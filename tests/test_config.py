@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,7 +8,7 @@ from conftest import METHODS
 
 import memorization_scores
 import train_simclr
-from memorization.config import Config, first_difference, read_config, trained_part
+from memorization.config import Config, first_difference, read_config, read_run_config, save_config, trained_part
 from memorization.data import NORMALIZATION
 from memorization.errors import WrongUse
 from memorization.training import try_method
@@ -48,6 +49,34 @@ def test_every_value_of_the_file_is_an_option(write_config):
     assert (config.training.epochs, config.seeds, config.method.temperature) == (7, [3, 4], 0.1)
     assert config.data.root == "2024" and config.augmentation.views[0].flip == 1.0
     assert config.training.clip_gradient is None and config.training.checkpoint_epochs == []
+
+
+def test_numbers_are_decimal_in_the_file_and_on_the_command_line(write_config):
+    """As `seq -w 8 11` writes them; YAML 1.1 would read 010 and 011 as 8 and 9."""
+    assert read(write_config(), "--seeds", "08", "09", "010", "011").seeds == [8, 9, 10, 11]
+    path = Path(write_config())
+    path.write_text(path.read_text().replace("seeds:\n- 0\n", "seeds: [08, +010, 011]\n").replace("threads: 1", "threads: 012"))
+    config = read(str(path), "--training.learning_rate", "010.50", "--method.temperature", ".5")
+    assert (config.seeds, config.threads) == ([8, 10, 11], 12)
+    assert (config.training.learning_rate, config.method.temperature) == (10.5, 0.5)
+
+
+TEXTS = ["010", "08", "1:30", "1_000", "0x10", "1e-3", "on", "no", "null", "true", "2024-01-01", "=", "<<", ".5", "-.5", ".inf", "a: b"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_that_looks_like_something_else_is_kept_in_the_run_folder(text, write_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_config(read(write_config(), "--run", text))
+    assert read_run_config(text).run == text
+    assert yaml.safe_load(Path(text, "config.yaml").read_text())["run"] == text  # for others' programs, too
+
+
+@pytest.mark.parametrize("text", ["1:30", "on", "no", "2024-01-01", "0x10", "1e-3", "="])
+def test_what_is_neither_decimal_nor_true_or_false_is_text(text, write_config):
+    path = Path(write_config())
+    path.write_text(re.sub("run: .*", f"run: {text}", path.read_text()))
+    assert read(str(path)).run == text
 
 
 def test_help_is_the_docstring_and_the_settings_with_their_meaning(write_config, capsys):
