@@ -43,6 +43,7 @@ from memorization.label_inference import (
     represent_public,
 )
 from memorization.machine import choose_device, describe_machine
+from memorization.normalization import normalize
 from memorization.queries import make_queries
 from memorization.representations import encode_images, encoder_source
 from memorization.resources import memory_for
@@ -250,7 +251,7 @@ def knn_on_test_images(source, known, images, subsets, public, config, device):
         whole = known.values
     else:
         whole = encode_images(source, split, rows, device).to(device)
-        whole = nn.functional.normalize(whole, dim=1) if settings.normalize else whole
+        whole = normalize(whole, dim=1) if settings.normalize else whole
     return neighbor_accuracy(known, whole, split.labels.numpy()[rows], settings.k, classes, settings.memory_gb, leave_out=of_test)
 
 

@@ -3,8 +3,8 @@
 import itertools
 
 import torch
-import torch.nn.functional as F
 
+from memorization.normalization import normalize
 from memorization.threads import encoded
 
 
@@ -32,7 +32,7 @@ def represent(encoder, views, representation="pooled"):
         raise ValueError("tokens of masked views are no vectors to compare; see masked_token_distances")
     encode = {"pooled": encoder, "tokens": lambda pixels, visible: encoder.tokens(pixels, visible).flatten(1)}[representation]
     representations = torch.stack(encoded(encode, views), dim=1)  # (B, V, D)
-    return F.normalize(in_single_at_least(representations), dim=2)
+    return normalize(in_single_at_least(representations), dim=2)
 
 
 def in_single_at_least(representations):
@@ -84,7 +84,7 @@ def masked_token_distances(tokens, seen):
     distances = tokens.new_zeros(B, V, V)
     for i, j in itertools.combinations(range(V), 2):
         both = (seen[:, i] & seen[:, j])[:, :, None]  # (B, T, 1)
-        one, other = (F.normalize(torch.where(both, tokens[:, v], 0.0).flatten(1), dim=1) for v in (i, j))
+        one, other = (normalize(torch.where(both, tokens[:, v], 0.0).flatten(1), dim=1) for v in (i, j))
         distances[:, i, j] = distances[:, j, i] = (one - other).norm(dim=1)
     return distances
 

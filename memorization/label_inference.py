@@ -8,6 +8,7 @@ from scipy import stats
 
 from memorization.errors import WrongUse
 from memorization.neighbors import count_votes, elected, nearest_neighbors, vote_confidence
+from memorization.normalization import normalize
 from memorization.representations import encode_views, varying_dimensions
 
 SHOWN = 4  # neighbours kept for a picture
@@ -77,7 +78,7 @@ def neighbor_accuracy(public, queries, query_labels, k, classes, memory_gb, leav
 def _represented(source, make_view, rows, normalized, device):
     """Representations of a view of each image, (n, D), on the device, l2-normalized where that is asked for."""
     values = encode_views(source, make_view, rows, device)
-    return (torch.nn.functional.normalize(values, dim=1) if normalized else values).to(device)
+    return (normalize(values, dim=1) if normalized else values).to(device)
 
 
 # --- what it means ----------------------------------------------------------------------------------------------------------------

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from memorization import processes
+from memorization.normalization import moderate_scale, normalize
 
 QUERY_CHUNK = 512  # queries compared with vectors of the bank at a time
 CHUNKS = 4  # of queries, worked on one after the other for every part of the bank
@@ -29,6 +29,9 @@ def nearest_neighbors(queries, bank, k, memory_gb=0.25):
     """
     if not 1 <= k <= len(bank):
         raise ValueError(f"{k} neighbours are wanted of {len(bank)}")
+    scale = min(moderate_scale(queries), moderate_scale(bank))
+    if scale != 1:
+        queries, bank = queries * scale, bank * scale
     center = bank.mean(0)
     fitting = int(memory_gb * 2**30 / (4 * (bank.shape[1] + QUERY_CHUNK)))
     columns = BLOCK * max(1, min(fitting // BLOCK, math.ceil(len(bank) / BLOCK)))
@@ -46,7 +49,8 @@ def nearest_neighbors(queries, bank, k, memory_gb=0.25):
 
     share = max(1, math.ceil(len(queries) / processes.count()))
     found = processes.divided(search, queries.split(min(share, CHUNKS * QUERY_CHUNK)), "searching neighbours")
-    return tuple(torch.cat(parts).to(queries.device) for parts in zip(*found))
+    indices, distances = (torch.cat(parts).to(queries.device) for parts in zip(*found))
+    return indices, distances / scale**2
 
 
 def _contenders(queries, bank, center, k, copy, tile):
@@ -182,7 +186,7 @@ def knn_accuracy(queries, query_labels, bank, bank_labels, k, temperature=None):
     temperature: every vote weighs exp(cosine / temperature) (Wu et al. 2018), or 1 where it is None. A tie goes to the lower label.
     Returns a float.
     """
-    queries, bank = F.normalize(queries, dim=1), F.normalize(bank, dim=1)
+    queries, bank = normalize(queries, dim=1), normalize(bank, dim=1)
     classes = int(bank_labels.max()) + 1
     right = 0
     for start in range(0, len(queries), QUERY_CHUNK):

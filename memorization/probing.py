@@ -12,6 +12,7 @@ from memorization import processes
 from memorization.augmentations import whole_images
 from memorization.errors import WrongUse
 from memorization.neighbors import knn_accuracy
+from memorization.normalization import moderate_scales
 from memorization.optimizers import optimizer_of, schedule, set_learning_rate
 from memorization.randomness import shuffled
 from memorization.representations import ENCODING_BATCH, Examples, in_channels, stored_examples, varying_dimensions
@@ -82,12 +83,13 @@ class Standardization(nn.Module):
 
     def __init__(self, values):
         super().__init__()
-        deviation, self.mean = torch.std_mean(values, dim=0)
+        self.scale = moderate_scales(values)
+        deviation, self.mean = torch.std_mean(values * self.scale, dim=0)
         varies = varying_dimensions(values)
         self.deviation = torch.where(varies, deviation, 1.0)
 
     def forward(self, values):
-        return (values - self.mean) / self.deviation
+        return (values * self.scale - self.mean) / self.deviation
 
 
 def train_layers(train, classes, settings, grid, seed):

@@ -5,6 +5,7 @@ from scipy.cluster.vq import kmeans2
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 
+from memorization.normalization import normalize_rows
 from memorization.randomness import shuffled
 
 DRAWN = ("random", "random_matched")  # the policies with chance in them, drawn `removal.draws` times
@@ -62,8 +63,8 @@ def duplicate_groups(values, threshold):
     values: (N, D), pixels or representations, compared after their mean over samples is taken away. Raises ValueError where a sample has
     more than MOST_DUPLICATES of them on average: the threshold is then too low to tell anything, and its links would fill the memory.
     """
-    values = values - values.mean(0)
-    values = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+    values = np.ldexp(values, -np.frexp(np.abs(values).max())[1])  # else a sum may overflow
+    values = normalize_rows(values - values.mean(0))
     rows, columns = [], []
     for start in range(0, len(values), NEIGHBORS_AT_ONCE):
         near, others = np.nonzero(values[start : start + NEIGHBORS_AT_ONCE] @ values.T >= threshold)
@@ -82,7 +83,7 @@ def distances_to_centres(values, clusters, seed):
     values: (N, D) representations, l2-normalized here; clusters: of k-means (Sorscher et al. 2022 prune by this distance).
     Raises ValueError where every sample is a centre of its own, or all are alike.
     """
-    values = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+    values = normalize_rows(values)
     if clusters >= len(values) or np.ptp(values, axis=0).max() < 1e-6:
         raise ValueError(f"{clusters} clusters of {len(values)} samples, or samples that are all alike, tell nothing of what is typical")
     centres, nearest = kmeans2(values.astype(np.float64), clusters, iter=100, minit="++", rng=np.random.default_rng(seed))

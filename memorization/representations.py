@@ -14,6 +14,7 @@ from memorization import processes, threads
 from memorization.augmentations import GRAY_WEIGHTS, whole_images
 from memorization.checkpoint import checksum
 from memorization.errors import WrongUse
+from memorization.normalization import moderate_scales
 from memorization.resources import print_estimate, seconds_of
 from memorization.storage import array_in, write_atomically
 
@@ -124,7 +125,7 @@ def encode_views(source, make_view, rows, device, kept_in=None):
 
 def varying_dimensions(values):
     """Which dimensions of some representations vary by more than rounding, (D,) bool. values: (N, D). Raises WrongUse where none does."""
-    deviation, mean = torch.std_mean(values, dim=0)
+    deviation, mean = torch.std_mean(values * moderate_scales(values), dim=0)
     varies = deviation > LEAST_DEVIATION * mean.abs().clamp(min=LEAST_DEVIATION)
     if not varies.any():
         raise WrongUse("all images are represented alike: the encoder has collapsed")

@@ -12,7 +12,6 @@ from datetime import timedelta
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from memorization import processes
@@ -24,6 +23,7 @@ from memorization.figures import draw_pictures
 from memorization.interruption import stop_requests
 from memorization.machine import choose_device, describe_machine
 from memorization.neighbors import knn_accuracy
+from memorization.normalization import normalize
 from memorization.optimizers import make_optimizer, scaled_learning_rate, schedule, set_learning_rate
 from memorization.prefetching import prefetched
 from memorization.randomness import shuffled
@@ -204,7 +204,7 @@ def spread(representations):
 
     representations: (B, D). Returns a scalar, sqrt(D) times the mean over dimensions of their standard deviation (SimSiam, section 4.1).
     """
-    return F.normalize(representations, dim=1).std(0).mean() * representations.shape[1] ** 0.5
+    return normalize(representations, dim=1).std(0).mean() * representations.shape[1] ** 0.5
 
 
 def save_encoder(path, encoder, identity, images, config, epoch):

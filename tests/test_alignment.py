@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from memorization.alignment import (
 )
 from memorization.augmentations import View
 from memorization.config import EncoderSettings
+from memorization.normalization import normalize, normalize_rows
 from models.encoders import make_encoder
 
 
@@ -194,3 +196,43 @@ def test_jackknife_predicts_how_scores_repeat_with_fresh_views():
 def test_jackknife_of_two_views_is_refused():
     with pytest.raises(ValueError, match="at least 3"):
         jackknife_error(torch.zeros(2, 2, 2), torch.zeros(2, 2, 2))
+
+
+# --- vectors of any length ------------------------------------------------------------------------
+
+
+def test_ordinary_vectors_are_normalized_as_torch_does_to_the_bit():
+    generator = torch.Generator().manual_seed(0)
+    for size in (1e-6, 1.0, 1e6):
+        values = size * torch.randn(200, 37, generator=generator)
+        assert torch.equal(normalize(values, dim=1), F.normalize(values, dim=1))
+        lengths = np.linalg.norm(values.numpy(), axis=1, keepdims=True)
+        assert np.array_equal(normalize_rows(values.numpy()), values.numpy() / lengths)
+
+
+@pytest.mark.parametrize("size", [1e-44, 1e-40, 1e-30, 1e-13, 1e19, 1e30, 3e38])
+def test_vectors_whose_squares_overflow_or_vanish_are_normalized_too(size):
+    values = torch.tensor([[0.6, -0.8], [1.0, 0.0], [0.0, 0.0]]) * size
+    expected = F.normalize(values.double() / size, dim=1).float()
+    close = 0.1 if size < 1e-38 else 1e-6  # what is left of a denormal number
+    assert torch.allclose(normalize(values, dim=1), expected, atol=close)
+    assert torch.allclose(torch.from_numpy(normalize_rows(values.numpy())), expected, atol=close)
+
+
+def test_vectors_that_are_not_finite_stay_so():
+    for value in (math.inf, math.nan):
+        assert normalize(torch.tensor([[value, 1.0]]), dim=1).isnan().any()
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e25])
+def test_losses_do_not_depend_on_the_size_of_representations(size):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(2, 5, 1, 2, 3, generator=generator)
+    views, scaled = ([View(factor * part) for part in pixels] for factor in (1, size))
+    for representation in ("pooled", "tokens"):
+        expected = encoder_distances(Rows(), views, representation)
+        assert torch.allclose(encoder_distances(Rows(), scaled, representation), expected, atol=1e-6)
+    seen = torch.ones(2, 3, 4, dtype=torch.bool)
+    tokens = torch.rand(2, 3, 4, 5, generator=generator)
+    expected = masked_token_distances(tokens, seen)
+    assert torch.allclose(masked_token_distances(size * tokens, seen), expected, atol=1e-6)

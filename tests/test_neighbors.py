@@ -143,3 +143,15 @@ def test_candidates_found_in_float32_suffice_where_vectors_are_well_apart(monkey
     bank, queries = 1000 + random_vectors(3013, 8, seed=0), 1000 + random_vectors(30, 8, seed=1)
     for memory_gb in (1e-9, 0.0045, 1.0):  # many tiles, one and a half, one; the last columns of none fill a group
         assert torch.equal(nearest_neighbors(queries, bank, 10, memory_gb)[0], by_brute_force(queries, bank, 10)[0])
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e25, 1e37])
+def test_neighbours_and_accuracies_do_not_depend_on_the_size_of_representations(size):
+    generator = torch.Generator().manual_seed(0)
+    bank, labels = torch.randn(300, 4, generator=generator), torch.arange(300) % 3
+    queries, query_labels = torch.randn(20, 4, generator=generator), torch.arange(20) % 3
+    indices, _ = nearest_neighbors(queries, bank, k=5)
+    found, distances = nearest_neighbors(size * queries, size * bank, k=5)
+    assert torch.equal(found, indices) and distances.isfinite().all()
+    accuracy = knn_accuracy(queries, query_labels, bank, labels, k=5)
+    assert knn_accuracy(size * queries, query_labels, size * bank, labels, k=5) == accuracy

@@ -80,6 +80,16 @@ def test_dimensions_that_change_by_rounding_alone_do_no_harm():
     assert (layer(others) - layer(train.values)).abs().max() < 0.1
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_a_probe_does_not_depend_on_the_size_of_representations(size):
+    train, settings = clouds(300), ProbeSettings(epochs=5, warmup_epochs=1)
+    train = Examples(F.normalize(train.values, dim=1), train.labels)
+    factors = torch.tensor([size] + 7 * [size if size < 1 else 1.0])  # large in one dimension alone
+    layer, _ = fit_probe(train, 4, settings, seed=0)
+    other, _ = fit_probe(Examples(factors * train.values, train.labels), 4, settings, seed=0)
+    assert (other(factors * train.values) - layer(train.values)).abs().max() < 0.01
+
+
 def test_a_collapsed_encoder_and_a_diverged_layer_are_refused():
     train = clouds(500)
     with pytest.raises(WrongUse, match="represented alike"):

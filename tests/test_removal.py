@@ -81,6 +81,17 @@ def test_near_duplicates_are_linked_over_others():
     assert groups[3] == groups[7] == groups[9] and len(np.unique(groups)) == 48
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_duplicates_and_typicality_do_not_depend_on_the_size_of_representations(size):
+    values = np.random.default_rng(0).normal(size=(50, 20)).astype(np.float32)
+    values[7] = values[3] + 0.01
+    scaled = values * np.float32(size)
+    assert duplicate_groups(scaled, 0.95).tolist() == duplicate_groups(values, 0.95).tolist()
+    assert len(np.unique(duplicate_groups(scaled, 0.95))) == 49
+    distances = distances_to_centres(values, clusters=3, seed=0)
+    assert np.allclose(distances_to_centres(scaled, clusters=3, seed=0), distances, atol=1e-5)
+
+
 def test_groups_go_together_and_every_policy_ends_at_the_same_number():
     groups = np.array([0, 1, 0, 2, 3, 0])
     assert remove_in_order(np.array([0, 1, 2, 3, 4, 5]), 2).tolist() == [0, 1]
