@@ -76,7 +76,10 @@ def score_checkpoint(checkpoint, images, subsets, config, device):
     with memory_for("scores.batch_size", config.scores.batch_size):
         print_plan(pairs, rows, images, config, device)
         start = time.monotonic()
-        losses = [score_pair(*pairs[seed], seed, rows, images, config, device) for seed in config.seeds]
+        losses = []
+        for seed in config.seeds:
+            losses.append(score_pair(*pairs[seed], seed, rows, images, config, device))
+            check_losses(*losses[-1][:2], f"{config.run}/seed_{seed}")
         seconds = time.monotonic() - start
         error, seed = None, config.seeds[0]
         if config.scores.precision != "fp32":
@@ -131,7 +134,8 @@ def score_pair(f, g, record, seed, rows, images, config, device):
     def scored(batch):
         measured = torch.stack(score_batch(f, g, *batch, normalization, seed, config)).cpu()  # one transfer: a GPU waits for each
         for role, losses in zip(ROLES, measured):
-            check_losses(losses, f"{config.run}/seed_{seed}/{role}")
+            if not losses.isfinite().all():
+                raise WrongUse(f"{config.run}/seed_{seed}/{role}: the encoder gives representations that are not finite")
         return measured
 
     return tuple(torch.cat(processes.divided(scored, batches, f"scoring seed {seed}"), dim=1).double().numpy())
@@ -158,12 +162,14 @@ def error_of_precision(losses, pair, seed, rows, images, config, device):
     }
 
 
-def check_losses(losses, encoder):
-    """Raise WrongUse where an encoder's losses of a batch, (B,), show that nothing can be measured."""
-    if not losses.isfinite().all():
-        raise WrongUse(f"{encoder}: the encoder gives representations that are not finite")
-    if not losses.any():
-        raise WrongUse(f"{encoder}: all views are represented alike: the recipe has no chance in it, or it collapsed")
+def check_losses(losses_f, losses_g, pair):
+    """Raise WrongUse if one encoder's losses of all scored images, (N,), show that nothing can be measured.
+
+    A single image may well have views that are all alike, such as one of a single colour.
+    """
+    for role, losses in zip(ROLES, (losses_f, losses_g)):
+        if not losses.any():
+            raise WrongUse(f"{pair}/{role}: all views are represented alike: the recipe has no chance in it, or it collapsed")
 
 
 @torch.inference_mode()

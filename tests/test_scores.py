@@ -220,6 +220,23 @@ def test_batch_size_does_not_change_a_score(scored_run, run_copy):
             assert np.abs(table[column] - whole[column]).max() < 1e-6
 
 
+def test_an_image_of_one_colour_alone_in_its_batch_is_scored(run_copy, monkeypatch):
+    """All its views are alike under some recipes, which says nothing of the encoder."""
+    path, run = run_copy
+    images = open_images(DataSettings(name="fake", size=16))
+    images.train.pixels[33] = 128  # S_C begins at 32
+    monkeypatch.setattr(memorization_scores, "images_of_run", lambda subsets, config: images)
+    recipe = "[{size: 16, crop_scale: [0.3, 1.0]}]"
+    tables = []
+    for size in ("1", "256"):
+        options = ["--scores.augmentation", recipe, "--scores.batch_size", size, "--seeds", "0"]
+        score(path, "--run", str(run), *options)
+        (folder,) = (run / "scores").glob("augmentation_*")
+        tables.append(read_table(folder)[1])
+    assert tables[0]["alignment_loss_f"][33] < 1e-3 < tables[0]["alignment_loss_f"].max()
+    assert np.abs(tables[0]["score"] - tables[1]["score"]).max() < 1e-6
+
+
 def test_the_number_of_threads_does_not_change_a_score(scored_run, run_copy):
     one = read_table(scored_run[1] / "scores")[1]
     before = torch.get_num_threads()
