@@ -1,18 +1,22 @@
 """last.pt to go on, encoder.pt to measure: plain types and tensors, a checksum, and nothing that is executed on loading."""
 
+import errno
 import hashlib
 import io
+import os
 import pickletools
 import re
+import shutil
+import tempfile
 import warnings
-import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from memorization.config import MOST_PIXELS, EncoderSettings, first_difference, read_run_config, shortened, trained_part, with_defaults
-from memorization.errors import Caution, WrongUse
-from memorization.storage import check_members, sync_folder, write_atomically
+from memorization.errors import Broken, Caution, WrongUse
+from memorization.storage import delete_file, exists, open_archive, refuse_broken, rename, sync_folder, write_atomically
 from memorization.subsets import ROLES, load_subsets
 from models.encoders import make_encoder
 
@@ -20,6 +24,7 @@ FORMAT = "memorization checkpoint 1"
 GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")  # what torch.save of tensors names
 MOST_PICKLED = 2**25  # bytes of what is not tensors
 KEPT = re.compile(r"encoder_epoch_[0-9]{4,7}\.pt")  # names of the encoders of training.checkpoint_epochs
+OF_SYSTEM = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENODEV, errno.EACCES, errno.ENOSPC)  # of no file's content
 DEEPEST = 50  # of dicts and lists in each other
 
 
@@ -32,21 +37,54 @@ def save_checkpoint(path, content):
 
 
 def read_checkpoint(path):
-    """The dict in a checkpoint. Raises WrongUse where the file is missing, foreign, truncated or changed."""
-    try:
-        _check_pickled(path)
-        # Mapped, a tensor cannot claim more than the file holds; read into memory, torch takes its word.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        _check_plain(content, 4 * Path(path).stat().st_size)
-    except FileNotFoundError:
-        raise WrongUse(f"{path}: no such file") from None
-    except Exception:  # torch raises many kinds for foreign and broken files, with advice that is none here
-        raise WrongUse(f"{path}: not a whole checkpoint: truncated, broken, or another kind of file") from None
+    """The dict in a checkpoint.
+
+    Raises WrongUse if the file is missing, foreign or not given by the system, Broken if it is truncated or changed.
+    """
+    with refuse_broken(path, "not a whole checkpoint"):
+        try:
+            content = _load(path)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # torch raises many kinds for foreign and broken files, with advice that is none here
+            _raise_if_of_system(error)
+            raise Broken(f"{path}: not a whole checkpoint: truncated, broken, or another kind of file") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise WrongUse(f"{path}: not a checkpoint of this project ({FORMAT!r} is missing)")
     if content.pop("checksum", None) != checksum(content):
-        raise WrongUse(f"{path}: its checksum does not fit; the file is broken")
+        raise Broken(f"{path}: its checksum does not fit; the file is broken")
+    return content
+
+
+def _load(path):
+    with open_archive(path) as archive:
+        _check_pickled(archive)
+        with _copy_of(archive.fp) as copy:
+            # Mapped, a tensor cannot claim more than the file holds; read into memory, torch takes its word.
+            content = torch.load(copy, map_location="cpu", weights_only=True, mmap=True)
+            _check_plain(content, 4 * os.path.getsize(copy))
     return _in_memory(content)
+
+
+def _raise_if_of_system(error):
+    """Raise OSError if one of torch's RuntimeErrors quotes the system."""
+    for code in OF_SYSTEM:
+        if os.strerror(code) in str(error):
+            raise OSError(code, os.strerror(code)) from None
+
+
+@contextmanager
+def _copy_of(file):
+    """The path of a copy of an open file, to be mapped into memory.
+
+    The file's own file system may not map files, and would end the process if a mapped page cannot be read.
+    """
+    in_memory = os.fdopen(os.memfd_create("checkpoint"), "r+b") if hasattr(os, "memfd_create") else None
+    with in_memory or tempfile.NamedTemporaryFile() as copy:
+        file.seek(0)
+        shutil.copyfileobj(file, copy, 2**20)
+        copy.flush()
+        yield f"/proc/self/fd/{copy.fileno()}" if in_memory else copy.name
 
 
 def _in_memory(value):
@@ -58,14 +96,12 @@ def _in_memory(value):
     return [_in_memory(item) for item in value] if isinstance(value, list) else value
 
 
-def _check_pickled(path):
-    """Raise ValueError unless a file is one of torch.save, uncompressed, whose pickle names nothing but tensors."""
-    with zipfile.ZipFile(path) as file:
-        check_members(file)
-        (member,) = (member for member in file.infolist() if member.filename.endswith("data.pkl"))
-        if member.file_size > MOST_PICKLED:
-            raise ValueError(f"{member.file_size} bytes beside its tensors")
-        pickled = file.read(member)
+def _check_pickled(archive):
+    """Raise ValueError unless an open zip file is one of torch.save, whose pickle names nothing but tensors."""
+    (member,) = (member for member in archive.infolist() if member.filename.endswith("data.pkl"))
+    if member.file_size > MOST_PICKLED:
+        raise ValueError(f"{member.file_size} bytes beside its tensors")
+    pickled = archive.read(member)
     for opcode, argument, _ in pickletools.genops(pickled):
         if opcode.name in ("STACK_GLOBAL", "INST") or (opcode.name == "GLOBAL" and not GLOBALS.fullmatch(argument)):
             raise ValueError(f"it names {argument}")
@@ -99,28 +135,29 @@ def _check_plain(content, most):
 def save_progress(folder, content):
     """Write last.pt; the one before becomes previous.pt, once the new one is whole on the disk."""
     save_checkpoint(folder / "next.pt", content)
-    if (folder / "last.pt").exists():
-        (folder / "last.pt").replace(folder / "previous.pt")
-    (folder / "next.pt").replace(folder / "last.pt")
+    if exists(folder / "last.pt"):
+        rename(folder / "last.pt", folder / "previous.pt")
+    rename(folder / "next.pt", folder / "last.pt")
     sync_folder(folder)
 
 
 def read_progress(folder):
-    """The content of last.pt, of previous.pt where last.pt is missing or broken, or None where neither was written.
+    """The content of last.pt, of previous.pt if last.pt is missing or broken, or None if neither was written.
 
-    A broken last.pt is deleted, or the next save would put it in the place of a good previous.pt. Raises WrongUse where only it is left.
+    A broken last.pt is deleted, or the next save would put it in the place of a good previous.pt. Raises WrongUse if only it is left, and
+    if the system does not give last.pt, which may then be whole.
     """
     last, previous = folder / "last.pt", folder / "previous.pt"
-    if not last.exists():
-        return read_checkpoint(previous) if previous.exists() else None
+    if not exists(last):
+        return read_checkpoint(previous) if exists(previous) else None
     try:
         return read_checkpoint(last)
-    except WrongUse as error:
-        if not previous.exists():
-            raise WrongUse(f"{error}; delete it to train from the start") from None
+    except Broken as error:
+        if not exists(previous):
+            raise Broken(f"{error}; delete it to train from the start") from None
         content = read_checkpoint(previous)
         warnings.warn(Caution(f"{error}; going on from {previous}"), stacklevel=2)
-        last.unlink()
+        delete_file(last)
         return content
 
 

@@ -36,6 +36,10 @@ class WrongUse(ValueError):
         super().__init__(one_line(message))
 
 
+class Broken(WrongUse):
+    """A file that was read and is not whole, unlike one that the system did not give."""
+
+
 class Interrupted(Exception):
     """A training was told to stop, and is saved. The message is one line; `exit_code` is 128 + the signal's number, as in shells."""
 

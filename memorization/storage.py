@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from memorization.errors import WrongUse, visible
+from memorization.errors import Broken, WrongUse, visible
 
 MOST_TEXT = 2**26  # bytes of a text file that is read at once
 TRIED_BYTES = 4096  # written to find out if a folder takes files; a full disk takes empty ones
@@ -144,8 +144,11 @@ def delete_file(path):
 
 
 def rename(path, new):
-    """Rename a file, over what is there. Raises WrongUse if that cannot be done."""
+    """Rename a file, over a file or a link that is there. Raises WrongUse if that cannot be done."""
+    with named_on_failure(path):
+        _check_replaceable(path)
     with named_on_failure(new):
+        _check_replaceable(new)
         os.replace(path, new)
 
 
@@ -272,7 +275,7 @@ def _not_regular(status, path):
         return IsADirectoryError(errno.EISDIR, "Is a directory", str(path))
     kinds = {"a pipe": stat.S_ISFIFO, "a socket": stat.S_ISSOCK}
     kind = next((name for name, is_kind in kinds.items() if is_kind(status.st_mode)), "a device")
-    return OSError(errno.EINVAL, f"it is {kind}, not a file", str(path))
+    return OSError(errno.ENXIO, f"it is {kind}, not a file", str(path))
 
 
 def read_bytes(path, most=None):
@@ -294,8 +297,8 @@ def read_text(path, most=MOST_TEXT):
 def refuse_broken(path, words, advice=""):
     """Turn what goes wrong while files are read into WrongUse.
 
-    The system's reason, if it does not give them; else `words`, such as "not a whole log", the fault
-    and `advice`, since then they were read and are broken.
+    If the system does not give them, it tells the system's reason. Else they were read and are broken:
+    Broken tells so in `words`, such as "not a whole log", with the fault and `advice`.
     """
     try:
         yield
@@ -309,7 +312,7 @@ def refuse_broken(path, words, advice=""):
         raise WrongUse(f"{path}: cannot be read (not enough memory)") from None
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         fault = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-        raise WrongUse(f"{path}: {words} ({fault}){advice}") from None
+        raise Broken(f"{path}: {words} ({fault}){advice}") from None
 
 
 def parse_json(text):
@@ -326,12 +329,23 @@ def _refuse_constant(name):
 
 def read_arrays(path):
     """{name: array} of an .npz file of np.savez. Raises ValueError where it is broken, compressed or claims more than it holds."""
+    with open_archive(path) as file:
+        return {member.filename.removesuffix(".npy"): array_in(file.read(member)) for member in file.infolist()}
+
+
+@contextmanager
+def open_archive(path):
+    """Open a zip file whose members are stored as they are. Raises ValueError if it is broken, OSError as the system does."""
     try:
         with open_regular(path) as opened, zipfile.ZipFile(opened) as file:
             check_members(file)
-            return {member.filename.removesuffix(".npy"): array_in(file.read(member)) for member in file.infolist()}
+            yield file
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:  # also of encrypted and of foreign archives
         raise ValueError(str(error)) from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of a place before the beginning of the file
+            raise
+        raise ValueError("its directory leads out of it") from None
 
 
 def check_members(file):

@@ -11,7 +11,7 @@ import torch
 
 from memorization.errors import WrongUse
 from memorization.randomness import sample_keys, shuffled, stream
-from memorization.storage import parse_json, read_arrays, write_atomically
+from memorization.storage import parse_json, read_arrays, refuse_broken, write_atomically
 
 # In the order of every table; external images come from the test set, the others from the training set.
 SUBSETS = {"shared": "train", "candidate": "train", "independent": "train", "external": "test"}
@@ -111,16 +111,12 @@ def save_subsets(subsets, path):
 
 
 def load_subsets(path):
-    """The Subsets in a subsets.npz. Raises WrongUse where the file is missing, broken or not consistent."""
-    if not Path(path).exists():
-        raise WrongUse(f"{path}: no such file")
-    try:
+    """The Subsets in a subsets.npz. Raises WrongUse if the file is missing, not given by the system, broken or not consistent."""
+    with refuse_broken(path, "not a whole file of subsets"):
         file = read_arrays(path)
         arrays = {name: file[name] for name in SUBSETS}
         data, fingerprint = parse_json(str(file["data"])), str(file["fingerprint"])
         role, parents = (str(file["role"]), parse_json(str(file["parents"]))) if "role" in file else (None, {})
-    except (OSError, KeyError, ValueError) as error:
-        raise WrongUse(f"{path}: not a whole file of subsets ({error})") from None
     for name, indices in arrays.items():
         if indices.ndim != 1 or indices.dtype != np.int64:
             raise WrongUse(f"{path}: {name} is {indices.dtype} of shape {indices.shape}, but must be a list of int64")

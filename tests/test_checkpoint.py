@@ -1,5 +1,7 @@
+import errno
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 from memorization import checkpoint
 from memorization.checkpoint import load_encoder, load_pair, read_checkpoint, read_progress, restore, save_checkpoint, save_progress
 from memorization.config import TrainingSettings
-from memorization.errors import Caution, WrongUse
+from memorization.errors import Broken, Caution, WrongUse
 from memorization.optimizers import OPTIMIZERS, make_optimizer
 
 CONTENT = {
@@ -164,3 +166,70 @@ def test_a_run_folder_may_lie_in_the_home_folder(scored_run, monkeypatch):
 def test_a_missing_encoder_is_one_line(scored_run):
     with pytest.raises(WrongUse, match="seed_5.*no such file"):
         load_pair(scored_run[1], seed=5)
+
+
+def two_saves(folder):
+    for step in (1, 2):
+        save_progress(folder, {"step": step})
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def failing_open(code, name):
+    """os.open that fails for files of a name, as the system does."""
+    opened = os.open
+
+    def fail(path, *arguments, **named):
+        if os.fspath(path).endswith(name):
+            raise OSError(code, os.strerror(code), os.fspath(path))
+        return opened(path, *arguments, **named)
+
+    return fail
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.EMFILE, errno.ENOMEM, errno.ESTALE])
+def test_a_checkpoint_that_the_system_does_not_give_is_no_broken_one_and_nothing_is_deleted(code, tmp_path, monkeypatch):
+    kept = two_saves(tmp_path)
+    monkeypatch.setattr(os, "open", failing_open(code, "last.pt"))
+    with pytest.raises(WrongUse, match=f"last.pt: cannot be read .{os.strerror(code)}.$") as refusal:
+        read_progress(tmp_path)
+    assert not isinstance(refusal.value, Broken) and kept == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.undo()
+    assert read_progress(tmp_path)["step"] == 2
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError(f"unable to mmap 9 bytes from file <x>: {os.strerror(errno.ENOMEM)} (12)")], ids=["numpy", "torch"]
+)
+def test_a_checkpoint_for_which_there_is_no_memory_is_no_broken_one(error, tmp_path, monkeypatch):
+    kept = two_saves(tmp_path)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: (_ for _ in ()).throw(error))
+    with pytest.raises(WrongUse, match="last.pt: cannot be read .*memory.$"):
+        read_progress(tmp_path)
+    assert kept == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_what_another_program_wrote_under_the_name_of_a_checkpoint_is_refused_and_left_there(tmp_path):
+    two_saves(tmp_path)
+    torch.save({"state_dict": {}}, tmp_path / "last.pt")
+    with pytest.raises(WrongUse, match="last.pt: not a checkpoint of this project"):
+        read_progress(tmp_path)
+    assert (tmp_path / "last.pt").exists()
+
+
+@pytest.mark.parametrize("name", ["last.pt", "previous.pt", "next.pt"])
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_no_save_takes_the_place_of_what_is_no_file(make, name, tmp_path):
+    two_saves(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    make(tmp_path / name)
+    with pytest.raises(WrongUse, match=f"{name}: cannot be written"):
+        save_progress(tmp_path, {"step": 3})
+    if name == "last.pt":
+        with pytest.raises(WrongUse, match="last.pt: cannot be read"):
+            read_progress(tmp_path)
+
+
+def test_a_link_to_nothing_is_not_taken_for_a_training_that_has_to_begin(tmp_path):
+    (tmp_path / "last.pt").symlink_to("/mnt/a/disk/that/is/not/mounted/last.pt")
+    with pytest.raises(WrongUse, match="last.pt: a link that leads nowhere"):
+        read_progress(tmp_path)
