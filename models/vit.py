@@ -106,9 +106,10 @@ class Block(nn.TransformerEncoderLayer):
         """Every token becomes a mean of the values of all, weighted by how well its query fits their keys; (B, T, D) -> (B, T, D)."""
         B, T, D = tokens.shape
         layer, heads = self.self_attn, self.self_attn.num_heads
-        packed = F.linear(tokens, layer.in_proj_weight, layer.in_proj_bias).view(B, T, 3, heads, D // heads)
-        queries, keys, values = packed.permute(2, 0, 3, 1, 4)  # (B, heads, T, D / heads) each
-        mixed = F.scaled_dot_product_attention(queries, keys, values)
+        packed = F.linear(tokens, layer.in_proj_weight, layer.in_proj_bias)  # (B, T, 3 D)
+        # Cut first and viewed then, so that the gradients of the three are copied once, into one.
+        parts = (part.view(B, T, heads, D // heads).transpose(1, 2) for part in packed.chunk(3, dim=2))
+        mixed = F.scaled_dot_product_attention(*parts)  # (B, heads, T, D / heads), as its parts are
         return layer.out_proj(mixed.transpose(1, 2).reshape(B, T, D))
 
 

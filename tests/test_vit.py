@@ -4,11 +4,12 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from memorization.config import EncoderSettings
 from memorization.machine import use_exact_arithmetic
 from models.encoders import make_encoder
-from models.vit import Positions, patchify, sincos_positions, transformer_blocks, unpatchify
+from models.vit import Block, Positions, patchify, sincos_positions, transformer_blocks, unpatchify
 
 
 def make_vit(channels=1, size=16, seed=0, **settings):
@@ -173,6 +174,37 @@ def test_what_is_measured_is_computed_as_what_is_trained(heads, monkeypatch):
     monkeypatch.setattr(torch, "_transformer_encoder_layer_fwd", lambda *_: pytest.fail("a fused layer"))
     with torch.no_grad():
         assert torch.allclose(encoder(pixels), trained, atol=1e-6)
+
+
+def test_attention_equals_torchs_own_and_copies_the_gradient_of_its_projection_once():
+    torch.manual_seed(0)
+    block, tokens = Block(64, heads=2), torch.randn(3, 5, 64)
+    weight, bias, out = block.self_attn.in_proj_weight, block.self_attn.in_proj_bias, block.self_attn.out_proj
+    packed = F.linear(tokens, weight, bias).view(3, 5, 3, 2, 32)
+    mixed = F.scaled_dot_product_attention(*packed.permute(2, 0, 3, 1, 4))
+    expected = out(mixed.transpose(1, 2).reshape(3, 5, 64))
+    found = block.attention(tokens)
+    assert torch.equal(found, expected)
+    with CopiesOf(3 * 5 * 3 * 64) as copies:
+        gradients = torch.autograd.grad(found.square().sum(), [weight, bias])
+    assert len(copies.operations) == 1
+    wanted = torch.autograd.grad(expected.square().sum(), [weight, bias])
+    assert all(torch.equal(gradient, other) for gradient, other in zip(gradients, wanted))
+
+
+class CopiesOf(TorchDispatchMode):
+    """Notes the operations that only copy so many values."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.count, self.operations = count, []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        name = str(operation).split(".")[1]
+        if name in ("clone", "copy_", "_to_copy", "cat", "stack") and result.numel() == self.count:
+            self.operations.append(name)
+        return result
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
