@@ -46,7 +46,7 @@ from memorization.machine import choose_device, describe_machine
 from memorization.normalization import normalize
 from memorization.queries import make_queries
 from memorization.representations import encode_images, encoder_source
-from memorization.resources import memory_for
+from memorization.resources import OTHER_DEVICE, memory_for
 from memorization.scores import load_candidate_scores
 from memorization.significance import mean_and_spread, plus_minus
 from memorization.storage import write_atomically, write_json
@@ -82,9 +82,10 @@ def main(argv=None):
     names = chosen_checkpoints(config.actions["checkpoint"], config.folder, config.seeds, roles)
     subsets = load_subsets(config.folder / "subsets.npz")
     images = images_of_run(subsets, config)
-    public = public_images(images, subsets, config.dejavu, device)
-    check_labels(images, subsets, public, config.dejavu)
-    images = images.to(device)
+    with memory_for("device", config.device, OTHER_DEVICE):
+        public = public_images(images, subsets, config.dejavu, device)
+        check_labels(images, subsets, public, config.dejavu)
+        images = images.to(device)
 
     scores = {name: scores_of_candidates(name, subsets, config) for name in names}
     with memory_for("dejavu.memory_gb", config.dejavu.memory_gb):

@@ -29,8 +29,8 @@ from memorization.config import read_config
 from memorization.data import images_of_run
 from memorization.errors import WrongUse, one_line_errors, visible
 from memorization.figures import draw_gallery, draw_histogram, draw_scatter, draw_training_curve
-from memorization.machine import choose_device, describe_machine
-from memorization.resources import memory_for, print_estimate, seconds_of
+from memorization.machine import choose_device, describe_machine, uses_bf16, warn_of_emulation
+from memorization.resources import OTHER_DEVICE, memory_for, print_estimate, seconds_of
 from memorization.scores import FORMAT
 from memorization.significance import bootstrap_interval, describe, one_sample_test, paired_test, welch_test
 from memorization.storage import write_atomically, write_json
@@ -59,7 +59,10 @@ def main(argv=None):
     device = choose_device(config)
     names = chosen_checkpoints(config.actions["checkpoint"], config.folder, config.seeds)
     subsets = load_subsets(config.folder / "subsets.npz")
-    images = images_of_run(subsets, config).to(device)
+    images = images_of_run(subsets, config)
+    with memory_for("device", config.device, OTHER_DEVICE):
+        images = images.to(device)
+    warn_of_emulation("scores.precision", config.scores.precision, device)
 
     logs = training_logs(config) if config.actions["checkpoint"] == "all" else None
     for name in names:
@@ -178,7 +181,7 @@ def score_batch(f, g, split, indices, normalization, seed, config):
     recipes = config.augmentation.views if config.scores.augmentation == "training" else config.scores.augmentation
     recipes = [measuring_recipe(recipes, view) for view in range(config.scores.views)]
     views = augment_all(split, indices, recipes, normalization, seed, "scoring", patch=config.encoder.patch)
-    with torch.autocast(split.device.type, dtype=torch.bfloat16, enabled=config.scores.precision == "bf16"):
+    with torch.autocast(split.device.type, dtype=torch.bfloat16, enabled=uses_bf16(config.scores.precision, split.device)):
         distances_f = encoder_distances(f, views, config.scores.representation)  # the same views through f and g:
         distances_g = encoder_distances(g, views, config.scores.representation)  # their noise cancels in the difference
     return mean_over_pairs(distances_f), mean_over_pairs(distances_g), jackknife_error(distances_f, distances_g)

@@ -29,6 +29,7 @@ from memorization.errors import WrongUse
 from memorization.interruption import stop_requests
 from memorization.machine import to_device
 from memorization.randomness import sample_keys, stream, uniform
+from memorization.resources import pin
 from memorization.storage import array_header, array_in, megabytes, named_on_failure, parse_json, read_text, sole_process, write_atomically
 
 # Published mean and standard deviation of each channel, of pixels in [0, 1]; ImageNet's for any folder of images.
@@ -98,7 +99,7 @@ class Split:
     def fetched(self, indices):
         """The Split with these images alone, copied into memory from which a GPU can take them. indices: (B,) int64, each once."""
         pixels = replace(self, device=self.pixels.device).gather(indices)
-        pixels = pixels.pin_memory() if self.device.type == "cuda" else pixels
+        pixels = pin(pixels) if self.device.type == "cuda" else pixels
         rows = torch.full((len(self),), -1).index_put((indices,), torch.arange(len(indices)))
         return replace(self, pixels=pixels, row_of=rows)
 

@@ -1,9 +1,12 @@
 """Wrong use: one clear line and exit code 2, never a traceback; the same for being told to stop, with the exit code of its signal."""
 
+import errno
 import functools
 import re
 import sys
 import warnings
+
+import torch
 
 from memorization import processes
 
@@ -11,6 +14,15 @@ MOST_SHOWN = 1000  # characters of a line, of which a name or a value of a file 
 MOST_OF_A_VALUE = 200  # characters of one value in it
 # What a terminal obeys or hides: control characters, marks of the direction of text, and bytes of a name that are not UTF-8.
 UNPRINTED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# How RuntimeErrors tell that memory ran out: those of torch's allocators, of CUDA, and of the
+# libraries that allocate for themselves. CUDA allocates memory of the host, too.
+OUT_OF_MEMORY = re.compile(
+    "out of memory|(can't|cannot) allocate memory|not enough memory|bad_alloc|MemoryAllocation|ALLOC(ATION)?_FAILED",
+    re.IGNORECASE,
+)
+OF_A_GPU = re.compile("cuda|cu[a-z]+_status|cufft|nccl|gpu", re.IGNORECASE)
+OF_THE_HOST = re.compile("CPUAllocator|host|pin_memory|pinned", re.IGNORECASE)
+GPU_MEMORY, HOST_MEMORY = "the GPU's memory has left", "memory has left in the host"
 
 
 def visible(text):
@@ -55,10 +67,25 @@ class Caution(UserWarning):
         super().__init__(one_line(message))
 
 
+def exhausted_memory(error):
+    """Which memory has too little left, in words, if an error says that; else None.
+
+    RuntimeErrors are known by their text: torch has a type of its own only for its own allocator.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return GPU_MEMORY
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return HOST_MEMORY
+    text = str(error)
+    if not isinstance(error, RuntimeError) or not OUT_OF_MEMORY.search(text):
+        return None
+    return GPU_MEMORY if OF_A_GPU.search(text) and not OF_THE_HOST.search(text) else HOST_MEMORY
+
+
 def one_line_errors(main):
     """Decorate a script's main(argv=None): WrongUse becomes its one line on stderr and exit code 2, an interruption one and its own.
 
-    A Caution is shown as one line too.
+    Memory that ran out is told as wrong use is. A Caution is shown as one line too.
     """
 
     @functools.wraps(main)
@@ -70,6 +97,12 @@ def one_line_errors(main):
             return result
         except WrongUse as error:
             print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except (MemoryError, RuntimeError, OSError) as error:
+            memory = exhausted_memory(error)
+            if memory is None:
+                raise
+            print(f"error: this needs more than {memory}; end what else uses it, or take less at a time", file=sys.stderr)
             raise SystemExit(2) from None
         except Interrupted as stop:
             if processes.is_first():  # it has come to all

@@ -2,13 +2,15 @@
 
 import platform
 import subprocess
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from memorization import processes
-from memorization.errors import WrongUse
+from memorization.errors import Caution, WrongUse
+from memorization.resources import pin
 
 
 def choose_device(config):
@@ -36,8 +38,29 @@ def choose_device(config):
 def to_device(tensor, device):
     """The tensor on the device. The host goes on at once: a GPU takes it from pinned memory when it comes to it."""
     if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
+        tensor = pin(tensor)
     return tensor.to(device, non_blocking=device.type != "cpu")
+
+
+def uses_bf16(precision, device):
+    """Whether networks multiply in bfloat16. precision: "bf16", "fp32", or "auto", bf16 on GPUs made for it.
+
+    Older GPUs, before compute capability 8 (Ampere), only emulate it.
+    """
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda" and is_made_for_bf16(device))
+
+
+def is_made_for_bf16(device):
+    """Whether a GPU multiplies in bfloat16 itself."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def warn_of_emulation(setting, precision, device):
+    """Say if a GPU is told to multiply in bfloat16 but only emulates it. setting: the key of the precision."""
+    emulated = precision == "bf16" and device.type == "cuda" and not is_made_for_bf16(device)
+    if emulated and processes.is_first():
+        name = torch.cuda.get_device_name(device)
+        warnings.warn(Caution(f"{setting}: bf16 is only emulated by {name}, which is slower there than fp32"), stacklevel=2)
 
 
 def use_exact_arithmetic():

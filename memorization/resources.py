@@ -9,11 +9,11 @@ from datetime import timedelta
 
 import torch
 
-from memorization.errors import Caution, WrongUse
+from memorization.errors import Caution, WrongUse, exhausted_memory
 from memorization.storage import free_bytes, megabytes
 
 TRIALS = 3
-OUT_OF_HOST_MEMORY = "can't allocate memory"  # in the RuntimeError of torch's allocator for CPUs
+OTHER_DEVICE = "end what else uses it, or take another device"
 
 
 def seconds_of(work, device):
@@ -43,15 +43,28 @@ def print_estimate(what, seconds, device, disk=0, folder="."):
 
 
 @contextmanager
-def memory_for(setting, value):
-    """Turn running out of memory, on the device or in the host, into WrongUse that names the setting to lower. value: None for no limit."""
+def memory_for(setting, value, advice="lower it"):
+    """Turn running out of memory, on the device or in the host, into WrongUse that names the setting to change.
+
+    value: of the setting, None for no limit; advice: what to change it to.
+    """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and OUT_OF_HOST_MEMORY not in str(error):
+    except (MemoryError, RuntimeError, OSError) as error:
+        memory = exhausted_memory(error)
+        if memory is None:
             raise
-        where = "the GPU's memory" if isinstance(error, torch.OutOfMemoryError) else "memory"
-        raise WrongUse(f"{setting}: {'null (all)' if value is None else value} needs more than {where} has left; lower it") from None
+        raise WrongUse(f"{setting}: {'null (all)' if value is None else value} needs more than {memory}; {advice}") from None
+
+
+def pin(tensor):
+    """The tensor in the host's memory that a GPU takes it from. Raises MemoryError if there is too little of it."""
+    try:
+        return tensor.pin_memory()
+    except RuntimeError as error:  # which names CUDA, though it is the host's memory
+        if exhausted_memory(error) is None:
+            raise
+        raise MemoryError("no memory is left to pin") from error
 
 
 def tensor_bytes(value):

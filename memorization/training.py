@@ -21,7 +21,7 @@ from memorization.config import first_difference, read_run_config, save_config, 
 from memorization.errors import Caution, WrongUse, visible
 from memorization.figures import draw_pictures
 from memorization.interruption import stop_requests
-from memorization.machine import choose_device, describe_machine
+from memorization.machine import choose_device, describe_machine, uses_bf16, warn_of_emulation
 from memorization.neighbors import knn_accuracy
 from memorization.normalization import normalize
 from memorization.optimizers import make_optimizer, scaled_learning_rate, schedule, set_learning_rate
@@ -62,7 +62,9 @@ def train_pair(make_method, images, config):
     subsets = replace(subsets, data=images.fingerprint)
     with processes.first_before_others():
         _open_run(subsets, config, seeds)
-    images = images.to(device, config.training.data_device)
+    with memory_for("training.data_device", config.training.data_device, "take cpu"):
+        images = images.to(device, config.training.data_device)
+    warn_of_emulation("training.precision", config.training.precision, device)
     _print_plan(subsets, roles, config, device)
     with stop_requests() as stop, memory_for("training.batch_size", config.training.batch_size):
         _print_estimate(make_method, images, subsets, roles, config, device)
@@ -81,7 +83,7 @@ def train_encoder(make_method, images, subsets, role, seed, config, device, stop
     """
     settings = config.training
     folder = config.folder / f"seed_{seed}" / role
-    precision = "bf16" if _uses_bf16(settings, device) else "fp32"
+    precision = "bf16" if uses_bf16(settings.precision, device) else "fp32"
     identity = {"config": trained_part(config), "subsets": subsets.fingerprint, "role": role, "seed": seed, "precision": precision}
     if (folder / "encoder.pt").exists():
         check_belongs(read_checkpoint(folder / "encoder.pt"), {"kind": "encoder", **identity}, folder / "encoder.pt")
@@ -170,7 +172,7 @@ def train_step(method, optimizer, views, settings, progress, forward=None):
     the method's place, such as one that shares its gradients between processes.
     """
     device = views[0].pixels.device
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=_uses_bf16(settings, device)):
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(settings.precision, device)):
         loss = (method if forward is None else forward)(*views)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -476,14 +478,10 @@ def _labelled(encoder, images, split, indices, config):
     indices = torch.from_numpy(indices)
     indices = indices[split.labels[indices] >= 0]
     device = split.device
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=_uses_bf16(config.training, device)):
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(config.training.precision, device)):
         parts = processes.divided(
             lambda part: encoded(encoder, [whole_images(split, part, config.augmentation.size, images.normalization)])[0].float().cpu(),
             indices.split(ENCODING_BATCH),
             "encoding",
         )
     return torch.cat(parts).to(device), split.labels[indices].to(device)
-
-
-def _uses_bf16(settings, device):
-    return settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")

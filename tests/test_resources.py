@@ -1,10 +1,17 @@
+import errno
 import time
 
 import pytest
 import torch
 
-from memorization.errors import Caution, WrongUse
-from memorization.resources import TRIALS, memory_for, print_estimate, seconds_of, tensor_bytes
+import dejavu
+import memorization_scores
+import train_simclr
+from memorization.data import Split
+from memorization.errors import Caution, WrongUse, one_line_errors
+from memorization.machine import is_made_for_bf16, to_device, uses_bf16, warn_of_emulation
+from memorization.prefetching import prefetched
+from memorization.resources import TRIALS, memory_for, pin, print_estimate, seconds_of, tensor_bytes
 
 CPU = torch.device("cpu")
 
@@ -43,10 +50,100 @@ def test_out_of_host_memory_is_known_as_torch_tells_it():
         torch.empty(2**60, dtype=torch.uint8)
 
 
-def test_another_error_passes():
-    with pytest.raises(RuntimeError, match="shapes"), memory_for("scores.batch_size", 7):
-        raise RuntimeError("shapes do not fit")
+GPU, HOST = "the GPU's memory has left", "memory has left in the host"
+
+
+@pytest.mark.parametrize("error, memory", [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), GPU),
+    (torch.AcceleratorError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in the documentation"), GPU),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), GPU),
+    (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), GPU),
+    (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), GPU),
+    (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"), HOST),
+    (RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED"), GPU),
+    (RuntimeError("CUDA driver error: out of memory"), GPU),
+    (RuntimeError("NCCL error: unhandled cuda error. Last error: Cuda failure 2 'out of memory'"), GPU),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), HOST),
+    (RuntimeError("unable to mmap 9 bytes from file <x>: Cannot allocate memory (12)"), HOST),
+    (OSError(errno.ENOMEM, "Cannot allocate memory"), HOST),
+    (MemoryError(), HOST),
+])  # fmt: skip
+def test_running_out_of_memory_is_known_whoever_says_so(error, memory, capsys):
+    with pytest.raises(WrongUse) as refused, memory_for("scores.batch_size", 7):
+        raise error
+    assert str(refused.value) == f"scores.batch_size: 7 needs more than {memory}; lower it"
+
+    @one_line_errors
+    def main(argv):
+        raise error
+
+    with pytest.raises(SystemExit) as ending:  # in a place that belongs to no setting
+        main([])
+    line = capsys.readouterr().err
+    assert ending.value.code == 2 and line.startswith(f"error: this needs more than {memory};") and line.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [
+    RuntimeError("shapes do not fit"),
+    torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"),
+    OSError(errno.ENOSPC, "No space left on device"),
+])  # fmt: skip
+def test_another_error_passes(error):
+    with pytest.raises(type(error)) as passed, memory_for("scores.batch_size", 7):
+        raise error
+    assert passed.value is error
+    with pytest.raises(type(error)):
+        one_line_errors(lambda argv: (_ for _ in ()).throw(error))([])
+
+
+def test_memory_that_cannot_be_pinned_is_the_hosts(monkeypatch):
+    def fails(tensor):
+        raise torch.AcceleratorError(words)
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", fails)
+    words = "CUDA error: out of memory"
+    for send in (pin, lambda tensor: to_device(tensor, torch.device("cuda"))):
+        with pytest.raises(WrongUse, match="needs more than memory has left in the host"), memory_for("training.batch_size", 7):
+            send(torch.zeros(2))
+    split = Split("train", torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(3), device=torch.device("cuda"))
+    with pytest.raises(WrongUse, match="in the host"), memory_for("training.batch_size", 7):
+        list(prefetched(split, [torch.arange(2)]))
+    words = "CUDA error: an illegal memory access was encountered"
+    with pytest.raises(torch.AcceleratorError):
+        pin(torch.zeros(2))
+
+
+@pytest.mark.parametrize("main, option, named", [
+    (train_simclr.main, "training.epochs", "training.data_device: auto needs more than the GPU's memory has left; take cpu"),
+    (memorization_scores.main, "scores.views", "device: cpu needs more than the GPU's memory has left; end what else uses it"),
+    (dejavu.main, "dejavu.k", "device: cpu needs more than the GPU's memory has left; end what else uses it"),
+])  # fmt: skip
+def test_images_that_a_full_gpu_does_not_take_are_told_in_a_line(main, option, named, scored_run, tmp_path, refusal, monkeypatch):
+    def full(*arguments):
+        raise torch.AcceleratorError("CUDA error: out of memory")
+
+    monkeypatch.setattr(Split, "to", full)
+    run = tmp_path / "run" if main is train_simclr.main else scored_run[1]
+    assert named in refusal(main, ["--config", scored_run[0], "--run", str(run), f"--{option}", "3"])
 
 
 def test_bytes_of_tensors_are_counted_wherever_they_are():
     assert tensor_bytes({"a": [torch.zeros(3), {"b": torch.zeros(2, dtype=torch.uint8)}], "c": 5, "d": "x"}) == 14
+
+
+@pytest.mark.parametrize("capability, made_for_it", [((6, 1), False), ((7, 5), False), ((8, 0), True), ((8, 6), True), ((10, 0), True)])
+def test_auto_is_bf16_only_on_a_gpu_that_multiplies_in_it(capability, made_for_it, monkeypatch, recwarn):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: asked.append(device) or capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some Card")
+    gpu = torch.device("cuda", 1)
+    assert is_made_for_bf16(gpu) == uses_bf16("auto", gpu) == made_for_it and asked == [gpu, gpu]
+    assert uses_bf16("bf16", gpu) and not uses_bf16("fp32", gpu)
+    assert uses_bf16("bf16", CPU) and not uses_bf16("auto", CPU)
+    for precision, device in (("auto", gpu), ("fp32", gpu), ("bf16", CPU), *([("bf16", gpu)] if made_for_it else [])):
+        warn_of_emulation("training.precision", precision, device)
+    assert not recwarn.list
+    if not made_for_it:
+        with pytest.warns(Caution, match="training.precision: bf16 is only emulated by Some Card"):
+            warn_of_emulation("training.precision", "bf16", gpu)
