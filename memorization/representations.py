@@ -14,6 +14,7 @@ from memorization import processes, threads
 from memorization.augmentations import GRAY_WEIGHTS, whole_images
 from memorization.checkpoint import checksum
 from memorization.errors import WrongUse
+from memorization.machine import to_device
 from memorization.normalization import moderate_scales
 from memorization.resources import print_estimate, seconds_of
 from memorization.storage import array_in, write_atomically
@@ -99,17 +100,18 @@ def encode_images(source, split, rows, device, kept_in=None):
     return encode_views(source, lambda batch: whole_images(split, batch, source.size, source.normalization), rows, device, kept_in)
 
 
-@torch.inference_mode()
 def encode_views(source, make_view, rows, device, kept_in=None):
     """Representations of one view of each of some images, (n, D) float32, on the CPU. Raises WrongUse where one is not finite.
 
     make_view: (B,) of the rows -> View, on the device; rows: (n,) int64; kept_in: the folder where the caller will keep them, or None.
     """
+    # Moved outside of inference mode: weights that are made inside can never be trained again.
     encoder, batches = source.encode.to(device), rows.split(ENCODING_BATCH)
 
     def encode(pixels, visible):
         return encoder(pixels) if visible is None else encoder(pixels, visible)
 
+    @torch.inference_mode()
     def represented(batch):
         values = threads.encoded(encode, [make_view(batch)])[0].float().cpu()
         if not values.isfinite().all():
@@ -137,7 +139,7 @@ def in_channels(split, channels):
     if split.pixels.shape[1] == channels:
         return split
     if channels == 1:
-        weights = torch.tensor(GRAY_WEIGHTS)[:, None, None]
+        weights = to_device(torch.tensor(GRAY_WEIGHTS)[:, None, None], split.pixels.device)
         gray = [(part * weights).sum(1, keepdim=True).to(torch.uint8) for part in split.pixels.split(ENCODING_BATCH)]
         return replace(split, pixels=torch.cat(gray))
     return replace(split, pixels=split.pixels.expand(-1, channels, -1, -1))

@@ -170,6 +170,12 @@ def test_gray_is_repeated_and_colours_turn_gray():
     assert in_channels(gray, 1) is gray and in_channels(colored, 3) is colored
 
 
+def test_images_on_a_gpu_turn_gray_there():
+    meta = torch.device("meta")
+    colored = Split("train", torch.zeros(5, 3, 4, 4, dtype=torch.uint8, device=meta), torch.zeros(5), device=meta)
+    assert in_channels(colored, 1).pixels.device == meta and in_channels(colored, 1).pixels.shape == (5, 1, 4, 4)
+
+
 def test_what_was_done_to_the_images_is_stated():
     images = fake_images()
     assert stated_adaptation(flat_source(), images) == "as they are"
@@ -216,6 +222,31 @@ def test_a_broken_file_of_representations_is_named(tmp_path):
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(WrongUse, match=f"{file.name}.*delete it"):
         stored_examples(flat_source(), images.train, torch.arange(20), tmp_path, CPU)
+
+
+class MovedInto(nn.Module):
+    """Makes weights of its own when it is moved to a device, as an encoder does that comes to a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(192, 4)
+
+    def to(self, device):
+        self.layer = nn.Linear(192, 4)
+        return self
+
+    def forward(self, pixels):
+        return self.layer(pixels.flatten(1))
+
+
+@pytest.mark.parametrize("count", [5, 600])
+def test_what_was_encoded_can_be_trained_afterwards(count):
+    images, source = fake_images(), replace(flat_source(), encode=MovedInto().eval())
+    values = stored_examples(source, images.train, torch.arange(count), None, CPU).values
+    assert not values.is_inference() and not any(weight.is_inference() for weight in source.encode.parameters())
+    source.encode.requires_grad_(True)
+    F.mse_loss(source.encode(images.train.pixels[:2] / 255), values[:2] + 1).backward()
+    fine_tune(source, images, ProbeSettings(fine_tune_epochs=1, seeds=[0]), CPU)
 
 
 class Broken(nn.Module):
