@@ -1,4 +1,5 @@
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -87,8 +88,50 @@ def test_views_of_several_sizes_are_each_encoded_under_their_own_mask():
     assert all(torch.allclose(tokens, wanted, atol=1e-5) for tokens, wanted in zip(found, expected))
 
 
-def test_a_gpu_is_given_whole_views():
-    views, seen = [View(torch.empty(500, 1, 8, 8, device="meta")) for _ in range(2)], []
-    found = threads.encoded(lambda pixels, visible: seen.append((len(pixels), threading.get_ident())) or pixels, views)
-    assert found[0] is views[0].pixels and found[1] is views[1].pixels
-    assert seen == 2 * [(500, threading.get_ident())]
+def views_on_meta(*shapes):
+    """A View for each (images, size, visible patches or None)."""
+    meta = torch.device("meta")
+    return [
+        View(torch.empty(count, 3, size, size, device=meta), None if seen is None else torch.empty(count, seen, device=meta))
+        for count, size, seen in shapes
+    ]
+
+
+@pytest.mark.parametrize("shapes, together", [
+    ([(64, 32, None)] * 10, [640]),
+    ([(64, 32, 16)] * 10, [640]),
+    ([(500, 8, None)], [500]),
+    ([(0, 8, None)] * 3, [0]),
+    ([(64, 32, None), (64, 16, None), (64, 32, None), (64, 32, 16), (64, 32, 20), (64, 32, 16)], [128, 64, 128, 64]),
+    ([(1024, 32, None)] * 10, [4096, 4096, 2048]),  # no more than memory allows
+    ([(1024, 32, None)] * 6, [3072, 3072]),  # shared evenly
+    ([(2, 4096, None)] * 2, [2, 2]),  # each beyond that
+])  # fmt: skip
+def test_a_gpu_is_given_views_of_one_shape_together(shapes, together):
+    views, seen = views_on_meta(*shapes), []
+
+    def encode(pixels, visible):
+        seen.append((len(pixels), threading.get_ident()))
+        assert visible is None or len(visible) == len(pixels)
+        return pixels.flatten(1)
+
+    found = threads.encoded(encode, views)
+    assert seen == [(count, threading.get_ident()) for count in together]
+    assert [rows.shape for rows in found] == [(count, 3 * size**2) for count, size, _ in shapes]
+
+
+def test_a_gpu_with_less_memory_is_given_fewer_views_at_a_time(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=(8 + 16 * device.index) * 2**30))
+    small, large = (threads._pixels_at_once(torch.device("cuda", index)) for index in range(2))
+    assert 512 * 32**2 <= small == large // 3
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_views_encoded_together_are_those_encoded_one_by_one(masked, number):
+    torch.manual_seed(0)
+    encoder = make_encoder(EncoderSettings(name="vit_mini", width=32, depth=1, patch=4), 1, 16).eval()
+    views = [View(torch.rand(7, 1, size, size), torch.rand(7, 4).argsort(1) if masked else None) for size in (16, 8, 16, 16, 8)]
+    with torch.no_grad():
+        found = threads._encode_together(encoder.tokens, views, most=2 * 7 * 16**2)
+        expected = [encoder.tokens(view.pixels, view.visible) for view in views]
+    assert all(torch.allclose(tokens, wanted, atol=1e-6) for tokens, wanted in zip(found, expected))
