@@ -5,6 +5,7 @@ import difflib
 import hashlib
 import inspect
 import json
+import os
 import re
 import typing
 from pathlib import Path
@@ -52,13 +53,13 @@ def possible_path(text):
         return text
     if not text or "\0" in text:
         raise ValueError(f"{shortened(text)} is not allowed: it is the name of no file")
-    if any(len(part.encode()) > 255 for part in Path(text).parts):
+    if any(len(os.fsencode(part)) > 255 for part in Path(text).parts):
         raise ValueError(f"{shortened(text)} is not allowed: a name in it is longer than 255 bytes")
     try:
         expanded = Path(text).expanduser()
     except RuntimeError:
         raise ValueError(f"{shortened(text)} is not allowed: nobody has this home folder") from None
-    if len(str(expanded).encode()) > MOST_PATH:
+    if len(os.fsencode(expanded)) > MOST_PATH:
         raise ValueError(f"{shortened(text)} is not allowed: it has more than {MOST_PATH} bytes")
     return text
 

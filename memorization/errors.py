@@ -9,6 +9,7 @@ import warnings
 import torch
 
 from memorization import processes
+from memorization.screen import loss_of_screen, open_screens
 
 MOST_SHOWN = 1000  # characters of a line, of which a name or a value of a file can fill any number
 MOST_OF_A_VALUE = 200  # characters of one value in it
@@ -86,14 +87,19 @@ def one_line_errors(main):
     """Decorate a script's main(argv=None): WrongUse becomes its one line on stderr and exit code 2, an interruption one and its own.
 
     Memory that ran out is told as wrong use is. A Caution is shown as one line too.
+
+    A reader of the screen that leaves, as `head` does, changes no exit code: the files have what was
+    to be printed. A screen that cannot be written to for another reason is wrong use.
     """
 
     @functools.wraps(main)
+    @open_screens()
     def run(argv=None):
         before, warnings.formatwarning = warnings.formatwarning, _one_line
         try:
             result = main(argv)
             processes.leave()
+            _check_screen()
             return result
         except WrongUse as error:
             print(f"error: {error}", file=sys.stderr)
@@ -115,6 +121,13 @@ def one_line_errors(main):
             warnings.formatwarning = before
 
     return run
+
+
+def _check_screen():
+    """Raise WrongUse if something was not printed, unless nobody wanted to read it."""
+    loss = loss_of_screen()
+    if loss is not None and not isinstance(loss, BrokenPipeError):
+        raise WrongUse(f"the screen (stdout): cannot be written to ({loss.strerror}); the work is done, and its files are whole")
 
 
 _as_python_does = warnings.formatwarning

@@ -6,17 +6,28 @@ from contextlib import contextmanager
 
 from memorization import processes
 from memorization.errors import Interrupted
+from memorization.screen import loss_of_screen
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Which of STOPPING has come, its number, or None."""
+    """Which of STOPPING has come, its number, or None; SIGPIPE once nothing can be printed any more, as if it had come."""
 
-    number = None
+    _number = None
+
+    @property
+    def number(self):
+        return self._number or (int(signal.SIGPIPE) if loss_of_screen() else None)
+
+    @number.setter
+    def number(self, number):
+        self._number = number
 
     @property
     def name(self):
+        if self.number == signal.SIGPIPE:
+            return f"nothing can be printed ({getattr(loss_of_screen(), 'strerror', 'by the first process')})"
         return signal.Signals(self.number).name
 
     def check(self, done):
