@@ -1,6 +1,7 @@
 """Every setting, its type, bounds and meaning; and how a YAML file and a command line become a Config."""
 
 import argparse
+import copy
 import difflib
 import hashlib
 import inspect
@@ -158,6 +159,12 @@ class AugmentationSettings(Settings):
         return max(recipe.size for recipe in self.views)
 
 
+def settings_of_encoder(name):
+    """The settings, beside its name, that an encoder takes."""
+    takes = {"patch", "positions", "pooling"} if name.startswith("vit_") else {"stem"}
+    return {"resnet_small": {"width"}, "vit_mini": {"width", "depth", *takes}}.get(name, takes)
+
+
 class EncoderSettings(Settings):
     name: Literal["resnet_small", "resnet18", "resnet34", "resnet50", "vit_mini", "vit_tiny", "vit_small", "vit_base"] = Field(
         description="the encoder"
@@ -174,8 +181,7 @@ class EncoderSettings(Settings):
 
     @pydantic.model_validator(mode="after")
     def _takes_its_settings(self):
-        takes = {"patch", "positions", "pooling"} if self.sees_patches else {"stem"}
-        takes = {"resnet_small": {"width"}, "vit_mini": {"width", "depth", *takes}}.get(self.name, takes)
+        takes = settings_of_encoder(self.name)
         for name, field in type(self).model_fields.items():
             if name not in {"name", *takes} and getattr(self, name) != field.default:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but {self.name} takes no {name}, only {', '.join(sorted(takes))}")
@@ -462,14 +468,18 @@ def read_config(doc, argv=None, method=None, actions=None, flags=None):
         settings.add_argument(f"--{key}", nargs=several, metavar=_type_name(field), help=_meaning(field))
     arguments = vars(parser.parse_args(argv))
 
-    given = read_yaml(arguments["config"])
-    on_command_line = {key: arguments[key] for key in options if arguments[key] is not None}
-    for key, value in on_command_line.items():
-        _put(given, key, _parse_value(key, value, options[key]))
+    source, values = arguments["config"], read_yaml(arguments["config"])
+    words = {key: arguments[key] for key in options if arguments[key] is not None}
+    given = {key: _parse_value(key, word, options[key]) for key, word in words.items()}
+    if method is not None:
+        _check_method(values, given, method, source)
+    values, left_out = _without_what_cannot_apply(values, given)
     if method is None:
-        config = _with_trained_part(given, arguments["config"], on_command_line)
+        config = _with_trained_part(values, given, source)
     else:
-        config = _validated(schema, given, arguments["config"], on_command_line)
+        config = _validated(schema, values, source, given)
+        if os.environ.get("RANK", "0") == "0":  # the first of several, which have not met yet
+            print("".join(f"command line: {line}\n" for line in left_out), end="", flush=True)
     config._actions.update({name: arguments[name] for name in {**(actions or {}), **(flags or {})}})
     return config
 
@@ -537,14 +547,83 @@ def save_config(config):
     write_atomically(config.folder / "config.yaml", dump_yaml(config.model_dump()))
 
 
-def _with_trained_part(given, source, on_command_line):
-    """The config with what was trained taken from its run folder; what was given of it must not differ."""
-    named = {key: value for key, value in given.items() if key == "run"}
-    run = read_run_config(_validated(RunFolder, named, source, on_command_line).run)
-    given_trained = {section: given[section] for section in TRAINED if section in given and section != "method"}
-    _check_names(given, run.model_copy(update={"run": given["run"]}))
-    config = _validated(Config, _merged(run.model_dump(include=set(TRAINED)), given), source, on_command_line)
-    difference = first_difference(_restricted(trained_part(config), given_trained), _restricted(trained_part(run), given_trained))
+def _check_method(values, given, method, source):
+    """Raise WrongUse if a file or an option names another method than the script trains."""
+    (own,) = typing.get_args(method.model_fields["name"].annotation)
+    section, place = values.get("method"), source
+    name = section.get("name") if isinstance(section, dict) else None
+    if "method.name" in given:
+        name, place = given["method.name"], "command line"
+    if not isinstance(name, str) or name == own:
+        return
+    scripts = sorted(path.name for path in Path(__file__).parents[1].glob("train_*.py"))
+    if f"train_{name}.py" in scripts:
+        raise WrongUse(f"{place}: method.name is {name}: run train_{name}.py")
+    refused = f"method.name: {shortened(name)} is not allowed: no script trains it"
+    there = ", ".join(scripts)
+    raise WrongUse(f"{place}: {refused}; this one trains {own!r}, and there are {there}")
+
+
+def _without_what_cannot_apply(values, given):
+    """The values of a file without those that the options make meaningless.
+
+    Returns them, and a line of text for each option that leaves something out: fewer epochs the
+    checkpoints after them, another encoder the settings of the one before. What does not fit in the
+    file itself, or was itself given as an option, stays, and is refused later.
+    """
+    lines = []
+    beyond = _checkpoints_beyond(values.get("training"), given)
+    if beyond:
+        training = values["training"]
+        kept = [epoch for epoch in training["checkpoint_epochs"] if epoch not in beyond]
+        values = values | {"training": training | {"checkpoint_epochs": kept}}
+        dropped = ", ".join(map(str, beyond))
+        lines.append(f"--training.epochs {given['training.epochs']}: no checkpoint at {dropped}")
+    others = _settings_of_the_other_encoder(values.get("encoder"), given)
+    if others:
+        encoder = values["encoder"]
+        values = values | {"encoder": {key: encoder[key] for key in encoder if key not in others}}
+        before = f"{', '.join(others)} of {encoder['name']}"
+        lines.append(f"--encoder.name {given['encoder.name']}: without {before}")
+    return values, lines
+
+
+def _checkpoints_beyond(training, given):
+    """The checkpoint epochs of a `training:` section that come after the epochs of the options."""
+    fewer = given.get("training.epochs")
+    if not isinstance(training, dict) or "training.checkpoint_epochs" in given:
+        return []
+    epochs, kept = training.get("epochs"), training.get("checkpoint_epochs")
+    if type(fewer) is not int or type(epochs) is not int or type(kept) is not list:
+        return []
+    fits = all(type(epoch) is int and epoch <= epochs for epoch in kept)
+    return [epoch for epoch in kept if epoch > fewer] if fits else []
+
+
+def _settings_of_the_other_encoder(encoder, given):
+    """The settings of an `encoder:` section that the encoder of the options does not take."""
+    names = typing.get_args(EncoderSettings.model_fields["name"].annotation)
+    name = given.get("encoder.name")
+    if not isinstance(encoder, dict) or name not in names or encoder.get("name") not in names:
+        return []
+    of_the_other = settings_of_encoder(encoder["name"]) - settings_of_encoder(name)
+    return [key for key in encoder if key in of_the_other and f"encoder.{key}" not in given]
+
+
+def _with_trained_part(values, given, source):
+    """The config with what was trained taken from its run folder.
+
+    Raises WrongUse if the file or the options say something else of what was trained.
+    """
+    in_file, on_line = ({k: v for k, v in part.items() if k == "run"} for part in (values, given))
+    run = read_run_config(_validated(RunFolder, in_file, source, on_line).run)
+    said = _with_options(values, given)
+    said_trained = {key: said[key] for key in TRAINED if key in said and key != "method"}
+    _check_names(said, run.model_copy(update={"run": said["run"]}))
+    merged = _merged(run.model_dump(include=set(TRAINED)), values)
+    config = _validated(Config, merged, source, given)
+    parts = (_restricted(trained_part(part), said_trained) for part in (config, run))
+    difference = first_difference(*parts)
     if difference:
         key, value, trained = difference
         raise WrongUse(f"{key}: {shortened(value)} was given, but {config.run} was trained with {shortened(trained)}")
@@ -558,10 +637,10 @@ def _with_trained_part(given, source, on_command_line):
     return config.model_copy(update={section: getattr(run, section) for section in TRAINED} | {"data": data})
 
 
-def _check_names(given, run):
+def _check_names(said, run):
     """Raise WrongUse where a name, or a setting of the method, which no schema knows here, differs from that of the run."""
     for section, trained in (("data", run.data.model_dump()), ("encoder", run.encoder.model_dump()), ("method", run.method)):
-        values = given.get(section, {})
+        values = said.get(section, {})
         for key, value in (values if isinstance(values, dict) else {"name": values}).items():
             if (key == "name" or section == "method") and value != trained.get(key):
                 was = shortened(trained.get(key))
@@ -593,23 +672,77 @@ def _compared(section):
 # --- what is wrong, and where it was given ----------------------------------------------------------------------------------------
 
 
-def _validated(schema, values, source, on_command_line=()):
-    """values checked by the schema; WrongUse names the first thing that is wrong, and where it was given."""
+def _validated(schema, values, source, options=None):
+    """Values with options, {dotted key: value}, put over them, checked by the schema.
+
+    Raises WrongUse, which names the first thing that is wrong, and where it was given: the source
+    of the values, or the command line.
+    """
     try:
-        return schema.model_validate(values)
+        return schema.model_validate(_with_options(values, options or {}))
     except pydantic.ValidationError as error:
-        problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")  # a misspelt key explains a missing one
-        key, message = _key_and_message(problems, schema)
-        named = key or message.split(":")[0]  # a rule that holds between sections names its key itself
-        given_there = any(named == option or named.startswith(f"{option}.") for option in on_command_line)
-        raise WrongUse(f"{'command line' if given_there else source}: {f'{key}: ' if key else ''}{message}") from None
+        problem = _problems(error)[0]
+    key, message = _key_and_message(problem, schema)
+    place = _place(schema, values, source, options or {}, problem, key or message.split(":")[0])
+    raise WrongUse(f"{place}: {f'{key}: ' if key else ''}{message}")
 
 
-def _key_and_message(problems, schema):
-    """What pydantic found first: the dotted key, and its value and what is allowed."""
-    problem = problems[0]
-    if "literal['training']" in problem["loc"] and not isinstance(problem["input"], str):  # a list of recipes: show what is wrong in it
-        problem = problems[1]
+def _problems(error):
+    """What pydantic found, the first to be told first: a misspelt key explains a missing one."""
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+
+    def is_of_recipes(problem):  # what is wrong in a list of recipes is told, not that it is no word
+        return "literal['training']" in problem["loc"] and not isinstance(problem["input"], str)
+
+    return [problem for problem in problems if not is_of_recipes(problem)]
+
+
+def _place(schema, values, source, options, problem, key):
+    """Where a problem was given. key: the setting that its message is about, or a section."""
+    if any(key == option or key.startswith(f"{option}.") for option in options):
+        return "command line"
+    causes = _options_to_blame(schema, values, options, problem, key.split(".")[0])
+    words = []
+    for option, value in causes.items():
+        word = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        words.append(f"--{option} {shorten(word)}")
+    return f"command line: {' '.join(words)}" if words else source
+
+
+def _options_to_blame(schema, values, options, problem, section):
+    """The options that cause a problem of a section; none if the values have it by themselves."""
+
+    def problems(options):
+        try:
+            schema.model_validate(_with_options(values, options))
+        except pydantic.ValidationError as error:
+            return _problems(error)
+        return []
+
+    def has(problems):
+        found = (problem["loc"], problem["type"], problem["msg"])
+        return any((one["loc"], one["type"], one["msg"]) == found for one in problems)
+
+    # A rule is checked only if nothing is missing; an option that another section lacks in the file
+    # lets the rule be checked, but is not why it fails.
+    lacking = [one["loc"] for one in problems({}) if one["type"] == "missing"]
+    needed = {}
+    for option, value in options.items():
+        path = tuple(option.split("."))
+        if path[0] != section and any(path[: len(key)] == key for key in lacking):
+            needed[option] = value
+    if has(problems(needed)):
+        return {}
+    causes = {}
+    for option, value in options.items():
+        left = problems({other: options[other] for other in options if other != option})
+        if not has(left) and (not left or option.split(".")[0] == section):
+            causes[option] = value
+    return causes or {option: value for option, value in options.items() if option not in needed}
+
+
+def _key_and_message(problem, schema):
+    """Of what pydantic found: the dotted key, and its value and what is allowed."""
     # A union adds the name of the alternative to the path of the key; it is no key.
     path = [part for part in problem["loc"] if not (isinstance(part, str) and ("[" in part or part in ("int", "float")))]
     key = ".".join(str(part) for part in path)
@@ -693,6 +826,14 @@ def _parse_value(key, given, field):
 
 def _is_list(annotation):
     return typing.get_origin(annotation) is list or any(_is_list(part) for part in typing.get_args(annotation))
+
+
+def _with_options(values, options):
+    """Nested dicts with options, {dotted key: value}, put over their values."""
+    values = copy.deepcopy(values)
+    for key, value in options.items():
+        _put(values, key, value)
+    return values
 
 
 def _put(values, key, value):

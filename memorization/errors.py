@@ -13,7 +13,8 @@ from memorization.screen import loss_of_screen, open_screens
 
 MOST_SHOWN = 1000  # characters of a line, of which a name or a value of a file can fill any number
 MOST_OF_A_VALUE = 200  # characters of one value in it
-# What a terminal obeys or hides: control characters, marks of the direction of text, and bytes of a name that are not UTF-8.
+# What a terminal obeys or hides: control characters, marks of the direction of text, and bytes of a
+# name that are not UTF-8.
 UNPRINTED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 # How RuntimeErrors tell that memory ran out: those of torch's allocators, of CUDA, and of the
 # libraries that allocate for themselves. CUDA allocates memory of the host, too.
@@ -27,7 +28,7 @@ GPU_MEMORY, HOST_MEMORY = "the GPU's memory has left", "memory has left in the h
 
 
 def visible(text):
-    """A text that was read from a file, or names one, as it may be printed: control characters and the like as escapes."""
+    """A text of a file, or a file's name, as it may be printed: control characters as escapes."""
     return UNPRINTED.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 

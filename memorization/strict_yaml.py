@@ -1,4 +1,7 @@
-"""YAML without its surprises: decimal numbers, true and false, text; no key twice, no merge keys, no other types."""
+"""YAML without its surprises: decimal numbers, true and false, and text.
+
+No key stands twice, there are no merge keys and no other types.
+"""
 
 import re
 
@@ -16,13 +19,15 @@ MOST_YAML = 2**18  # bytes of a config, and characters of it with its aliases wr
 MOST_DIGITS = 1000  # of an integer; Python itself reads 4,300
 PREFIX = "tag:yaml.org,2002:"
 MERGE = PREFIX + "merge"
-# What plain text is read as, by its first character. YAML 1.1 would read 010 as 8, 1:30 as 90, `no` as false, and 2024-01-01 as a date.
+# What plain text is read as, by its first character; all else is text. YAML 1.1 would read 010 as 8,
+# 1:30 as 90, `no` as false, and 2024-01-01 as a date.
 PLAIN = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     "int": (r"[-+]?[0-9]+", list("-+0123456789")),
     "float": (
-        r"[-+]?[0-9]+\.[0-9]*(?:[eE][-+][0-9]+)?|\.[0-9]+(?:[eE][-+][0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        r"[-+]?[0-9]+\.[0-9]*(?:[eE][-+][0-9]+)?|\.[0-9]+(?:[eE][-+][0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
         list("-+0123456789."),
     ),
     "merge": (r"<<", ["<"]),
@@ -34,7 +39,10 @@ class Unsupported(yaml.YAMLError):
 
 
 def parse_yaml(text, source):
-    """The value of a YAML text. Raises WrongUse, which names the source, if it has none, or if its aliases make it far longer."""
+    """The value of a YAML text.
+
+    Raises WrongUse, which names the source, if it has none, or if its aliases make it far longer.
+    """
     try:
         return _value(text)
     except Unsupported as error:
@@ -46,7 +54,7 @@ def parse_yaml(text, source):
 
 
 def dump_yaml(value):
-    """A nested value of plain types as YAML, which `parse_yaml` reads as the same value, and so do others' readers."""
+    """A nested value of plain types as YAML. `parse_yaml` and others' readers give it back."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False)
 
 
@@ -64,12 +72,16 @@ def _value(text):
 
 
 def _written_out(node, known):
-    """Characters and nodes of a YAML node with its aliases written out; infinite if it holds itself. known: {id: the same}, filled."""
+    """Characters and nodes of a YAML node with its aliases written out; infinite if it holds itself.
+
+    known: {id: the same}, filled.
+    """
     if isinstance(node, yaml.ScalarNode):
         return 1 + len(node.value)
     if id(node) not in known:
         known[id(node)] = float("inf")
-        parts = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+        is_sequence = isinstance(node, yaml.SequenceNode)
+        parts = node.value if is_sequence else [part for pair in node.value for part in pair]
         known[id(node)] = 1 + sum(_written_out(part, known) for part in parts)
     return known[id(node)]
 
@@ -93,13 +105,16 @@ class _Loader(Reader, Scanner, Parser, Composer, SafeConstructor, BaseResolver):
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if key.tag == MERGE:
-                raise Unsupported(f"line {line}: merge keys (<<) are not supported; write the keys out")
+                message = "merge keys (<<) are not supported; write the keys out"
+                raise Unsupported(f"line {line}: {message}")
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.YAMLError(f"an unhashable key in line {line}")
             if key.tag != PREFIX + "str":
                 raise yaml.YAMLError(f"key {shorten(key.value)} in line {line} is no text")
             if key.value in keys:
-                raise yaml.YAMLError(f"key {shorten(repr(key.value))} stands twice in line {node.start_mark.line + 1} and below")
+                start = node.start_mark.line + 1
+                name = shorten(repr(key.value))
+                raise yaml.YAMLError(f"key {name} stands twice in line {start} and below")
             keys.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -112,8 +127,8 @@ class _Loader(Reader, Scanner, Parser, Composer, SafeConstructor, BaseResolver):
     def construct_int(self, node):
         text = self._plain(node, "int")
         if len(text) > MOST_DIGITS:
-            line = node.start_mark.line + 1
-            raise Unsupported(f"line {line}: an integer of {len(text)} digits, but {MOST_DIGITS} are the most")
+            digits = f"an integer of {len(text)} digits, but {MOST_DIGITS} are the most"
+            raise Unsupported(f"line {node.start_mark.line + 1}: {digits}")
         return int(text)
 
     def construct_float(self, node):
@@ -121,17 +136,17 @@ class _Loader(Reader, Scanner, Parser, Composer, SafeConstructor, BaseResolver):
         return float(text.replace(".inf", "inf").replace(".nan", "nan"))
 
     def _plain(self, node, kind):
-        """The text of a scalar. A tag such as !!int may stand before any text, also before what is none."""
+        """The text of a scalar of a kind; a tag such as !!int may stand before any text."""
         text = self.construct_scalar(node)
         if not re.fullmatch(PLAIN[kind][0], text):
-            raise yaml.YAMLError(f"{shorten(text)!r} in line {node.start_mark.line + 1} is no {kind}")
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"{shorten(text)!r} in line {line} is no {kind}")
         return text
 
 
 class _Dumper(yaml.SafeDumper):
     """Quotes what YAML 1.1 or `PLAIN` would read as something else."""
 
-    yaml_implicit_resolvers = {first: list(resolvers) for first, resolvers in yaml.SafeDumper.yaml_implicit_resolvers.items()}
 
 
 for name, (pattern, first) in PLAIN.items():

@@ -79,6 +79,75 @@ def test_what_is_neither_decimal_nor_true_or_false_is_text(text, write_config):
     assert read(str(path)).run == text
 
 
+def offered_options():
+    """The options of every piece of code in README that begins with one, such as "--seeds 0 1 2"; names of options alone left out."""
+    readme = Path(__file__).parent.parent.joinpath("README.md").read_text()
+    pieces = [piece for line in readme.splitlines() for piece in re.findall("`(--[^`]* [^`]*)`", line)]
+    assert {"--seeds 0 1 2 --training.epochs 200", "--encoder.name vit_tiny --encoder.patch 4"} <= set(pieces)
+    return sorted(set(pieces))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_option_that_readme_offers_fits_every_config(path, tmp_path, monkeypatch, capsys):
+    """Where it is offered: another encoder to any method but MAE, and what a script does to that script."""
+    monkeypatch.chdir(tmp_path)
+    method = yaml.safe_load(path.read_text())["method"]["name"]
+    _, schema, _ = METHODS[method]
+    queries = [f"--dejavu.query {query}" for query in ("training", "corner", "center_masked", "whole", "boxes --dejavu.boxes b.csv")]
+    for offered in [*offered_options(), *queries]:
+        if offered.startswith("--encoder") and method == "mae":
+            continue
+        options = ["--config", str(path), "--run", "run", *offered.split()]
+        if offered.startswith("--jobs"):
+            options.append("--retrain")
+        actions = {name: "" for name in ("checkpoint", "jobs", "role", "encoder")}
+        config = read_config("", options, method=schema, actions=actions, flags={"retrain": ""})
+        save_config(config)
+        measured = read_config("", options, actions=actions, flags={"retrain": ""})
+        assert trained_part(measured) == trained_part(config)
+
+
+def test_fewer_epochs_leave_out_the_checkpoints_beyond_them_and_say_so(write_config, capsys):
+    path = write_config({"training.checkpoint_epochs": [1, 2, 3]})
+    assert read(path, "--training.epochs", "1").training.checkpoint_epochs == [1]
+    assert capsys.readouterr().out == "command line: --training.epochs 1: no checkpoint at 2, 3\n"
+    assert read(path, "--training.epochs", "3").training.checkpoint_epochs == [1, 2, 3]
+    assert read(path, "--training.epochs", "4").training.checkpoint_epochs == [1, 2, 3]
+    assert capsys.readouterr().out == ""
+    for epochs in ("3", "5"):  # the file does not fit itself
+        with pytest.raises(WrongUse, match="training: checkpoint_epochs has 9"):
+            read(write_config({"training.checkpoint_epochs": [1, 9]}), "--training.epochs", epochs)
+
+
+def test_another_encoder_leaves_out_the_settings_of_the_one_in_the_file_and_says_so(write_config, capsys):
+    config = read(write_config(), "--encoder.name", "vit_tiny", "--encoder.patch", "4")
+    assert (config.encoder.name, config.encoder.patch, config.encoder.width) == ("vit_tiny", 4, 32)
+    assert capsys.readouterr().out == "command line: --encoder.name vit_tiny: without width of resnet_small\n"
+    with pytest.raises(WrongUse, match="width is 8, but vit_tiny takes no width"):
+        read(write_config({"encoder.name": "vit_tiny"}))
+
+
+@pytest.mark.parametrize("changes, options, place", [
+    ({"training.warmup_epochs": 2}, ["--training.epochs", "2"], "command line: --training.epochs 2: training: "),
+    ({"training.warmup_epochs": 2}, ["--training.epochs", "2", "--seeds", "3"], "command line: --training.epochs 2: training: "),
+    ({"training.warmup_epochs": 5}, ["--seeds", "3"], "FILE: training: "),
+    ({"training.warmup_epochs": 5, "run": None}, ["--run", "r"], "FILE: training: "),
+    ({"training.warmup_epochs": 5, "training.epochs": None}, ["--training.epochs", "4"], "command line: --training.epochs 4: training: "),
+    ({}, ["--training.epochs", "7", "--training.warmup_epochs", "8"],
+     "command line: --training.epochs 7 --training.warmup_epochs 8: training: "),
+    ({"augmentation.views": [{"size": 16, "count": 2, "mask_ratio": 0.5}], "run": None}, ["--run", "r"], "FILE: augmentation.views: "),
+    ({"encoder": {"name": "vit_tiny"}}, ["--scores.augmentation", "[{size: 17}]"],
+     "command line: --scores.augmentation {'size': 17}: encoder.patch: "),
+    ({"subsets.candidate": 25}, ["--threads", "1"], "FILE: subsets: "),
+    ({"subsets.candidate": 25}, ["--subsets.independent", "26"], "command line: --subsets.independent 26: subsets: "),
+])  # fmt: skip
+def test_a_rule_between_settings_blames_who_broke_it(changes, options, place, write_config):
+    path = write_config(changes)
+    with pytest.raises(WrongUse) as refusal:
+        read(path, *options)
+    assert str(refusal.value).startswith(place.replace("FILE", path)), refusal.value
+
+
 def test_help_is_the_docstring_and_the_settings_with_their_meaning(write_config, capsys):
     with pytest.raises(SystemExit) as ending:
         train_simclr.main(["--help"])
