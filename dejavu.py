@@ -49,7 +49,7 @@ from memorization.representations import encode_images, encoder_source
 from memorization.resources import OTHER_DEVICE, memory_for
 from memorization.scores import load_candidate_scores
 from memorization.significance import mean_and_spread, plus_minus
-from memorization.storage import write_atomically, write_json
+from memorization.storage import check_writable, exists, write_atomically, write_json
 from memorization.subsets import ROLES, first_by_hash, load_subsets
 from models.encoders import make_encoder
 
@@ -80,6 +80,8 @@ def main(argv=None):
     device = choose_device(config)
     roles = ROLES if config.dejavu.reference == "independent" else ROLES[:1]
     names = chosen_checkpoints(config.actions["checkpoint"], config.folder, config.seeds, roles)
+    for name in names:
+        check_writable(config.dejavu_folder(name))
     subsets = load_subsets(config.folder / "subsets.npz")
     images = images_of_run(subsets, config)
     with memory_for("device", config.device, OTHER_DEVICE):
@@ -129,8 +131,8 @@ def check_labels(images, subsets, public, settings):
 
 def scores_of_candidates(checkpoint, subsets, config):
     """The CandidateScores of a checkpoint, or None where there are none, or no encoder g any more that they could be checked against."""
-    scored = (config.score_folder(checkpoint) / "summary.json").exists()
-    has_g = all((config.folder / f"seed_{seed}" / "independent" / "encoder.pt").exists() for seed in config.seeds)
+    scored = exists(config.score_folder(checkpoint) / "summary.json")
+    has_g = all(exists(config.folder / f"seed_{seed}" / "independent" / "encoder.pt") for seed in config.seeds)
     if not scored or (config.dejavu.reference == "crops" and not has_g):
         return None
     return load_candidate_scores(config, subsets, checkpoint)

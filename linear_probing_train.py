@@ -21,7 +21,7 @@ from memorization.probing import fine_tune, prepared_for_probing, probe, probed_
 from memorization.representations import encoder_source, raw_pixels, stated_adaptation
 from memorization.resources import memory_for
 from memorization.significance import mean_and_spread, paired_test, plus_minus
-from memorization.storage import write_json
+from memorization.storage import check_writable, write_json
 from memorization.subsets import ROLES, load_subsets
 
 ACTIONS = {"encoder": "an encoder.pt to probe in the place of those of the run"}
@@ -32,10 +32,11 @@ def main(argv=None):
     config = read_config(__doc__, argv, actions=ACTIONS)
     device = choose_device(config)
     sources = chosen_sources(config)
+    folder = probe_folder(config, sources)
+    check_writable(folder)
     if config.data.name in (data.name for data in probed_data(config)):
         images_of_run(load_subsets(config.folder / "subsets.npz"), config)  # refuses other images than those of training
     datasets = [prepared_for_probing(open_images(data), config.probe) for data in probed_data(config)]
-    folder = probe_folder(config, sources)
     rows = []
     for images in datasets:
         for source in sources:

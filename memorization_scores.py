@@ -33,7 +33,7 @@ from memorization.machine import choose_device, describe_machine, uses_bf16, war
 from memorization.resources import OTHER_DEVICE, memory_for, print_estimate, seconds_of
 from memorization.scores import FORMAT
 from memorization.significance import bootstrap_interval, describe, one_sample_test, paired_test, welch_test
-from memorization.storage import write_atomically, write_json
+from memorization.storage import check_writable, exists, write_atomically, write_json
 from memorization.subsets import ROLES, SUBSETS, first_by_hash, load_subsets
 from memorization.training import read_log
 
@@ -58,6 +58,8 @@ def main(argv=None):
     config = read_config(__doc__, argv, actions=ACTIONS)
     device = choose_device(config)
     names = chosen_checkpoints(config.actions["checkpoint"], config.folder, config.seeds)
+    for name in names:
+        check_writable(config.score_folder(name))
     subsets = load_subsets(config.folder / "subsets.npz")
     images = images_of_run(subsets, config)
     with memory_for("device", config.device, OTHER_DEVICE):
@@ -315,7 +317,7 @@ def training_logs(config):
     """The lines of log.jsonl of every f, a list for each seed."""
     logs = [config.folder / f"seed_{seed}" / "candidate" / "log.jsonl" for seed in config.seeds]
     for log in logs:
-        if not log.exists():
+        if not exists(log):
             raise WrongUse(f"--checkpoint all: {log} is missing")
     return [read_log(log) for log in logs]
 

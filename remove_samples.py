@@ -40,7 +40,7 @@ from memorization.representations import encode_images, encoder_source, raw_pixe
 from memorization.resources import memory_for, print_estimate
 from memorization.scores import load_candidate_scores
 from memorization.significance import mean_and_spread, paired_test
-from memorization.storage import parse_json, read_text, sole_process, write_atomically, write_json
+from memorization.storage import check_writable, exists, parse_json, read_text, refuse_broken, sole_process, write_atomically, write_json
 from memorization.subsets import load_subsets, save_subsets
 from memorization.training import read_log
 
@@ -78,6 +78,7 @@ def main(argv=None):
     if config.actions["jobs"] == "list":
         print("\n".join(f"{removal.name} seed {seed}" for removal in removals for seed in config.seeds))
         return
+    check_writable(config.folder / "removal")
     datasets = [prepared_for_probing(open_images(data), config.probe) for data in probed_data(config)] if config.actions["retrain"] else []
     with sole_process(config.folder / "removal" / "lock", wait=True):
         groups = near_duplicates(ranked, images, config) if config.removal.group_duplicates else None
@@ -210,7 +211,7 @@ def write_subset_files(removals, ranked, groups, subsets, images, config):
         independent = np.empty(0, dtype=np.int64)
         reduced[removal] = replace(subsets, candidate=candidate, independent=independent, role="candidate", parents=parents)
         trained = removal_folder(removal, config) / "subsets.npz"
-        if trained.exists() and load_subsets(trained).fingerprint != reduced[removal].fingerprint:
+        if exists(trained) and load_subsets(trained).fingerprint != reduced[removal].fingerprint:
             raise WrongUse(f"{trained.parent}: trained on another set than scores and settings now give; delete it to train it again")
     for removal, kept in reduced.items():
         save_subsets(kept, subset_file(removal, config))
@@ -230,9 +231,9 @@ def removal_folder(removal, config):
 
 def print_retrainings(removals, subsets, config, device):
     """What the retrainings that are left will take, by the time and the disk that f took."""
-    left = [(removal, seed) for removal in removals for seed in config.seeds if not encoder_file(removal, seed, config).exists()]
+    left = [(removal, seed) for removal in removals for seed in config.seeds if not exists(encoder_file(removal, seed, config))]
     log = config.folder / f"seed_{config.seeds[0]}" / "candidate" / "log.jsonl"
-    if not left or not log.exists():
+    if not left or not exists(log):
         return
     images_per_second = np.median([line["images_per_second"] for line in read_log(log)])
     trained_on = len(subsets.training_set("candidate"))
@@ -321,7 +322,8 @@ def kept_probe(source, images, config, device):
     )
     what = {"source": source.identity, "data": images.fingerprint, "probe": probed}
     path = config.folder / "removal" / "probes" / f"{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]}.json"
-    if not path.exists():
+    if not exists(path):
+        check_writable(path.parent)
         with memory_for("probe.train_images", config.probe.train_images):
             result = probe(source, images, config.probe, None, device)
         write_json(path, result)
@@ -329,13 +331,11 @@ def kept_probe(source, images, config, device):
 
 
 def read_accuracy(path):
-    """The mean top-1 accuracy in a file of removal/probes/. Raises WrongUse where it is broken."""
-    try:
+    """The mean top-1 accuracy in a file of removal/probes/. Raises WrongUse if it is broken, or not given by the system."""
+    with refuse_broken(path, "not a whole result of probing", "; delete it, and it will be made again"):
         accuracy = parse_json(read_text(path))["top_1"]["mean"]
         if type(accuracy) is not float or not 0 <= accuracy <= 1:
             raise ValueError(f"its top-1 accuracy is {accuracy!r}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WrongUse(f"{path}: not a whole result of probing ({error}); delete it, and it will be made again") from None
     return accuracy
 
 

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from memorization.errors import WrongUse
-from memorization.storage import read_text
+from memorization.storage import exists, is_folder, read_text
 
 COLUMNS = ["index", "xmin", "ymin", "xmax", "ymax"]
 
@@ -22,7 +22,7 @@ def boxes_of(split, indices, source):
     Raises WrongUse where the source is missing or broken.
     """
     source = Path(source).expanduser()
-    if source.is_dir():
+    if is_folder(source):
         if split.files is None:
             raise WrongUse(f"dejavu.boxes: {source} is a folder of XML files, named after image files; these images come from none")
         original = {index: boxes for index in indices.tolist() if len(boxes := _of_image_file(Path(split.files[index]), source))}
@@ -87,7 +87,7 @@ def _read_csv(path, count):
 
 def _of_image_file(image, folder):
     """The boxes of an image file, (n, 4), from its XML file in a folder, or in that of its class there; none where there is no file."""
-    path = next((path for path in (folder / image.parent.name / f"{image.stem}.xml", folder / f"{image.stem}.xml") if path.exists()), None)
+    path = next((path for path in (folder / image.parent.name / f"{image.stem}.xml", folder / f"{image.stem}.xml") if exists(path)), None)
     if path is None:
         return np.empty((0, 4))
     try:

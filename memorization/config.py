@@ -16,7 +16,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from memorization.errors import WrongUse, shorten
-from memorization.storage import read_text, write_atomically
+from memorization.storage import exists, read_text, write_atomically
 from memorization.strict_yaml import MOST_YAML, dump_yaml, parse_yaml
 
 # The part of a config that says what was trained; the rest says how it is measured.
@@ -537,7 +537,7 @@ def shortened(value):
 def read_run_config(run):
     """The Config that a run folder was trained with; its method section is a plain dict. Raises WrongUse where there is none."""
     path = Path(run).expanduser() / "config.yaml"
-    if not path.exists():
+    if not exists(path):
         raise WrongUse(f"{run}: no trained run here ({path} is missing); train it first, with the same config")
     return _validated(Config, read_yaml(path), path)
 

@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import os
 import re
 import sys
 import warnings
@@ -87,7 +88,8 @@ def exhausted_memory(error):
 def one_line_errors(main):
     """Decorate a script's main(argv=None): WrongUse becomes its one line on stderr and exit code 2, an interruption one and its own.
 
-    Memory that ran out is told as wrong use is. A Caution is shown as one line too.
+    So do memory that ran out, and what else the system refuses: it is no fault of the program. A
+    Caution is shown as one line too.
 
     A reader of the screen that leaves, as `head` does, changes no exit code: the files have what was
     to be printed. A screen that cannot be written to for another reason is wrong use.
@@ -107,9 +109,13 @@ def one_line_errors(main):
             raise SystemExit(2) from None
         except (MemoryError, RuntimeError, OSError) as error:
             memory = exhausted_memory(error)
-            if memory is None:
+            if memory:
+                print(f"error: this needs more than {memory}; end what else uses it, or take less at a time", file=sys.stderr)
+            elif isinstance(error, OSError):
+                place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+                print(f"error: {one_line(f'{place}{error.strerror or error}')}", file=sys.stderr)
+            else:
                 raise
-            print(f"error: this needs more than {memory}; end what else uses it, or take less at a time", file=sys.stderr)
             raise SystemExit(2) from None
         except Interrupted as stop:
             if processes.is_first():  # it has come to all

@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
-from memorization.storage import write_atomically
+from memorization.storage import read_text, write_atomically
 from memorization.subsets import SUBSETS
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
@@ -99,7 +99,7 @@ def draw_training_curve(folders, logs):
 
     folders: of the scored checkpoints, in order of their epochs, each with a summary.json; logs: for every seed the lines of f's log.jsonl.
     """
-    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    summaries = [json.loads(read_text(folder / "summary.json")) for folder in folders]
     epochs = [summary["checkpoint"]["epoch"] for summary in summaries]
     figure, (upper, lower) = plt.subplots(2, 1, figsize=(7.5, 7), sharex=True)
     for name in summaries[0]["subsets"]:
@@ -222,7 +222,7 @@ def draw_deja_vu_curve(folders):
 
     folders: of the checkpoints, in order of their epochs, each with a summary.json of dejavu.py.
     """
-    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    summaries = [json.loads(read_text(folder / "summary.json")) for folder in folders]
     figure, axes = plt.subplots(figsize=(7, 4.5))
     epochs = [summary["checkpoint"]["epoch"] for summary in summaries]
     for percent, color in (("100", "#D55E00"), ("20", "#0072B2"), ("5", "#009E73")):

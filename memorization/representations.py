@@ -17,7 +17,7 @@ from memorization.errors import WrongUse
 from memorization.machine import to_device
 from memorization.normalization import moderate_scales
 from memorization.resources import print_estimate, seconds_of
-from memorization.storage import array_in, write_atomically
+from memorization.storage import array_in, check_writable, exists, read_bytes, refuse_broken, write_atomically
 
 ENCODING_BATCH = 512
 LONG = 100  # batches from which on one is tried first, to tell what all will take
@@ -66,16 +66,15 @@ def stored_examples(source, split, rows, cache, device):
         "rows": hashlib.sha256(rows.numpy()).hexdigest(),
     }  # fmt: skip
     path = Path(cache) / f"{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]}.npy"
-    if not processes.agreed(path.exists()):
+    if not processes.agreed(exists(path)):
+        check_writable(cache)
         file = io.BytesIO()
         np.save(file, encode_images(source, split, rows, device, kept_in=cache).numpy())
         with processes.first_before_others():
             if processes.is_first():
                 write_atomically(path, file.getvalue() + hashlib.sha256(file.getvalue()).digest())
-    try:
+    with refuse_broken(path, "not a whole array of representations", "; delete it, and it will be made again"):
         values = read_representations(path, len(rows))
-    except (OSError, ValueError) as error:
-        raise WrongUse(f"{path}: not a whole array of representations ({error}); delete it, and it will be made again") from None
     return Examples(torch.from_numpy(values).to(device), labels)
 
 
@@ -84,7 +83,7 @@ def read_representations(path, count):
 
     Raises ValueError where they are others, or broken.
     """
-    content = path.read_bytes()
+    content = read_bytes(path)
     content, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
     if hashlib.sha256(content).digest() != digest:
         raise ValueError("its checksum does not fit")

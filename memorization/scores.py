@@ -9,7 +9,7 @@ from memorization.alignment import memorization_score
 from memorization.checkpoint import load_pair, pair_fingerprints
 from memorization.config import first_difference, shortened
 from memorization.errors import WrongUse
-from memorization.storage import parse_json, read_arrays, read_text
+from memorization.storage import exists, parse_json, read_arrays, read_bytes, read_text, refuse_broken
 from memorization.subsets import SUBSETS
 
 FORMAT = "memorization scores 1"  # of summary.json and scores.npz
@@ -44,19 +44,17 @@ def load_candidate_scores(config, subsets, checkpoint="encoder"):
     """
     folder = config.score_folder(checkpoint)
     summary = _read_summary(folder / "summary.json", config.folder / "scores")
-    try:
+    with refuse_broken(folder, "not whole scores"):
         fingerprints, settings, seeds = summary["fingerprints"], summary["settings"], list(summary["seeds"])
         _check_seeds(seeds)
         found = {"subsets": fingerprints["subsets"], "checkpoint": summary["checkpoint"]["name"]}
         found |= {name: settings[name] for name in ("representation", "augmentation")}
         found["precision"] = settings.get("precision", "fp32")  # older ones know no other
         encoders, written = fingerprints["encoders"], fingerprints["scores"]
-        found["scores.npz"] = hashlib.sha256((folder / "scores.npz").read_bytes()).hexdigest()
+        found["scores.npz"] = hashlib.sha256(read_bytes(folder / "scores.npz")).hexdigest()
         file = read_arrays(folder / "scores.npz")
         arrays = {name: file[name] for name in ("index", "label", "subset", "L_f", "L_g")}
         _check_shapes(arrays, len(seeds))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WrongUse(f"{folder}: not whole scores ({type(error).__name__}: {error})") from None
     wanted = {"subsets": subsets.fingerprint, "checkpoint": checkpoint}
     wanted |= config.scores.model_dump(include={"representation", "augmentation", "precision"})
     _check_equal(found, wanted | {"scores.npz": written}, folder)
@@ -82,14 +80,12 @@ def _read_summary(path, all_scores):
 
     all_scores: the folder of all scores of the run, of which another is named where this one is missing.
     """
-    try:
-        summary = parse_json(read_text(path))
-    except FileNotFoundError:
+    if not exists(path):
         others = sorted(all_scores.rglob("summary.json"))
         hint = f"; there are scores by other settings, such as {others[0].parent}" if others else ""
-        raise WrongUse(f"{path.parent}: no scores here; run memorization_scores.py with the same config first{hint}") from None
-    except (OSError, ValueError) as error:
-        raise WrongUse(f"{path.parent}: not whole scores ({type(error).__name__}: {error})") from None
+        raise WrongUse(f"{path.parent}: no scores here; run memorization_scores.py with the same config first{hint}")
+    with refuse_broken(path.parent, "not whole scores"):
+        summary = parse_json(read_text(path))
     _check_equal({"format": summary.get("format") if isinstance(summary, dict) else None}, {"format": FORMAT}, path.parent)
     return summary
 

@@ -307,7 +307,7 @@ def refuse_broken(path, words, advice=""):
     except FileNotFoundError as error:
         raise WrongUse(f"{error.filename or path}: no such file") from None
     except OSError as error:
-        raise WrongUse(f"{path}: cannot be read ({reason_of(error)})") from None
+        raise WrongUse(f"{error.filename or path}: cannot be read ({reason_of(error)})") from None
     except MemoryError:
         raise WrongUse(f"{path}: cannot be read (not enough memory)") from None
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:

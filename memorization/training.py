@@ -28,7 +28,18 @@ from memorization.optimizers import make_optimizer, scaled_learning_rate, schedu
 from memorization.prefetching import prefetched
 from memorization.randomness import shuffled
 from memorization.resources import memory_for, print_estimate, seconds_of, tensor_bytes
-from memorization.storage import append, parse_json, read_text, sole_process, write_atomically
+from memorization.storage import (
+    append,
+    check_writable,
+    exists,
+    is_folder,
+    make_folder,
+    parse_json,
+    read_text,
+    refuse_broken,
+    sole_process,
+    write_atomically,
+)
 from memorization.subsets import ROLES, SUBSETS, check_subsets, draw_subsets, load_subsets, save_subsets
 from memorization.threads import encoded
 
@@ -57,6 +68,8 @@ def train_pair(make_method, images, config):
     if config.training.data_device == "cuda" and device.type != "cuda":
         raise WrongUse(f"training.data_device: 'cuda' is not allowed: training is on the {device.type}; set it to auto")
     seeds = _check_run_folder(config)
+    if _unfinished(roles, config):  # a run that is finished may be another user's
+        check_writable(config.folder)
     with processes.first_before_others():
         images = images.prepared(subsets.train, subsets.external)
     subsets = replace(subsets, data=images.fingerprint)
@@ -70,7 +83,9 @@ def train_pair(make_method, images, config):
         _print_estimate(make_method, images, subsets, roles, config, device)
         for seed in config.seeds:
             for role in roles:
-                with sole_process(config.folder / f"seed_{seed}" / role / "lock") if processes.is_first() else nullcontext():
+                folder = config.folder / f"seed_{seed}" / role
+                writes = processes.is_first() and not exists(folder / "encoder.pt")
+                with sole_process(folder / "lock") if writes else nullcontext():
                     train_encoder(make_method, images, subsets, role, seed, config, device, stop)
 
 
@@ -85,7 +100,7 @@ def train_encoder(make_method, images, subsets, role, seed, config, device, stop
     folder = config.folder / f"seed_{seed}" / role
     precision = "bf16" if uses_bf16(settings.precision, device) else "fp32"
     identity = {"config": trained_part(config), "subsets": subsets.fingerprint, "role": role, "seed": seed, "precision": precision}
-    if (folder / "encoder.pt").exists():
+    if exists(folder / "encoder.pt"):
         check_belongs(read_checkpoint(folder / "encoder.pt"), {"kind": "encoder", **identity}, folder / "encoder.pt")
         print(f"{visible(folder)}: finished already, nothing to do")
         return
@@ -276,9 +291,9 @@ def try_method(make_method, channels, config):
 
 def _check_run_folder(config):
     """Raise WrongUse for a run folder in which something else was trained. Returns the seeds of the run, those of the config joined."""
-    if not (config.folder / "config.yaml").exists():
-        nearest = next(folder for folder in (config.folder, *config.folder.parents) if folder.exists())
-        if not nearest.is_dir():
+    if not exists(config.folder / "config.yaml"):
+        nearest = next(folder for folder in (config.folder, *config.folder.parents) if exists(folder))
+        if not is_folder(nearest):
             raise WrongUse(f"run: {config.run!r} is not allowed: {nearest} is a file")
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise WrongUse(f"run: {config.run!r} is not allowed: {nearest} may not be written to")
@@ -291,9 +306,15 @@ def _check_run_folder(config):
     return sorted({*run.seeds, *config.seeds})
 
 
+def _unfinished(roles, config):
+    """The folders of the encoders that are still to be trained."""
+    folders = [config.folder / f"seed_{seed}" / role for seed in config.seeds for role in roles]
+    return [folder for folder in folders if not exists(folder / "encoder.pt")]
+
+
 def _open_run(subsets, config, seeds):
     """Write config.yaml and subsets.npz; a run that is there already is only checked, and joined by new seeds."""
-    if not (config.folder / "config.yaml").exists():
+    if not exists(config.folder / "config.yaml"):
         save_subsets(subsets, config.folder / "subsets.npz")
     elif (trained := load_subsets(config.folder / "subsets.npz").fingerprint) != subsets.fingerprint:
         raise WrongUse(
@@ -312,14 +333,12 @@ def _note_environment(run, name, device, resumed):
     what differs if a training is resumed on another machine than the last one.
     """
     path = run / "environment.json"
-    try:
-        environments = parse_json(read_text(path)) if path.exists() else {}
+    with refuse_broken(path, "not a whole record of machines", "; delete it, and it will be made again"):
+        environments = parse_json(read_text(path)) if exists(path) else {}
         machines = environments.get(name, []) if resumed else []
         machines = [machines] if type(machines) is dict else machines  # of older runs, which name the last machine alone
         if type(machines) is not list or not all(type(machine) is dict for machine in machines):
             raise ValueError(f"{name} is {shortened(machines)}")
-    except (OSError, ValueError, AttributeError) as error:
-        raise WrongUse(f"{path}: cannot be read ({error}); delete it, and it will be made again") from None
     machine = describe_machine(device)
     if machines and machines[-1] != machine:
         changes = _changes_of_machine(machines[-1], machine)
@@ -350,10 +369,9 @@ def _print_plan(subsets, roles, config, device):
 def _print_estimate(make_method, images, subsets, roles, config, device):
     """What the rest of a long training will take, from steps of a method that is thrown away."""
     settings = config.training
-    folders = [config.folder / f"seed_{seed}" / role for seed in config.seeds for role in roles]
-    left = [folder for folder in folders if not (folder / "encoder.pt").exists()]
-    logs = [folder / "log.jsonl" for folder in left if (folder / "last.pt").exists()]
-    epochs = len(left) * settings.epochs - sum(len(read_log(log)) for log in logs if log.exists())
+    left = _unfinished(roles, config)
+    logs = [folder / "log.jsonl" for folder in left if exists(folder / "last.pt")]
+    epochs = len(left) * settings.epochs - sum(len(read_log(log)) for log in logs if exists(log))
     training_set = torch.from_numpy(subsets.training_set(roles[0]))
     steps = epochs * (len(training_set) // settings.batch_size)
     if steps < LONG:
@@ -416,7 +434,7 @@ def _check_representations(spread, step, rate, folder):
 
 def _last_good(folder):
     """Which checkpoint to go back to, in words."""
-    return f"the last good checkpoint: {next((name for name in ('last.pt', 'previous.pt') if (folder / name).exists()), 'none')}"
+    return f"the last good checkpoint: {next((name for name in ('last.pt', 'previous.pt') if exists(folder / name)), 'none')}"
 
 
 # --- the log ----------------------------------------------------------------------------------------------------------------------
@@ -439,23 +457,21 @@ class _Clock:
 
 def _open_log(folder, finished_epochs):
     """log.jsonl with the lines of finished epochs; what an interrupted run logged beyond its checkpoint will be logged again."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = folder / "log.jsonl"
-    lines = read_log(path, finished_epochs) if path.exists() else []
+    lines = read_log(path, finished_epochs) if exists(path) else []
     write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
     return path
 
 
 def read_log(path, count=None):
     """The first lines of a log.jsonl, dicts; all without count. Raises WrongUse where they are not those of the epochs, in order."""
-    try:
+    with refuse_broken(path, "not a whole log", "; delete it, and what was logged is lost"):
         lines = [parse_json(line) for line in read_text(path).splitlines()[:count]]
         for epoch, line in enumerate(lines, start=1):
             numbers = [line["loss"], line["spread"], line["images_per_second"], line["knn_accuracy"] or 0.0]
             if line["epoch"] != epoch or not all(type(number) is float and math.isfinite(number) for number in numbers):
                 raise ValueError(f"line {epoch} is not that of an epoch")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WrongUse(f"{path}: not a whole log ({error}); delete it, and what was logged is lost") from None
     return lines
 
 

@@ -57,7 +57,7 @@ COMMAND_LINES = [  # script, options, and what the line names
     ("probe", ["--encoder", "absent.pt"], ["--encoder: absent.pt", "no such file"]),
     ("probe", ["--encoder", ""], ["--encoder: ", "no such file"]),
     ("probe", ["--encoder", "tiny.yaml"], ["--encoder: tiny.yaml", "not a whole checkpoint"]),
-    ("probe", ["--encoder", "."], ["--encoder: .", "not a whole checkpoint"]),
+    ("probe", ["--encoder", "."], ["--encoder: .", "cannot be read", "directory"]),
     ("remove", ["--jobs", "0/2"], ["--jobs", "add --retrain"]),
     ("remove", ["--retrain", "--jobs", "4/4"], ["--jobs: '4/4'", "I from 0 to N - 1"]),
     ("remove", ["--retrain", "--jobs", "half"], ["--jobs: 'half'", "I/N"]),

@@ -42,3 +42,13 @@ def test_a_name_that_is_printed_cannot_command_the_terminal():
 def test_a_name_that_is_not_utf_8_is_refused_in_a_line_of_ascii(refusal):
     name = os.fsdecode(b"\xff\x1b[2J.yaml")
     assert refusal(train_simclr.main, ["--config", name]) == "error: \\udcff\\x1b[2J.yaml: no such file\n"
+
+
+def test_what_the_system_refuses_anywhere_is_one_line_with_its_reason(capsys):
+    @one_line_errors
+    def main(argv):
+        open("/proc/version/below")
+
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 2 and capsys.readouterr().err == "error: /proc/version/below: Not a directory\n"
