@@ -4,6 +4,10 @@ import math
 
 import torch
 
+from memorization.machine import to_device
+
+ADAM_EPS = 1e-8  # torch's default
+
 
 class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling (You et al. 2017, arXiv 1708.03888), on top of SGD with momentum.
@@ -40,6 +44,55 @@ class LARS(torch.optim.Optimizer):
         torch._foreach_mul_(momenta, group["momentum"])
         torch._foreach_add_(momenta, updates)
         torch._foreach_add_(parameters, momenta, alpha=-group["lr"])
+
+
+class StackedOptimizer:
+    """The steps that SGD, AdamW or LARS take on G layers, all layers in one tensor.
+
+    layers: (G, ...), changed in place; learning_rates, weight_decays: G floats, one for each layer; settings: OptimizerSettings with
+    `optimizer`; adapt: as of LARS. Each layer is trained as `optimizer_of` would train it by itself, but for rounding.
+    """
+
+    def __init__(self, layers, learning_rates, weight_decays, settings, adapt=True):
+        def column(values):
+            values = torch.tensor(values, dtype=torch.float64).view(-1, *[1] * (layers.ndim - 1))
+            return to_device(values, layers.device)
+
+        self.layers, self.settings, self.adapt = layers, settings, adapt
+        self.rates, self.decays = column(learning_rates), column(weight_decays).to(layers.dtype)
+        self.momentum, self.squares, self.steps = torch.zeros_like(layers), None, 0
+
+    @torch.no_grad()
+    def step(self, gradient, share):
+        """One step. gradient: (G, ...); share: of the learning rates to use, of `schedule`."""
+        rates = (share * self.rates).to(self.layers.dtype)
+        {"sgd": self._sgd_step, "lars": self._lars_step, "adamw": self._adamw_step}[self.settings.optimizer](gradient, rates)
+
+    def _sgd_step(self, gradient, rates):
+        self._descend(torch.addcmul(gradient, self.decays, self.layers), rates)
+
+    def _lars_step(self, gradient, rates):
+        updates = torch.addcmul(gradient, self.decays, self.layers)
+        if self.adapt:
+            own, of_gradient = (torch.linalg.vector_norm(x.flatten(1), dim=1).view_as(rates) for x in (self.layers, gradient))
+            trust = self.settings.lars_eta * own / (of_gradient + self.decays * own)
+            trust = torch.where((own > 0) & (of_gradient > 0), trust, 1.0)
+            updates *= (trust / rates).clamp(max=1.0) if self.settings.lars_clip else trust
+        self._descend(updates, rates)
+
+    def _descend(self, updates, rates):
+        self.momentum.mul_(self.settings.momentum).add_(updates)
+        self.layers.addcmul_(rates, self.momentum, value=-1)
+
+    def _adamw_step(self, gradient, rates):
+        first, second = self.settings.betas
+        self.steps += 1
+        self.squares = torch.zeros_like(self.layers) if self.squares is None else self.squares
+        self.layers.mul_(1 - rates * self.decays)
+        self.momentum.lerp_(gradient, 1 - first)
+        self.squares.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        deviations = self.squares.sqrt().div_((1 - second**self.steps) ** 0.5).add_(ADAM_EPS)
+        self.layers.addcmul_(rates / (1 - first**self.steps), self.momentum / deviations, value=-1)
 
 
 def make_optimizer(method, settings):

@@ -11,9 +11,10 @@ from tqdm import tqdm
 from memorization import processes
 from memorization.augmentations import whole_images
 from memorization.errors import WrongUse
+from memorization.machine import to_device
 from memorization.neighbors import knn_accuracy
 from memorization.normalization import moderate_scales
-from memorization.optimizers import optimizer_of, schedule, set_learning_rate
+from memorization.optimizers import StackedOptimizer, schedule, set_learning_rate, set_learning_rate
 from memorization.randomness import shuffled
 from memorization.representations import ENCODING_BATCH, Examples, in_channels, stored_examples, varying_dimensions
 from memorization.significance import mean_and_spread
@@ -62,11 +63,11 @@ def fit_probe(train, classes, settings, seed):
     standardize = Standardization(train.values)
     train = Examples(standardize(train.values), train.labels)
     held_out = round(VALIDATION_SHARE * len(train.labels))
-    order = shuffled(len(train.labels), seed, "probing").to(train.labels.device)
+    order = to_device(shuffled(len(train.labels), seed, "probing"), train.labels.device)
     validation, rest = train[order[:held_out]], train[order[held_out:]]
     grid = [(rate, decay) for rate in settings.learning_rates for decay in settings.weight_decays]
-    tried = [layer(validation.values) for layer in train_layers(rest, classes, settings, grid, seed)]
-    losses = [F.cross_entropy(logits, validation.labels).item() for logits in tried]
+    tried = train_layers(rest, classes, settings, grid, seed)
+    losses = torch.stack([F.cross_entropy(layer(validation.values), validation.labels) for layer in tried]).tolist()
     best = min(range(len(grid)), key=lambda i: losses[i] if np.isfinite(losses[i]) else np.inf)
     (layer,) = train_layers(train, classes, settings, grid[best : best + 1], seed)
     if not (layer.weight.isfinite().all() and layer.bias.isfinite().all()):
@@ -96,27 +97,37 @@ def train_layers(train, classes, settings, grid, seed):
     """A linear layer for each (learning rate, weight decay) of a grid, all trained on the same batches. train: Examples, standardized."""
     N, D = train.values.shape
     batch_size = max(1, min(settings.batch_size, N // 4))
-    layers = [nn.Linear(D, classes, device=train.values.device) for _ in grid]
-    groups = []
-    for layer, (rate, decay) in zip(layers, grid):
-        for parameter in layer.parameters():
-            nn.init.zeros_(parameter)
-        rate *= batch_size / settings.batch_size
-        groups.append({"params": [layer.weight], "lr_scale": rate, "weight_decay": decay})
-        groups.append({"params": [layer.bias], "lr_scale": rate, "weight_decay": 0.0, "adapt": False})
-    optimizer = optimizer_of(groups, 1.0, settings)
+    device = train.values.device
+    # All layers in one tensor: a GPU would wait for the host to call operations on each by itself.
+    weight = torch.zeros(len(grid), classes, D, device=device, requires_grad=True)
+    bias = torch.zeros(len(grid), classes, device=device, requires_grad=True)
+    rates, decays = ([float(value) for value in values] for values in zip(*grid))
+    rates = [rate * (batch_size / settings.batch_size) for rate in rates]
+    of_weight = StackedOptimizer(weight.detach(), rates, decays, settings)
+    of_bias = StackedOptimizer(bias.detach(), rates, [0.0] * len(grid), settings, adapt=False)
     steps_per_epoch = N // batch_size
     steps, warmup = settings.epochs * steps_per_epoch, settings.warmup_epochs * steps_per_epoch
     for epoch in range(settings.epochs):
-        batches = shuffled(N, seed, "probing", epoch=1 + epoch).to(train.labels.device).split(batch_size)[:steps_per_epoch]
+        order = shuffled(N, seed, "probing", epoch=1 + epoch)
+        batches = to_device(order, device).split(batch_size)[:steps_per_epoch]
         for i, rows in enumerate(batches):
-            set_learning_rate(optimizer, schedule(epoch * steps_per_epoch + i, steps, warmup), 1.0)
             batch = train[rows]
-            loss = sum(F.cross_entropy(layer(batch.values), batch.labels) for layer in layers)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-    return [layer.requires_grad_(False) for layer in layers]
+            logits = F.linear(batch.values, weight.flatten(0, 1), bias.flatten()).view(-1, classes)  # (B G, classes)
+            labels = batch.labels[:, None].expand(-1, len(grid)).flatten()
+            losses = F.cross_entropy(logits, labels, reduction="none").view(-1, len(grid)).mean(0)  # (G,)
+            gradients = torch.autograd.grad(losses.sum(), [weight, bias])
+            share = schedule(epoch * steps_per_epoch + i, steps, warmup)
+            for optimizer, gradient in zip((of_weight, of_bias), gradients):
+                optimizer.step(gradient, share)
+    return [_linear_layer(*parameters) for parameters in zip(weight.detach(), bias.detach())]
+
+
+def _linear_layer(weight, bias):
+    """A frozen linear layer of a weight (classes, D) and a bias (classes,)."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device).requires_grad_(False)
+    layer.weight.copy_(weight)
+    layer.bias.copy_(bias)
+    return layer
 
 
 def accuracies(logits, labels):

@@ -15,7 +15,18 @@ from memorization.checkpoint import checksum, read_checkpoint, save_checkpoint
 from memorization.config import DataSettings, EncoderSettings, ProbeSettings
 from memorization.data import Split, open_images
 from memorization.errors import WrongUse
-from memorization.probing import accuracies, confusion_matrix, fine_tune, fit_probe, probe, probed_rows
+from memorization.optimizers import optimizer_of, schedule, set_learning_rate
+from memorization.probing import (
+    Standardization,
+    accuracies,
+    confusion_matrix,
+    fine_tune,
+    fit_probe,
+    probe,
+    probed_rows,
+    train_layers,
+)
+from memorization.randomness import shuffled
 from memorization.representations import Examples, Source, encoder_source, in_channels, raw_pixels, stated_adaptation, stored_examples
 from memorization.significance import mean_and_spread
 from models.encoders import make_encoder
@@ -56,6 +67,58 @@ def test_a_probe_is_as_good_as_exact_logistic_regression(changes):
     assert 0.5 < exact < 0.95 and abs(found - exact) < 0.01
     logits = exact_logistic_regression(train)(test.values)
     assert choice["validation_loss"] == pytest.approx(F.cross_entropy(logits, test.labels).item(), abs=0.1)
+
+
+def train_one_by_one(train, classes, settings, grid, seed):
+    """What `train_layers` trains, each layer by itself, with an optimizer of its own."""
+    layers, (N, D) = [], train.values.shape
+    batch_size = min(settings.batch_size, N // 4)
+    steps_per_epoch = N // batch_size
+    for rate, decay in grid:
+        layer = nn.Linear(D, classes)
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
+        plain = {"params": [layer.bias], "weight_decay": 0.0}
+        if settings.optimizer == "lars":
+            plain["adapt"] = False
+        optimizer = optimizer_of([{"params": [layer.weight], "weight_decay": decay}, plain], 1.0, settings)
+        for step in range(settings.epochs * steps_per_epoch):
+            order = shuffled(N, seed, "probing", epoch=1 + step // steps_per_epoch)
+            rows = order.split(batch_size)[step % steps_per_epoch]
+            share = schedule(step, settings.epochs * steps_per_epoch, settings.warmup_epochs * steps_per_epoch)
+            set_learning_rate(optimizer, rate * batch_size / settings.batch_size * share, 0.0)
+            optimizer.zero_grad()
+            F.cross_entropy(layer(train.values[rows]), train.labels[rows]).backward()
+            optimizer.step()
+        layers.append(layer)
+    return layers
+
+
+@pytest.mark.parametrize("changes", [
+    {"optimizer": "lars", "lars_eta": 0.1}, {"optimizer": "lars", "lars_eta": 0.1, "lars_clip": True},
+    {"optimizer": "sgd", "momentum": 0.7}, {"optimizer": "adamw", "betas": [0.8, 0.95]},
+])  # fmt: skip
+@pytest.mark.parametrize("batch_size", [128, 4096])
+def test_a_grid_trained_at_once_equals_layers_trained_one_by_one(changes, batch_size, one_thread):
+    train = clouds(600)
+    train = Examples(Standardization(train.values)(train.values), train.labels)
+    settings = ProbeSettings(epochs=6, warmup_epochs=2, batch_size=batch_size, **changes)
+    grid = [(rate, decay) for rate in (0.01, 0.1, 0.4) for decay in (0.0, 0.03, 0.3)]
+    layers = train_layers(train, 4, settings, grid, seed=3)
+    for layer, expected in zip(layers, train_one_by_one(train, 4, settings, grid, seed=3)):
+        assert (layer.weight - expected.weight).abs().max() <= 1e-6 * expected.weight.abs().max()
+        assert (layer.bias - expected.bias).abs().max() <= 1e-6 * expected.weight.abs().max()
+        assert not layer.weight.requires_grad and layer.weight.abs().max() > 1e-4
+    assert len({layer.weight.norm().item() for layer in layers}) == len(grid)
+
+
+def test_a_layer_that_diverges_takes_no_other_of_its_grid_with_it():
+    train = clouds(300)
+    train = Examples(Standardization(train.values)(train.values), train.labels)
+    settings = ProbeSettings(epochs=5, warmup_epochs=1, optimizer="sgd")
+    diverged, one = train_layers(train, 4, settings, [(1e4, 1e30), (0.4, 0.0)], seed=0)
+    (alone,) = train_layers(train, 4, settings, [(0.4, 0.0)], seed=0)
+    assert not diverged.weight.isfinite().all() and torch.allclose(one.weight, alone.weight, atol=1e-6)
 
 
 def test_learning_rate_and_weight_decay_are_chosen_on_images_held_out():
