@@ -11,6 +11,7 @@ finished it says so and does nothing. Next: memorization_scores.py with the same
 from memorization.config import read_config
 from memorization.data import open_images
 from memorization.errors import one_line_errors
+from memorization.machine import choose_device
 from memorization.training import ROLE_ACTION, train_pair
 from models.encoders import make_encoder
 from models.mae import MAE, MAESettings
@@ -19,6 +20,7 @@ from models.mae import MAE, MAESettings
 @one_line_errors
 def main(argv=None):
     config = read_config(__doc__, argv, method=MAESettings, actions=ROLE_ACTION)
+    choose_device(config)  # meets the other processes, if there are any: the first one prepares the data
     images = open_images(config.data)
 
     def make_method():

@@ -105,17 +105,24 @@ def one_line_errors(main):
             _check_screen()
             return result
         except WrongUse as error:
-            print(f"error: {error}", file=sys.stderr)
+            if processes.tells():
+                print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except processes.Parted:
             raise SystemExit(2) from None
         except (MemoryError, RuntimeError, OSError) as error:
             memory = exhausted_memory(error)
-            if memory:
-                print(f"error: this needs more than {memory}; end what else uses it, or take less at a time", file=sys.stderr)
+            if memory is not None:
+                reason = f"this needs more than {memory}; end what else uses it, or take less at a time"
             elif isinstance(error, OSError):
                 place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-                print(f"error: {one_line(f'{place}{error.strerror or error}')}", file=sys.stderr)
+                reason = one_line(f"{place}{error.strerror or error}")
+            elif processes.is_lost(error):
+                reason = f"one of the {processes.count()} processes has ended before its work was done"
             else:
                 raise
+            if processes.tells():
+                print(f"error: {reason}", file=sys.stderr)
             raise SystemExit(2) from None
         except Interrupted as stop:
             if processes.is_first():  # it has come to all

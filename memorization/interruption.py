@@ -52,7 +52,7 @@ def stop_requests():
 
     def note(number, _):
         request.number = number
-        if processes.started() > 1:
+        if processes.count() > 1:
             return
         for other, handler in previous.items():
             signal.signal(other, handler)

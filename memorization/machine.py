@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from memorization import processes
+from memorization import meeting, processes
 from memorization.errors import Caution, WrongUse
 from memorization.resources import pin
 
@@ -25,13 +25,13 @@ def choose_device(config):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
-    if processes.started() > 1 and device.type == "cuda":
+    if meeting.started() > 1 and device.type == "cuda":
         if device.index is not None:
-            raise WrongUse(f"device: {name!r} is one GPU for {processes.started()} processes; with cuda or auto each has its own")
-        device = processes.own_gpu()
+            raise WrongUse(f"device: {name!r} is one GPU for {meeting.started()} processes; with cuda or auto each has its own")
+        device = meeting.own_gpu()
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise WrongUse(f"device: {config.device!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices")
-    processes.join(device)
+    meeting.join(device)
     return device
 
 

@@ -1,11 +1,12 @@
-"""Several processes at one job, as torchrun starts them, one for each GPU: each works on its part, and the first one alone writes.
+"""Several processes at one job, once they have met (meeting.py): each works on its part, and the first one alone writes.
 
 Outside of torchrun there is one process, which is the first, and nothing here does anything.
 """
 
 import os
-import sys
-from contextlib import contextmanager
+import re
+import time
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch
@@ -15,6 +16,14 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 PATIENCE = timedelta(hours=12)  # that a process waits for the others: the first may have a data set to decode
+SILENCE = 2  # seconds that other processes than the first wait before they tell an error
+LOST = re.compile("gloo|NCCL|TCPStore", re.IGNORECASE)  # in the errors of torch when another process is gone
+
+meeting_point = None  # the store in which the processes met
+
+
+class Parted(Exception):
+    """Another process has failed, and says why."""
 
 
 def count():
@@ -32,32 +41,29 @@ def is_first():
     return rank() == 0
 
 
-def started():
-    """How many processes torchrun has started, this one among them."""
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def own_gpu():
-    """The GPU of this process among those of its host."""
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-
-
-def join(device):
-    """Meet the other processes that torchrun has started; all but the first fall silent."""
-    if started() == 1 or dist.is_initialized():
-        return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    if not is_first():
-        sys.stdout = open(os.devnull, "w")
-
-
 def leave():
     """Part from the other processes, once all is done."""
     if dist.is_initialized():
-        dist.barrier()
+        wait_for_all()
         dist.destroy_process_group()
+
+
+def tells():
+    """Whether this process is the one that tells why all of them end: the first one that asks."""
+    if meeting_point is not None:
+        try:
+            return meeting_point.add("told", 1) == 1
+        except dist.DistError:  # its process is gone, and may have told nothing
+            return True
+    # The processes have not met. The first one of a host tells what they all see, and torchrun then ends the others.
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(SILENCE)
+    return True
+
+
+def is_lost(error):
+    """Whether an error says that another process is gone."""
+    return count() > 1 and isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or bool(LOST.search(str(error))))
 
 
 def hidden_bar():
@@ -67,18 +73,26 @@ def hidden_bar():
 
 @contextmanager
 def first_before_others():
-    """Let the first process do something before the others do it, such as a file that they then find."""
-    if not is_first():
-        wait_for_all()
-    yield
+    """Let the first process do something before the others do it, such as a file that they then find.
+
+    The others raise Parted if the first one fails.
+    """
+    if not is_first() and not agreed(None):
+        raise Parted
+    try:
+        yield
+    except Exception:
+        if is_first():
+            with suppress(RuntimeError):  # the others may be gone
+                agreed(False)
+        raise
     if is_first():
-        wait_for_all()
+        agreed(True)
 
 
 def wait_for_all():
     """Go on once all processes are here."""
-    if count() > 1:
-        dist.barrier()
+    largest(0)  # unlike NCCL's barrier, it fails at once if a process is gone
 
 
 def divided(work, parts, name):

@@ -1,6 +1,7 @@
 """Several processes, as torchrun starts them: they give what one gives, and what they cannot share is refused by name."""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -16,8 +17,9 @@ import dejavu
 import linear_probing_train
 import memorization_scores
 import remove_samples
-from memorization import processes
+from memorization import meeting, processes
 from memorization.checkpoint import read_checkpoint
+from memorization.errors import WrongUse
 
 IN_DOUBLE = {
     "encoder": {"name": "vit_mini", "width": 32, "depth": 1},
@@ -28,11 +30,15 @@ IN_DOUBLE = {
 }
 
 
-def torchrun(*command, count=2):
-    """The ended processes of a command under torchrun."""
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = ["--master_addr", "127.0.0.1", "--master_port", str(free.getsockname()[1])]
+        return str(free.getsockname()[1])
+
+
+def torchrun(*command, count=2):
+    """The ended processes of a command under torchrun."""
+    address = ["--master_addr", "127.0.0.1", "--master_port", free_port()]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count), *address, "--"]
     return subprocess.run([*torchrun, *command], capture_output=True, text=True)
 
@@ -157,3 +163,121 @@ def test_batch_norms_are_shared_on_gpus_without_other_weights(monkeypatch):
     shared = processes.with_shared_norms(module)
     assert isinstance(shared[1], nn.SyncBatchNorm) and list(shared.state_dict()) == names
     assert processes.norm_that_cannot_be_shared(module, torch.device("cuda")) is None
+
+
+# --- the meeting ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """environment(WORLD_SIZE="2", ...) sets these variables of a cluster, and no others."""
+    for variable in (*meeting.VARIABLES, "LOCAL_RANK", "TORCHELASTIC_USE_AGENT_STORE"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def set_variables(**variables):
+        for variable, value in variables.items():
+            monkeypatch.setenv(variable, value)
+
+    return set_variables
+
+
+ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize("variables, words", [
+    ({"WORLD_SIZE": "2"}, ["WORLD_SIZE: 2", "not RANK, MASTER_ADDR, MASTER_PORT", "torchrun, or unset WORLD_SIZE to"]),
+    ({"WORLD_SIZE": ""}, ["WORLD_SIZE: ''"]),
+    ({"WORLD_SIZE": "x"}, ["WORLD_SIZE: 'x'", "a number from 1"]),
+    ({"WORLD_SIZE": "0"}, ["WORLD_SIZE: '0'"]),
+    ({"WORLD_SIZE": "\u00b2"}, ["WORLD_SIZE: '\u00b2'"]),
+    ({"WORLD_SIZE": "9" * 5000}, ["WORLD_SIZE: '999"]),
+    ({"WORLD_SIZE": "2", **ADDRESS}, ["but not RANK;", "unset WORLD_SIZE, MASTER_ADDR, MASTER_PORT"]),
+    ({"WORLD_SIZE": "2", "RANK": "", **ADDRESS}, ["but not RANK;"]),
+    ({"WORLD_SIZE": "2", "RANK": "2", **ADDRESS}, ["RANK: '2'", "0 to 1"]),
+    ({"WORLD_SIZE": "1", "RANK": "1"}, ["RANK: '1'", "0 to 0"]),
+    ({"WORLD_SIZE": "2", "RANK": "0", **ADDRESS, "MASTER_PORT": "70000"}, ["MASTER_PORT: '70000'", "1 to 65535"]),
+    ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "29500"}, ["but not MASTER_ADDR"]),
+])  # fmt: skip
+def test_a_clusters_variables_that_lead_to_no_meeting_are_named_at_once(
+    variables, words, environment, write_config, refusal, tmp_path
+):
+    environment(**variables)
+    line = refusal(METHODS["simclr"][0].main, ["--config", write_config()])
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_variables_of_a_batch_system_alone_mean_one_process(environment):
+    environment(SLURM_NTASKS="4", SLURM_PROCID="1")
+    assert meeting.started() == 1
+    environment(WORLD_SIZE="1", RANK="0")
+    assert meeting.started() == 1
+
+
+def test_a_gpu_of_several_is_named_by_the_local_rank(environment, write_config, refusal, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    environment(WORLD_SIZE="2", RANK="0", **ADDRESS)
+    line = refusal(METHODS["simclr"][0].main, ["--config", write_config({"device": "cuda"})])
+    assert "WORLD_SIZE: 2 in the environment, but not LOCAL_RANK" in line
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_process_that_waits_says_for_whom_and_does_not_wait_for_ever(rank, environment, monkeypatch, capsys):
+    monkeypatch.setattr(meeting, "FIRST_WORD", 0.2)
+    monkeypatch.setattr(meeting, "PATIENCE", 1.5)
+    place = f"127.0.0.1:{free_port()}"
+    environment(WORLD_SIZE="2", RANK=rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=place.partition(":")[2])
+    whom = {"0": f"RANK 1: 1 of 2 processes are at {place}", "1": f"the first process, which does not answer at {place}"}[rank]
+    with pytest.raises(WrongUse) as refused:
+        meeting.join(torch.device("cpu"))
+    assert f"process {rank} of 2 (WORLD_SIZE) waits for {whom}" in capsys.readouterr().err
+    assert "WORLD_SIZE: waited" in str(refused.value) and whom in str(refused.value) and "torchrun" in str(refused.value)
+
+
+def test_a_port_that_is_taken_is_named(environment):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        environment(WORLD_SIZE="2", RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        with pytest.raises(WrongUse, match=f"MASTER_PORT: {port} cannot be used"):
+            meeting.join(torch.device("cpu"))
+
+
+def ended_together(body, tmp_path):
+    """(exit codes, lines on stderr) of two processes that meet, and then do what the body of a function says."""
+    script = tmp_path / "script.py"
+    lines = ["import os, sys, torch", "from memorization import meeting, processes"]
+    lines += ["from memorization.errors import WrongUse, one_line_errors", "@one_line_errors", "def main(argv):"]
+    lines += ["    meeting.join(torch.device('cpu'))", *(f"    {line}" for line in body), "main(None)"]
+    script.write_text("\n".join(lines))
+    variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "PYTHONPATH": os.getcwd()}
+    started = [
+        subprocess.Popen(
+            [sys.executable, script], env=os.environ | variables | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in started]
+    return [process.returncode for process in started], [line for error in errors for line in error.splitlines()]
+
+
+@pytest.mark.parametrize("body, line", [
+    (["with processes.first_before_others():", "    if processes.is_first():", "        raise WrongUse('no room')"], "no room"),
+    (["raise WrongUse('all see it')"], "all see it"),
+    (["if not processes.is_first():", "    raise WrongUse('the second')", "processes.wait_for_all()"], "the second"),
+    (["if not processes.is_first():", "    os._exit(2)", "processes.wait_for_all()"], "one of the 2 processes has ended"),
+])  # fmt: skip
+def test_an_error_of_one_process_ends_all_with_one_line(body, line, tmp_path):
+    codes, lines = ended_together(body, tmp_path)
+    assert codes == [2, 2] and len(lines) == 1 and lines[0].startswith("error: ") and line in lines[0], lines
+
+
+def test_processes_that_start_together_find_the_data_prepared_by_the_first(environment, write_config, monkeypatch):
+    """The scripts that train meet the others before they open the data."""
+    order = []
+    for script, schema, changes in METHODS.values():
+        monkeypatch.setattr(script, "choose_device", lambda config: order.append("meet"))
+        monkeypatch.setattr(script, "open_images", lambda settings: order.append("open"))
+        monkeypatch.setattr(script, "train_pair", lambda *_: order.append("train"))
+        script.main(["--config", write_config(changes)])
+    assert order == ["meet", "open", "train"] * 3

@@ -20,6 +20,7 @@ from memorization import training  # noqa: E402
 from memorization.config import read_config  # noqa: E402
 from memorization.data import open_images  # noqa: E402
 from memorization.errors import one_line_errors  # noqa: E402
+from memorization.machine import choose_device  # noqa: E402
 from models.encoders import make_encoder  # noqa: E402
 
 
@@ -28,6 +29,7 @@ def main(argv):
     path, method, *told_after = argv
     script, schema, _ = METHODS[method]
     config = read_config(script.__doc__, ["--config", path], method=schema, actions=training.ROLE_ACTION)
+    choose_device(config)
     images = open_images(config.data)
     step, steps = training.train_step, 0
 
