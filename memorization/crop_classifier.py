@@ -10,6 +10,7 @@ from tqdm import tqdm
 from memorization import processes
 from memorization.errors import WrongUse
 from memorization.label_inference import Inference
+from memorization.machine import to_device
 from memorization.randomness import shuffled
 
 BATCH = 64
@@ -24,22 +25,13 @@ def train_classifier(network, queries, labels, held_out, held_out_labels, epochs
     int64; epochs: at most. An epoch takes one of the views, the next one the next. Returns {"epoch": the best, "held_out_loss": its loss}.
     Raises WrongUse where it diverges.
     """
-    network = network.to(device)
+    network, held_out_labels = network.to(device), to_device(held_out_labels, device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE)
     best, weights = {"epoch": 0, "held_out_loss": float("inf")}, None
     for epoch in tqdm(range(epochs), desc="training the reference classifier", leave=False, disable=processes.hidden_bar()):
-        network.train()
-        order = shuffled(len(queries.rows), seed, "query", epoch=epoch)
-        for places in order.split(BATCH):
-            if len(places) == 1:  # nothing for batch norm to normalize with
-                continue
-            pixels = queries.pixels(queries.rows[places], epoch % queries.views)
-            loss = F.cross_entropy(network(pixels), labels[places].to(device))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+        _train_epoch(network, optimizer, queries, labels, epoch, seed, device)
         probabilities = _probabilities(network, held_out, held_out.rows, view=0)
-        loss = F.nll_loss(probabilities.clamp(min=1e-30).log(), held_out_labels.to(device)).item()
+        loss = F.nll_loss(probabilities.clamp(min=1e-30).log(), held_out_labels).item()
         if loss < best["held_out_loss"]:
             best, weights = {"epoch": epoch + 1, "held_out_loss": loss}, copy.deepcopy(network.state_dict())
         elif epoch + 1 - best["epoch"] >= PATIENCE:
@@ -48,6 +40,19 @@ def train_classifier(network, queries, labels, held_out, held_out_labels, epochs
         raise WrongUse("dejavu.reference: the classifier of crops diverged: its loss on held-out images was never finite")
     network.load_state_dict(weights)
     return best
+
+
+def _train_epoch(network, optimizer, queries, labels, epoch, seed, device):
+    network.train()
+    order = shuffled(len(queries.rows), seed, "query", epoch=epoch)
+    for places in order.split(BATCH):
+        if len(places) == 1:  # nothing for batch norm to normalize with
+            continue
+        pixels = queries.pixels(queries.rows[places], epoch % queries.views)
+        loss = F.cross_entropy(network(pixels), to_device(labels[places], device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
 
 
 def infer_by_classifier(network, queries, rows, labels):

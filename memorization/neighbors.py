@@ -188,11 +188,11 @@ def knn_accuracy(queries, query_labels, bank, bank_labels, k, temperature=None):
     """
     queries, bank = normalize(queries, dim=1), normalize(bank, dim=1)
     classes = int(bank_labels.max()) + 1
-    right = 0
+    right = torch.zeros((), dtype=torch.int64, device=queries.device)
     for start in range(0, len(queries), QUERY_CHUNK):
         similarity = queries[start : start + QUERY_CHUNK] @ bank.T  # (q, N)
         nearest = similarity.topk(min(k, len(bank)), dim=1)  # (q, k)
         weights = torch.ones_like(nearest.values) if temperature is None else (nearest.values / temperature).exp()
         votes = weights.new_zeros(len(weights), classes).scatter_add_(1, bank_labels[nearest.indices], weights)  # (q, classes)
-        right += (votes.argmax(1) == query_labels[start : start + QUERY_CHUNK]).sum().item()
-    return right / len(queries)
+        right += (votes.argmax(1) == query_labels[start : start + QUERY_CHUNK]).sum()
+    return right.item() / len(queries)

@@ -37,7 +37,7 @@ def probe(source, images, settings, cache, device):
     def probed(seed):
         layer, choice = fit_probe(train, classes, settings, seed)
         logits = layer(test.values)
-        confusion = confusion_matrix(logits.argmax(1).cpu(), test.labels.cpu(), classes)
+        confusion = confusion_matrix(logits.argmax(1), test.labels, classes).cpu()
         return {"seed": seed, **choice}, accuracies(logits, test.labels), confusion
 
     choices, shares, confusions = zip(*processes.divided(probed, settings.seeds, "probing"))
@@ -135,10 +135,10 @@ def accuracies(logits, labels):
 
     logits: (N, classes); labels: (N,). Returns {"top_1": float, "top_5": float}.
     """
-    shares = {"top_1": (logits.argmax(1) == labels).float().mean().item()}
+    shares = {"top_1": (logits.argmax(1) == labels).float().mean()}
     if logits.shape[1] > 5:
-        shares["top_5"] = (logits.topk(5, dim=1).indices == labels[:, None]).any(1).float().mean().item()
-    return shares
+        shares["top_5"] = (logits.topk(5, dim=1).indices == labels[:, None]).any(1).float().mean()
+    return dict(zip(shares, torch.stack(list(shares.values())).tolist()))
 
 
 def confusion_matrix(predictions, labels, classes):
@@ -195,11 +195,21 @@ def _fine_tune_once(source, images, settings, seed, device):
     (train, train_rows), (test, test_rows) = (
         (in_channels(split, source.channels).to(device), rows) for split, rows in probed_rows(images, settings)
     )
+    model = _train_all_weights(source, train, train_rows, len(images.classes), settings, seed, device)
+    model.eval()
+    with torch.inference_mode():
+        views = (whole_images(test, rows, source.size, source.normalization).pixels for rows in test_rows.split(ENCODING_BATCH))
+        logits = torch.cat([model(pixels) for pixels in views])
+    return {"seed": seed, **accuracies(logits, test.labels[test_rows].to(device))}
+
+
+def _train_all_weights(source, train, train_rows, classes, settings, seed, device):
+    """A copy of an encoder with a linear layer on top, both trained on some images of a split, (B, C, H, W) -> (B, classes)."""
     encoder = copy.deepcopy(source.encode).to(device)
     with torch.no_grad():  # still in eval mode, so that no batch norm takes note
         dim = encoder(whole_images(train, train_rows[:2], source.size, source.normalization).pixels).shape[1]
     encoder.requires_grad_(True).train()
-    layer = nn.Linear(dim, len(images.classes), device=device)
+    layer = nn.Linear(dim, classes, device=device)
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     model = nn.Sequential(encoder, layer)
@@ -214,12 +224,8 @@ def _fine_tune_once(source, images, settings, seed, device):
         rows = train_rows[order[i * batch_size : (i + 1) * batch_size]]
         set_learning_rate(optimizer, settings.fine_tune_learning_rate * schedule(step, steps, 0), settings.fine_tune_learning_rate)
         logits = model(whole_images(train, rows, source.size, source.normalization).pixels)
-        loss = F.cross_entropy(logits, train.labels[rows].to(device))
+        loss = F.cross_entropy(logits, to_device(train.labels[rows], device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-    model.eval()
-    with torch.inference_mode():
-        views = (whole_images(test, rows, source.size, source.normalization).pixels for rows in test_rows.split(ENCODING_BATCH))
-        logits = torch.cat([model(pixels) for pixels in views])
-    return {"seed": seed, **accuracies(logits, test.labels[test_rows].to(device))}
+    return model

@@ -13,11 +13,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memorization.augmentations import training_views
-from memorization.config import read_config
+from memorization.config import DataSettings, DejaVuSettings, EncoderSettings, ProbeSettings, ViewRecipe, read_config
+from memorization.crop_classifier import _train_epoch
 from memorization.data import Split, open_images
 from memorization.machine import to_device
+from memorization.neighbors import knn_accuracy
 from memorization.optimizers import make_optimizer
 from memorization.prefetching import prefetched
+from memorization.probing import _train_all_weights, train_layers
+from memorization.queries import make_queries
+from memorization.representations import Examples, Source
 from memorization.training import train_step
 from models.byol import BYOL
 from models.encoders import make_encoder
@@ -79,6 +84,67 @@ def test_no_step_waits_for_its_device(method, optimizer, write_config, monkeypat
     with NoBlockingCopies(), NoTensorsOfLists():
         for _ in range(2):  # the first one makes the optimizer's state
             assert step().device.type == "meta"
+
+
+META = torch.device("meta")
+
+
+def images_on_meta():
+    images = open_images(DataSettings(name="fake", size=16))
+    return replace(images, train=replace(images.train, pixels=images.train.pixels.to(META), device=META))
+
+
+def small_encoder():
+    return make_encoder(EncoderSettings(name="resnet_small", width=8), 3, 16)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
+def test_no_step_of_a_probe_waits_for_its_device(optimizer):
+    train = Examples(torch.empty(80, 8, device=META), torch.empty(80, dtype=torch.int64, device=META))
+    settings = ProbeSettings(epochs=2, warmup_epochs=1, optimizer=optimizer)
+    with NoBlockingCopies(), NoTensorsOfLists():
+        layers = train_layers(train, 4, settings, [(0.1, 0.0), (0.1, 0.1)], seed=0)
+    assert [layer.weight.device for layer in layers] == [META, META]
+
+
+def test_no_step_of_fine_tuning_waits_for_its_device():
+    images, encoder = images_on_meta(), small_encoder().to(META)
+    source = Source("encoder", encoder.eval(), "", 3, 16, images.normalization)
+    settings = ProbeSettings(fine_tune_epochs=1, fine_tune_batch_size=16)
+    with NoBlockingCopies(), NoTensorsOfLists():
+        _train_all_weights(source, images.train, torch.arange(64), 10, settings, 0, META)
+
+
+@pytest.mark.parametrize("query", ["training", "corner", "center_masked"])
+def test_no_step_of_the_crop_classifier_waits_for_its_device(query):
+    images, encoder = images_on_meta(), small_encoder()
+    record = {"size": 16, "mean": images.mean, "std": images.std}
+    recipes = [ViewRecipe(**EVERYTHING)]
+    queries = make_queries(images.train, torch.arange(128), record, DejaVuSettings(query=query), recipes, 0, patch=None)
+    network = torch.nn.Sequential(encoder, torch.nn.Linear(encoder.dim, 10)).to(META)
+    optimizer = torch.optim.AdamW(network.parameters())
+    with NoBlockingCopies(), NoTensorsOfLists():
+        _train_epoch(network, optimizer, queries, images.train.labels, 0, 0, META)
+
+
+class NumbersRead(TorchDispatchMode):
+    """Counts how often a number of a tensor is read, for which a GPU's host waits."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += "_local_scalar_dense" in str(operation)
+        return operation(*args, **(kwargs or {}))
+
+
+def test_accuracies_of_many_images_are_read_once():
+    read = []
+    for count in (600, 3000):
+        values, labels = torch.rand(count, 8), torch.arange(count) % 7
+        with NumbersRead() as numbers:
+            knn_accuracy(values, labels, values, labels, 5)
+        read.append(numbers.count)
+    assert read[0] == read[1]
 
 
 def test_images_in_memory_are_sent_without_waiting():
