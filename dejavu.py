@@ -305,6 +305,7 @@ def summarize_seed(found, classes):
     return {
         "images": {subset: int((rows["subset"] == subset).sum()) for subset in subsets},
         "dropped": found["queries"].dropped,  # of the images that are asked about
+        "boxes": found["queries"].boxes,
         "at": {
             str(percent): {
                 "acc_target": float(target[percent - 1]),
@@ -395,6 +396,9 @@ def print_summary(summary, folder):
         print(f"       {shares}; McNemar's p {seed['net']['mcnemar_p']:.2g}; vote ties {seed['vote_ties']}")
         for reason, count in seed["dropped"].items():
             print(f"       {count} images dropped: {reason}")
+        for what, count in seed["boxes"].items():
+            if count:
+                print(f"       {count} {what}")
         knn = ", ".join(f"{name} {share:.1%}" for name, share in seed["knn_accuracy_whole"].items() if share is not None)
         print(f"       kNN accuracy on whole test images: {knn}")
     majority = summary["majority"]

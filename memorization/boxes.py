@@ -3,116 +3,264 @@
 import csv
 import io
 import math
+from array import array
+from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 
-from memorization.errors import WrongUse
-from memorization.storage import exists, is_folder, read_text
+from memorization.errors import WrongUse, shorten
+from memorization.storage import exists, is_folder, read_bytes, read_text, reason_of
 
 COLUMNS = ["index", "xmin", "ymin", "xmax", "ymax"]
+MOST_CSV = 2**25  # bytes; a box of each of ImageNet's 1.3 million images takes less
+MOST_XML = 2**22  # bytes; 10,000 boxes of an image take less
+# What is counted of the boxes that were not as they should be.
+SWAPPED = "boxes had xmin above xmax or ymin above ymax and were swapped"
+CLIPPED = "boxes went beyond their image and were clipped"
+OUTSIDE = "boxes lay outside of their image and were dropped"
+EMPTY = "boxes had no area and were dropped"
+NONE_LEFT = "no box that lies in the image"  # of images
 
 
-def boxes_of(split, indices, source):
-    """The boxes of some images in the prepared square: {index: (n, 4) float64, xmin, ymin, xmax and ymax, in pixels of the square}.
+def boxes_of(split, indices, source, counts=None):
+    """The boxes of some images in the prepared square.
 
-    source: a CSV file with the columns of COLUMNS, one row a box of a training image, or a folder of XML files as ImageNet has them, one an
-    image, named after it and perhaps in a folder of its class; both in original pixels. Images without boxes are left out.
-    Raises WrongUse where the source is missing or broken.
+    Returns {index: (n, 4) float64, xmin, ymin, xmax and ymax, in pixels of the square}. Images
+    without a box are left out. A box may lie outside of the square, but not outside of the image.
+    source: a CSV file with the columns of COLUMNS, one row a box of a training image, in original
+    pixels; or a folder of XML files as ImageNet has them, one an image, named after it and perhaps
+    in a folder of its class, in pixels of the <size> that they state.
+    counts: a Counter, to which SWAPPED, CLIPPED, OUTSIDE, EMPTY and NONE_LEFT are added.
+    Raises WrongUse if the source is missing or broken.
     """
+    counts = Counter() if counts is None else counts
     source = Path(source).expanduser()
+    original = {}
     if is_folder(source):
         if split.files is None:
-            raise WrongUse(f"dejavu.boxes: {source} is a folder of XML files, named after image files; these images come from none")
-        original = {index: boxes for index in indices.tolist() if len(boxes := _of_image_file(Path(split.files[index]), source))}
+            raise WrongUse(
+                f"dejavu.boxes: {source} is a folder of XML files, named after image files; "
+                "these images come from none"
+            )
+        for index in indices.tolist():
+            size = _original_size(split, index)
+            original[index] = _of_image_file(Path(split.files[index]), source, size)
     elif split.name != "train":
         raise WrongUse(
-            f"dejavu.boxes: {source} names training images; public images are from the {split.name} set: set public_split to train"
+            f"dejavu.boxes: {source} names training images; public images are from the "
+            f"{split.name} set: set public_split to train"
         )
     else:
         of_all = _read_csv(source, len(split))
-        original = {index: np.array(of_all[index]) for index in indices.tolist() if index in of_all}
-    return {index: _in_prepared_square(boxes, index, split) for index, boxes in original.items()}
+        for index in indices.tolist():
+            if index in of_all:
+                original[index] = np.frombuffer(of_all[index]).reshape(-1, 4)
+    kept = {}
+    for index, boxes in original.items():
+        inside = _inside(boxes, _original_size(split, index), counts)
+        if len(inside):
+            kept[index] = _in_prepared_square(inside, index, split)
+        elif len(boxes):
+            counts[NONE_LEFT] += 1
+    return kept
 
 
 def largest_empty_rectangle(boxes, size):
-    """The largest rectangle of a square that meets no box: (top, left, height, width), whole pixels.
+    """The largest rectangle of a square that meets no box: (top, left, height, width) in pixels.
 
-    boxes: (n, 4) float64, xmin, ymin, xmax and ymax, in pixels; size: of the square. Height or width are 0 where none is left.
+    boxes: (n, 4) float64, xmin, ymin, xmax and ymax, in pixels; size: of the square. Height and
+    width are 0 if none is left. Of equally large rectangles that one is taken whose left side is
+    furthest left, of these that whose right side is, of these the uppermost.
     """
-    low = np.floor(np.asarray(boxes)[:, :2]).clip(0, size).astype(int)  # rounded outward, so that no pixel of a box is left
+    # Rounded outward, so that no pixel of a box is left.
+    low = np.floor(np.asarray(boxes)[:, :2]).clip(0, size).astype(int)
     high = np.ceil(np.asarray(boxes)[:, 2:]).clip(0, size).astype(int)
     # The sides of the largest rectangle lie on sides of boxes or of the square.
-    columns, rows = (np.unique([0, size, *low[:, axis], *high[:, axis]]) for axis in (0, 1))
-    best = (0, 0, 0, 0)
-    for i, left in enumerate(columns):
-        for right in columns[i + 1 :]:
-            in_the_way = (low[:, 0] < right) & (high[:, 0] > left)
-            top, height = _longest_gap(low[in_the_way, 1], high[in_the_way, 1], rows)
-            if height * (right - left) > best[2] * best[3]:
-                best = int(top), int(left), int(height), int(right - left)
-    return best
+    columns, rows = (
+        np.unique(np.concatenate([[0, size], low[:, axis], high[:, axis]])) for axis in (0, 1)
+    )
+    taken = _taken_cells(low, high, columns, rows)
+    C = len(columns) - 1
+    numbers = np.arange(C)
+    # Of every column the free stretch that ends in a row: its first row, and the columns around it
+    # that are free all along it. Every largest rectangle is that of one of its columns.
+    first, left, right = np.zeros(C, int), np.zeros(C, int), np.full(C, C)
+    best = (0, 0, 0, 0, 0)  # area, and what decides between equal ones
+    for row, blocked in enumerate(taken):
+        after = np.maximum.accumulate(np.where(blocked, numbers + 1, 0))
+        before = np.minimum.accumulate(np.where(blocked, numbers, C)[::-1])[::-1]
+        left = np.where(blocked, 0, np.maximum(left, after))
+        right = np.where(blocked, C, np.minimum(right, before))
+        first = np.where(blocked, row + 1, first)
+        width, height = columns[right] - columns[left], rows[row + 1] - rows[first]
+        area = np.where(blocked, 0, width * height)
+        largest = int(area.max())
+        if largest > 0 and largest >= -best[0]:
+            equal = area == largest
+            order = np.lexsort([first[equal], right[equal], left[equal]])
+            sides = (int(part[equal][order[0]]) for part in (left, right, first))
+            best = min(best, (-largest, *sides, row + 1))
+    _, left, right, top, bottom = best
+    height, width = rows[bottom] - rows[top], columns[right] - columns[left]
+    if best[0] == 0:
+        return 0, 0, 0, 0
+    return int(rows[top]), int(columns[left]), int(height), int(width)
 
 
-def _longest_gap(starts, ends, places):
-    """(start, length) of the longest stretch between neighbouring places that no interval [start, end) meets."""
-    best, start = (0, 0), places[0]
-    for low, high in zip(places, places[1:]):
-        if ((starts < high) & (ends > low)).any():
-            start = high
-        elif high - start > best[1]:
-            best = start, high - start
-    return best
+def _taken_cells(low, high, columns, rows):
+    """Whether a box covers each cell between rows and columns, (rows - 1, columns - 1)."""
+    steps = np.zeros((len(rows), len(columns)), dtype=int)  # sums of them count the boxes of a cell
+    left, right = (np.searchsorted(columns, sides[:, 0]) for sides in (low, high))
+    top, bottom = (np.searchsorted(rows, sides[:, 1]) for sides in (low, high))
+    for row, column, sign in ((top, left, 1), (bottom, right, 1), (top, right, -1), (bottom, left, -1)):
+        np.add.at(steps, (row, column), sign)
+    return steps.cumsum(0).cumsum(1)[:-1, :-1] > 0
 
 
 def _read_csv(path, count):
-    """{index: list of boxes} of all boxes in a CSV file. count: of the images that an index may name."""
-    boxes = {}
+    """{index: boxes, a flat array of float64} of all boxes in a CSV file.
+
+    count: of the images that an index may name. Raises WrongUse, which names the line of what is
+    no box.
+    """
+    with _named(path):
+        text = _csv_text(path)
+    reader, boxes = csv.reader(io.StringIO(text, newline=""), strict=True), {}
     try:
-        reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
-        if reader.fieldnames != COLUMNS:
-            raise ValueError(f"its columns are {reader.fieldnames}, but must be {COLUMNS}")
+        places = _column_places(next(reader, []))
         for row in reader:
-            if None in row:
-                raise ValueError(f"line {reader.line_num}: more than {len(COLUMNS)} columns")
-            index = int(row["index"])
-            if not 0 <= index < count:
-                raise ValueError(f"line {reader.line_num}: image {index}, but there are {count}")
-            boxes.setdefault(index, []).append(_checked([row[name] for name in COLUMNS[1:]], f"line {reader.line_num}"))
-    except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise WrongUse(f"dejavu.boxes: {path} cannot be read ({error})") from None
+            if not row:
+                continue
+            if len(row) != len(COLUMNS):
+                what = "one is missing" if len(row) < len(COLUMNS) else "there are too many"
+                raise ValueError(f"{len(row)} of {len(COLUMNS)} values: {what}")
+            index, *box = (_number(row[place], name) for place, name in zip(places, COLUMNS))
+            if index != int(index) or not 0 <= index < count:
+                raise ValueError(f"image {index:g}, but there are {count}, numbered from 0")
+            boxes.setdefault(int(index), array("d")).extend(box)
+    except (ValueError, csv.Error) as error:
+        line = f"line {max(1, reader.line_num)}"
+        raise WrongUse(f"dejavu.boxes: {path} cannot be read ({line}: {error})") from None
     return boxes
 
 
-def _of_image_file(image, folder):
-    """The boxes of an image file, (n, 4), from its XML file in a folder, or in that of its class there; none where there is no file."""
-    path = next((path for path in (folder / image.parent.name / f"{image.stem}.xml", folder / f"{image.stem}.xml") if exists(path)), None)
+@contextmanager
+def _named(path):
+    """Turn what goes wrong while a file is read into WrongUse that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise WrongUse(f"dejavu.boxes: {path} cannot be read ({reason_of(error)})") from None
+    except (ValueError, ElementTree.ParseError) as error:
+        raise WrongUse(f"dejavu.boxes: {path} cannot be read ({error})") from None
+
+
+def _csv_text(path):
+    """The text of a CSV file, without the mark that Excel puts before it.
+
+    Raises ValueError, which names the line, if it is not UTF-8.
+    """
+    content = read_bytes(path, MOST_CSV)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"line {line}: not UTF-8; save it as CSV UTF-8") from None
+
+
+def _column_places(header):
+    """Where each of COLUMNS stands in the rows. header: the names in the first row, in any order."""
+    names = [name.strip() for name in header]
+    if sorted(names) != sorted(COLUMNS):
+        advice = "; separate them by commas, not semicolons" if ";" in "".join(header) else ""
+        raise ValueError(f"its columns are {shorten(repr(header))}, but must be {COLUMNS}{advice}")
+    return [names.index(name) for name in COLUMNS]
+
+
+def _number(word, name):
+    """A number in a file. Raises ValueError for what is none, or is one to Python alone."""
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or "_" in word or not word.isascii():
+        shown = shorten(word)
+        what = f"could not convert {shown!r} to a number" if shown.strip() else "missing"
+        raise ValueError(f"this is no box: {name}: {what}")
+    return value
+
+
+def _of_image_file(image, folder, size):
+    """The boxes of an image file, (n, 4), in its pixels; none if there is no file about it.
+
+    They are in its XML file in a folder, or in the folder of its class there. size: the image's
+    width and height; the file may state the boxes for another size of the same shape.
+    """
+    name = f"{image.stem}.xml"
+    path = next((p for p in (folder / image.parent.name / name, folder / name) if exists(p)), None)
     if path is None:
         return np.empty((0, 4))
-    try:
-        content = read_text(path)
+    with _named(path):
+        content = read_text(path, MOST_XML)
         if "<!ENTITY" in content:  # an entity of entities of entities would fill the memory
             raise ValueError("it declares entities of its own")
-        found = ElementTree.fromstring(content).iter("bndbox")
-        boxes = [_checked([box.findtext(name) for name in COLUMNS[1:]], "a bndbox") for box in found]
-    except (OSError, ValueError, TypeError, ElementTree.ParseError) as error:
-        raise WrongUse(f"dejavu.boxes: {path} cannot be read ({error})") from None
-    return np.array(boxes).reshape(-1, 4)
+        annotation = ElementTree.fromstring(content)
+        boxes = []
+        for box in annotation.iter("bndbox"):
+            boxes.append([_number(box.findtext(name) or "", name) for name in COLUMNS[1:]])
+        return np.array(boxes).reshape(-1, 4) * _scale_of(annotation.find("size"), size)
 
 
-def _checked(words, where):
-    """Four words as the numbers of a box. Raises ValueError where they are none."""
-    if None in words:
-        raise ValueError(f"{where}: a side of the box is missing")
-    xmin, ymin, xmax, ymax = box = [float(word) for word in words]
-    if not (all(math.isfinite(side) for side in box) and xmin < xmax and ymin < ymax):
-        raise ValueError(f"{where}: {box} is no box; xmin < xmax and ymin < ymax are needed")
-    return box
+def _scale_of(stated, size):
+    """(4,) factors from the pixels of a <size> element to those of the image, 1 if there is none.
+
+    Raises ValueError if they are not of one shape, but for the rounding to whole pixels.
+    """
+    if stated is None:
+        return np.ones(4)
+    width, height = (_number(stated.findtext(name) or "", name) for name in ("width", "height"))
+    its_own = (width, height)
+    if min(its_own) <= 0 or not (_is_resized(its_own, size) or _is_resized(size, its_own)):
+        of_image = f"{size[0]} x {size[1]}"
+        raise ValueError(f"its <size> is {width:g} x {height:g}, but the image's is {of_image}")
+    return np.array([size[0] / width, size[1] / height] * 2)
+
+
+def _is_resized(size, other):
+    """Whether an image can be resized from one size to another, each side rounded to a pixel."""
+    lowest = max((side - 1) / of for side, of in zip(other, size))
+    highest = min((side + 1) / of for side, of in zip(other, size))
+    return lowest <= highest
+
+
+def _original_size(split, index):
+    """Width and height of an image before its centre square was scaled to the prepared one."""
+    if split.geometry is None:
+        return split.size, split.size
+    scale, left, top = split.geometry[split.row_of[index]]
+    side = split.size / scale
+    return round(side + 2 * left / scale), round(side + 2 * top / scale)
+
+
+def _inside(boxes, size, counts):
+    """Boxes with their sides in order, clipped to their image. counts: what was done, added up."""
+    low, high = boxes[:, :2], boxes[:, 2:]
+    ordered = np.concatenate([np.minimum(low, high), np.maximum(low, high)], axis=1)
+    has_area = (ordered[:, :2] < ordered[:, 2:]).all(1)
+    clipped = ordered.clip(0, np.array([*size, *size], dtype=float))
+    is_inside = has_area & (clipped[:, :2] < clipped[:, 2:]).all(1)
+    counts[EMPTY] += int((~has_area).sum())
+    counts[OUTSIDE] += int((has_area & ~is_inside).sum())
+    counts[SWAPPED] += int((is_inside & (ordered != boxes).any(1)).sum())
+    counts[CLIPPED] += int((is_inside & (clipped != ordered).any(1)).sum())
+    return clipped[is_inside]
 
 
 def _in_prepared_square(boxes, index, split):
-    """Boxes in original pixels as boxes in pixels of the prepared image; parts outside of it are left to the caller."""
+    """Boxes in original pixels as boxes in pixels of the prepared image, perhaps outside of it."""
     if split.geometry is None:
         return boxes
     scale, left, top = split.geometry[split.row_of[index]]

@@ -1,12 +1,13 @@
 """Parts of an image that should not tell its label: what Deja Vu asks an encoder with (Meehan et al. 2023)."""
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from memorization.augmentations import View, augment, cropped_images, measuring_recipe, whole_images
-from memorization.boxes import boxes_of, largest_empty_rectangle
+from memorization.boxes import NONE_LEFT, boxes_of, largest_empty_rectangle
 from memorization.errors import WrongUse
 
 LEAST_SIDE = 0.25  # of a rectangle between boxes, as a share of the side of the image; smaller ones show too little
@@ -17,7 +18,8 @@ class Queries:
     """How one view after the other is made of the images that are asked about.
 
     make_view(indices (B,), view number) -> View; views: how many there are; rows: (n,) int64, the images that can be asked about;
-    dropped: {reason: how many others}; patch: of the encoder, for views with a mask.
+    dropped: {reason: how many others}; patch: of the encoder, for views with a mask; boxes: {what was
+    wrong with bounding boxes: with how many}.
     """
 
     make_view: callable
@@ -25,6 +27,7 @@ class Queries:
     rows: torch.Tensor
     dropped: dict
     patch: int
+    boxes: dict = field(default_factory=dict)
 
     def pixels(self, indices, view):
         """The pixels of a view, (B, C, S, S), with 0, the mean colour, where an encoder sees nothing."""
@@ -87,16 +90,26 @@ def without_middle(pixels, fraction):
 
 def _between_boxes(split, rows, size, normalization, source, patch):
     """The Queries that show the largest rectangle between bounding boxes."""
-    boxes = boxes_of(split, rows, source)
+    counts = Counter()
+    boxes = boxes_of(split, rows, source, counts)
+    none_left = counts.pop(NONE_LEFT, 0)
     rectangles = {index: largest_empty_rectangle(found, split.size) for index, found in boxes.items()}
     large = {index: sides for index, sides in rectangles.items() if min(sides[2:]) >= LEAST_SIDE * split.size}
     if not large:
-        raise WrongUse(f"dejavu.boxes: {source} leaves no part of {len(rows)} images free that is a quarter of their side")
+        bad = "".join(f"; {count} {what}" for what, count in counts.items() if count)
+        raise WrongUse(
+            f"dejavu.boxes: {source} leaves no part of {len(rows)} images free that is a quarter "
+            f"of their side: {len(boxes)} have boxes{bad}"
+        )
 
     def seen(indices, view):
         chosen = torch.tensor(np.array([large[index] for index in indices.tolist()]), dtype=torch.float64)
         return cropped_images(split, indices, chosen, size, normalization)
 
     kept = torch.tensor([index for index in rows.tolist() if index in large], dtype=torch.int64)
-    dropped = {"without boxes": len(rows) - len(boxes), "too little between boxes": len(boxes) - len(large)}
-    return Queries(seen, 1, kept, dropped, patch)
+    dropped = {
+        "without boxes": len(rows) - len(boxes) - none_left,
+        **({NONE_LEFT: none_left} if none_left else {}),
+        "too little between boxes": len(boxes) - len(large),
+    }
+    return Queries(seen, 1, kept, dropped, patch, dict(counts))

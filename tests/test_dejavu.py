@@ -301,7 +301,7 @@ def test_one_encoder_is_compared_with_a_classifier_of_queries(method, tmp_path, 
 # --- a folder of images with boxes ------------------------------------------------------------------------------------------------
 
 
-def test_boxes_of_a_folder_of_images(tmp_path, refusal):
+def test_boxes_of_a_folder_of_images(tmp_path, refusal, capsys):
     path = folder_config(tmp_path)
     train_simclr.main(["--config", path])
     subsets = load_subsets(tmp_path / "run/subsets.npz")
@@ -314,6 +314,8 @@ def test_boxes_of_a_folder_of_images(tmp_path, refusal):
     summary = json.loads((tmp_path / "run/dejavu/boxes/summary.json").read_text())
     assert summary["seeds"][0]["dropped"] == {"without boxes": 1, "too little between boxes": 1}
     assert sum(summary["seeds"][0]["images"].values()) == 14
+    clipped = summary["seeds"][0]["boxes"]["boxes went beyond their image and were clipped"]
+    assert clipped == 15 and f"{clipped} boxes went beyond their image and were clipped" in capsys.readouterr().out
     net = summary["seeds"][0]["net"]["memorized - forgotten"]
     assert net == pytest.approx(summary["seeds"][0]["at"]["100"]["score"], abs=1e-12)  # though six or seven and eight were asked about
     boxes.write_text("index,xmin,ymin,xmax,ymax\n" + "\n".join(f"{index},0,0,90,90" for index in attacked))

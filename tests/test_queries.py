@@ -83,6 +83,10 @@ def test_boxes_show_the_largest_part_between_them_and_drop_images_with_too_littl
     split = random_split()
     made = make_queries(split, torch.tensor([4, 1, 2, 3]), RECORD, DejaVuSettings(query="boxes", boxes=str(path)), RECIPES, seed=0, patch=2)
     assert made.rows.tolist() == [4, 3] and made.dropped == {"without boxes": 1, "too little between boxes": 1}
+    path.write_text("index,xmin,ymin,xmax,ymax\n4,4,0,0,8\n3,90,0,99,8\n")
+    outside = make_queries(split, torch.tensor([4, 3]), RECORD, DejaVuSettings(query="boxes", boxes=str(path)), RECIPES, seed=0, patch=2)
+    assert outside.rows.tolist() == [4]  # image 3 is not shown whole
+    assert outside.dropped["no box that lies in the image"] == 1 and outside.boxes["boxes lay outside of their image and were dropped"] == 1
     right_half = split.pixels[4, 0, :, 4:].numpy() / 255
     found = made.make_view(made.rows, 0).pixels[0, 0].numpy()
     assert found.shape == (8, 8) and np.allclose(found[:, [0, 7]], right_half[:, [0, 3]], atol=1e-6)  # 4 columns stretched to 8
