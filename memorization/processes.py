@@ -117,13 +117,13 @@ def agreed(value):
     return values[0]
 
 
-def largest(number):
-    """The largest int of the processes."""
+def largest(*numbers):
+    """The largest int of the processes for each of these, a list of ints."""
     if count() == 1:
-        return number
-    number = torch.tensor(number)
-    dist.all_reduce(number, dist.ReduceOp.MAX)
-    return number.item()
+        return list(numbers)
+    numbers = torch.tensor(numbers)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return numbers.tolist()
 
 
 # --- training together ------------------------------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ KNN_NEIGHBORS = 20
 COLLAPSED = 0.02  # spread of representations below which they tell hardly anything
 LONG = 200  # steps from which on a training is tried first, to tell what it will take
 ROLE_ACTION = {"role": "train this encoder only, candidate or independent, and not the pair"}  # of the training scripts
+MOST_UNASKED = 10  # steps of several processes between two questions for a signal; fewer if they take more than a second
 ENCODING_BATCH = 512  # whole images encoded at a time for the kNN accuracy
 
 
@@ -122,6 +123,7 @@ def train_encoder(make_method, images, subsets, role, seed, config, device, stop
     forward = torch.compile(forward) if settings.compile else forward
     clock, warned = _Clock(first_step=step), False
     next_save = time.monotonic() + 60 * settings.checkpoint_minutes
+    next_question = step
 
     def save():
         nonlocal next_save
@@ -132,8 +134,13 @@ def train_encoder(make_method, images, subsets, role, seed, config, device, stop
         save_progress(folder, {"kind": "progress", **identity, "step": step, "losses": losses, **weights})
         next_save = time.monotonic() + 60 * settings.checkpoint_minutes
 
-    def save_if_due():
-        told = processes.largest(stop.number or 0)
+    def save_if_due(at_end=False):
+        nonlocal next_question
+        told = 0
+        if at_end or step >= next_question:
+            milliseconds = 1000 * (time.monotonic() - clock.start) / (step - clock.first_step)
+            told, milliseconds = processes.largest(stop.number or 0, round(milliseconds))
+            next_question = step + _steps_between_questions(milliseconds)
         if told or time.monotonic() > next_save:
             save()
         if told:
@@ -168,11 +175,16 @@ def train_encoder(make_method, images, subsets, role, seed, config, device, stop
             if epoch + 1 in settings.checkpoint_epochs:
                 save_encoder(folder / f"encoder_epoch_{epoch + 1:04d}.pt", method.encoder, identity, images, config, epoch + 1)
         losses.clear()
-        save_if_due()
+        save_if_due(at_end=True)
 
     save()
     if processes.is_first():
         save_encoder(folder / "encoder.pt", method.encoder, identity, images, config, settings.epochs)
+
+
+def _steps_between_questions(milliseconds):
+    """Number of steps after which all processes are asked again for a signal that one of them got. milliseconds: a step takes."""
+    return 1 if processes.count() == 1 else min(MOST_UNASKED, max(1, 1000 // max(1, milliseconds)))
 
 
 def _views_of(indices, split, normalization, config, seed, epoch):
@@ -262,6 +274,8 @@ def _check_fit(make_method, images, subsets, roles, config):
 
 def _check_processes(make_method, config, device):
     """Raise WrongUse where several processes cannot train this together."""
+    if config.training.compile and processes.count() > 1:
+        raise WrongUse(f"training.compile: True is not allowed with {processes.count()} processes; set it to false, or start one")
     if config.training.batch_size % processes.count():
         raise WrongUse(f"training.batch_size: {config.training.batch_size} is not a multiple of the {processes.count()} processes")
     norm = processes.norm_that_cannot_be_shared(make_method(), device)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import dejavu
 import linear_probing_train
 import memorization_scores
 import remove_samples
-from memorization import meeting, processes
+from memorization import meeting, processes, training
 from memorization.checkpoint import read_checkpoint
 from memorization.errors import WrongUse
 
@@ -116,6 +117,38 @@ def test_batch_norm_of_several_processes_on_cpus_is_refused_by_name(two_processe
 def test_a_batch_that_cannot_be_shared_is_refused(two_processes, write_config, refusal):
     line = refusal(METHODS["simclr"][0].main, ["--config", write_config({"training.batch_size": 15})])
     assert "training.batch_size: 15 is not a multiple of the 2 processes" in line
+
+
+def test_compiling_for_several_processes_is_refused_by_name(two_processes, write_config, refusal, tmp_path):
+    changes = {"encoder": {"name": "vit_mini", "width": 32, "depth": 1}, "training.compile": True}
+    line = refusal(METHODS["simclr"][0].main, ["--config", write_config(changes)])
+    assert "training.compile: True is not allowed with 2 processes" in line and not (tmp_path / "run").exists()
+
+
+def test_several_processes_ask_for_a_signal_every_tenth_step_or_every_second(monkeypatch):
+    assert training._steps_between_questions(3) == 1  # one process asks itself
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    steps = {milliseconds: training._steps_between_questions(milliseconds) for milliseconds in (0, 3, 100, 250, 900, 5000)}
+    assert steps == {0: 10, 3: 10, 100: 10, 250: 4, 900: 1, 5000: 1}
+
+
+def test_a_signal_between_two_questions_is_saved_at_the_next_one(write_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_steps_between_questions", lambda milliseconds: 10)
+    step, largest, order = training.train_step, processes.largest, []
+
+    def signalling(*arguments, **named):
+        order.append("step")
+        if order.count("step") == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments, **named)
+
+    monkeypatch.setattr(training, "train_step", signalling)
+    monkeypatch.setattr(processes, "largest", lambda *numbers: order.append("question") or largest(*numbers))
+    with pytest.raises(SystemExit):
+        METHODS["simclr"][0].main(["--config", write_config()])
+    # After the first step, at the end of each epoch of three, and once all wait for the end of the save.
+    assert order == ["step", "question", "step", "step", "question", "step", "step", "step", "question", "question"]
+    assert read_checkpoint(tmp_path / "run/seed_0/candidate/last.pt")["step"] == 6
 
 
 def test_retraining_is_shared_by_jobs_not_by_processes(two_processes, scored_run, refusal):
