@@ -127,6 +127,31 @@ def test_no_step_of_the_crop_classifier_waits_for_its_device(query):
         _train_epoch(network, optimizer, queries, images.train.labels, 0, 0, META)
 
 
+class Operations(TorchDispatchMode):
+    """Counts the operations called, for each of which a GPU's host takes some time."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += 1
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
+def test_steps_of_a_large_grid_call_no_more_operations_than_those_of_a_small_one(optimizer):
+    train = Examples(torch.rand(80, 8), torch.arange(80) % 4)
+    of_steps = []
+    for size in (2, 19):
+        grid, counts = [(0.1 * rate, 0.0) for rate in range(1, 1 + size)], []
+        for epochs in (2, 5):
+            settings = ProbeSettings(epochs=epochs, warmup_epochs=1, optimizer=optimizer)
+            with Operations() as operations:
+                train_layers(train, 4, settings, grid, seed=0)
+            counts.append(operations.count)
+        of_steps.append(counts[1] - counts[0])
+    assert of_steps[0] == of_steps[1]
+
+
 class NumbersRead(TorchDispatchMode):
     """Counts how often a number of a tensor is read, for which a GPU's host waits."""
 
