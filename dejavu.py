@@ -104,6 +104,8 @@ def public_images(images, subsets, settings, device):
     if split is images.train:
         labelled = np.setdiff1d(labelled, subsets.train)
     rows = np.sort(first_by_hash(labelled, settings.public_images, split.name))
+    unbroken = images.leave_out_broken(*((rows, rows[:0]) if split is images.train else (rows[:0], rows)))
+    rows = unbroken.keep(split.name, rows)
     held_out = np.empty(0, dtype=np.int64)
     if settings.reference == "crops":
         held_out = np.sort(first_by_hash(rows, round(HELD_OUT_SHARE * len(rows)), split.name))

@@ -26,6 +26,7 @@ from memorization.alignment import encoder_distances, jackknife_error, mean_over
 from memorization.augmentations import augment_all, measuring_recipe
 from memorization.checkpoint import chosen_checkpoints, load_pair, pair_fingerprints
 from memorization.config import read_config
+from memorization.confounders import warn_of_confounders
 from memorization.data import images_of_run
 from memorization.errors import WrongUse, one_line_errors, visible
 from memorization.figures import draw_gallery, draw_histogram, draw_scatter, draw_training_curve
@@ -62,6 +63,7 @@ def main(argv=None):
         check_writable(config.score_folder(name))
     subsets = load_subsets(config.folder / "subsets.npz")
     images = images_of_run(subsets, config)
+    warn_of_confounders(subsets, images, config.subsets)
     with memory_for("device", config.device, OTHER_DEVICE):
         images = images.to(device)
     warn_of_emulation("scores.precision", config.scores.precision, device)

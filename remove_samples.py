@@ -263,7 +263,7 @@ def retrain(removal, seed, trained_on, config, stop):
     options = {
         "config": config.folder / "config.yaml", "run": removal_folder(removal, config), "seeds": seed, "role": "candidate",
         "subsets.file": subset_file(removal, config), "training.epochs": epochs_of(removal, trained_on, config),
-        "data.root": config.data.root, "data.prepared": config.data.prepared,
+        "data.root": config.data.root, "data.prepared": config.data.prepared, "data.verify": config.data.verify,
         "device": config.device, "threads": "null" if config.threads is None else config.threads,
     }  # fmt: skip
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]

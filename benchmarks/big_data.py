@@ -19,9 +19,10 @@ from benchmarks.memory import status
 from benchmarks.peers import normalization, simclr_recipe
 from memorization.augmentations import training_views
 from memorization.config import EncoderSettings, TrainingSettings
-from memorization.data import Split, open_map
+from memorization.data import Split
 from memorization.optimizers import make_optimizer
 from memorization.prefetching import prefetched
+from memorization.prepared_maps import open_map
 from memorization.training import train_step
 from models.encoders import make_encoder
 from models.simclr import SimCLR, SimCLRSettings

@@ -72,6 +72,16 @@ class DataSettings(Settings):
     size: int | None = Field(
         None, ge=LEAST_PIXELS, le=MOST_PIXELS, description="image_folder and fake: height and width of the prepared images"
     )
+    skip_broken: bool = Field(
+        False,
+        json_schema_extra=NOT_COMPARED,
+        description="image_folder: leave images out that cannot be decoded, and take others instead",
+    )
+    verify: bool = Field(
+        True,
+        json_schema_extra=NOT_COMPARED,
+        description="published datasets: refuse a file whose checksum is not the published one",
+    )
 
     @pydantic.field_validator("root", "prepared")
     @classmethod
@@ -93,7 +103,9 @@ class SubsetSettings(Settings):
     candidate: int = Field(ge=2, description="size of S_C, in f's training set only")
     independent: int = Field(ge=2, description="size of S_I, in g's training set only; equal to candidate")
     external: int = Field(ge=2, description="size of S_E, from the test set, in neither training set")
-    order: Literal["file", "shuffled"] = Field("file", description="take the images in file order, as the papers do, or shuffled")
+    order: Literal["file", "shuffled"] = Field(
+        "file", description="take the images in file order, as the papers do, or shuffled; image_folder is shuffled if nothing is given"
+    )
     seed: Seed = Field(0, description="order: shuffled: which shuffle")
     file: str | None = Field(None, json_schema_extra=NOT_COMPARED, description="a file of remove_samples.py, in place of the counts")
 
@@ -396,6 +408,18 @@ class Config(RunFolder):
     def _each_seed_once(cls, seeds):
         return each_once(seeds)
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _shuffle_folders(cls, values):
+        """In file order the images of a folder come class by class: subsets would be of other classes."""
+        sections = [values.get(name) for name in ("data", "subsets")] if isinstance(values, dict) else [None]
+        if not all(isinstance(section, dict) for section in sections):
+            return values
+        data, subsets = sections
+        if data.get("name") != "image_folder" or "order" in subsets:
+            return values
+        return {**values, "subsets": {**subsets, "order": "shuffled"}}
+
     @pydantic.model_validator(mode="after")
     def _views_fit_the_encoder(self):
         given = [("augmentation.views", recipe) for recipe in self.augmentation.views]
@@ -477,7 +501,8 @@ def read_config(doc, argv=None, method=None, actions=None, flags=None):
     if method is None:
         config = _with_trained_part(values, given, source)
     else:
-        config = _validated(schema, values, source, given)
+        is_given = "subsets.order" in given or "order" in values.get("subsets", {})
+        config = _with_order_of_run(_validated(schema, values, source, given), is_given)
         if os.environ.get("RANK", "0") == "0":  # the first of several, which have not met yet
             print("".join(f"command line: {line}\n" for line in left_out), end="", flush=True)
     config._actions.update({name: arguments[name] for name in {**(actions or {}), **(flags or {})}})
@@ -633,8 +658,21 @@ def _with_trained_part(values, given, source):
     for seed in config.seeds:
         if seed not in run.seeds:
             raise WrongUse(f"seeds: {seed} was given, but {config.run} was trained with {run.seeds}")
-    data = run.data.model_copy(update={"root": config.data.root, "prepared": config.data.prepared})
+    data = run.data.model_copy(update={name: getattr(config.data, name) for name in _not_compared(config.data)})
     return config.model_copy(update={section: getattr(run, section) for section in TRAINED} | {"data": data})
+
+
+def _with_order_of_run(config, is_given):
+    """The config with the order of subsets that its run was begun with, unless one was given: the default of image_folder was another one
+    in an earlier version."""
+    if is_given:
+        return config
+    if not (config.folder / "config.yaml").exists():
+        if config.data.name == "image_folder" and not config.subsets.file and os.environ.get("RANK", "0") == "0":
+            print("warning: subsets.order is not given: a folder is shuffled, as its files come class by class", flush=True)
+        return config
+    order = read_run_config(config.run).subsets.order
+    return config.model_copy(update={"subsets": config.subsets.model_copy(update={"order": order})})
 
 
 def _check_names(said, run):
@@ -665,8 +703,12 @@ def _compared(section):
     """A section as plain types, without the settings that may differ between training and measuring."""
     if not isinstance(section, BaseModel):
         return section
-    skipped = {name for name, field in type(section).model_fields.items() if field.json_schema_extra == NOT_COMPARED}
-    return section.model_dump(exclude=skipped)
+    return section.model_dump(exclude=_not_compared(section))
+
+
+def _not_compared(section):
+    """The names of a section's settings that may differ between training and measuring."""
+    return {name for name, field in type(section).model_fields.items() if field.json_schema_extra == NOT_COMPARED}
 
 
 # --- what is wrong, and where it was given ----------------------------------------------------------------------------------------

@@ -1,36 +1,27 @@
 """Datasets by name, as uint8 pixels and labels: `open_images`.
 
-torchvision reads the files of the known datasets and downloads them where it can. A folder of images is listed when it is opened; the
-images that an experiment uses are decoded once, by `Images.prepared`, into a memory map that every later run opens again.
+A folder of images is listed when it is opened; the images that an experiment uses are decoded once, by `Images.prepared`, into a
+memory map that every later run opens again.
 """
 
 import functools
-import gzip
 import hashlib
-import json
-import math
-import os
-import shutil
-import warnings
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.lib.format import open_memmap
-from PIL import Image
-from torchvision import datasets
-from tqdm import tqdm
 
+from memorization import processes
 from memorization.config import first_difference, shortened
 from memorization.errors import WrongUse
-from memorization.interruption import stop_requests
+from memorization.image_folder import list_image_folder
 from memorization.machine import to_device
+from memorization.prepared_maps import KNOWN, Selection, digest_rows, prepare_map
+from memorization.published_datasets import read_published
 from memorization.randomness import sample_keys, stream, uniform
 from memorization.resources import pin
-from memorization.storage import array_header, array_in, megabytes, named_on_failure, parse_json, read_text, sole_process, write_atomically
 
 # Published mean and standard deviation of each channel, of pixels in [0, 1]; ImageNet's for any folder of images.
 NORMALIZATION = {
@@ -42,8 +33,7 @@ NORMALIZATION = {
     "image_folder": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "fake": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where the package dataset-fashion-mnist puts its .gz files
-DECODED_AT_ONCE = 512  # images that an interrupted preparation loses at most
+NAMED = 5  # broken images that a message names
 FAKE_COUNTS = {"train": 1024, "test": 256}
 FAKE_CLASSES = 10
 FAKE_GRID = 4  # height and width of the random grid behind a smooth pattern
@@ -56,8 +46,8 @@ class Split:
     name: "train" or "test". pixels: (rows, C, H, W) uint8, in memory or over a memory map. labels: (N,) int64, -1 where there is none.
     row_of: (N,) int64, the row of pixels that holds image i, -1 where image i was not prepared; None where row i is image i.
     For a folder of images also files, the N paths; geometry: (rows, 3) float64, scale and x and y offset of each row, prepared pixel =
-    original pixel * scale - offset; and sha256, of the prepared images, computed when their map was made. device: where images are
-    gathered and views made.
+    original pixel * scale - offset; digests: (rows, bytes) uint8, of the pixels of each row; and sha256, of the prepared images; the last
+    two were computed when their map was made. device: where images are gathered and views made.
     """
 
     name: str
@@ -66,6 +56,7 @@ class Split:
     row_of: torch.Tensor | None = None
     files: tuple | None = None
     geometry: np.ndarray | None = None
+    digests: np.ndarray | None = None
     sha256: str | None = None
     device: torch.device = torch.device("cpu")
 
@@ -108,12 +99,20 @@ class Split:
         """{"count": N, "shape": [rows, C, H, W], "sha256": hex digits}; computed once."""
         return {"count": len(self), "shape": list(self.pixels.shape), "sha256": self.sha256 or _sha256(self)}
 
+    def digests_of(self, indices):
+        """Digests of the pixels of some images, (n, bytes) uint8: equal if and only if the pixels are. indices: (n,) int64."""
+        if self.digests is not None:
+            return self.digests[self.row_of[torch.as_tensor(indices)].numpy()]
+        parts = [replace(self, device=torch.device("cpu")).gather(part) for part in torch.as_tensor(indices).split(256)]
+        return np.concatenate([digest_rows(part.flatten(1).numpy()) for part in parts] or [np.empty((0, 16), np.uint8)])
+
 
 @dataclass(frozen=True, eq=False)
 class Images:
     """A dataset: two splits, the mean and std (C floats each) that normalize pixels in [0, 1], and the names of its classes.
 
-    prepared_folder: for a folder of images, where its decoded maps lie.
+    For a folder of images also prepared_folder, where its decoded maps lie; skip_broken: whether images that cannot be decoded may be
+    left out; and left_out: {split: {index: Fault}} of those that are.
     """
 
     name: str
@@ -123,6 +122,8 @@ class Images:
     std: tuple
     classes: tuple
     prepared_folder: Path | None = None
+    skip_broken: bool = False
+    left_out: dict = field(default_factory=lambda: {"train": {}, "test": {}})
 
     @property
     def channels(self):
@@ -145,13 +146,57 @@ class Images:
     def prepared(self, train_indices, test_indices):
         """The Images from which these indices can be gathered: a folder's are decoded, where no earlier run did; the others are at hand.
 
-        Raises WrongUse, which names the image that cannot be decoded or the map that cannot be written; what was decoded so far is kept.
+        Raises WrongUse, naming the images that cannot be decoded or the map that cannot be written; what was decoded is kept.
         """
+        images, faults = self._prepare(train_indices, test_indices)
+        all_faults = [*faults["train"].values(), *faults["test"].values()]
+        if all_faults:
+            used = len(np.unique(train_indices)) + len(np.unique(test_indices))
+            raise WrongUse(_state_faults(all_faults, used, self.prepared_folder))
+        return images
+
+    def find_broken(self, train_indices, test_indices):
+        """{split: {index: Fault}} of images of these indices whose files are broken: of those that are known from earlier runs, else of
+        all. Without any, all are decoded.
+
+        Raises WrongUse for files that are there and may not be read.
+        """
+        faults = self._prepare(train_indices, test_indices, known_suffice=True)[1]
+        not_broken = [fault for of_split in faults.values() for fault in of_split.values() if not fault.broken]
+        if not_broken:
+            raise WrongUse(_state_faults(not_broken, len(train_indices) + len(test_indices), self.prepared_folder))
+        return faults
+
+    def leave_out(self, broken):
+        """The Images without some broken ones, of `find_broken`."""
+        return replace(self, left_out={split: faults | broken[split] for split, faults in self.left_out.items()})
+
+    def leave_out_broken(self, train_indices, test_indices):
+        """The Images without the broken ones of these indices, which are counted on the screen; all of them unless `skip_broken`."""
+        images, wanted = self, {"train": train_indices, "test": test_indices}
+        while self.skip_broken and any(
+            (broken := images.find_broken(*(images.keep(split, wanted[split]) for split in wanted))).values()
+        ):
+            images = images.leave_out(broken)
+        count = sum(len(faults) for faults in images.left_out.values()) - sum(len(faults) for faults in self.left_out.values())
+        if count:
+            print(f"{count} broken images are left out", flush=True)
+        return images
+
+    def keep(self, split, indices):
+        """Those of some indices of a split that are not left out, (n,) int64."""
+        return indices[~np.isin(indices, list(self.left_out[split]))]
+
+    def _prepare(self, train_indices, test_indices, known_suffice=False):
+        """(the Images from which these indices can be gathered, {split: {index: Fault}} of those that cannot be had)."""
+        faults = {"train": {}, "test": {}}
         if self.prepared_folder is None:
-            return self
-        train = _prepare(self.train, train_indices, self.prepared_folder)
-        test = _prepare(self.test, test_indices, self.prepared_folder)
-        return replace(self, train=train, test=test)
+            return self, faults
+        prepare = functools.partial(_prepare_split, folder=self.prepared_folder, known_suffice=known_suffice)
+        with processes.first_before_others():
+            train, faults["train"] = prepare(self.train, train_indices)
+            test, faults["test"] = prepare(self.test, test_indices)
+        return replace(self, train=train, test=test), faults
 
 
 def open_images(settings):
@@ -179,228 +224,73 @@ def images_of_run(subsets, config):
     return images
 
 
-# --- datasets that torchvision reads ----------------------------------------------------------------------------------------------
+# --- published datasets -----------------------------------------------------------------------------------------------------------
 
 
-def _open_fashion_mnist(settings):
-    raw = Path(settings.root).expanduser() / "FashionMNIST" / "raw"
-    _unpack_debian_package(raw)
-    places = f"{raw}, then in {DEBIAN_FASHION_MNIST} (Debian package dataset-fashion-mnist)"
-    return _open_known(settings, dataset=datasets.FashionMNIST, train={"train": True}, test={"train": False}, places=places)
-
-
-def _unpack_debian_package(raw):
-    """Put the files of Debian's package, where it is installed, into torchvision's folder, where they are missing."""
-    for name, _ in datasets.FashionMNIST.resources:
-        packed, unpacked = DEBIAN_FASHION_MNIST / name, raw / name.removesuffix(".gz")
-        if packed.exists() and not unpacked.exists():
-            try:
-                write_atomically(unpacked, gzip.decompress(packed.read_bytes()))
-            except Exception as error:
-                raise WrongUse(f"fashion_mnist: {packed} cannot be unpacked to {unpacked} ({_reason(error)})") from error
-
-
-def _open_known(settings, dataset, train, test, places=None):
-    """The Images of one of torchvision's datasets. train and test: its arguments for the two splits; places: where its files may be."""
-    root = Path(settings.root).expanduser()
-    mean, std = NORMALIZATION[settings.name]
+def _open_published(settings):
+    train, test, classes = read_published(settings.name, Path(settings.root).expanduser(), settings.verify)
     try:
-        train = dataset(root, download=True, **train)
-        test = dataset(root, download=True, **test)
-        classes = tuple(getattr(train, "classes", None) or map(str, range(10)))
-        return Images(settings.name, _split("train", train, classes), _split("test", test, classes), mean, std, classes)
-    except Exception as error:  # torchvision, pickle, scipy and the network each raise errors of their own
-        raise WrongUse(f"{settings.name}: cannot be read ({_reason(error)}); looked for in {places or root}, then by download") from error
+        splits = [_split(name, *arrays, classes) for name, arrays in (("train", train), ("test", test))]
+    except ValueError as error:
+        raise WrongUse(f"{settings.name}: cannot be read ({error}); looked for in {settings.root}") from None
+    return Images(settings.name, *splits, *NORMALIZATION[settings.name], classes)
 
 
-def _split(name, dataset, classes):
-    """The arrays of one of torchvision's datasets as a Split. Raises ValueError where images and labels do not fit together."""
-    pixels = torch.as_tensor(dataset.data)
-    if pixels.ndim == 3:
-        pixels = pixels.unsqueeze(1)  # (N, H, W) -> (N, 1, H, W)
-    elif pixels.shape[-1] == 3:
-        pixels = pixels.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
-    labels = torch.as_tensor(dataset.targets if hasattr(dataset, "targets") else dataset.labels, dtype=torch.int64)
+def _split(name, pixels, labels, classes):
+    """Arrays as a Split. Raises ValueError if images and labels do not fit together."""
     if not 0 < len(pixels) == len(labels):
         raise ValueError(f"{len(pixels)} {name} images, but {len(labels)} labels")
     if not -1 <= labels.min() <= labels.max() < len(classes):
         raise ValueError(f"a {name} label outside of the {len(classes)} classes")
-    return Split(name, pixels.contiguous(), labels)
-
-
-def _reason(error):
-    """An error as part of one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return Split(name, torch.from_numpy(np.array(pixels, order="C")), torch.from_numpy(labels))
 
 
 # --- a folder of images -----------------------------------------------------------------------------------------------------------
 
 
 def _open_image_folder(settings):
-    root = Path(settings.root).expanduser()
-    folders = {"train": root / "train", "test": root / "val" if (root / "val").is_dir() else root / "test"}
-    for folder in folders.values():
-        if not folder.is_dir():
-            raise WrongUse(f"image_folder: {folder} is no folder; {root} needs train and val (or test), each with a folder for every class")
-    try:
-        listings = {name: datasets.ImageFolder(folder) for name, folder in folders.items()}
-    except OSError as error:
-        raise WrongUse(f"image_folder: {root} cannot be listed ({_reason(error)})") from error
-    train, test = (set(listing.classes) for listing in listings.values())
-    if train != test:
-        name = min(train ^ test)
-        here, there = (folders["train"], folders["test"]) if name in train else (folders["test"], folders["train"])
-        raise WrongUse(f"image_folder: class {name!r} is in {here}, but not in {there}")
-
+    classes, listings = list_image_folder(Path(settings.root).expanduser())
     splits = [_listed(name, listing, settings.size) for name, listing in listings.items()]
-    classes = tuple(listings["train"].classes)
-    return Images(settings.name, *splits, *NORMALIZATION[settings.name], classes, Path(settings.prepared).expanduser())
+    folder = Path(settings.prepared).expanduser()
+    return Images(settings.name, *splits, *NORMALIZATION[settings.name], classes, folder, settings.skip_broken)
 
 
 def _listed(name, listing, size):
     """A Split of which no image is prepared."""
-    files, labels = zip(*listing.samples)
+    files = listing.files
     pixels = torch.empty(0, 3, size, size, dtype=torch.uint8)
-    return Split(name, pixels, torch.tensor(labels), row_of=torch.full((len(files),), -1), files=files)
+    return Split(name, pixels, torch.tensor(listing.labels), row_of=torch.full((len(files),), -1), files=files)
 
 
-def _prepare(split, indices, folder):
-    """The Split with the images of these indices, and only these, in a memory map in folder; its rows are in ascending order of index.
+def _prepare_split(split, indices, folder, known_suffice=False):
+    """(the Split with the images of these indices, and only these, in a map in folder; {index: Fault} of those that cannot be had).
 
-    The map is filled under a name that ends in .partial and renamed when it is whole: what is found under its own name need not be decoded.
-    Beside it lie a .geometry.npy and a .json, with the number of finished rows, where an interrupted preparation goes on, and the sha256.
+    The rows of the map are in ascending order of index.
     """
     indices = torch.as_tensor(indices, dtype=torch.int64).unique()
     if len(indices) and not 0 <= indices.min() <= indices.max() < len(split):
         raise WrongUse(f"image_folder: image {indices.max()} is asked for, but the {split.name} folder has only {len(split)} images")
-    rows = torch.arange(len(indices))
-    split = replace(split, row_of=torch.full((len(split),), -1).index_put((indices,), rows))
+    split = replace(split, row_of=torch.full((len(split),), -1).index_put((indices,), torch.arange(len(indices))))
     if len(indices) == 0:
-        return split
-    path = folder / f"{split.name}_{split.pixels.shape[-1]}_{_key(split, indices)}.npy"
-    record = path.with_suffix(".json")
-    try:
-        with sole_process(path.with_suffix(".lock"), wait=True):  # two runs that start together do not fill the same map
-            if not path.exists():
-                partial = _decode(split, indices, path)
-                sha256 = _sha256(replace(split, pixels=open_map(partial)))
-                of_geometry = hashlib.sha256(path.with_suffix(".geometry.npy").read_bytes()).hexdigest()
-                found = {"finished": len(indices), "sha256": sha256, "geometry": of_geometry, "written": _written(partial)}
-                write_atomically(record, json.dumps(found | {"checksum": _checksum(found)}))
-                os.replace(partial, path)
-        return _open_prepared(split, len(indices), path)
-    except WrongUse:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WrongUse(f"{path}: cannot be prepared ({_reason(error)}); if its files are damaged, delete {path.stem}.*") from error
+        return split, {}
+    files = [split.files[i] for i in indices.tolist()]
+    selection = Selection(split.name, indices.numpy(), files, split.labels[indices].numpy(), split.size)
+    prepared, faults = prepare_map(selection, folder, known_suffice)
+    if faults:
+        return split, faults
+    of_rows = {"pixels": prepared.pixels, "geometry": prepared.geometry, "digests": prepared.digests, "sha256": prepared.sha256}
+    return replace(split, **of_rows), {}
 
 
-def _open_prepared(split, count, path):
-    """The Split with a finished map of `count` rows. Its pixels are hashed only where they were written since their preparation.
-
-    Raises ValueError, KeyError or TypeError where the map, its geometry or its record is broken.
-    """
-    record, geometry = parse_json(read_text(path.with_suffix(".json"))), path.with_suffix(".geometry.npy").read_bytes()
-    if record.pop("checksum", None) != _checksum(record):
-        raise ValueError("the checksum of its record does not fit")
-    if hashlib.sha256(geometry).hexdigest() != record["geometry"]:
-        raise ValueError("its geometry is not that of the preparation")
-    geometry = array_in(geometry)
-    with open(path, "rb") as file:
-        shape, fortran_order, dtype = array_header(file)
-        if (shape, fortran_order, dtype) != ((count, *split.pixels.shape[1:]), False, np.uint8):
-            raise ValueError(f"a map of {dtype} of shape {shape}")
-    split = replace(split, pixels=open_map(path), geometry=geometry, sha256=record["sha256"])
-    if record["written"] != _written(path) and _sha256(split) != split.sha256:
-        raise ValueError("its pixels are not those of the preparation")
-    return split
-
-
-def _checksum(record):
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _written(path):
-    """Size and modification time of a file, which a rename leaves as they are."""
-    status = os.stat(path)
-    return [status.st_size, status.st_mtime_ns]
-
-
-def _key(split, indices):
-    """A short name for these images of the split: other or changed files and other indices give another one."""
-    digest = hashlib.sha256()
-    for i in indices.tolist():
-        try:
-            status = os.stat(split.files[i])
-        except OSError as error:
-            raise WrongUse(f"{split.files[i]}: cannot be read ({_reason(error)})") from error
-        used = [i, int(split.labels[i]), os.path.abspath(split.files[i]), status.st_size, status.st_mtime_ns]
-        digest.update(json.dumps(used).encode())
-    return digest.hexdigest()[:12]
-
-
-def _decode(split, indices, path):
-    """Fill the map under its partial name, from the first row that is not finished. Returns the partial name."""
-    partial, record = path.with_suffix(".partial"), path.with_suffix(".json")
-    finished = parse_json(read_text(record))["finished"] if partial.exists() else 0
-    if type(finished) is not int or not 0 <= finished <= len(indices):
-        raise ValueError(f"{finished} finished rows of {len(indices)}")
-    shape = (len(indices), *split.pixels.shape[1:])
-    if finished == 0:
-        needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
-        if needed > free:
-            raise WrongUse(f"{path.parent}: {megabytes(needed)} are needed for the {split.name} images, but {megabytes(free)} are free")
-        write_atomically(record, json.dumps({"finished": 0}))
-    mode = "r+" if finished else "w+"
-    with named_on_failure(partial, math.prod(shape)):
-        pixels = open_memmap(partial, mode, np.uint8, shape)
-        with open(partial, "r+b") as file:  # a map whose disk is full in the middle would kill the process
-            os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
-    geometry = open_memmap(path.with_suffix(".geometry.npy"), mode, np.float64, (len(indices), 3))
-
-    if (pixels.shape, pixels.dtype, geometry.shape, geometry.dtype) != (shape, np.uint8, (len(indices), 3), np.float64):
-        raise ValueError("what an interrupted preparation left is another map")
-
-    def decode_row(row):
-        pixels[row], geometry[row] = _decode_image(split.files[indices[row]], shape[-1])
-
-    progress = tqdm(total=len(indices), initial=finished, desc=f"preparing {split.name}", disable=None)
-    no_bombs = warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning)  # PIL would decode them all the same
-    with stop_requests() as stop, no_bombs, ThreadPoolExecutor() as pool, progress:
-        for start in range(finished, len(indices), DECODED_AT_ONCE):
-            rows = range(start, min(start + DECODED_AT_ONCE, len(indices)))
-            for _ in pool.map(decode_row, rows):
-                progress.update()
-            pixels.flush()
-            geometry.flush()
-            write_atomically(record, json.dumps({"finished": rows.stop}))
-            stop.check(f"{rows.stop} of {len(indices)} {split.name} images are prepared")
-    return partial
-
-
-def _decode_image(path, size):
-    """The centre square of an image, its short side scaled to size; any EXIF orientation is ignored, as torchvision does.
-
-    Returns (3, size, size) uint8, and the scale and the x and y offset of: prepared pixel = original pixel * scale - offset.
-    """
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except Exception as error:  # PIL's decoders raise errors of many kinds for a broken file
-        raise WrongUse(f"{path}: cannot be decoded ({_reason(error)})") from error
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    square = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
-    scale = size / side
-    return np.asarray(square).transpose(2, 0, 1), (scale, left * scale, top * scale)
-
-
-def open_map(path):
-    """A map of pixels as a tensor that must not be written to. A map open for private writing would need memory for all of it."""
-    pixels = open_memmap(path, "r")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return torch.from_numpy(pixels)
+def _state_faults(faults, used, folder):
+    """One line about the images that cannot be had."""
+    first, *others = faults
+    line = f"{first.file}: {first.reason}"
+    if others:
+        line += f"; so are {len(others)} more of the {used} images: {', '.join(fault.file for fault in others[: NAMED - 1])}"
+        if len(faults) > NAMED:
+            line += f" and others; {folder / KNOWN} lists those that cannot be decoded"
+    return f"{line}; repair or delete {'them' if others else 'it'}, or leave broken images out with data.skip_broken: true"
 
 
 def _sha256(split):
@@ -444,11 +334,7 @@ def _smooth_patterns(keys, size):
 
 
 OPENERS = {
-    "fashion_mnist": _open_fashion_mnist,
-    "cifar10": functools.partial(_open_known, dataset=datasets.CIFAR10, train={"train": True}, test={"train": False}),
-    "cifar100": functools.partial(_open_known, dataset=datasets.CIFAR100, train={"train": True}, test={"train": False}),
-    "svhn": functools.partial(_open_known, dataset=datasets.SVHN, train={"split": "train"}, test={"split": "test"}),
-    "stl10": functools.partial(_open_known, dataset=datasets.STL10, train={"split": "train+unlabeled"}, test={"split": "test"}),
+    **dict.fromkeys(("fashion_mnist", "cifar10", "cifar100", "svhn", "stl10"), _open_published),
     "image_folder": _open_image_folder,
     "fake": _open_fake,
 }

@@ -158,6 +158,7 @@ def probed_data(config):
 
 def prepared_for_probing(images, settings):
     """The dataset from which all images that a probe uses can be gathered."""
+    images = images.leave_out_broken(*(rows.numpy() for _, rows in probed_rows(images, settings)))
     return images.prepared(*(rows for _, rows in probed_rows(images, settings)))
 
 
@@ -168,7 +169,7 @@ def probed_rows(images, settings):
     """
     rows = []
     for split, count in ((images.train, settings.train_images), (images.test, None)):
-        labelled = np.flatnonzero(split.labels.numpy() >= 0)
+        labelled = images.keep(split.name, np.flatnonzero(split.labels.numpy() >= 0))
         if len(labelled) == 0:
             raise WrongUse(f"probe.datasets: {images.name} has no labelled {split.name} image; a probe needs labels")
         rows.append((split, torch.from_numpy(np.sort(first_by_hash(labelled, count, split.name)))))

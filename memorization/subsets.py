@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -70,10 +70,26 @@ def draw_subsets(settings, images):
             raise WrongUse(f"subsets.file: {settings.file} was made for other images than those of {images.name} here")
         return subsets
     counts = [settings.shared, settings.candidate, settings.independent]
-    train = _ordered(len(images.train), sum(counts), "train", settings)
-    external = _ordered(len(images.test), settings.external, "test", settings)
+    train = _ordered(images, sum(counts), "train", settings)
+    external = _ordered(images, settings.external, "test", settings)
     shared, candidate, independent = np.split(train, np.cumsum(counts)[:-1])
     return Subsets(shared, candidate, independent, external)
+
+
+def prepare_subsets(subsets, images, settings):
+    """(Subsets, Images) with every image of the subsets at hand, and the subsets' `data` filled in.
+
+    With data.skip_broken subsets are drawn again until no image in them is broken: others take their places, and
+    the sizes stay. subsets: of `draw_subsets`; settings: the config's `subsets:` section.
+    """
+    while images.skip_broken and not settings.file:
+        broken = images.find_broken(subsets.train, subsets.external)
+        if not any(broken.values()):
+            break
+        images = images.leave_out(broken)
+        subsets = draw_subsets(settings, images)
+    images = images.prepared(subsets.train, subsets.external)
+    return replace(subsets, data=images.fingerprint), images
 
 
 def _same_images(data, images):
@@ -84,12 +100,15 @@ def _same_images(data, images):
     return data["name"] == images.name and all(data[split]["count"] == count for split, count in counts.items())
 
 
-def _ordered(available, wanted, split, settings):
-    """The first `wanted` indices of a split, in file order or shuffled."""
-    if wanted > available:
-        names = "external" if split == "test" else "shared + candidate + independent"
-        raise WrongUse(f"subsets: {names} is {wanted}, but the {split} set has only {available} images")
+def _ordered(images, wanted, split, settings):
+    """The first `wanted` indices of a split, in file order or shuffled, without those that are left out."""
+    available, left_out = len(getattr(images, split)), list(images.left_out[split])
     order = shuffled(available, settings.seed, "subsets", split).numpy() if settings.order == "shuffled" else np.arange(available)
+    order = order[~np.isin(order, left_out)] if left_out else order
+    if wanted > len(order):
+        names = "external" if split == "test" else "shared + candidate + independent"
+        unbroken = f" that are not broken, and {len(left_out)} that are" if left_out else ""
+        raise WrongUse(f"subsets: {names} is {wanted}, but the {split} set has only {len(order)} images{unbroken}")
     return order[:wanted]
 
 

@@ -18,6 +18,7 @@ from memorization import processes
 from memorization.augmentations import blank_views, training_views, whole_images
 from memorization.checkpoint import check_belongs, read_checkpoint, read_progress, restore, save_checkpoint, save_progress
 from memorization.config import first_difference, read_run_config, save_config, shortened, trained_part
+from memorization.confounders import warn_of_confounders
 from memorization.errors import Caution, WrongUse, visible
 from memorization.figures import draw_pictures
 from memorization.interruption import stop_requests
@@ -39,8 +40,9 @@ from memorization.storage import (
     refuse_broken,
     sole_process,
     write_atomically,
+    write_json,
 )
-from memorization.subsets import ROLES, SUBSETS, check_subsets, draw_subsets, load_subsets, save_subsets
+from memorization.subsets import ROLES, SUBSETS, check_subsets, draw_subsets, load_subsets, prepare_subsets, save_subsets
 from memorization.threads import encoded
 
 KNN_NEIGHBORS = 20
@@ -72,10 +74,11 @@ def train_pair(make_method, images, config):
     if _unfinished(roles, config):  # a run that is finished may be another user's
         check_writable(config.folder)
     with processes.first_before_others():
-        images = images.prepared(subsets.train, subsets.external)
-    subsets = replace(subsets, data=images.fingerprint)
+        subsets, images = prepare_subsets(subsets, images, config.subsets)
     with processes.first_before_others():
         _open_run(subsets, config, seeds)
+    _list_skipped(images, config)
+    warn_of_confounders(subsets, images, config.subsets)
     with memory_for("training.data_device", config.training.data_device, "take cpu"):
         images = images.to(device, config.training.data_device)
     warn_of_emulation("training.precision", config.training.precision, device)
@@ -338,6 +341,20 @@ def _open_run(subsets, config, seeds):
     elif read_run_config(config.run).seeds == seeds:
         return
     save_config(config.model_copy(update={"seeds": seeds}))
+
+
+def _list_skipped(images, config):
+    """Write skipped_images.json into the run folder if broken images were left out, and say how many."""
+    skipped = {
+        split: [{"index": index, "file": fault.file, "reason": fault.reason} for index, fault in sorted(faults.items())]
+        for split, faults in images.left_out.items()
+    }
+    count = sum(map(len, skipped.values()))
+    if count and processes.is_first():
+        path = config.folder / "skipped_images.json"
+        if not exists(path):
+            write_json(path, skipped)
+        print(f"{count} broken images are left out, others are in their places: {visible(path)}", flush=True)
 
 
 def _note_environment(run, name, device, resumed):

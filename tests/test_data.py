@@ -1,5 +1,6 @@
 """Datasets by name: what the files hold is what the tensors hold, a folder's images are decoded once, and bad files are one line."""
 
+import errno
 import functools
 import gzip
 import json
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from memorization import data
+from memorization import data, prepared_maps, published_datasets
 from memorization.config import DataSettings
 from memorization.data import open_images
 from memorization.errors import Interrupted, WrongUse
@@ -38,7 +39,7 @@ def no_network(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def no_debian_package(monkeypatch, tmp_path):
-    monkeypatch.setattr(data, "DEBIAN_FASHION_MNIST", tmp_path / "no_package")
+    monkeypatch.setattr(published_datasets, "DEBIAN_FASHION_MNIST", tmp_path / "no_package")
 
 
 def opened(name, root, **settings):
@@ -80,7 +81,7 @@ def test_fashion_mnist_is_read_from_the_folder_of_torchvision(tmp_path):
 
 def test_fashion_mnist_is_unpacked_from_the_debian_package(tmp_path, monkeypatch):
     written = write_debian_package(tmp_path / "package")
-    monkeypatch.setattr(data, "DEBIAN_FASHION_MNIST", tmp_path / "package")
+    monkeypatch.setattr(published_datasets, "DEBIAN_FASHION_MNIST", tmp_path / "package")
     images = opened("fashion_mnist", tmp_path / "root")
     assert torch.equal(images.train.pixels[:, 0], torch.from_numpy(written["train"]))
     assert len(list((tmp_path / "root" / "FashionMNIST" / "raw").iterdir())) == 4
@@ -90,7 +91,7 @@ def test_a_broken_debian_package_is_named_and_leaves_no_file(tmp_path, monkeypat
     write_debian_package(tmp_path / "package")
     broken = tmp_path / "package" / "train-images-idx3-ubyte.gz"
     broken.write_bytes(broken.read_bytes()[:-100])
-    monkeypatch.setattr(data, "DEBIAN_FASHION_MNIST", tmp_path / "package")
+    monkeypatch.setattr(published_datasets, "DEBIAN_FASHION_MNIST", tmp_path / "package")
     with pytest.raises(WrongUse, match=str(broken)):
         opened("fashion_mnist", tmp_path / "root")
     assert not list(tmp_path.glob("root/**/*ubyte"))
@@ -250,7 +251,7 @@ def maps_of_train(folder):
 
 def count_decoding(monkeypatch, interrupt_at=None):
     """A list that collects the paths that are decoded from now on; KeyboardInterrupt at the given one."""
-    decoded, decode_image = [], data._decode_image
+    decoded, decode_image = [], prepared_maps.decode_image
 
     def counted(path, size):
         if len(decoded) == interrupt_at:
@@ -258,7 +259,7 @@ def count_decoding(monkeypatch, interrupt_at=None):
         decoded.append(path)
         return decode_image(path, size)
 
-    monkeypatch.setattr(data, "_decode_image", counted)
+    monkeypatch.setattr(prepared_maps, "decode_image", counted)
     return decoded
 
 
@@ -332,7 +333,7 @@ def test_a_deleted_image_is_named(folder):
 def test_a_finished_map_is_neither_decoded_nor_hashed_again(folder, monkeypatch):
     first = opened_folder(folder).prepared([0, 3], [1])
     decoded = count_decoding(monkeypatch)
-    monkeypatch.setattr(data, "_sha256", None)  # nor hashed
+    monkeypatch.setattr(prepared_maps, "hash_pixels", None)  # nor hashed
     second = opened_folder(folder).prepared([3, 0, 3], [1])
     assert decoded == []
     assert second.fingerprint == first.fingerprint and torch.equal(second.train.pixels, first.train.pixels)
@@ -340,8 +341,8 @@ def test_a_finished_map_is_neither_decoded_nor_hashed_again(folder, monkeypatch)
 
 
 def test_an_interrupted_preparation_goes_on_where_it_was(folder, monkeypatch):
-    monkeypatch.setattr(data, "DECODED_AT_ONCE", 2)
-    monkeypatch.setattr(data, "ThreadPoolExecutor", functools.partial(ThreadPoolExecutor, max_workers=1))
+    monkeypatch.setattr(prepared_maps, "DECODED_AT_ONCE", 2)
+    monkeypatch.setattr(prepared_maps, "ThreadPoolExecutor", functools.partial(ThreadPoolExecutor, max_workers=1))
     whole = opened_folder(folder).prepared(range(6), [0])
     for path in (folder / "prepared").iterdir():
         path.unlink()
@@ -361,9 +362,9 @@ def test_an_interrupted_preparation_goes_on_where_it_was(folder, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_preparation_once_the_images_under_way_are_kept(number, folder, monkeypatch):
-    monkeypatch.setattr(data, "DECODED_AT_ONCE", 2)
+    monkeypatch.setattr(prepared_maps, "DECODED_AT_ONCE", 2)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
-    decode, decoded = data._decode_image, []
+    decode, decoded = prepared_maps.decode_image, []
 
     def signalling(path, size):
         decoded.append(path)
@@ -373,7 +374,7 @@ def test_a_signal_ends_a_preparation_once_the_images_under_way_are_kept(number, 
 
     try:
         with monkeypatch.context() as patch, pytest.raises(Interrupted, match="4 of 6 train images are prepared") as stop:
-            patch.setattr(data, "_decode_image", signalling)
+            patch.setattr(prepared_maps, "decode_image", signalling)
             opened_folder(folder).prepared(range(6), [0])
     finally:
         signal.signal(signal.SIGINT, before)
@@ -422,11 +423,11 @@ def test_the_same_files_under_other_indices_have_another_fingerprint(folder):
 
 
 def test_a_map_gets_its_name_only_after_its_record_is_written(folder, monkeypatch):
-    def interrupt(split):
+    def interrupt(file, selection):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(data, "_sha256", interrupt)
+        patch.setattr(prepared_maps, "hash_pixels", interrupt)
         opened_folder(folder).prepared([0, 1], [0])
     decoded = count_decoding(monkeypatch)
     assert len(opened_folder(folder).prepared([0, 1], [0]).train.pixels) == 2
@@ -441,8 +442,184 @@ def test_a_truncated_map_is_wrong_use(folder):
         opened_folder(folder).prepared([0, 1], [0])
 
 
+def interrupt_hashing(file, selection):
+    raise KeyboardInterrupt
+
+
+def break_images(folder, *names):
+    for name in names:
+        path = folder / name
+        path.write_bytes(path.read_bytes()[:200])
+
+
+def test_all_broken_images_are_told_together_and_the_others_are_kept(folder, monkeypatch):
+    whole = opened_folder(folder).prepared(range(6), [0, 1])
+    broken = ["train/cat/2.png", "train/dog/1.png", "val/dog/0.png"]
+    contents = {name: (folder / name).read_bytes() for name in broken}
+    for path in (folder / "prepared").iterdir():
+        path.unlink()
+    break_images(folder, *broken)
+    for _ in range(2):
+        with pytest.raises(WrongUse) as refusal:
+            opened_folder(folder).prepared(range(6), [0, 1])
+        assert all(str(folder / name) in str(refusal.value) for name in broken) and "skip_broken" in str(refusal.value)
+
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    decoded = count_decoding(monkeypatch)
+    repaired = opened_folder(folder).prepared(range(6), [0, 1])
+    assert sorted(decoded) == [str(folder / name) for name in broken]
+    assert repaired.fingerprint == whole.fingerprint and np.array_equal(repaired.train.geometry, whole.train.geometry)
+    assert not list((folder / "prepared").glob("*.partial"))
+
+
+def test_of_many_broken_images_some_are_named_and_all_are_listed(folder):
+    broken = [f"train/cat/{i}.png" for i in range(4)] + ["train/dog/0.png", "train/dog/1.png"]
+    break_images(folder, *broken)
+    with pytest.raises(WrongUse, match="so are 5 more of the 7 images: .* and others; .*/broken_images.json lists"):
+        opened_folder(folder).prepared(range(6), [0])
+    listed = json.loads((folder / "prepared/broken_images.json").read_text())["images"]
+    assert sorted(file for file, _ in listed.values()) == [str(folder / name) for name in broken]
+
+
+@pytest.mark.parametrize("gone", ["train/cat/0.png", "train/cat/2.png", "train/dog/1.png"])
+def test_a_deleted_image_costs_no_decoding_of_the_others(folder, gone, monkeypatch):
+    break_images(folder, gone)
+    with pytest.raises(WrongUse):
+        opened_folder(folder).prepared(range(6), [0])
+    (folder / gone).unlink()
+    decoded = count_decoding(monkeypatch)
+    shorter = opened_folder(folder).prepared(range(5), [0])
+    assert decoded == [] and not list((folder / "prepared").glob("*.partial")) and len(maps_of_train(folder)) == 1
+    for path in (folder / "prepared").iterdir():
+        path.unlink()
+    anew = opened_folder(folder).prepared(range(5), [0])
+    assert shorter.fingerprint == anew.fingerprint and np.array_equal(shorter.train.geometry, anew.train.geometry)
+
+
+@pytest.mark.parametrize("added", ["train/cat/00.png", "train/cat/9.png", "train/dog/9.png"])
+def test_an_image_that_is_added_is_decoded_alone(folder, added, monkeypatch):
+    opened_folder(folder).prepared(range(6), [0])
+    Image.fromarray(random_bytes(20, 20, 3, seed=7)).save(folder / added)
+    decoded = count_decoding(monkeypatch)
+    longer = opened_folder(folder).prepared(range(7), [0])
+    assert decoded == [str(folder / added)]
+    for path in (folder / "prepared").iterdir():
+        path.unlink()
+    anew = opened_folder(folder).prepared(range(7), [0])
+    assert longer.fingerprint == anew.fingerprint and np.array_equal(longer.train.geometry, anew.train.geometry)
+    assert torch.equal(longer.train.pixels, anew.train.pixels)
+
+
+@pytest.mark.parametrize("before, after", [([0, 1, 2, 3], [1, 3, 4, 5]), ([2, 3, 4, 5], [0, 2, 4]), ([0, 4], range(6)), (range(6), [5])])
+def test_an_unfinished_map_of_other_images_is_taken_over(folder, before, after, monkeypatch):
+    monkeypatch.setattr(prepared_maps, "DECODED_AT_ONCE", 1)
+    monkeypatch.setattr(prepared_maps, "ThreadPoolExecutor", functools.partial(ThreadPoolExecutor, max_workers=1))
+    anew = opened_folder(folder).prepared(after, [0])
+    for path in (folder / "prepared").iterdir():
+        path.unlink()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prepared_maps, "hash_pixels", interrupt_hashing)
+        opened_folder(folder).prepared(before, [0])
+    decoded = count_decoding(monkeypatch)
+    images = opened_folder(folder)
+    found = images.prepared(after, [0])
+    assert [file for file in decoded if "/train/" in file] == [images.train.files[i] for i in sorted(set(after) - set(before))]
+    assert found.fingerprint == anew.fingerprint and np.array_equal(found.train.geometry, anew.train.geometry)
+    assert not list((folder / "prepared").glob("*.partial")) and len(maps_of_train(folder)) == 1
+
+
+def test_finished_maps_are_opened_without_a_lock(folder, monkeypatch):
+    first = opened_folder(folder).prepared([0, 1], [0])
+    monkeypatch.setattr(prepared_maps, "sole_process", None)  # would be called
+    assert opened_folder(folder).prepared([0, 1], [0]).fingerprint == first.fingerprint
+
+
+@pytest.mark.parametrize("lacking", ["the call", "the file system"])
+def test_a_map_is_made_without_fallocate_too(folder, lacking, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    if lacking == "the call":
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)  # as on macOS
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    assert len(opened_folder(folder).prepared(range(6), [0]).train.pixels) == 6
+
+
+@pytest.mark.parametrize("module, call", [(os, "posix_fallocate"), (prepared_maps, "_write_at"), (os, "fsync")])
+def test_a_full_disk_is_one_line_and_its_room_is_given_back(folder, module, call, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, call, refuse, raising=False)
+        with pytest.raises(WrongUse, match="cannot be written .No space left on device.: it needs 0.0 MB"):
+            opened_folder(folder).prepared(range(6), [0])
+    left = sum(path.stat().st_size for path in (folder / "prepared").iterdir() if path.suffix == ".partial")
+    assert left == 0 or call == "fsync"  # there the images are decoded, and the room is theirs
+    assert len(opened_folder(folder).prepared(range(6), [0]).train.pixels) == 6
+
+
+def test_a_map_is_read_where_there_are_no_memory_maps(folder, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENODEV, "No such device")
+
+    expected = opened_folder(folder).prepared(range(6), [0])
+    monkeypatch.setattr(prepared_maps, "open_memmap", refuse)
+    assert torch.equal(opened_folder(folder).prepared(range(6), [0]).train.pixels, expected.train.pixels)
+
+
+def test_a_map_that_may_not_be_read_is_no_reason_to_delete_it(folder, monkeypatch):
+    opened_folder(folder).prepared(range(6), [0])
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(prepared_maps, "open_memmap", refuse)
+    with pytest.raises(WrongUse, match="cannot be read .Permission denied.") as refusal:
+        opened_folder(folder).prepared(range(6), [0])
+    assert "delete" not in str(refusal.value)
+
+
+def test_an_unfinished_map_is_never_written_through_a_link(folder):
+    opened_folder(folder).prepared(range(6), [0])
+    (map_path,) = maps_of_train(folder)
+    for path in (folder / "prepared").iterdir():
+        path.unlink()
+    (folder / "mine").write_text("precious")
+    for suffix in (".partial", ".geometry.npy", ".json"):
+        map_path.with_suffix(suffix).symlink_to(folder / "mine")
+    assert len(opened_folder(folder).prepared(range(6), [0]).train.pixels) == 6
+    assert (folder / "mine").read_text() == "precious"
+
+
+def test_what_the_pixels_leave_out_is_counted_on_the_screen(folder, capsys):
+    for i in range(2):
+        Image.fromarray(random_bytes(20, 30, 4)).save(folder / f"train/cat/{i}.png")
+    opened_folder(folder).prepared(range(6), [0])
+    assert "prepared train images: 2 with an alpha channel or a transparent colour, which is dropped" in capsys.readouterr().out
+
+
+def test_too_many_open_files_are_no_fault_of_an_image(folder, monkeypatch):
+    def refuse(path, size):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(prepared_maps, "decode_image", refuse)
+    with pytest.raises(WrongUse, match="0.png: cannot be read .Too many open files.$"):
+        opened_folder(folder).prepared(range(6), [0])
+
+
+def test_pixels_of_a_map_have_the_digests_that_pixels_in_memory_have(folder):
+    images = opened_folder(folder).prepared([1, 3, 5], [0])
+    in_memory = replace(images.train, digests=None)  # as in a map of an earlier version
+    assert np.array_equal(images.train.digests_of([5, 1]), in_memory.digests_of([5, 1]))
+    one, other, twin = images.train.digests_of([1, 3, 5])  # the last has the pixels of the first
+    assert np.array_equal(one, twin) and not np.array_equal(one, other)
+
+
 def test_no_map_is_begun_that_the_disk_cannot_hold(folder, monkeypatch):
-    monkeypatch.setattr(data.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    monkeypatch.setattr(prepared_maps.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
     with pytest.raises(WrongUse, match="0.0 MB are needed for the train images, but 0.0 MB are free"):
         opened_folder(folder).prepared([0, 1], [0])
     assert not list((folder / "prepared").glob("*.partial"))
@@ -512,5 +689,5 @@ def test_a_split_is_gathered_by_index_in_the_order_asked_for():
 def test_a_home_folder_is_understood_in_root(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write_debian_package(tmp_path / "package")
-    monkeypatch.setattr(data, "DEBIAN_FASHION_MNIST", tmp_path / "package")
+    monkeypatch.setattr(published_datasets, "DEBIAN_FASHION_MNIST", tmp_path / "package")
     assert len(opened("fashion_mnist", "~/data").train) == 3 and (tmp_path / "data").is_dir()
