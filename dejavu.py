@@ -49,7 +49,7 @@ from memorization.representations import encode_images, encoder_source
 from memorization.resources import OTHER_DEVICE, memory_for
 from memorization.scores import load_candidate_scores
 from memorization.significance import mean_and_spread, plus_minus
-from memorization.storage import check_writable, exists, write_atomically, write_json
+from memorization.storage import check_writable, exists, parse_json, read_text, write_atomically, write_json
 from memorization.subsets import ROLES, first_by_hash, load_subsets
 from models.encoders import make_encoder
 
@@ -94,7 +94,9 @@ def main(argv=None):
         for name in names:
             attack_checkpoint(name, scores[name], images, subsets, public, config, device)
     if config.actions["checkpoint"] == "all" and processes.is_first():
-        draw_deja_vu_curve([config.dejavu_folder(name) for name in names])
+        folders = [config.dejavu_folder(name) for name in names]
+        summaries = [parse_json(read_text(folder / "summary.json")) for folder in folders]
+        draw_deja_vu_curve(summaries, folders[-1] / "training_curve.png")
 
 
 def public_images(images, subsets, settings, device):

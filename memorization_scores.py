@@ -34,7 +34,7 @@ from memorization.machine import choose_device, describe_machine, uses_bf16, war
 from memorization.resources import OTHER_DEVICE, memory_for, print_estimate, seconds_of
 from memorization.scores import FORMAT
 from memorization.significance import bootstrap_interval, describe, one_sample_test, paired_test, welch_test
-from memorization.storage import check_writable, exists, write_atomically, write_json
+from memorization.storage import check_writable, exists, parse_json, read_text, write_atomically, write_json
 from memorization.subsets import ROLES, SUBSETS, first_by_hash, load_subsets
 from memorization.training import read_log
 
@@ -72,7 +72,8 @@ def main(argv=None):
     for name in names:
         score_checkpoint(name, images, subsets, config, device)
     if logs and processes.is_first():
-        draw_training_curve([config.score_folder(name) for name in names], logs)
+        folders = [config.score_folder(name) for name in names]
+        draw_training_curve([parse_json(read_text(folder / "summary.json")) for folder in folders], logs, folders[-1] / "training_curve.png")
 
 
 def score_checkpoint(checkpoint, images, subsets, config, device):

@@ -1,17 +1,16 @@
-"""Every picture."""
+"""Every picture. None of them depends on the user's settings of matplotlib, and none ends the work."""
 
+import functools
 import io
-import json
+import os
+import warnings
+from contextlib import contextmanager
 
-import matplotlib
 import numpy as np
 import torch
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.ticker import MaxNLocator
-
-from memorization.storage import read_text, write_atomically
+from memorization.errors import UNPRINTED, Caution
+from memorization.storage import write_atomically
 from memorization.subsets import SUBSETS
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
@@ -21,11 +20,66 @@ POLICY_COLORS = {"memorized": "#D55E00", "least": "#0072B2", "random": "#999999"
 SCORE = "memorization score  $m(x) = L_{align}(g, x) - L_{align}(f, x)$"
 GALLERY_COLUMNS, GALLERY_ROWS = 8, 2
 CASES = 6
+LONGEST_NAME = 16  # characters above a small picture
 
 
+def picture(draw):
+    """Decorate draw(..., path), which returns a figure: it is written to path as a PNG file.
+
+    A picture that cannot be drawn is left out, and a Caution tells why: the numbers do not depend on
+    it. Raises WrongUse if a file cannot be written.
+    """
+
+    @functools.wraps(draw)
+    def draw_and_write(*arguments):
+        path = arguments[-1]
+        try:
+            with _fixed_settings():
+                content = io.BytesIO()
+                draw(*arguments).savefig(content, format="png", dpi=150, bbox_inches="tight")
+        except Exception as error:  # matplotlib raises any kind, for fonts, texts or its own cache
+            message = f"{path}: this picture cannot be drawn ({type(error).__name__}: {error}); the work goes on without it"
+            warnings.warn(Caution(message), stacklevel=2)
+            return
+        write_atomically(path, content.getvalue())
+
+    return draw_and_write
+
+
+@contextmanager
+def _fixed_settings():
+    """Draw with matplotlib's own settings, whatever the user's files and variables say."""
+    os.environ["MPLBACKEND"] = "Agg"  # matplotlib refuses to be imported under a name that it does not know
+    import matplotlib
+
+    settings = {name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # a box is drawn
+        yield
+
+
+def _subplots(rows=1, columns=1, figsize=None, layout=None, **options):
+    """A figure and its axes, as matplotlib.pyplot.subplots makes them, which would open a display."""
+    figure = _figure(figsize, layout)
+    return figure, figure.subplots(rows, columns, **options)
+
+
+def _figure(figsize, layout=None):
+    from matplotlib.figure import Figure  # may fail, as it reads the user's settings and fonts
+
+    return Figure(figsize=figsize, layout=layout)
+
+
+def _mark_whole_numbers(axis):
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
+
+
+@picture
 def draw_histogram(scores, path):
     """The scores of the four subsets as overlaid histograms. scores: dict of (N,) arrays "score" and "subset"."""
-    figure, axes = plt.subplots(figsize=(7.5, 4.5))
+    figure, axes = _subplots(figsize=(7.5, 4.5))
     bins = np.histogram_bin_edges(scores["score"], bins=40)
     for name in SUBSETS:
         values = scores["score"][scores["subset"] == name]
@@ -37,15 +91,16 @@ def draw_histogram(scores, path):
     axes.set(title="How much the candidate encoder memorized each image", xlabel=SCORE, ylabel="density")
     axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
     axes.set_ylim(top=1.25 * axes.get_ylim()[1])  # room for the legend
-    _save(figure, path)
+    return figure
 
 
+@picture
 def draw_scatter(scores, path):
     """L_align of f against L_align of g, an image a point; above the diagonal lies what f memorized.
 
     scores: dict of (N,) arrays "alignment_loss_f", "alignment_loss_g" and "subset".
     """
-    figure, axes = plt.subplots(figsize=(6, 6))
+    figure, axes = _subplots(figsize=(6, 6))
     f, g = scores["alignment_loss_f"], scores["alignment_loss_g"]
     low, high = min(f.min(), g.min()), max(f.max(), g.max())
     margin = 0.03 * (high - low)
@@ -65,9 +120,10 @@ def draw_scatter(scores, path):
         aspect="equal",
     )
     axes.legend(frameon=False, fontsize=8, markerscale=1.5)
-    _save(figure, path)
+    return figure
 
 
+@picture
 def draw_gallery(scores, images, path):
     """The most and the least memorized candidates with their scores.
 
@@ -79,7 +135,7 @@ def draw_gallery(scores, images, path):
     blocks = [("The most memorized candidates", by_score[:shown]), ("The least memorized candidates", by_score[-shown:][::-1])]
     columns = min(GALLERY_COLUMNS, max(4, shown))
     rows = -(-shown // columns)
-    figure = plt.figure(figsize=(1.25 * columns, 2 * (1.75 * rows + 0.4)), layout="constrained")
+    figure = _figure(figsize=(1.25 * columns, 2 * (1.75 * rows + 0.4)), layout="constrained")
     for part, (title, members) in zip(figure.subfigures(2, 1), blocks):
         part.suptitle(f"{title}: score ± standard error", fontsize=11)
         all_axes = list(part.subplots(rows, columns, squeeze=False).flat)
@@ -90,18 +146,19 @@ def draw_gallery(scores, images, path):
             axes.imshow(pixels.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
             label = scores["label"][row]
             name = images.classes[label] if label >= 0 else "no label"
-            axes.set_title(f"{scores['score'][row]:+.4f}\n± {scores['stderr'][row]:.4f}\n{_shortened(name)}", fontsize=7.5)
-    _save(figure, path)
+            title = f"{scores['score'][row]:+.4f}\n± {scores['stderr'][row]:.4f}\n{_drawable(name)}"
+            axes.set_title(title, fontsize=7.5, parse_math=False)
+    return figure
 
 
-def draw_training_curve(folders, logs):
-    """Memorization over training, into training_curve.png beside the folder of the last checkpoint.
+@picture
+def draw_training_curve(summaries, logs, path):
+    """Memorization over training.
 
-    folders: of the scored checkpoints, in order of their epochs, each with a summary.json; logs: for every seed the lines of f's log.jsonl.
+    summaries: of memorization_scores.py, of the scored checkpoints in order of their epochs; logs: for every seed the lines of f's log.jsonl.
     """
-    summaries = [json.loads(read_text(folder / "summary.json")) for folder in folders]
     epochs = [summary["checkpoint"]["epoch"] for summary in summaries]
-    figure, (upper, lower) = plt.subplots(2, 1, figsize=(7.5, 7), sharex=True)
+    figure, (upper, lower) = _subplots(2, 1, figsize=(7.5, 7), sharex=True)
     for name in summaries[0]["subsets"]:
         raw = [summary["subsets"][name]["raw"] for summary in summaries]
         errors = [values["standard_error"] for values in raw]
@@ -122,18 +179,19 @@ def draw_training_curve(folders, logs):
         accuracy = [100 * line["knn_accuracy"] for line in measured]
         accuracy_axes.plot([line["epoch"] for line in measured], accuracy, color="#CC79A7", marker="s", markersize=4, label=label)
     lower.set(xlabel="epoch", ylabel="training loss")
-    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _mark_whole_numbers(lower.xaxis)
     accuracy_axes.set_ylabel("kNN accuracy, %")
     handles = [axes.get_legend_handles_labels() for axes in (lower, accuracy_axes)]
     lower.legend(
         handles[0][0] + handles[1][0], handles[0][1] + handles[1][1], fontsize=8, framealpha=0.9, edgecolor="none", loc="center right"
     )
-    _save(figure, folders[-1] / "training_curve.png")
+    return figure
 
 
+@picture
 def draw_deja_vu_confidence(summary, path):
     """Accuracy of target and reference on the surest images, against their share, a thin line a seed. summary: of dejavu.py."""
-    figure, axes = plt.subplots(figsize=(6.5, 4.5))
+    figure, axes = _subplots(figsize=(6.5, 4.5))
     sweeps = [seed["over_confidence"] for seed in summary["seeds"]]
     percent = sweeps[0]["percent"]
     for key, style, name in (("acc_target", "-", "target (trained on the image)"), ("acc_reference", "--", "reference (did not)")):
@@ -148,12 +206,13 @@ def draw_deja_vu_confidence(summary, path):
     title = f"Labels inferred from a part of the image (query: {summary['query']})"
     axes.set(title=title, xlabel="the surest images of each model, % of all", ylabel="right labels, %", ylim=(0, 103))
     axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
-    _save(figure, path)
+    return figure
 
 
+@picture
 def draw_deja_vu_shares(summary, path):
     """Shares of the four outcomes as bars. summary: of dejavu.py."""
-    figure, axes = plt.subplots(figsize=(6.5, 4))
+    figure, axes = _subplots(figsize=(6.5, 4))
     shares = summary["shares"]
     colors = {"memorized": "#D55E00", "correlated": "#999999", "forgotten": "#0072B2", "unassociated": "#DDDDDD"}
     means, errors = ([100 * (share[key] or 0) for share in shares.values()] for key in ("mean", "std"))
@@ -171,9 +230,10 @@ def draw_deja_vu_shares(summary, path):
     axes.set(
         title=net + spread, ylabel="images asked about, %", ylim=(0, 1.15 * max(mean + error for mean, error in zip(means, errors)) + 2)
     )
-    _save(figure, path)
+    return figure
 
 
+@picture
 def draw_deja_vu_cases(found, images, public, path):
     """The most striking cases: what was asked with, the image, and the nearest public images in the target and in the reference.
 
@@ -186,7 +246,7 @@ def draw_deja_vu_cases(found, images, public, path):
     striking = striking[np.argsort(-margin[striking], kind="stable")][:CASES]
     models = [(name, guess) for name, guess in (target, reference) if guess.neighbors is not None]
     shown = sum(guess.neighbors.shape[1] for _, guess in models)
-    figure, all_axes = plt.subplots(
+    figure, all_axes = _subplots(
         max(1, len(striking)),
         2 + shown,
         figsize=(1.2 * (2 + shown), 1.5 * max(1, len(striking)) + 0.6),
@@ -206,24 +266,24 @@ def draw_deja_vu_cases(found, images, public, path):
                 _show_labelled(axes[place], public, torch.tensor([neighbor]), images.classes)
                 place += 1
     for axes, title in zip(all_axes[0], ["query", "image"]):
-        axes.set_title(f"{title}\n{axes.get_title()}".strip(), fontsize=7.5)
+        axes.set_title(f"{title}\n{axes.get_title()}".strip(), fontsize=7.5, parse_math=False)
     place = 2
     for name, guess in models:
         axes = all_axes[0][place]
-        axes.set_title(f"nearest in {name}\n{axes.get_title()}".strip(), fontsize=7.5)
+        axes.set_title(f"nearest in {name}\n{axes.get_title()}".strip(), fontsize=7.5, parse_math=False)
         place += guess.neighbors.shape[1]
     count = f"{len(striking)} of the candidates that {target[0]} tells and {reference[0]} does not"
     figure.suptitle(f"The most striking cases: {count}" if len(striking) else "No candidate was memorized", fontsize=11)
-    _save(figure, path)
+    return figure
 
 
-def draw_deja_vu_curve(folders):
-    """The Deja Vu score over training, into training_curve.png beside the results of the last checkpoint.
+@picture
+def draw_deja_vu_curve(summaries, path):
+    """The Deja Vu score over training.
 
-    folders: of the checkpoints, in order of their epochs, each with a summary.json of dejavu.py.
+    summaries: of dejavu.py, of the checkpoints in order of their epochs.
     """
-    summaries = [json.loads(read_text(folder / "summary.json")) for folder in folders]
-    figure, axes = plt.subplots(figsize=(7, 4.5))
+    figure, axes = _subplots(figsize=(7, 4.5))
     epochs = [summary["checkpoint"]["epoch"] for summary in summaries]
     for percent, color in (("100", "#D55E00"), ("20", "#0072B2"), ("5", "#009E73")):
         for number in range(len(summaries[0]["seeds"])):
@@ -235,9 +295,9 @@ def draw_deja_vu_curve(folders):
             axes.errorbar(epochs, 100 * scores, 100 * errors, color=color, marker="o", markersize=4, capsize=3, label=label)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(title="Deja Vu over training (error bars: 95 % intervals over images)", xlabel="epoch", ylabel="Deja Vu score, %")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _mark_whole_numbers(axes.xaxis)
     axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
-    _save(figure, folders[-1] / "training_curve.png")
+    return figure
 
 
 def _as_picture(pixels, normalization):
@@ -249,49 +309,53 @@ def _as_picture(pixels, normalization):
 def _show_labelled(axes, split, index, classes):
     """An image of a split, (1,) its index, with the name of its class above."""
     axes.imshow(split.gather(index)[0].cpu().numpy().transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
-    axes.set_title(_shortened(classes[split.labels[index]]), fontsize=7.5)
+    axes.set_title(_drawable(classes[split.labels[index]]), fontsize=7.5, parse_math=False)
 
 
+@picture
 def draw_pictures(rows, normalization, path):
     """Rows of pictures, such as originals above reconstructions.
 
     rows: {title: (n, C, H, W) pixels, normalized}; normalization: (mean, std) of the channels.
     """
     columns = max(len(pictures) for pictures in rows.values())
-    figure, all_axes = plt.subplots(len(rows), columns, figsize=(1.25 * columns, 1.4 * len(rows)), squeeze=False, layout="constrained")
+    figure, all_axes = _subplots(len(rows), columns, figsize=(1.25 * columns, 1.4 * len(rows)), squeeze=False, layout="constrained")
     for axes_row, (title, pictures) in zip(all_axes, rows.items()):
         for axes in axes_row:
             axes.set(xticks=[], yticks=[], frame_on=False)
         axes_row[0].set_ylabel(title)
         for axes, picture in zip(axes_row, pictures):
             axes.imshow(_as_picture(picture, normalization), cmap="gray", vmin=0, vmax=1)
-    _save(figure, path)
+    return figure
 
 
+@picture
 def draw_probe(summary, path):
     """Top-1 accuracy of every encoder as a bar, a panel a dataset. summary: of linear_probing_train.py."""
     datasets = list(dict.fromkeys(row["dataset"] for row in summary["results"]))
     rows = {dataset: [row for row in summary["results"] if row["dataset"] == dataset] for dataset in datasets}
     height = 1.2 + 0.4 * max(len(members) for members in rows.values())
-    figure, panels = plt.subplots(1, len(datasets), figsize=(1.5 + 4.5 * len(datasets), height), squeeze=False, layout="constrained")
+    figure, panels = _subplots(1, len(datasets), figsize=(1.5 + 4.5 * len(datasets), height), squeeze=False, layout="constrained")
     for axes, (dataset, members) in zip(panels[0], rows.items()):
-        names = [_shortened(row["encoder"], 30) for row in members]
+        names = [_drawable(row["encoder"], 30) for row in members]
         means, errors = ([100 * (row["top_1"][key] or 0) for row in members] for key in ("mean", "std"))
-        colors = [COLORS.get(row["encoder"].split()[0], "#BBBBBB") for row in members]
+        colors = [COLORS.get(row["encoder"].partition(" ")[0], "#BBBBBB") for row in members]
         places = np.arange(len(members))
         axes.barh(places, means, xerr=errors, color=colors, capsize=3)
         for place, mean, error in zip(places, means, errors):
             axes.text(mean + error + 1, place, f"{mean:.1f}", va="center", fontsize=8)
-        axes.set(title=dataset, xlabel="top-1 accuracy on the test images, %", yticks=places, yticklabels=names, xlim=(0, 109))
+        axes.set_yticks(places, names, parse_math=False)
+        axes.set(title=dataset, xlabel="top-1 accuracy on the test images, %", xlim=(0, 109))
         axes.invert_yaxis()
     figure.suptitle(f"{summary['kind']} (error bars: standard deviation over probes)".capitalize(), fontsize=10)
-    _save(figure, path)
+    return figure
 
 
+@picture
 def draw_removal_curve(summary, path):
     """Accuracy against the number of samples removed, a line a policy, a panel a dataset. summary: of remove_samples.py."""
     datasets = summary["datasets"]
-    figure, panels = plt.subplots(1, len(datasets), figsize=(6 * len(datasets), 4.2), squeeze=False, layout="constrained")
+    figure, panels = _subplots(1, len(datasets), figsize=(6 * len(datasets), 4.2), squeeze=False, layout="constrained")
     for axes, (dataset, found) in zip(panels[0], datasets.items()):
         whole = found["nothing_removed"]
         axes.axhline(100 * whole["mean"], color="black", linewidth=1, label="nothing removed")
@@ -309,16 +373,10 @@ def draw_removal_curve(summary, path):
         axes.minorticks_off()
         axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
     figure.suptitle("What removal costs (error bars and band: standard deviation over seeds and draws)", fontsize=10)
-    _save(figure, path)
+    return figure
 
 
-def _shortened(name, most=16):
-    """A name short enough for a small picture."""
+def _drawable(name, most=LONGEST_NAME):
+    """A name from outside as it can be drawn in a small picture: shortened, and without what has no glyph."""
+    name = UNPRINTED.sub("\ufffd", name)
     return name if len(name) <= most else name[: most - 1] + "…"
-
-
-def _save(figure, path):
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=150, bbox_inches="tight")
-    plt.close(figure)
-    write_atomically(path, content.getvalue())
