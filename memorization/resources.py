@@ -2,6 +2,7 @@
 
 import resource
 import statistics
+import sys
 import time
 import warnings
 from contextlib import contextmanager
@@ -33,13 +34,19 @@ def print_estimate(what, seconds, device, disk=0, folder="."):
 
     Warns where the disk that holds the folder has less room.
     """
-    memory = f"{megabytes(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)} of memory"
+    memory = f"{megabytes(peak_memory())} of memory"
     if device.type == "cuda":
         memory += f", {megabytes(torch.cuda.max_memory_reserved(device))} of the GPU's"
     on_disk = f", {megabytes(disk)} on the disk" if disk else ""
     print(f"  {what}: about {timedelta(seconds=round(seconds))}, {memory}{on_disk}", flush=True)
     if disk > free_bytes(folder):
         warnings.warn(Caution(f"{folder}: {megabytes(disk)} will be written, but {megabytes(free_bytes(folder))} are free"), stacklevel=2)
+
+
+def peak_memory():
+    """The most memory that this process has held so far, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 @contextmanager

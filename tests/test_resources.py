@@ -1,5 +1,7 @@
 import errno
+import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from memorization.data import Split
 from memorization.errors import Caution, WrongUse, one_line_errors
 from memorization.machine import is_made_for_bf16, to_device, uses_bf16, warn_of_emulation
 from memorization.prefetching import prefetched
-from memorization.resources import TRIALS, memory_for, pin, print_estimate, seconds_of, tensor_bytes
+from memorization.resources import TRIALS, memory_for, peak_memory, pin, print_estimate, seconds_of, tensor_bytes
 
 CPU = torch.device("cpu")
 
@@ -34,6 +36,16 @@ def test_an_estimate_is_a_line_and_warns_where_the_disk_is_too_small(tmp_path, c
     assert capsys.readouterr().out.endswith(" of memory\n")
     with pytest.warns(Caution, match="1000000000.0 GB will be written"):
         print_estimate("a job", 1, CPU, 10**18, tmp_path)
+
+
+def test_peak_memory_is_in_bytes_on_linux_and_on_macos(monkeypatch):
+    held = torch.ones(20_000_000, dtype=torch.uint8)
+    assert held.nbytes < peak_memory() < 2**40
+    usage = SimpleNamespace(ru_maxrss=5000)
+    monkeypatch.setattr("resource.getrusage", lambda who: usage)
+    for system, expected in (("linux", 5000 * 1024), ("darwin", 5000)):
+        monkeypatch.setattr(sys, "platform", system)
+        assert peak_memory() == expected
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
