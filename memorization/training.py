@@ -4,6 +4,7 @@ import inspect
 import json
 import math
 import os
+import re
 import time
 import warnings
 from contextlib import nullcontext
@@ -48,6 +49,8 @@ from memorization.threads import encoded
 KNN_NEIGHBORS = 20
 COLLAPSED = 0.02  # spread of representations below which they tell hardly anything
 LONG = 200  # steps from which on a training is tried first, to tell what it will take
+RUN_LOCK = ".lock"  # held to look at config.yaml, subsets.npz and environment.json and write them
+SEED_FOLDER = re.compile("seed_[0-9]{1,19}")
 ROLE_ACTION = {"role": "train this encoder only, candidate or independent, and not the pair"}  # of the training scripts
 MOST_UNASKED = 10  # steps of several processes between two questions for a signal; fewer if they take more than a second
 ENCODING_BATCH = 512  # whole images encoded at a time for the kNN accuracy
@@ -70,13 +73,13 @@ def train_pair(make_method, images, config):
     _check_processes(make_method, config, device)
     if config.training.data_device == "cuda" and device.type != "cuda":
         raise WrongUse(f"training.data_device: 'cuda' is not allowed: training is on the {device.type}; set it to auto")
-    seeds = _check_run_folder(config)
+    _check_run_folder(config)
     if _unfinished(roles, config):  # a run that is finished may be another user's
         check_writable(config.folder)
     with processes.first_before_others():
         subsets, images = prepare_subsets(subsets, images, config.subsets)
     with processes.first_before_others():
-        _open_run(subsets, config, seeds)
+        _open_run(subsets, config)
     _list_skipped(images, config)
     warn_of_confounders(subsets, images, config.subsets)
     with memory_for("training.data_device", config.training.data_device, "take cpu"):
@@ -307,20 +310,25 @@ def try_method(make_method, channels, config):
 
 
 def _check_run_folder(config):
-    """Raise WrongUse for a run folder in which something else was trained. Returns the seeds of the run, those of the config joined."""
-    if not exists(config.folder / "config.yaml"):
+    """Raise WrongUse for a run folder that cannot be one, or in which something else was trained."""
+    if _trained_config(config) is None:
         nearest = next(folder for folder in (config.folder, *config.folder.parents) if exists(folder))
         if not is_folder(nearest):
             raise WrongUse(f"run: {config.run!r} is not allowed: {nearest} is a file")
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise WrongUse(f"run: {config.run!r} is not allowed: {nearest} may not be written to")
-        return config.seeds
+
+
+def _trained_config(config):
+    """The Config in the run folder, or None. Raises WrongUse if something else was trained there."""
+    if not exists(config.folder / "config.yaml"):
+        return None
     run = read_run_config(config.run)
     difference = first_difference(trained_part(config), trained_part(run))
     if difference:
         key, value, trained = difference
         raise WrongUse(f"{key}: {value!r} was given, but {config.run} was trained with {trained!r}; choose another --run")
-    return sorted({*run.seeds, *config.seeds})
+    return run
 
 
 def _unfinished(roles, config):
@@ -329,18 +337,68 @@ def _unfinished(roles, config):
     return [folder for folder in folders if not exists(folder / "encoder.pt")]
 
 
-def _open_run(subsets, config, seeds):
-    """Write config.yaml and subsets.npz; a run that is there already is only checked, and joined by new seeds."""
-    if not exists(config.folder / "config.yaml"):
-        save_subsets(subsets, config.folder / "subsets.npz")
-    elif (trained := load_subsets(config.folder / "subsets.npz").fingerprint) != subsets.fingerprint:
+def _open_run(subsets, config):
+    """Write config.yaml and subsets.npz. A run that is there is only checked, and joined by new seeds.
+
+    Any number of processes may start at once: they look and write one after the other. A file that
+    was lost is written again if what was trained here is what the config says, else refused.
+    """
+    run, is_whole = _check_run(subsets, config)
+    if is_whole and set(config.seeds) <= set(run.seeds):
+        return  # reading needs no lock, and no right to write
+    with sole_process(config.folder / RUN_LOCK, wait=True):
+        run, is_whole = _check_run(subsets, config)
+        seeds = set(config.seeds) if run is None else {*run.seeds, *config.seeds}
+        trained = [] if is_whole else _check_trained(subsets, config)
+        if trained:
+            lost = "config.yaml" if run is None else "subsets.npz"
+            message = f"{config.folder}: {lost} was lost; it is written again, to fit {trained[0]}"
+            warnings.warn(Caution(message), stacklevel=2)
+            seeds |= {int(path.parts[-3].removeprefix("seed_")) for path in trained}
+        if not exists(config.folder / "subsets.npz"):
+            save_subsets(subsets, config.folder / "subsets.npz")
+        if run is None or seeds != set(run.seeds):
+            seeds = sorted(seeds) if run or trained else config.seeds
+            # Settings of measurements stay those of the first training.
+            save_config((run or config).model_copy(update={"seeds": seeds}))
+
+
+def _check_run(subsets, config):
+    """(Config in the run folder or None, whether subsets.npz is there, too).
+
+    Raises WrongUse if either is of another training.
+    """
+    run, path = _trained_config(config), config.folder / "subsets.npz"
+    if not exists(path):
+        return run, False
+    trained = load_subsets(path).fingerprint
+    if trained != subsets.fingerprint:
+        lost = "" if run else "; config.yaml, which could tell more, is missing: choose another --run"
         raise WrongUse(
             f"{config.run}/subsets.npz: its fingerprint is {shortened(trained)}, but {shortened(subsets.fingerprint)} belongs here: other "
-            f"subsets than these, or drawn from other images than those in {config.data.root}"
+            f"subsets than these, or drawn from other images than those in {config.data.root}{lost}"
         )
-    elif read_run_config(config.run).seeds == seeds:
-        return
-    save_config(config.model_copy(update={"seeds": seeds}))
+    return run, run is not None
+
+
+def _check_trained(subsets, config):
+    """One checkpoint of each encoder that was trained in the run folder, a list of paths.
+
+    Raises WrongUse if one was trained on other subsets, or with other settings, than these.
+    """
+    expected, checked = {"config": trained_part(config), "subsets": subsets.fingerprint}, []
+    for role in ROLES:
+        for folder in sorted(config.folder.glob(f"seed_*/{role}")):
+            paths = [folder / name for name in ("encoder.pt", "last.pt", "previous.pt")]
+            path = next((path for path in paths if exists(path)), None)
+            if path is not None and SEED_FOLDER.fullmatch(folder.parent.name):
+                try:
+                    check_belongs(read_checkpoint(path), expected, path)
+                except WrongUse as error:
+                    lost = "config.yaml or subsets.npz of this run is missing"
+                    raise WrongUse(f"{error}; {lost}: choose another --run") from None
+                checked.append(path)
+    return checked
 
 
 def _list_skipped(images, config):
@@ -363,20 +421,20 @@ def _note_environment(run, name, device, resumed):
     The file lists the machines of every encoder, in order; one that goes on is not repeated. Prints
     what differs if a training is resumed on another machine than the last one.
     """
-    path = run / "environment.json"
-    with refuse_broken(path, "not a whole record of machines", "; delete it, and it will be made again"):
-        environments = parse_json(read_text(path)) if exists(path) else {}
-        machines = environments.get(name, []) if resumed else []
-        machines = [machines] if type(machines) is dict else machines  # of older runs, which name the last machine alone
-        if type(machines) is not list or not all(type(machine) is dict for machine in machines):
-            raise ValueError(f"{name} is {shortened(machines)}")
-    machine = describe_machine(device)
-    if machines and machines[-1] != machine:
-        changes = _changes_of_machine(machines[-1], machine)
-        print(f"  resumed with {changes}: its bytes may differ from those of an uninterrupted training")
-    if not machines or machines[-1] != machine:
-        machines = [*machines, machine]
-    write_atomically(path, json.dumps(environments | {name: machines}, indent=2) + "\n")
+    machine, path = describe_machine(device), run / "environment.json"
+    with sole_process(run / RUN_LOCK, wait=True):
+        with refuse_broken(path, "not a whole record of machines", "; delete it, and it will be made again"):
+            environments = parse_json(read_text(path)) if exists(path) else {}
+            machines = environments.get(name, []) if resumed else []
+            machines = [machines] if type(machines) is dict else machines  # of older runs, which name the last machine alone
+            if type(machines) is not list or not all(type(machine) is dict for machine in machines):
+                raise ValueError(f"{name} is {shortened(machines)}")
+        if machines and machines[-1] != machine:
+            changes = _changes_of_machine(machines[-1], machine)
+            print(f"  resumed with {changes}: its bytes may differ from those of an uninterrupted training")
+        if not machines or machines[-1] != machine:
+            machines = [*machines, machine]
+        write_atomically(path, json.dumps(environments | {name: machines}, indent=2) + "\n")
 
 
 def _changes_of_machine(before, after):

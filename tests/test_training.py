@@ -1,8 +1,11 @@
 import dataclasses
 import json
 import math
+import multiprocessing
 import re
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -616,3 +619,131 @@ def test_a_masked_autoencoder_draws_what_it_sees(write_config, tmp_path, monkeyp
 def test_a_pair_trains_on_a_gpu_in_bf16(method, write_config, tmp_path):
     train(write_config(METHODS[method][2] | {"device": "cuda", "training.knn_every": 3}), method=method)
     assert np.isfinite(log_without_times(tmp_path / "run")[-1]["loss"])
+
+
+# --- the files of a run -----------------------------------------------------------------------------
+
+
+def start_at_once(work, count):
+    """Call work(0), work(1), ... in as many processes, all from the same moment on."""
+    fork = multiprocessing.get_context("fork")
+    barrier = fork.Barrier(count)
+
+    def run(number):
+        barrier.wait()
+        work(number)
+
+    processes = [fork.Process(target=run, args=(number,)) for number in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * count
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_processes_that_start_at_once_lose_nothing_of_each_other(is_new, write_config, tmp_path):
+    config = read_config("", ["--config", write_config({"seeds": [100]})], method=SimCLRSettings)
+    images = open_images(config.data)
+    subsets = dataclasses.replace(draw_subsets(config.subsets, images), data=images.fingerprint)
+    if not is_new:
+        training._open_run(subsets, config)
+
+    def start(number):
+        training._open_run(subsets, config.model_copy(update={"seeds": [number]}))
+        for role in ROLES:
+            training._note_environment(config.folder, f"seed_{number}/{role}", torch.device("cpu"), resumed=False)
+
+    start_at_once(start, 8)
+    run = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert run["seeds"] == [*range(8), *([] if is_new else [100])]
+    noted = json.loads((tmp_path / "run/environment.json").read_text())
+    assert set(noted) == {f"seed_{number}/{role}" for number in range(8) for role in ROLES}
+    assert load_subsets(tmp_path / "run/subsets.npz").fingerprint == subsets.fingerprint
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "subsets.npz", "environment.json"}
+
+
+def test_of_two_trainings_that_start_at_once_with_different_settings_one_is_refused(write_config, tmp_path):
+    config = read_config("", ["--config", write_config()], method=SimCLRSettings)
+    images = open_images(config.data)
+    subsets = dataclasses.replace(draw_subsets(config.subsets, images), data=images.fingerprint)
+
+    def start(number):
+        learning = config.training.model_copy(update={"learning_rate": 0.01 * (number + 1)})
+        try:
+            training._open_run(subsets, config.model_copy(update={"seeds": [number], "training": learning}))
+            (tmp_path / f"began_{number}").touch()
+        except WrongUse as error:
+            assert "training.learning_rate" in str(error)
+
+    start_at_once(start, 4)
+    (began,) = tmp_path.glob("began_*")
+    run = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert run["seeds"] == [int(began.name[-1])] and run["training"]["learning_rate"] == 0.01 * (run["seeds"][0] + 1)
+
+
+def test_whole_trainings_of_single_seeds_start_at_once_into_one_new_run(write_config, tmp_path):
+    path = write_config({"training.epochs": 1})
+    command = [sys.executable, train_simclr.__file__, "--config", path, "--seeds"]
+    started = [subprocess.Popen([*command, str(seed)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for seed in range(2)]
+    errors = [process.communicate()[1].decode() for process in started]
+    assert [process.returncode for process in started] == [0, 0], errors
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["seeds"] == [0, 1]
+    assert len(json.loads((tmp_path / "run/environment.json").read_text())) == 4
+    assert len(list((tmp_path / "run").glob("seed_*/*/encoder.pt"))) == 4
+    assert not [file for file in (tmp_path / "run").rglob("*") if file.name.endswith((".partial", "lock"))]
+
+
+def test_more_seeds_leave_the_settings_of_measurements_as_they_are(write_config, tmp_path):
+    path = write_config({"training.epochs": 1, "scores.views": 4})
+    train(path)
+    train(write_config({"training.epochs": 1, "scores.views": 7, "training.knn_every": 1}), "--seeds", "1")
+    run = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert (run["seeds"], run["scores"]["views"], run["training"]["knn_every"]) == ([0, 1], 4, 0)
+
+
+def test_a_run_that_has_the_seeds_already_is_only_read(write_config, tmp_path):
+    def times():
+        return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run", *(tmp_path / "run").iterdir())}
+
+    train(write_config({"training.epochs": 1}))
+    before = times()
+    train(write_config({"training.epochs": 1}))
+    assert times() == before
+
+
+def test_a_lost_config_is_written_again_for_the_same_training_alone(write_config, tmp_path, refusal):
+    train(write_config({"training.epochs": 1}), "--seeds", "0", "3")
+    run = tmp_path / "run"
+    (run / "config.yaml").unlink()
+    subsets = (run / "subsets.npz").read_bytes()
+    for changes, words in (
+        ({"subsets.seed": 1, "subsets.order": "shuffled"}, ["subsets.npz: its fingerprint", "config.yaml", "is missing"]),
+        ({"training.learning_rate": 0.02}, ["encoder.pt: training.learning_rate is 0.01, but 0.02", "is missing"]),
+    ):
+        line = refusal(train_simclr.main, ["--config", write_config({"training.epochs": 1} | changes)])
+        assert all(word in line for word in words), line
+        assert not (run / "config.yaml").exists() and (run / "subsets.npz").read_bytes() == subsets
+    with pytest.warns(Caution, match="config.yaml was lost; it is written again"):
+        train(write_config({"training.epochs": 1}))
+    assert yaml.safe_load((run / "config.yaml").read_text())["seeds"] == [0, 3]
+
+
+def test_lost_subsets_are_drawn_again_if_the_encoders_were_trained_on_them(write_config, tmp_path, refusal, monkeypatch):
+    path, run = write_config({"training.epochs": 1}), tmp_path / "run"
+    train(path)
+    subsets = (run / "subsets.npz").read_bytes()
+    (run / "subsets.npz").unlink()
+
+    def changed(settings):
+        images = open_images(settings)
+        images.train.pixels[0, 0, 0, 0] ^= 1
+        return images
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_simclr, "open_images", changed)
+        line = refusal(train_simclr.main, ["--config", path])
+    assert "candidate/encoder.pt: subsets is" in line and "belongs here" in line and not (run / "subsets.npz").exists()
+    with pytest.warns(Caution, match="subsets.npz was lost; it is written again"):
+        train(path)
+    assert (run / "subsets.npz").read_bytes() == subsets
