@@ -1,10 +1,11 @@
-"""A training step never waits for its device.
+"""A step of training, scoring or probing never waits for its device.
 
 Tried on torch's meta device, whose tensors have no values to wait for, in float32; and on a GPU, in bf16.
 """
 
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memorization.augmentations import training_views
-from memorization.config import DataSettings, DejaVuSettings, EncoderSettings, ProbeSettings, ViewRecipe, read_config
+from memorization.config import (
+    DataSettings,
+    DejaVuSettings,
+    EncoderSettings,
+    ProbeSettings,
+    ScoreSettings,
+    ViewRecipe,
+    read_config,
+)
 from memorization.crop_classifier import _train_epoch
 from memorization.data import Split, open_images
 from memorization.machine import to_device
@@ -24,6 +33,7 @@ from memorization.probing import _train_all_weights, train_layers
 from memorization.queries import make_queries
 from memorization.representations import Examples, Source
 from memorization.training import train_step
+from memorization_scores import score_batch
 from models.byol import BYOL
 from models.encoders import make_encoder
 from models.mae import MAE
@@ -96,6 +106,24 @@ def images_on_meta():
 
 def small_encoder():
     return make_encoder(EncoderSettings(name="resnet_small", width=8), 3, 16)
+
+
+@pytest.mark.parametrize("name, mask_ratio, representation", [
+    ("resnet_small", 0.0, "pooled"), ("vit_mini", 0.0, "tokens"), ("vit_mini", 0.75, "pooled"), ("vit_mini", 0.75, "tokens"),
+])  # fmt: skip
+def test_a_batch_is_scored_by_one_call_of_each_encoder_that_waits_for_nothing(name, mask_ratio, representation, monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    settings, images, called = EncoderSettings(name=name), images_on_meta(), []
+    f, g = (make_encoder(settings, 3, 16).eval().to(META) for _ in range(2))
+    for encoder in (f, g):
+        inner = encoder.layers if name == "resnet_small" else encoder.blocks
+        inner.register_forward_hook(lambda layers, given, result: called.append(len(given[0])))
+    recipes = SimpleNamespace(views=[ViewRecipe(**EVERYTHING, mask_ratio=mask_ratio)])
+    scores = ScoreSettings(views=10, representation=representation)
+    config = SimpleNamespace(scores=scores, augmentation=recipes, encoder=settings)
+    with NoBlockingCopies(), NoTensorsOfLists():
+        losses = score_batch(f, g, images.train, torch.arange(64), images.normalization, 0, config)
+    assert called == [640, 640] and all(values.shape == (64,) and values.device == META for values in losses)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
@@ -215,3 +243,18 @@ def test_no_step_waits_for_a_gpu(method, optimizer, write_config):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert loss.isfinite()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
+def test_no_step_of_a_probe_waits_for_a_gpu(optimizer):
+    train = Examples(torch.rand(80, 8, device="cuda"), torch.arange(80, device="cuda") % 4)
+    settings = ProbeSettings(epochs=2, warmup_epochs=1, optimizer=optimizer)
+    train_layers(train, 4, settings, [(0.1, 0.0)], seed=0)  # prepares libraries, which waits
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        layers = train_layers(train, 4, settings, [(0.1, 0.0), (0.1, 0.1)], seed=0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(layer.weight.isfinite().all() for layer in layers)
