@@ -6,6 +6,7 @@ import math
 from array import array
 from collections import Counter
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,6 +17,7 @@ from memorization.storage import exists, is_folder, read_bytes, read_text, reaso
 
 COLUMNS = ["index", "xmin", "ymin", "xmax", "ymax"]
 MOST_CSV = 2**25  # bytes; a box of each of ImageNet's 1.3 million images takes less
+MOST_OF_A_ROW = 10_000  # characters of the names of its columns
 MOST_XML = 2**22  # bytes; 10,000 boxes of an image take less
 # What is counted of the boxes that were not as they should be.
 SWAPPED = "boxes had xmin above xmax or ymin above ymax and were swapped"
@@ -130,17 +132,19 @@ def _read_csv(path, count):
         text = _csv_text(path)
     reader, boxes = csv.reader(io.StringIO(text, newline=""), strict=True), {}
     try:
-        places = _column_places(next(reader, []))
+        in_order = _columns_in_order(next(reader, []) if text.find("\n") < MOST_OF_A_ROW else [text])
         for row in reader:
             if not row:
                 continue
             if len(row) != len(COLUMNS):
                 what = "one is missing" if len(row) < len(COLUMNS) else "there are too many"
                 raise ValueError(f"{len(row)} of {len(COLUMNS)} values: {what}")
-            index, *box = (_number(row[place], name) for place, name in zip(places, COLUMNS))
-            if index != int(index) or not 0 <= index < count:
+            index, *box = map(_number, in_order(row), COLUMNS)
+            if not (0 <= index < count and index.is_integer()):
                 raise ValueError(f"image {index:g}, but there are {count}, numbered from 0")
-            boxes.setdefault(int(index), array("d")).extend(box)
+            if index not in boxes:
+                boxes[int(index)] = array("d")
+            boxes[index].extend(box)
     except (ValueError, csv.Error) as error:
         line = f"line {max(1, reader.line_num)}"
         raise WrongUse(f"dejavu.boxes: {path} cannot be read ({line}: {error})") from None
@@ -171,13 +175,13 @@ def _csv_text(path):
         raise ValueError(f"line {line}: not UTF-8; save it as CSV UTF-8") from None
 
 
-def _column_places(header):
-    """Where each of COLUMNS stands in the rows. header: the names in the first row, in any order."""
+def _columns_in_order(header):
+    """row -> its values in the order of COLUMNS. header: the names in the first row, in any order."""
     names = [name.strip() for name in header]
     if sorted(names) != sorted(COLUMNS):
         advice = "; separate them by commas, not semicolons" if ";" in "".join(header) else ""
-        raise ValueError(f"its columns are {shorten(repr(header))}, but must be {COLUMNS}{advice}")
-    return [names.index(name) for name in COLUMNS]
+        raise ValueError(f"its columns are {shorten(repr(header[:10]))}, but must be {COLUMNS}{advice}")
+    return itemgetter(*(names.index(name) for name in COLUMNS))
 
 
 def _number(word, name):

@@ -15,17 +15,22 @@ from pathlib import Path
 import torch
 
 from memorization.config import MOST_PIXELS, EncoderSettings, first_difference, read_run_config, shortened, trained_part, with_defaults
-from memorization.errors import Broken, Caution, WrongUse
-from memorization.storage import delete_file, exists, open_archive, refuse_broken, rename, sync_folder, write_atomically
+from memorization.errors import Broken, Caution, WrongUse, shorten
+from memorization.storage import delete_file, exists, open_archive, open_regular, refuse_broken, rename, sync_folder, write_atomically
 from memorization.subsets import ROLES, load_subsets
 from models.encoders import make_encoder
 
 FORMAT = "memorization checkpoint 1"
 GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")  # what torch.save of tensors names
-MOST_PICKLED = 2**25  # bytes of what is not tensors
+# Of what is not tensors. Most of it is the losses of an epoch under way, 20 parts and 100 bytes a step.
+MOST_PICKLED, MOST_PARTS = 2**23, 2**21
 KEPT = re.compile(r"encoder_epoch_[0-9]{4,7}\.pt")  # names of the encoders of training.checkpoint_epochs
 OF_SYSTEM = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENODEV, errno.EACCES, errno.ENOSPC)  # of no file's content
 DEEPEST = 50  # of dicts and lists in each other
+
+
+class _Foreign(ValueError):
+    """A whole file, but not one of ours; the message says of what."""
 
 
 def save_checkpoint(path, content):
@@ -46,24 +51,39 @@ def read_checkpoint(path):
             content = _load(path)
         except (OSError, MemoryError):
             raise
+        except _Foreign as error:
+            raise WrongUse(f"{path}: a checkpoint of another program ({error})") from None
         except Exception as error:  # torch raises many kinds for foreign and broken files, with advice that is none here
             _raise_if_of_system(error)
             raise Broken(f"{path}: not a whole checkpoint: truncated, broken, or another kind of file") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise WrongUse(f"{path}: not a checkpoint of this project ({FORMAT!r} is missing)")
     if content.pop("checksum", None) != checksum(content):
         raise Broken(f"{path}: its checksum does not fit; the file is broken")
     return content
 
 
 def _load(path):
+    _check_first_bytes(path)
     with open_archive(path) as archive:
         _check_pickled(archive)
         with _copy_of(archive.fp) as copy:
             # Mapped, a tensor cannot claim more than the file holds; read into memory, torch takes its word.
             content = torch.load(copy, map_location="cpu", weights_only=True, mmap=True)
+            if not isinstance(content, dict) or content.get("format") != FORMAT:
+                raise _Foreign(f"{FORMAT!r} is missing")
             _check_plain(content, 4 * os.path.getsize(copy))
     return _in_memory(content)
+
+
+def _check_first_bytes(path):
+    """Raise _Foreign if a file begins as other programs' checkpoints do; ours are zip files."""
+    with open_regular(path) as file:
+        start = file.read(10)
+    if start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5" and len(start) > 2:
+        raise _Foreign("a pickle, as torch.save wrote before 1.6")
+    if start[8:10] == b'{"':
+        raise _Foreign("safetensors")
+    if start.startswith(b"\x89HDF\r\n"):
+        raise _Foreign("HDF5")
 
 
 def _raise_if_of_system(error):
@@ -97,14 +117,21 @@ def _in_memory(value):
 
 
 def _check_pickled(archive):
-    """Raise ValueError unless an open zip file is one of torch.save, whose pickle names nothing but tensors."""
-    (member,) = (member for member in archive.infolist() if member.filename.endswith("data.pkl"))
-    if member.file_size > MOST_PICKLED:
-        raise ValueError(f"{member.file_size} bytes beside its tensors")
-    pickled = archive.read(member)
-    for opcode, argument, _ in pickletools.genops(pickled):
-        if opcode.name in ("STACK_GLOBAL", "INST") or (opcode.name == "GLOBAL" and not GLOBALS.fullmatch(argument)):
-            raise ValueError(f"it names {argument}")
+    """Raise _Foreign unless an open zip file is one of torch.save, whose pickle names nothing but
+    tensors, and ValueError if the pickle is broken."""
+    pickles = [m for m in archive.infolist() if m.filename.endswith("data.pkl")]
+    if len(pickles) != 1:
+        raise _Foreign("a zip file, but not one of torch.save")
+    if pickles[0].file_size > MOST_PICKLED:
+        raise _Foreign(f"{pickles[0].file_size} bytes beside its tensors")
+    pickled = archive.read(pickles[0])
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
+        if number == MOST_PARTS:
+            raise _Foreign(f"more than {MOST_PARTS} parts beside its tensors")
+        if opcode.name in ("STACK_GLOBAL", "INST"):
+            raise _Foreign("it names more than tensors")
+        if opcode.name == "GLOBAL" and not GLOBALS.fullmatch(argument):
+            raise _Foreign(f"it names {shorten(argument)}")
 
 
 def _check_plain(content, most):

@@ -21,7 +21,9 @@ import numpy as np
 
 from memorization.errors import Broken, WrongUse, visible
 
-MOST_TEXT = 2**26  # bytes of a text file that is read at once
+MOST_TEXT = 2**25  # bytes of a text file that is read at once: of a log, 100,000 epochs
+MOST_JSON = 2**23  # characters; small lists take twenty times as much memory
+MOST_DIRECTORY = 2**24  # bytes of a zip file's list of members, some 80 a member
 TRIED_BYTES = 4096  # written to find out if a folder takes files; a full disk takes empty ones
 LEFT_BEHIND = 24 * 3600  # seconds after which a temporary file has no writer, if locks cannot tell
 OF_ROOM = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # errors that may be of size
@@ -316,7 +318,12 @@ def refuse_broken(path, words, advice=""):
 
 
 def parse_json(text):
-    """The value of a JSON text. Raises ValueError also where it is nested too deeply, or has NaN or infinity in it."""
+    """The value of a JSON text.
+
+    Raises ValueError also if it is too long or nested too deeply, or has NaN or infinity in it.
+    """
+    if len(text) > MOST_JSON:
+        raise ValueError(f"{len(text)} characters, but at most {MOST_JSON} are expected")
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except RecursionError:
@@ -337,15 +344,24 @@ def read_arrays(path):
 def open_archive(path):
     """Open a zip file whose members are stored as they are. Raises ValueError if it is broken, OSError as the system does."""
     try:
-        with open_regular(path) as opened, zipfile.ZipFile(opened) as file:
-            check_members(file)
-            yield file
+        with open_regular(path) as opened:
+            _check_directory(opened)
+            with zipfile.ZipFile(opened) as file:
+                check_members(file)
+                yield file
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:  # also of encrypted and of foreign archives
         raise ValueError(str(error)) from None
     except OSError as error:
         if error.errno != errno.EINVAL:  # of a place before the beginning of the file
             raise
         raise ValueError("its directory leads out of it") from None
+
+
+def _check_directory(file):
+    """Raise ValueError if the list of members is larger than ours ever are: each becomes an object."""
+    end = zipfile._EndRecData(file)  # what ZipFile itself goes by
+    if end is not None and end[zipfile._ECD_SIZE] > MOST_DIRECTORY:
+        raise ValueError(f"a list of members of {end[zipfile._ECD_SIZE]} bytes")
 
 
 def check_members(file):

@@ -556,8 +556,10 @@ def _open_log(folder, finished_epochs):
 def read_log(path, count=None):
     """The first lines of a log.jsonl, dicts; all without count. Raises WrongUse where they are not those of the epochs, in order."""
     with refuse_broken(path, "not a whole log", "; delete it, and what was logged is lost"):
-        lines = [parse_json(line) for line in read_text(path).splitlines()[:count]]
-        for epoch, line in enumerate(lines, start=1):
+        lines = []
+        for epoch, text in enumerate(read_text(path).splitlines()[:count], start=1):
+            line = parse_json(text)
+            lines.append(line)
             numbers = [line["loss"], line["spread"], line["images_per_second"], line["knn_accuracy"] or 0.0]
             if line["epoch"] != epoch or not all(type(number) is float and math.isfinite(number) for number in numbers):
                 raise ValueError(f"line {epoch} is not that of an epoch")

@@ -211,7 +211,7 @@ def test_a_checkpoint_for_which_there_is_no_memory_is_no_broken_one(error, tmp_p
 def test_what_another_program_wrote_under_the_name_of_a_checkpoint_is_refused_and_left_there(tmp_path):
     two_saves(tmp_path)
     torch.save({"state_dict": {}}, tmp_path / "last.pt")
-    with pytest.raises(WrongUse, match="last.pt: not a checkpoint of this project"):
+    with pytest.raises(WrongUse, match="last.pt: a checkpoint of another program"):
         read_progress(tmp_path)
     assert (tmp_path / "last.pt").exists()
 

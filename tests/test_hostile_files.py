@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from argparse import Namespace
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -32,7 +34,7 @@ from memorization.boxes import boxes_of
 from memorization.checkpoint import checksum, load_trained, read_checkpoint, read_progress, restore, save_checkpoint
 from memorization.config import DataSettings, read_config, read_run_config
 from memorization.data import Split, open_images
-from memorization.errors import WrongUse
+from memorization.errors import Broken, WrongUse
 from memorization.optimizers import make_optimizer
 from memorization.representations import read_representations
 from memorization.scores import load_candidate_scores
@@ -298,6 +300,50 @@ def test_the_progress_of_a_training(run):
         (("optimizer",), None), (("method",), {}),
     ]  # fmt: skip
     fuzz(path, read, hostile_checkpoints(path.read_bytes()) + resaved(path, changes))
+
+
+def saved(value, **how):
+    file = io.BytesIO()
+    torch.save(value, file, **how)
+    return file.getvalue()
+
+
+def safetensors(header):
+    header = json.dumps(header).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(8)
+
+
+OTHERS = {
+    "weights alone": saved(torch.nn.Linear(2, 2).state_dict()),
+    "a tensor": saved(torch.ones(2)),
+    "a dict of another": saved({"epoch": 3, "model": torch.nn.Linear(2, 2).state_dict(), "optimizer": {"state": {}}}),
+    "a whole model": saved(torch.nn.Linear(2, 2)),
+    "with its arguments": saved({"args": Namespace(lr=0.1), "state_dict": {}}),
+    "with numpy": saved({"best": np.float64(3.0)}),
+    "before torch 1.6": saved({"state_dict": torch.nn.Linear(2, 2).state_dict()}, _use_new_zipfile_serialization=False),
+    "a pickle": pickle.dumps({"weights": np.ones(3)}),
+    "safetensors": safetensors({"weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}),
+    "Keras": b"\x89HDF\r\n\x1a\n" + bytes(100),
+    "arrays": zipped({"weight.npy": npy(np.ones(3))}),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_checkpoint_of_another_program_is_called_one(name, tmp_path):
+    path = tmp_path / "encoder.pt"
+    path.write_bytes(OTHERS[name])
+    with pytest.raises(WrongUse, match="encoder.pt: a checkpoint of another program") as refusal:
+        read_checkpoint(path)
+    assert not isinstance(refusal.value, Broken)  # or a good previous.pt would take its place
+
+
+def test_a_checkpoint_of_ours_that_was_cut_off_is_broken_and_no_other_programs(run):
+    path = run / "seed_0/candidate/encoder.pt"
+    whole = path.read_bytes()
+    for size in (0, 1, 10, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(Broken, match="encoder.pt: not a whole checkpoint: truncated, broken"):
+            read_checkpoint(path)
 
 
 def test_a_zip_file_whose_members_claim_more_than_it_has_is_refused(tmp_path):
@@ -567,6 +613,64 @@ def test_an_image(folder):
         return np.shape(prepared_images(folder)[1])
 
     fuzz(path, read, [large.getvalue(), b"", b"GIF89a", b"\x89PNG\r\n\x1a\n"], valid=lambda shape: shape == (4, 3, 8, 8))
+
+
+# --- large, and made of very small things -----------------------------------------------------------------------------------------
+
+
+def with_pickle(content):
+    """A file of torch.save with another pickle."""
+    members = unzipped(pickled(1))
+    (name,) = (name for name in members if name.endswith("data.pkl"))
+    return zipped(members | {name: content})
+
+
+def many_members(count):
+    """A zip file with so many empty members; the directory at its end alone."""
+    entry = struct.pack("<4s4B4HL2L5H2L", b"PK\1\2", 20, 3, 20, 0, 0, 0, 0, 33, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"a"
+    return entry * count + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count % 65536, count % 65536, count * len(entry), 0, 0)
+
+
+def npz_with_text(intact, name, text):
+    return zipped(unzipped(intact) | {name: npy(np.array(text))})
+
+
+MANY = 33 * 2**20  # bytes
+LARGE_YAML = [
+    b"{" + b",".join(b"k%d: 1" % i for i in range(20_000)) + b"}", b"[],\n" * (MANY // 4), b"[" * 2**18, b"a: " + b"9" * 2**17,
+]  # fmt: skip
+LARGE_JSON = [b"[" + b"[]," * (MANY // 3) + b"[]]", b"[" + b"{}," * 2**21 + b"{}]", b"\n" * 2**25, b"{}\n" * 2**23]
+HEAD = b"index,xmin,ymin,xmax,ymax\n"
+LARGE_CSV = [HEAD + b"0,0,0,1,1\n" * 2**19 + b"x", HEAD * (MANY // len(HEAD) + 1), b"\n" * 2**25, b"," * 2**25, HEAD + b"," * 2**24]
+LARGE_XML = [b"<a>" * 2**20, b"<a>" + b"<b/>" * (2**20 - 10), b"<a>" * (MANY // 3), b"<a>" + b"&lt;" * (2**20 - 9) + b"</b>"]
+LARGE_PICKLES = [
+    b"\x80\2]" + b"]" * 2**22 + b".", b"\x80\2" + b"]" * MANY + b".", b"\x80\2}(" + b"K\1]" * 2**19 + b"u.", b"\x80\2](" + b"]" * 2**20 + b"e.",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["config", "checkpoint", "subsets", "summary", "log", "table of boxes", "boxes of an image"])
+def test_a_large_file_of_small_things_takes_little_memory(kind, run, tmp_path):
+    """Up to 64 MB; some took 5 GiB and minutes."""
+    encoder, subsets, table, xml = run / "seed_0/candidate/encoder.pt", run / "subsets.npz", tmp_path / "b.csv", tmp_path / "a.xml"
+    small = subsets.read_bytes()
+    path, read, contents = {
+        "config": (run / "config.yaml", lambda: read_run_config(run), LARGE_YAML),
+        "checkpoint": (encoder, lambda: read_checkpoint(encoder), [*map(with_pickle, LARGE_PICKLES), many_members(1_300_000)]),
+        "subsets": (subsets, lambda: load_subsets(subsets), [
+            many_members(1_300_000), many_members(300_000), npz_with_text(small, "data.npy", "[" + "[]," * 2**21 + "[]]"),
+            npz_with_text(small, "fingerprint.npy", "x" * 2**24),
+            npz_with_text(small, "shared.npy", np.arange(2**23)),
+        ]),
+        "summary": (run / "scores/summary.json", lambda: scores_read(run), LARGE_JSON),
+        "log": (run / "seed_0/candidate/log.jsonl", lambda: read_log(run / "seed_0/candidate/log.jsonl"), LARGE_JSON),
+        "table of boxes": (table, lambda: boxes_read(table), LARGE_CSV),
+        "boxes of an image": (xml, lambda: boxes_read(tmp_path, ["/images/c/a.png"] * 9), LARGE_XML),
+    }[kind]  # fmt: skip
+    for number, content in enumerate(contents):
+        path.write_bytes(content)
+        with little_memory(), within(SECONDS), pytest.raises(WrongUse) as refusal:
+            read()
+        assert len(str(refusal.value)) <= 1000, number
 
 
 # --- as real processes ------------------------------------------------------------------------------------------------------------
