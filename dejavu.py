@@ -8,8 +8,8 @@
 Every image of S_C and S_I is asked about with a part of it; the k public images nearest to the part, in an encoder's representation, vote
 for a label. Who trained on the image is the target, who did not the reference; the Deja Vu score is how much more often the target is
 right. Reads the run folder (encoder.pt of every seed and role, subsets.npz, config.yaml, scores/ if there) and the data set. Writes into
-dejavu/ of the run folder: dejavu.csv, summary.json, confidence.png, shares.png and cases.png; for another checkpoint, query or reference
-into a folder in it, named after them. With --checkpoint all every kept checkpoint is asked, and training_curve.png drawn.
+dejavu/ of the run folder: dejavu.csv, summary.json, confidence.png, shares.png and cases.png; for another checkpoint, query or reference,
+and for other seeds or settings than those of the run's config.yaml, into a folder in it, named after them. With --checkpoint all every kept checkpoint is asked, and training_curve.png drawn.
 With --dejavu.reference crops f alone is needed, and compared with a small classifier of the same parts of images that f never saw.
 """
 
@@ -47,13 +47,15 @@ from memorization.normalization import normalize
 from memorization.queries import make_queries
 from memorization.representations import encode_images, encoder_source
 from memorization.resources import OTHER_DEVICE, memory_for
-from memorization.scores import load_candidate_scores
+from memorization.results import SUMMARY, deja_vu_result, read_summary
+from memorization.scores import load_candidate_scores, scored_folder
 from memorization.significance import mean_and_spread, plus_minus
-from memorization.storage import check_writable, exists, parse_json, read_text, write_atomically, write_json
+from memorization.storage import exists
 from memorization.subsets import ROLES, first_by_hash, load_subsets
 from models.encoders import make_encoder
 
 ACTIONS = {"checkpoint": "encoder (the default), epoch_NNNN for a kept one, or all for the test over training"}
+PICTURES = ["confidence.png", "shares.png", "cases.png", "training_curve.png"]
 PERCENTS = list(range(1, 101))  # of the images, the surest first
 REPORTED = (100, 20, 5)
 TOP = 100  # of the candidates, whose overlap with the most memorized is counted
@@ -80,9 +82,10 @@ def main(argv=None):
     device = choose_device(config)
     roles = ROLES if config.dejavu.reference == "independent" else ROLES[:1]
     names = chosen_checkpoints(config.actions["checkpoint"], config.folder, config.seeds, roles)
-    for name in names:
-        check_writable(config.dejavu_folder(name))
     subsets = load_subsets(config.folder / "subsets.npz")
+    results = {name: deja_vu_result(config, subsets, name) for name in names}
+    for result in results.values():
+        result.check_place()
     images = images_of_run(subsets, config)
     with memory_for("device", config.device, OTHER_DEVICE):
         public = public_images(images, subsets, config.dejavu, device)
@@ -92,11 +95,10 @@ def main(argv=None):
     scores = {name: scores_of_candidates(name, subsets, config) for name in names}
     with memory_for("dejavu.memory_gb", config.dejavu.memory_gb):
         for name in names:
-            attack_checkpoint(name, scores[name], images, subsets, public, config, device)
+            attack_checkpoint(name, results[name], scores[name], images, subsets, public, config, device)
     if config.actions["checkpoint"] == "all" and processes.is_first():
-        folders = [config.dejavu_folder(name) for name in names]
-        summaries = [parse_json(read_text(folder / "summary.json")) for folder in folders]
-        draw_deja_vu_curve(summaries, folders[-1] / "training_curve.png")
+        summaries = [read_summary(result.folder, result.again) for result in results.values()]
+        draw_deja_vu_curve(summaries, result.folder / "training_curve.png")
 
 
 def public_images(images, subsets, settings, device):
@@ -122,7 +124,11 @@ def public_images(images, subsets, settings, device):
 
 
 def check_labels(images, subsets, public, settings):
-    """Raise WrongUse where an attacked image has no label, or one that no public image has."""
+    """Raise WrongUse if an attacked image has no label, or one that no public image has, or if there is one class alone."""
+    if len(np.unique(public.labels)) == 1:
+        raise WrongUse(
+            f"dejavu.public_split: the {len(public.labels)} public images of the {settings.public_split} set are of one class: nothing to tell"
+        )
     for subset in ("candidate", "independent"):
         labels = images.train.labels.numpy()[getattr(subsets, subset)]
         if (labels < 0).any():
@@ -135,16 +141,16 @@ def check_labels(images, subsets, public, settings):
 
 def scores_of_candidates(checkpoint, subsets, config):
     """The CandidateScores of a checkpoint, or None where there are none, or no encoder g any more that they could be checked against."""
-    scored = exists(config.score_folder(checkpoint) / "summary.json")
+    scored = exists(scored_folder(config, subsets, checkpoint) / SUMMARY)
     has_g = all(exists(config.folder / f"seed_{seed}" / "independent" / "encoder.pt") for seed in config.seeds)
     if not scored or (config.dejavu.reference == "crops" and not has_g):
         return None
     return load_candidate_scores(config, subsets, checkpoint)
 
 
-def attack_checkpoint(checkpoint, scores, images, subsets, public, config, device):
-    """Attack one checkpoint of every seed, and write its folder. scores: of `scores_of_candidates`."""
-    folder, start = config.dejavu_folder(checkpoint), time.monotonic()
+def attack_checkpoint(checkpoint, result, scores, images, subsets, public, config, device):
+    """Attack one checkpoint of every seed, and write its folder. result: its Result; scores: of `scores_of_candidates`."""
+    folder, start = result.folder, time.monotonic()
     attack = attack_pair if config.dejavu.reference == "independent" else attack_one_model
     found = [attack(seed, checkpoint, images, subsets, public, config, device) for seed in config.seeds]
     if not processes.is_first():
@@ -172,16 +178,15 @@ def attack_checkpoint(checkpoint, scores, images, subsets, public, config, devic
         "memorization_scores": compare_with_scores(found, scores, config.seeds),
         "settings": config.dejavu.model_dump(),
         "fingerprints": {
-            "subsets": subsets.fingerprint, "data": subsets.data, "public": public.split.fingerprint, "encoders": fingerprints,
+            **result.fingerprints, "public": public.split.fingerprint, "encoders": fingerprints,
         },
         "machine": describe_machine(device),
         "seconds": seconds,
     }  # fmt: skip
-    write_table(folder, found, config.seeds)
-    write_json(folder / "summary.json", summary)
-    draw_deja_vu_confidence(summary, folder / "confidence.png")
-    draw_deja_vu_shares(summary, folder / "shares.png")
-    draw_deja_vu_cases(found[0], images, public.split, folder / "cases.png")
+    with result.save({"dejavu.csv": table_of(found, config.seeds)}, summary, PICTURES):
+        draw_deja_vu_confidence(summary, folder / "confidence.png")
+        draw_deja_vu_shares(summary, folder / "shares.png")
+        draw_deja_vu_cases(found[0], images, public.split, folder / "cases.png")
     print_summary(summary, folder)
 
 
@@ -370,8 +375,8 @@ def means_of(agreements):
     return {name: mean_and_spread([part[name] for part in agreements]) for name in agreements[0]} if agreements else None
 
 
-def write_table(folder, found, seeds):
-    """dejavu.csv: a row for every seed and attacked image, in subset order, then index."""
+def table_of(found, seeds):
+    """The bytes of dejavu.csv: a row for every seed and attacked image, in subset order, then index."""
     names = list(found[0]["guesses"])
     columns = [f"{what}_{name}" for name in names for what in ("prediction", "confidence", "label_share")]
     table = io.StringIO()
@@ -383,7 +388,7 @@ def write_table(folder, found, seeds):
         values = [rows["index"], rows["subset"], rows["label"], *guesses, rows["outcome"]]
         order = np.lexsort([rows["index"], rows["subset"]])  # "candidate" comes before "independent"
         writer.writerows((seed, *row) for row in zip(*(column[order].tolist() for column in values)))
-    write_atomically(folder / "dejavu.csv", table.getvalue())
+    return table.getvalue().encode()
 
 
 def print_summary(summary, folder):

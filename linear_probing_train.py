@@ -7,8 +7,10 @@
 Reads the run folder (encoder.pt of every seed and role) and the probed data sets, whose images it shows whole, resized and in the channels
 that the encoder takes. Writes into probe/ of the run folder: summary.json, probe.png, and representations/, what was encoded once, which is
 safe to delete. With --encoder that encoder stands in the place of the run's, and with --probe.fine_tune true all weights are trained, each
-into a folder of its own in probe/.
+into a folder of its own in probe/, as are other seeds or settings than those of the run's config.yaml.
 """
+
+from dataclasses import replace
 
 from memorization import processes
 from memorization.checkpoint import load_encoder, load_pair, untrained_encoder
@@ -17,11 +19,11 @@ from memorization.data import images_of_run, open_images
 from memorization.errors import WrongUse, one_line_errors, visible
 from memorization.figures import draw_probe
 from memorization.machine import choose_device, describe_machine
-from memorization.probing import fine_tune, prepared_for_probing, probe, probed_data
+from memorization.probing import NEIGHBORS, fine_tune, prepared_for_probing, probe, probed_data, probed_rows
 from memorization.representations import encoder_source, raw_pixels, stated_adaptation
 from memorization.resources import memory_for
+from memorization.results import probe_result
 from memorization.significance import mean_and_spread, paired_test, plus_minus
-from memorization.storage import check_writable, write_json
 from memorization.subsets import ROLES, load_subsets
 
 ACTIONS = {"encoder": "an encoder.pt to probe in the place of those of the run"}
@@ -32,38 +34,43 @@ def main(argv=None):
     config = read_config(__doc__, argv, actions=ACTIONS)
     device = choose_device(config)
     sources = chosen_sources(config)
-    folder = probe_folder(config, sources)
-    check_writable(folder)
+    result = probe_result(config, foreign_identity(config, sources))
+    result.check_place()
     if config.data.name in (data.name for data in probed_data(config)):
         images_of_run(load_subsets(config.folder / "subsets.npz"), config)  # refuses other images than those of training
     datasets = [prepared_for_probing(open_images(data), config.probe) for data in probed_data(config)]
-    rows = []
+    if not config.probe.fine_tune:
+        print_left_out(datasets, config)
+    result = replace(result, fingerprints={"data": {images.name: images.fingerprint for images in datasets}})
+    result.check_place()
+    folder, rows = result.folder, []
     for images in datasets:
         for source in sources:
             if config.probe.fine_tune:
                 with memory_for("probe.fine_tune_batch_size", config.probe.fine_tune_batch_size):
-                    result = fine_tune(source, images, config.probe, device)
+                    found = fine_tune(source, images, config.probe, device)
             else:
                 with memory_for("probe.train_images", config.probe.train_images):
-                    result = probe(source, images, config.probe, config.folder / "probe" / "representations", device)
-            rows.append({"dataset": images.name, "encoder": source.name, "adapted": stated_adaptation(source, images), **result})
+                    found = probe(source, images, config.probe, config.folder / "probe" / "representations", device)
+            rows.append({"dataset": images.name, "encoder": source.name, "adapted": stated_adaptation(source, images), **found})
             print_row(rows[-1])
     summary = {
         "kind": "all weights trained" if config.probe.fine_tune else "linear layer on the frozen encoder",
+        "seeds": config.seeds,
         "results": rows,
         "over_pairs": compare_roles(rows, config.seeds),
         "trained": trained_part(config),
         "settings": config.probe.model_dump(),
         "fingerprints": {
             "encoders": {source.name: source.identity for source in sources},
-            "data": {images.name: images.fingerprint for images in datasets},
+            **result.fingerprints,
         },
         "machine": describe_machine(device),
     }
     if not processes.is_first():
         return
-    write_json(folder / "summary.json", summary)
-    draw_probe(summary, folder / "probe.png")
+    with result.save({}, summary, ["probe.png"]):
+        draw_probe(summary, folder / "probe.png")
     print(f"\nthe picture is in {visible(folder)}: probe.png", flush=True)
 
 
@@ -84,14 +91,18 @@ def chosen_sources(config):
     return sources if config.probe.fine_tune else [*sources, raw_pixels(record)]
 
 
-def probe_folder(config, sources):
-    """probe/ of the run; a folder in it for another encoder, named after its weights, and for fine-tuning."""
-    names = []
-    if config.actions["encoder"] is not None:
-        names.append(f"encoder_{sources[0].identity[:8]}")
-    if config.probe.fine_tune:
-        names.append("fine_tuned")
-    return config.folder / "probe" / "_".join(names)
+def foreign_identity(config, sources):
+    """What identifies the encoder of --encoder, or None if those of the run are probed."""
+    return None if config.actions["encoder"] is None else sources[0].identity
+
+
+def print_left_out(datasets, config):
+    """The kNN accuracies for which a data set has too few training images."""
+    for images in datasets:
+        (_, train), _ = probed_rows(images, config.probe)
+        for name, rule in NEIGHBORS.items():
+            if rule["k"] > len(train):
+                print(f"{images.name}: {len(train)} labelled training images are too few for {name.replace('_', ' ')}, which is left out")
 
 
 def print_row(row):

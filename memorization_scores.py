@@ -6,7 +6,7 @@
 
 Reads the run folder (encoder.pt of every seed and role, subsets.npz, config.yaml) and the data set. Writes into scores/ of the run folder:
 scores.csv, scores.npz, scores.mat, summary.json, histogram.png, scatter.png and gallery.png; for another checkpoint, representation,
-augmentation or precision into a folder in it, named after them.
+augmentation or precision, and for other seeds or settings than those of the run's config.yaml, into a folder in it, named after them.
 
 With --checkpoint all every kept checkpoint is scored, and training_curve.png drawn.
 """
@@ -32,9 +32,10 @@ from memorization.errors import WrongUse, one_line_errors, visible
 from memorization.figures import draw_gallery, draw_histogram, draw_scatter, draw_training_curve
 from memorization.machine import choose_device, describe_machine, uses_bf16, warn_of_emulation
 from memorization.resources import OTHER_DEVICE, memory_for, print_estimate, seconds_of
+from memorization.results import read_summary, score_result
 from memorization.scores import FORMAT
 from memorization.significance import bootstrap_interval, describe, one_sample_test, paired_test, welch_test
-from memorization.storage import check_writable, exists, parse_json, read_text, write_atomically, write_json
+from memorization.storage import exists
 from memorization.subsets import ROLES, SUBSETS, first_by_hash, load_subsets
 from memorization.training import read_log
 
@@ -48,6 +49,7 @@ COMPARISONS = [
     ("external", "independent"),
     ("candidate", "independent"),
 ]
+PICTURES = ["histogram.png", "scatter.png", "gallery.png", "training_curve.png"]
 LONG = 20  # batches from which on one is tried first, to tell what all will take
 CHECKED = 64  # images of each subset scored in fp32 too, to tell how far scores in bf16 are off
 BYTES_A_ROW = 600  # of scores.csv, scores.npz and scores.mat together, about
@@ -59,9 +61,10 @@ def main(argv=None):
     config = read_config(__doc__, argv, actions=ACTIONS)
     device = choose_device(config)
     names = chosen_checkpoints(config.actions["checkpoint"], config.folder, config.seeds)
-    for name in names:
-        check_writable(config.score_folder(name))
     subsets = load_subsets(config.folder / "subsets.npz")
+    results = {name: score_result(config, subsets, name) for name in names}
+    for result in results.values():
+        result.check_place()
     images = images_of_run(subsets, config)
     warn_of_confounders(subsets, images, config.subsets)
     with memory_for("device", config.device, OTHER_DEVICE):
@@ -69,15 +72,15 @@ def main(argv=None):
     warn_of_emulation("scores.precision", config.scores.precision, device)
 
     logs = training_logs(config) if config.actions["checkpoint"] == "all" else None
-    for name in names:
-        score_checkpoint(name, images, subsets, config, device)
+    for name, result in results.items():
+        score_checkpoint(name, result, images, subsets, config, device)
     if logs and processes.is_first():
-        folders = [config.score_folder(name) for name in names]
-        draw_training_curve([parse_json(read_text(folder / "summary.json")) for folder in folders], logs, folders[-1] / "training_curve.png")
+        summaries = [read_summary(result.folder, result.again) for result in results.values()]
+        draw_training_curve(summaries, logs, result.folder / "training_curve.png")
 
 
-def score_checkpoint(checkpoint, images, subsets, config, device):
-    """Score one checkpoint of every seed, and write its folder."""
+def score_checkpoint(checkpoint, result, images, subsets, config, device):
+    """Score one checkpoint of every seed, and write its folder. result: its Result."""
     pairs = {seed: load_pair(config.folder, seed, checkpoint) for seed in config.seeds}
     encoders = pair_fingerprints(pairs)
     rows = chosen_rows(subsets, images, config.scores.per_subset)
@@ -107,11 +110,13 @@ def score_checkpoint(checkpoint, images, subsets, config, device):
         "seconds": seconds,
         "images_per_second": len(rows["index"]) * len(config.seeds) / seconds,
     }
-    folder = config.score_folder(checkpoint)
-    write_scores(folder, scores, summary)
-    draw_histogram(scores, folder / "histogram.png")
-    draw_scatter(scores, folder / "scatter.png")
-    draw_gallery(scores, images, folder / "gallery.png")
+    files = files_of(scores)
+    summary["fingerprints"]["scores"] = hashlib.sha256(files["scores.npz"]).hexdigest()
+    folder = result.folder
+    with result.save(files, summary, PICTURES):
+        draw_histogram(scores, folder / "histogram.png")
+        draw_scatter(scores, folder / "scatter.png")
+        draw_gallery(scores, images, folder / "gallery.png")
     print_summary(summary, folder)
 
 
@@ -271,22 +276,18 @@ def contrast(first, second, weight):
     return {"value": float(difference(first, second)), "interval_95": bootstrap_interval(difference, first, second)}
 
 
-def write_scores(folder, scores, summary):
-    """scores.csv, scores.npz, scores.mat and summary.json."""
+def files_of(scores):
+    """{name: bytes} of scores.csv, scores.npz and scores.mat."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows(zip(*(scores[column].tolist() for column in COLUMNS)))
-    write_atomically(folder / "scores.csv", table.getvalue())
     arrays = io.BytesIO()
     np.savez(arrays, **{name: scores[name] for name in ("index", "split", "subset", "label", "L_f", "L_g", "jackknife")})
-    write_atomically(folder / "scores.npz", arrays.getvalue())
-    summary["fingerprints"]["scores"] = hashlib.sha256(arrays.getvalue()).hexdigest()
     matlab = io.BytesIO()
     as_cells = {name: scores[name].astype(object) for name in ("split", "subset")}
     scipy.io.savemat(matlab, scores | as_cells, oned_as="column")
-    write_atomically(folder / "scores.mat", matlab.getvalue())
-    write_json(folder / "summary.json", summary)
+    return {"scores.csv": table.getvalue().encode(), "scores.npz": arrays.getvalue(), "scores.mat": matlab.getvalue()}
 
 
 def print_summary(summary, folder):

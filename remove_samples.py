@@ -28,7 +28,7 @@ import torch
 
 from memorization import processes
 from memorization.checkpoint import load_pair, load_trained
-from memorization.config import ProbeSettings, read_config, trained_part
+from memorization.config import ProbeSettings, first_difference, read_config, read_run_config, trained_part
 from memorization.data import images_of_run, open_images
 from memorization.errors import WrongUse, one_line_errors, visible
 from memorization.figures import draw_removal_curve
@@ -38,9 +38,10 @@ from memorization.probing import prepared_for_probing, probe, probed_data
 from memorization.removal import DRAWN, distances_to_centres, duplicate_groups, removal_order, remove_in_order
 from memorization.representations import encode_images, encoder_source, raw_pixels
 from memorization.resources import memory_for, print_estimate
-from memorization.scores import load_candidate_scores
+from memorization.results import curve_result
+from memorization.scores import load_candidate_scores, scored_folder
 from memorization.significance import mean_and_spread, paired_test
-from memorization.storage import check_writable, exists, parse_json, read_text, refuse_broken, sole_process, write_atomically, write_json
+from memorization.storage import check_writable, exists, parse_json, read_text, refuse_broken, sole_process, write_json
 from memorization.subsets import load_subsets, save_subsets
 from memorization.training import read_log
 
@@ -79,6 +80,12 @@ def main(argv=None):
         print("\n".join(f"{removal.name} seed {seed}" for removal in removals for seed in config.seeds))
         return
     check_writable(config.folder / "removal")
+    result = curve_result(config, subsets)
+    if config.actions["retrain"]:
+        result.check_place()
+        trained_on = len(subsets.training_set("candidate"))
+        check_epochs(removals, trained_on, config)
+        print_steps(removals, trained_on, config)
     datasets = [prepared_for_probing(open_images(data), config.probe) for data in probed_data(config)] if config.actions["retrain"] else []
     with sole_process(config.folder / "removal" / "lock", wait=True):
         groups = near_duplicates(ranked, images, config) if config.removal.group_duplicates else None
@@ -91,7 +98,8 @@ def main(argv=None):
             for seed in config.seeds:
                 retrain(removal, seed, len(subsets.training_set("candidate")), config, stop)
         if config.actions["jobs"] is None:
-            write_curve(probe_all(removals, datasets, config, device, stop), ranked, groups, config, device)
+            rows, encoders = probe_all(removals, datasets, config, device, stop)
+            write_curve(result, rows, encoders, removals, ranked, groups, subsets, config, device)
 
 
 def check_actions(config):
@@ -122,7 +130,7 @@ def ranked_samples(subsets, config):
     places = {index: place for place, index in enumerate(scores.index.tolist())}
     missing = [index for index in subsets.candidate.tolist() if index not in places]
     if missing:
-        where, total = config.score_folder(), len(subsets.candidate)
+        where, total = scored_folder(config, subsets), len(subsets.candidate)
         raise WrongUse(f"{where}: {len(missing)} of {total} candidates have no score; score all (scores.per_subset null)")
     order = [places[index] for index in subsets.candidate.tolist()]
     ranked = {"index": scores.index, "label": scores.label, "score": scores.score}
@@ -213,6 +221,9 @@ def write_subset_files(removals, ranked, groups, subsets, images, config):
         trained = removal_folder(removal, config) / "subsets.npz"
         if exists(trained) and load_subsets(trained).fingerprint != reduced[removal].fingerprint:
             raise WrongUse(f"{trained.parent}: trained on another set than scores and settings now give; delete it to train it again")
+        file = subset_file(removal, config)
+        if exists(file) and load_subsets(file).fingerprint != reduced[removal].fingerprint:
+            raise WrongUse(f"{file}: made from other scores or settings than these; delete {file.parent} to make all anew")
     for removal, kept in reduced.items():
         save_subsets(kept, subset_file(removal, config))
     print(f"{len(removals)} training sets are in {visible(config.folder / 'removal' / 'subsets')}", flush=True)
@@ -244,10 +255,43 @@ def print_retrainings(removals, subsets, config, device):
 
 def epochs_of(removal, trained_on, config):
     """Epochs of a retraining; with removal.fixed_steps as many steps as on the whole set, to the nearest epoch."""
+    return steps_of(removal.count, trained_on, config)["epochs"]
+
+
+def steps_of(count, trained_on, config):
+    """How long a set of `trained_on` images without `count` of them is trained on, a dict. Batches are whole: a few images less may cost a
+    whole step of an epoch."""
     epochs, batch_size = config.training.epochs, config.training.batch_size
+    of_all, an_epoch = trained_on // batch_size, (trained_on - count) // batch_size
     if config.removal.fixed_steps:
-        return max(1, round(epochs * (trained_on // batch_size) / ((trained_on - removal.count) // batch_size)))
-    return epochs
+        epochs = max(1, round(epochs * of_all / an_epoch))
+    return {"epochs": epochs, "steps_an_epoch": an_epoch, "steps": epochs * an_epoch}
+
+
+def print_steps(removals, trained_on, config):
+    """For every count, the steps of a retraining beside those of f."""
+    whole = steps_of(0, trained_on, config)
+    for count in dict.fromkeys(removal.count for removal in removals):
+        steps = steps_of(count, trained_on, config)
+        both = [f"{of['epochs']} epochs of {of['steps_an_epoch']} steps, {of['steps']}" for of in (steps, whole)]
+        more = 100 * (steps["steps"] / whole["steps"] - 1)
+        print(f"without {count} of {trained_on} images: {both[0]} in all; with all of them: {both[1]} ({more:+.1f} %)", flush=True)
+    if not config.removal.fixed_steps:
+        print("  fewer steps cost accuracy by themselves: --removal.fixed_steps true trains on all sets for as many", flush=True)
+
+
+def check_epochs(removals, trained_on, config):
+    """Raise WrongUse if a reduced set was trained on for another number of epochs than it would be now."""
+    for removal in removals:
+        folder = removal_folder(removal, config)
+        if not exists(folder / "config.yaml"):
+            continue
+        trained, epochs = read_run_config(folder).training.epochs, epochs_of(removal, trained_on, config)
+        if trained != epochs:
+            raise WrongUse(
+                f"removal.fixed_steps: {config.removal.fixed_steps} trains {folder} for {epochs} epochs, but it was trained for {trained}; "
+                "delete it to train it again"
+            )
 
 
 def encoder_file(removal, seed, config):
@@ -293,26 +337,27 @@ def run_script(script, arguments, stop):
 
 
 def probe_all(removals, datasets, config, device, stop):
-    """Top-1 accuracies of f and of every retrained encoder on every data set: a list of dicts with the keys of COLUMNS.
+    """Top-1 accuracies of f and of every retrained encoder on every data set: a list of dicts with the keys of COLUMNS, and {encoder: hash}.
 
     stop: of `stop_requests`. Raises WrongUse where an encoder was trained in another precision than f.
     """
     encoders = [(("none", 0, 0, seed), config.folder) for seed in config.seeds]
     for removal in removals:
         encoders += [((removal.policy, removal.count, removal.draw, seed), removal_folder(removal, config)) for seed in config.seeds]
-    rows, precisions = [], {}
+    rows, precisions, identities = [], {}, {}
     for (policy, count, draw, seed), folder in encoders:
         path = folder / f"seed_{seed}" / "candidate" / "encoder.pt"
         encoder, record = load_trained(folder, seed, "candidate")
         if precisions.setdefault(seed, record["precision"]) != record["precision"]:
             raise WrongUse(f"{path}: trained in {record['precision']}, but f in {precisions[seed]}; retrain on the same kind of device")
         source = encoder_source(str(path), encoder, record)
+        identities[str(path.parent.relative_to(config.folder))] = source.identity
         for images in datasets:
             accuracy = kept_probe(source, images, config, device)
             rows.append(dict(zip(COLUMNS, (images.name, policy, count, draw, seed, accuracy))))
             print(f"{images.name:>14}  {policy} {count}, draw {draw}, seed {seed}: top-1 {100 * accuracy:.2f} %", flush=True)
             stop.check("what was retrained and probed so far is kept")
-    return rows
+    return rows, identities
 
 
 def kept_probe(source, images, config, device):
@@ -322,43 +367,54 @@ def kept_probe(source, images, config, device):
     )
     what = {"source": source.identity, "data": images.fingerprint, "probe": probed}
     path = config.folder / "removal" / "probes" / f"{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]}.json"
-    if not exists(path):
+    accuracy = read_accuracy(path, what) if exists(path) else None
+    if accuracy is None:
         check_writable(path.parent)
         with memory_for("probe.train_images", config.probe.train_images):
             result = probe(source, images, config.probe, None, device)
-        write_json(path, result)
-    return read_accuracy(path)
-
-
-def read_accuracy(path):
-    """The mean top-1 accuracy in a file of removal/probes/. Raises WrongUse if it is broken, or not given by the system."""
-    with refuse_broken(path, "not a whole result of probing", "; delete it, and it will be made again"):
-        accuracy = parse_json(read_text(path))["top_1"]["mean"]
-        if type(accuracy) is not float or not 0 <= accuracy <= 1:
-            raise ValueError(f"its top-1 accuracy is {accuracy!r}")
+        write_json(path, {"of": what, **result})
+        accuracy = result["top_1"]["mean"]
     return accuracy
 
 
-def write_curve(rows, ranked, groups, config, device):
+def read_accuracy(path, what):
+    """The mean top-1 accuracy in a file of removal/probes/; None, said on the screen, if it is not that of `what`.
+
+    Raises WrongUse if the file is broken, or not given by the system.
+    """
+    with refuse_broken(path, "not a whole result of probing", "; delete it, and it will be made again"):
+        kept = parse_json(read_text(path))
+        accuracy = kept["top_1"]["mean"]
+        if type(accuracy) is not float or not 0 <= accuracy <= 1:
+            raise ValueError(f"its top-1 accuracy is {accuracy!r}")
+        is_other = first_difference(kept.get("of"), json.loads(json.dumps(what))) is not None
+    if is_other:
+        print(f"{visible(path)}: does not tell that it is of this encoder, data set and probe; made again", flush=True)
+    return None if is_other else accuracy
+
+
+def write_curve(result, rows, encoders, removals, ranked, groups, subsets, config, device):
     """curve.csv, summary.json and curve.png."""
-    folder = config.folder / "removal"
     table = io.StringIO()
     writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(folder / "curve.csv", table.getvalue())
+    trained_on = len(subsets.training_set("candidate"))
     summary = {
         "datasets": {
             name: summarize([row for row in rows if row["dataset"] == name]) for name in dict.fromkeys(row["dataset"] for row in rows)
         },
         "groups_of_near_duplicates": None if groups is None else int((np.bincount(groups) > 1).sum()),
         "trained": trained_part(config),
-        "settings": {"removal": config.removal.model_dump(), "probe": config.probe.model_dump()},
+        "settings": {section: getattr(config, section).model_dump() for section in ("removal", "probe", "scores")},
         "seeds": {"scores": ranked["seeds"], "retrained": config.seeds},
+        "steps": {count: steps_of(count, trained_on, config) for count in dict.fromkeys([0, *(removal.count for removal in removals)])},
+        "fingerprints": {**result.fingerprints, "encoders": encoders},
         "machine": describe_machine(device),
     }
-    write_json(folder / "summary.json", summary)
-    draw_removal_curve(summary, folder / "curve.png")
+    folder = result.folder
+    with result.save({"curve.csv": table.getvalue().encode()}, summary, ["curve.png"]):
+        draw_removal_curve(summary, folder / "curve.png")
     for dataset, found in summary["datasets"].items():
         for count, test in found["random_above_memorized"].items():
             print(f"{dataset}, {count} removed: random above memorized by {100 * test['mean_difference']:.2f} points, p {test['p']:.2g}")

@@ -3,9 +3,7 @@
 import argparse
 import copy
 import difflib
-import hashlib
 import inspect
-import json
 import os
 import re
 import typing
@@ -317,7 +315,7 @@ class RemovalSettings(Settings):
     )
     draws: int = Field(2, ge=1, le=1000, description="draws of each policy with chance in it")
     candidates_only: bool = Field(False, description="with shared samples, which have no score: rank the candidates alone")
-    fixed_steps: bool = Field(False, description="train a smaller set for more epochs, as many steps as the whole one takes")
+    fixed_steps: bool = Field(True, description="train a smaller set for more epochs, as many steps as the whole one takes")
     clusters: int | None = Field(None, ge=1, description="typical: clusters of k-means; null for the number of classes")
     group_duplicates: bool = Field(False, description="remove near duplicates together, by every policy alike")
     duplicates_in: Literal["pixels", "g"] = Field("pixels", description="near duplicates are found in pixels or in g's representations")
@@ -402,6 +400,7 @@ class Config(RunFolder):
     removal: RemovalSettings = RemovalSettings()
 
     _actions: dict = pydantic.PrivateAttr(default_factory=dict)
+    _recorded: Any = pydantic.PrivateAttr(default=None)
 
     @pydantic.field_validator("seeds")
     @classmethod
@@ -441,23 +440,10 @@ class Config(RunFolder):
         """The run folder, a Path."""
         return Path(self.run).expanduser()
 
-    def score_folder(self, checkpoint="encoder"):
-        """scores/ of the run for the defaults; a folder in it for another checkpoint, representation, augmentation or precision, whose name
-        tells them."""
-        names = [] if checkpoint == "encoder" else [checkpoint]
-        if self.scores.representation != "pooled":
-            names.append(self.scores.representation)
-        if self.scores.augmentation != "training":
-            recipes = json.dumps([recipe.model_dump() for recipe in self.scores.augmentation])
-            names.append(f"augmentation_{hashlib.sha256(recipes.encode()).hexdigest()[:8]}")
-        if self.scores.precision != "fp32":
-            names.append(self.scores.precision)
-        return self.folder / "scores" / "_".join(names)
-
-    def dejavu_folder(self, checkpoint="encoder"):
-        """dejavu/ of the run for the defaults; a folder in it, named after them, for another checkpoint, query or reference."""
-        given = [(checkpoint, "encoder"), (self.dejavu.query, "training"), (self.dejavu.reference, "independent")]
-        return self.folder / "dejavu" / "_".join(name for name, default in given if name != default)
+    @property
+    def recorded(self):
+        """The Config that is kept in the run folder, with all seeds that were trained there."""
+        return self._recorded or self
 
     @property
     def actions(self):
@@ -659,7 +645,9 @@ def _with_trained_part(values, given, source):
         if seed not in run.seeds:
             raise WrongUse(f"seeds: {seed} was given, but {config.run} was trained with {run.seeds}")
     data = run.data.model_copy(update={name: getattr(config.data, name) for name in _not_compared(config.data)})
-    return config.model_copy(update={section: getattr(run, section) for section in TRAINED} | {"data": data})
+    config = config.model_copy(update={section: getattr(run, section) for section in TRAINED} | {"data": data})
+    config._recorded = run
+    return config
 
 
 def _with_order_of_run(config, is_given):

@@ -21,6 +21,7 @@ from memorization.significance import mean_and_spread
 from memorization.subsets import first_by_hash
 
 VALIDATION_SHARE = 0.1  # of the training images: they choose learning rate and weight decay
+FEWEST = 10  # labelled training images, of which one is held out
 NEIGHBORS = {"knn_20": {"k": 20}, "knn_200": {"k": 200, "temperature": 0.1}}  # the kNN accuracies beside the probe's
 
 
@@ -50,6 +51,8 @@ def probe(source, images, settings, cache, device):
     result["per_class"] = [share if n else None for share, n in zip((confusion.diagonal() / tested).tolist(), tested.tolist())]
     result["confusion"] = confusion.tolist()  # [label][prediction], summed over the seeds
     for name, rule in NEIGHBORS.items():
+        if rule["k"] > len(train.labels):
+            continue  # all images would vote for every query
         result[name] = knn_accuracy(test.values, test.labels, train.values, train.labels, **rule)
     return result
 
@@ -165,7 +168,7 @@ def prepared_for_probing(images, settings):
 def probed_rows(images, settings):
     """The labelled images of a dataset that a probe uses: [(training split, indices), (test split, indices)], indices (n,) int64.
 
-    Raises WrongUse where there are none, or too few for the nearest neighbours.
+    Raises WrongUse if there are none, too few, or images of one class alone.
     """
     rows = []
     for split, count in ((images.train, settings.train_images), (images.test, None)):
@@ -173,9 +176,11 @@ def probed_rows(images, settings):
         if len(labelled) == 0:
             raise WrongUse(f"probe.datasets: {images.name} has no labelled {split.name} image; a probe needs labels")
         rows.append((split, torch.from_numpy(np.sort(first_by_hash(labelled, count, split.name)))))
-    most = max(rule["k"] for rule in NEIGHBORS.values())
-    if len(rows[0][1]) < most:
-        raise WrongUse(f"probe.train_images: {len(rows[0][1])} labelled images of {images.name}, but {most} neighbours vote; take more")
+    labels = images.train.labels[rows[0][1]]
+    if len(labels) < FEWEST:
+        raise WrongUse(f"probe.datasets: {images.name} has {len(labels)} labelled training images; a probe needs {FEWEST} of them")
+    if labels.min() == labels.max():
+        raise WrongUse(f"probe.datasets: the {len(labels)} labelled training images of {images.name} are of one class: nothing to tell")
     return rows
 
 

@@ -13,7 +13,7 @@ import torch.nn as nn
 from memorization import processes, threads
 from memorization.augmentations import GRAY_WEIGHTS, whole_images
 from memorization.checkpoint import checksum
-from memorization.errors import WrongUse
+from memorization.errors import WrongUse, visible
 from memorization.machine import to_device
 from memorization.normalization import moderate_scales
 from memorization.resources import print_estimate, seconds_of
@@ -22,6 +22,7 @@ from memorization.storage import array_in, check_writable, exists, read_bytes, r
 ENCODING_BATCH = 512
 LONG = 100  # batches from which on one is tried first, to tell what all will take
 DIGEST_BYTES = 32  # of SHA-256
+OF = b"\nof "  # stands between an array and what it is of
 LEAST_DEVIATION = 1e-6  # of a dimension, as a share of its mean: float32 holds less than that no better than by chance
 MOST_PIXELS = 32  # height and width to which raw pixels are shrunk before they are probed
 
@@ -66,27 +67,41 @@ def stored_examples(source, split, rows, cache, device):
         "rows": hashlib.sha256(rows.numpy()).hexdigest(),
     }  # fmt: skip
     path = Path(cache) / f"{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]}.npy"
-    if not processes.agreed(exists(path)):
+    values = None
+    if processes.agreed(exists(path)):
+        with refuse_broken(path, "not a whole array of representations", "; delete it, and it will be made again"):
+            values = read_representations(path, len(rows), what)
+        if processes.agreed(values is None):
+            print(f"{visible(path)}: does not tell that it is of this encoder and these images; made again", flush=True)
+            values = None
+    if values is None:
         check_writable(cache)
-        file = io.BytesIO()
-        np.save(file, encode_images(source, split, rows, device, kept_in=cache).numpy())
-        with processes.first_before_others():
-            if processes.is_first():
-                write_atomically(path, file.getvalue() + hashlib.sha256(file.getvalue()).digest())
-    with refuse_broken(path, "not a whole array of representations", "; delete it, and it will be made again"):
-        values = read_representations(path, len(rows))
+        values = encode_images(source, split, rows, device, kept_in=cache).numpy()
+        if processes.is_first():
+            write_atomically(path, representation_file(values, what))
     return Examples(torch.from_numpy(values).to(device), labels)
 
 
-def read_representations(path, count):
-    """The representations of `count` images in a file of the cache, (count, D) float32, with the checksum that ends it.
+def representation_file(values, what):
+    """The bytes of a file of the cache: the array as np.save writes it, what it is of as JSON, and a checksum."""
+    file = io.BytesIO()
+    np.save(file, values)
+    content = file.getvalue() + OF + json.dumps(what, sort_keys=True).encode()
+    return content + hashlib.sha256(content).digest()
 
-    Raises ValueError where they are others, or broken.
+
+def read_representations(path, count, what):
+    """The representations of `count` images in a file of the cache, (count, D) float32; None if the file does not tell that it is of `what`.
+
+    Raises ValueError if the file is broken.
     """
     content = read_bytes(path)
     content, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
     if hashlib.sha256(content).digest() != digest:
         raise ValueError("its checksum does not fit")
+    content, _, of = content.rpartition(OF)  # files of earlier versions have no such part
+    if of != json.dumps(what, sort_keys=True).encode():
+        return None
     values = array_in(content)
     if values.dtype != np.float32 or values.ndim != 2 or len(values) != count or not np.isfinite(values).all():
         raise ValueError(f"{values.dtype} of shape {values.shape}")

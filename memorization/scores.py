@@ -1,6 +1,5 @@
 """The scores of a run's candidates, read back for what builds on them."""
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +8,8 @@ from memorization.alignment import memorization_score
 from memorization.checkpoint import load_pair, pair_fingerprints
 from memorization.config import first_difference, shortened
 from memorization.errors import WrongUse
-from memorization.storage import exists, parse_json, read_arrays, read_bytes, read_text, refuse_broken
+from memorization.results import SUMMARY, check_files, score_result, settings_in
+from memorization.storage import exists, parse_json, read_arrays, read_text, refuse_broken
 from memorization.subsets import SUBSETS
 
 FORMAT = "memorization scores 1"  # of summary.json and scores.npz
@@ -36,28 +36,37 @@ class CandidateScores:
         return memorization_score(self.losses_f, self.losses_g)
 
 
+def scored_folder(config, subsets, checkpoint="encoder"):
+    """The folder of scores by a config's settings, a Path: of its seeds, or else of all seeds of the run if its own are scored there."""
+    own = score_result(config, subsets, checkpoint).folder
+    of_all = score_result(config.model_copy(update={"seeds": config.recorded.seeds}), subsets, checkpoint).folder
+    if exists(own / SUMMARY) or not exists(of_all / SUMMARY):
+        return own
+    scored = _read_summary(of_all, config.folder / "scores").get("seeds")
+    return of_all if isinstance(scored, list) and all(seed in scored for seed in config.seeds) else own
+
+
 def load_candidate_scores(config, subsets, checkpoint="encoder"):
     """The CandidateScores that memorization_scores.py wrote for a checkpoint of a run.
 
-    subsets: of the run. Raises WrongUse where files are missing, broken or of another format, or the scores are those of another split,
-    checkpoint, representation, augmentation or precision, or of other encoders.
+    subsets: of the run. Raises WrongUse if files are missing, broken, of another format or not of one scoring, or the scores are those of
+    another split, checkpoint or settings, or of other encoders.
     """
-    folder = config.score_folder(checkpoint)
-    summary = _read_summary(folder / "summary.json", config.folder / "scores")
+    folder = scored_folder(config, subsets, checkpoint)
+    summary = _read_summary(folder, config.folder / "scores")
+    settings = score_result(config, subsets, checkpoint).settings
     with refuse_broken(folder, "not whole scores"):
-        fingerprints, settings, seeds = summary["fingerprints"], summary["settings"], list(summary["seeds"])
+        fingerprints, seeds = summary["fingerprints"], list(summary["seeds"])
         _check_seeds(seeds)
         found = {"subsets": fingerprints["subsets"], "checkpoint": summary["checkpoint"]["name"]}
-        found |= {name: settings[name] for name in ("representation", "augmentation")}
-        found["precision"] = settings.get("precision", "fp32")  # older ones know no other
-        encoders, written = fingerprints["encoders"], fingerprints["scores"]
-        found["scores.npz"] = hashlib.sha256(read_bytes(folder / "scores.npz")).hexdigest()
+        found |= {key.removeprefix("scores."): value for key, value in settings_in(summary, settings).items()}
+        encoders, files = fingerprints["encoders"], summary.get("files", {}) | {"scores.npz": fingerprints["scores"]}
         file = read_arrays(folder / "scores.npz")
         arrays = {name: file[name] for name in ("index", "label", "subset", "L_f", "L_g")}
         _check_shapes(arrays, len(seeds))
     wanted = {"subsets": subsets.fingerprint, "checkpoint": checkpoint}
-    wanted |= config.scores.model_dump(include={"representation", "augmentation", "precision"})
-    _check_equal(found, wanted | {"scores.npz": written}, folder)
+    _check_equal(found, wanted | {key.removeprefix("scores."): value for key, value in settings.items()}, folder)
+    check_files(folder, files, "memorization_scores.py")
     try:
         trained = pair_fingerprints({seed: load_pair(config.folder, seed, checkpoint) for seed in seeds})
     except WrongUse as error:
@@ -75,18 +84,18 @@ def load_candidate_scores(config, subsets, checkpoint="encoder"):
     )  # fmt: skip
 
 
-def _read_summary(path, all_scores):
-    """The dict in a summary.json. Raises WrongUse where it is missing, broken or of another format.
+def _read_summary(folder, all_scores):
+    """The dict in the summary.json of a folder. Raises WrongUse if it is missing, broken or of another format.
 
-    all_scores: the folder of all scores of the run, of which another is named where this one is missing.
+    all_scores: the folder of all scores of the run, of which another is named if this one is missing.
     """
-    if not exists(path):
-        others = sorted(all_scores.rglob("summary.json"))
+    if not exists(folder / SUMMARY):
+        others = sorted(all_scores.rglob(SUMMARY))
         hint = f"; there are scores by other settings, such as {others[0].parent}" if others else ""
-        raise WrongUse(f"{path.parent}: no scores here; run memorization_scores.py with the same config first{hint}")
-    with refuse_broken(path.parent, "not whole scores"):
-        summary = parse_json(read_text(path))
-    _check_equal({"format": summary.get("format") if isinstance(summary, dict) else None}, {"format": FORMAT}, path.parent)
+        raise WrongUse(f"{folder}: no scores here; run memorization_scores.py with the same config first{hint}")
+    with refuse_broken(folder, "not whole scores"):
+        summary = parse_json(read_text(folder / SUMMARY))
+    _check_equal({"format": summary.get("format") if isinstance(summary, dict) else None}, {"format": FORMAT}, folder)
     return summary
 
 

@@ -14,7 +14,7 @@ import stat
 import threading
 import time
 import zipfile
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -44,16 +44,27 @@ def write_atomically(path, content):
     not take the file, or if something else than a file lies there; it is then as it was before.
     """
     path = Path(path)
-    if isinstance(content, str):
-        content = content.encode()
+    content = content.encode() if isinstance(content, str) else content
     with named_on_failure(path, len(content)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _check_replaceable(path)
-        _delete_left_behind(path)
-        with temporary_file(path) as (file, temporary):
-            _write_through(file, content)
+        with stage(path, content) as temporary:
             os.replace(temporary, path)
         sync_folder(path.parent)
+
+
+@contextmanager
+def stage(path, content):
+    """Write bytes into a temporary file beside path, and give its path, to be renamed; else it is deleted.
+
+    Raises WrongUse if the disk does not take it, or if something else than a file lies at path.
+    """
+    with ExitStack() as stack:
+        with named_on_failure(path, len(content)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _check_replaceable(path)
+            _delete_left_behind(path)
+            file, temporary = stack.enter_context(temporary_file(path))
+            _write_through(file, content)
+        yield temporary
 
 
 def append(path, text):
@@ -95,7 +106,8 @@ def temporary_file(path):
                     yield file, temporary
                     return
             finally:
-                temporary.unlink(missing_ok=True)
+                with suppress(OSError):  # what is left behind is deleted by the next who writes
+                    temporary.unlink(missing_ok=True)
 
 
 def _delete_left_behind(path):
@@ -129,6 +141,7 @@ def closing_descriptor(descriptor):
 def check_writable(folder):
     """Raise WrongUse unless files can be written into a folder, or into where it will be made."""
     folder = nearest_folder(folder)
+    _delete_left_behind(folder / "writable")
     with named_on_failure(folder, TRIED_BYTES), temporary_file(folder / "writable") as (file, _):
         _write_through(file, bytes(TRIED_BYTES))
 
@@ -216,8 +229,13 @@ def megabytes(size):
 
 
 def write_json(path, value):
-    """Write a nested value of plain types as JSON, with null in the place of NaN and infinity, which JSON does not know."""
-    write_atomically(path, json.dumps(_finite_or_none(value), indent=2) + "\n")
+    """Write a nested value of plain types as JSON; see `json_text`."""
+    write_atomically(path, json_text(value))
+
+
+def json_text(value):
+    """A nested value of plain types as JSON, with null for NaN and infinity, which JSON does not know."""
+    return json.dumps(_finite_or_none(value), indent=2) + "\n"
 
 
 def _finite_or_none(value):

@@ -226,7 +226,8 @@ def measure_encoder(encoder, view, images, subsets, role, config, epoch):
     encoder.eval()
     representations = processes.rows_of_all(encoded(encoder, [view])[0].float())
     measured = {"spread": spread(representations).item(), "knn_accuracy": None}
-    if config.training.knn_every and epoch % config.training.knn_every == 0:
+    is_due = config.training.knn_every and epoch % config.training.knn_every == 0
+    if is_due and not _is_one_class(images.train.labels[subsets.training_set(role)]):
         bank, bank_labels = _labelled(encoder, images, images.train, subsets.training_set(role), config)
         queries, query_labels = _labelled(encoder, images, images.test, subsets.external, config)
         measured["knn_accuracy"] = knn_accuracy(queries, query_labels, bank, bank_labels, KNN_NEIGHBORS)
@@ -276,6 +277,15 @@ def _check_fit(make_method, images, subsets, roles, config):
         for name, labels in needed.items():
             if not (labels >= 0).any():
                 raise WrongUse(f"training.knn_every: {config.training.knn_every} needs labels, but no {name} has one; set it to 0")
+            if name != "external image" and _is_one_class(labels) and processes.is_first():
+                message = f"training.knn_every: the labels of each {name} are one class: nothing to tell, kNN accuracies are left out"
+                warnings.warn(Caution(message), stacklevel=2)
+
+
+def _is_one_class(labels):
+    """Whether the images that have a label, -1 for none, are all of one class."""
+    labels = labels[labels >= 0]
+    return bool((labels == labels[:1]).all())
 
 
 def _check_processes(make_method, config, device):

@@ -28,6 +28,7 @@ EXPERIMENT = {
     "method": {"name": "simclr", "hidden_dim": 8, "projection_dim": 8},
     "training": {"epochs": 3, "batch_size": 16, "optimizer": "adamw", "learning_rate": 0.01, "base_batch_size": None},
     "scores": {"views": 4},
+    "dejavu": {"k": 20, "views": 3},
 }
 
 # Of every method: its script, the schema of its settings, and what it changes in the tiny experiment.

@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -81,9 +82,9 @@ def test_the_summary_follows_from_the_table(run_copy):
 
 
 def test_the_summary_tells_what_the_score_is_to_be_compared_with(tmp_path):
-    path = write_experiment(tmp_path, {"subsets.order": "shuffled", "training.epochs": 1, "scores.views": 3})
+    path = write_experiment(tmp_path, {"subsets.order": "shuffled", "training.epochs": 1, "scores": {"views": 3, "per_subset": 11}})
     train_simclr.main(["--config", path])
-    memorization_scores.main(["--config", path, "--scores.per_subset", "11"])
+    memorization_scores.main(["--config", path])
     run = tmp_path / "run"
     of_train = ["--dejavu.public_split", "train", "--dejavu.normalize", "true"]
     for options in (["--dejavu.query", "corner"], [], of_train):  # a corner has few different votes, and so many equal confidences
@@ -276,7 +277,8 @@ def test_one_encoder_is_compared_with_a_classifier_of_queries(method, tmp_path, 
     calls, train = [], dejavu.train_classifier
     monkeypatch.setattr(dejavu, "train_classifier", lambda *arguments: [calls.append(arguments), train(*arguments)][1])
     script, _, changes = METHODS[method]
-    path = write_experiment(tmp_path, changes | {"training.epochs": 1})
+    asked = {"k": 20, "views": 3, "reference_epochs": 4}
+    path = write_experiment(tmp_path, changes | {"training.epochs": 1, "dejavu": asked})
     script.main(["--config", path, "--role", "candidate"])  # there is no g
     one_model = ["--dejavu.reference", "crops", "--dejavu.reference_epochs", "4"]
     rows, summary = ask(path, tmp_path / "run", *one_model)
@@ -311,7 +313,9 @@ def test_boxes_of_a_folder_of_images(tmp_path, refusal, capsys):
     boxes.write_text("\n".join(["index,xmin,ymin,xmax,ymax", *lines]))
     options = ["--dejavu.query", "boxes", "--dejavu.boxes", str(boxes), "--dejavu.k", "5"]
     dejavu.main(["--config", path, *options])
-    summary = json.loads((tmp_path / "run/dejavu/boxes/summary.json").read_text())
+    (folder,) = (tmp_path / "run/dejavu").iterdir()
+    assert re.fullmatch("boxes_[0-9a-f]{8}_k_5", folder.name)
+    summary = json.loads((folder / "summary.json").read_text())
     assert summary["seeds"][0]["dropped"] == {"without boxes": 1, "too little between boxes": 1}
     assert sum(summary["seeds"][0]["images"].values()) == 14
     clipped = summary["seeds"][0]["boxes"]["boxes went beyond their image and were clipped"]
@@ -369,8 +373,18 @@ def test_images_without_labels_cannot_be_asked_about(run_copy):
         dejavu.check_labels(unlabelled, subsets, public, settings)
 
 
+def test_public_images_of_one_class_tell_nothing(run_copy):
+    images, subsets = open_images(DataSettings(name="fake", size=16)), load_subsets(run_copy[1] / "subsets.npz")
+    images.test.labels.fill_(2)
+    public = dejavu.public_images(images, subsets, DejaVuSettings(k=20), torch.device("cpu"))
+    with pytest.raises(WrongUse, match="the 256 public images of the test set are of one class: nothing to tell"):
+        dejavu.check_labels(images, subsets, public, DejaVuSettings(k=20))
+
+
 def test_scores_of_some_candidates_only_are_compared_for_those(run_copy):
     path, run = run_copy
-    shutil.rmtree(run / "scores")
-    memorization_scores.main(["--config", path, "--run", str(run), "--scores.per_subset", "10"])
-    assert ask(path, run)[1]["memorization_scores"]["candidates"] == 10
+    few = ["--scores.per_subset", "10"]
+    memorization_scores.main(["--config", path, "--run", str(run), *few])
+    assert ask(path, run, *few)[1]["memorization_scores"]["candidates"] == 10
+    assert (run / "dejavu/scores_per_subset_10/dejavu.csv").exists()
+    assert ask(path, run)[1]["memorization_scores"]["candidates"] == 24

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -7,9 +8,10 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+import yaml
 
 import linear_probing_train
-from memorization import probing
+from memorization import probing, representations
 from memorization.augmentations import whole_images
 from memorization.checkpoint import checksum, read_checkpoint, save_checkpoint
 from memorization.config import DataSettings, EncoderSettings, ProbeSettings
@@ -217,10 +219,25 @@ def test_a_dataset_without_labels_is_refused(split):
         probed_rows(images, ProbeSettings())
 
 
-def test_too_few_images_for_the_neighbours_are_refused():
+def test_with_fewer_images_than_neighbours_these_are_left_out():
     images = fake_images()
-    images.train.labels[150:] = -1
-    with pytest.raises(WrongUse, match="150 labelled images of fake, but 200 neighbours vote"):
+    images.train.labels[60:] = -1
+    settings = ProbeSettings(epochs=3, warmup_epochs=1, seeds=[0])
+    result = probe(flat_source(), images, settings, None, CPU)
+    assert result["train_images"] == 60 and "knn_200" not in result and 0 < result["knn_20"] <= 1
+    images.train.labels[10:] = -1
+    result = probe(flat_source(), images, settings, None, CPU)
+    assert np.isfinite(result["seeds"][0]["validation_loss"]) and "knn_20" not in result
+    assert fine_tune(replace(flat_source(), encode=nn.Flatten()), images, settings, CPU)["top_1"]["mean"] < 1
+    images.train.labels[9] = -1
+    with pytest.raises(WrongUse, match="fake has 9 labelled training images; a probe needs 10"):
+        probed_rows(images, ProbeSettings())
+
+
+def test_one_class_tells_nothing():
+    images = fake_images()
+    images.train.labels.clamp_(-1, 0)
+    with pytest.raises(WrongUse, match="the 1024 labelled training images of fake are of one class: nothing to tell"):
         probed_rows(images, ProbeSettings())
 
 
@@ -310,6 +327,34 @@ def test_what_was_encoded_can_be_trained_afterwards(count):
     source.encode.requires_grad_(True)
     F.mse_loss(source.encode(images.train.pixels[:2] / 255), values[:2] + 1).backward()
     fine_tune(source, images, ProbeSettings(fine_tune_epochs=1, seeds=[0]), CPU)
+
+
+def test_swapped_files_of_representations_are_made_again(tmp_path, capsys):
+    """As are those of earlier versions, which do not tell what they are of."""
+    images, rows = fake_images(), torch.arange(20)
+    sources = [replace(flat_source(identity=name), encode=encode) for name, encode in (("f", Counting()), ("g", Halved()))]
+
+    def stored(source):
+        return stored_examples(source, images.train, rows, tmp_path, CPU).values
+
+    f, g = map(stored, sources)
+    files = sorted(tmp_path.glob("*.npy"))
+    contents = [file.read_bytes() for file in files]
+    old = contents[0][: -representations.DIGEST_BYTES].rpartition(representations.OF)[0]
+    old += hashlib.sha256(old).digest()
+    assert not torch.equal(f, g)
+    for changed in (contents[::-1], [old, contents[1]]):
+        for file, content in zip(files, changed):
+            file.write_bytes(content)
+        assert torch.equal(stored(sources[0]), f) and torch.equal(stored(sources[1]), g)
+        assert [file.read_bytes() for file in files] == contents
+        assert capsys.readouterr().out.count("made again") == sum(a != b for a, b in zip(changed, contents))
+    assert np.array_equal(np.load(files[0]), f if np.array_equal(np.load(files[0]), f) else g)  # a plain .npy for others
+
+
+class Halved(Counting):
+    def forward(self, pixels):
+        return super().forward(pixels) / 2
 
 
 class Broken(nn.Module):
@@ -414,6 +459,9 @@ def probed_run(scored_run, tmp_path_factory):
     """(config path, a copy of the scored run, probed). Not to be changed."""
     run = tmp_path_factory.mktemp("probed") / "run"
     shutil.copytree(scored_run[1], run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["probe"] |= {"epochs": 3, "warmup_epochs": 1, "seeds": [0, 1], "train_images": 300}  # as QUICK
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
     linear_probing_train.main(["--config", scored_run[0], "--run", str(run), *QUICK])
     return scored_run[0], run
 
@@ -473,7 +521,8 @@ def test_fine_tuned_encoders_are_named_so(probed_run):
     path, run = probed_run
     options = ["--probe.fine_tune", "true", "--probe.fine_tune_epochs", "1", "--seeds", "0"]
     linear_probing_train.main(["--config", path, "--run", str(run), *QUICK, *options])
-    summary = json.loads((run / "probe/fine_tuned/summary.json").read_text())
+    folder = run / "probe/fine_tuned_fine_tune_epochs_1_seeds_0"
+    summary = json.loads((folder / "summary.json").read_text())
     assert summary["kind"] == "all weights trained"
     assert [row["encoder"] for row in summary["results"]] == ["candidate seed 0", "independent seed 0", "random encoder"]
     assert summary["over_pairs"] == {}

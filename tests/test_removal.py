@@ -255,20 +255,26 @@ def test_the_curve_holds_an_accuracy_for_every_removal_and_seed(halves_copy, in_
     assert summary["nothing_removed"]["n"] == 2
     assert (run / "removal/curve.png").stat().st_size > 5000
     encoder = read_checkpoint(run / "removal/memorized_8_draw0/seed_1/candidate/encoder.pt")
-    assert encoder["seed"] == 1 and encoder["config"]["training"]["epochs"] == 2
+    assert encoder["seed"] == 1 and encoder["config"]["training"]["epochs"] == 4  # of 1 step, in place of 2 of 2
 
 
 def test_an_encoder_of_other_scores_is_not_taken_for_one_of_these(halves_copy, in_process, refusal):
     path, run = halves_copy
     remove(halves_copy, "--retrain", "--jobs", "0/6")
     files = {file: file.read_bytes() for file in (run / "removal").rglob("*.npz")}
-    memorization_scores.main(["--config", path, "--run", str(run), "--scores.views", "5"])
-    options = ["--config", path, "--run", str(run)]
+    views = ["--scores.views", "5"]
+    memorization_scores.main(["--config", path, "--run", str(run), *views])
+    options = ["--config", path, "--run", str(run), *views]
     line = refusal(remove_samples.main, options)
     assert str(run / "removal/memorized_4_draw0") in line and "delete it to train it again" in line
     assert {file: file.read_bytes() for file in (run / "removal").rglob("*.npz")} == files
     shutil.rmtree(run / "removal/memorized_4_draw0")
+    line = refusal(remove_samples.main, options)
+    assert f"made from other scores or settings than these; delete {run}/removal/subsets" in line
+    assert {file: file.read_bytes() for file in (run / "removal/subsets").iterdir()}.items() <= files.items()
     remove(halves_copy)
+    shutil.rmtree(run / "removal/subsets")
+    remove(halves_copy, *views)
 
 
 def test_encoders_of_another_precision_are_not_compared(halves_copy, in_process, refusal):
@@ -320,10 +326,44 @@ def test_jobs_are_listed_and_shared(halves_copy, in_process, capsys):
     assert sorted(sum(parts, [])) == removals
 
 
-def test_fixed_steps_train_a_smaller_set_for_more_epochs(halves_copy, in_process):
-    options = ["--removal.fixed_steps", "true", "--removal.counts", "16", "--removal.policies", "memorized", "--seeds", "0"]
-    remove(halves_copy, "--retrain", *options)
+def test_a_smaller_set_is_trained_for_as_many_steps_unless_told_otherwise(halves_copy, in_process, capsys, refusal):
+    path, run = halves_copy
+    options = ["--removal.counts", "16", "--removal.policies", "memorized", "--seeds", "0", "--retrain"]
+    remove(halves_copy, *options)
     assert in_process[0][in_process[0].index("--training.epochs") + 1] == "4"  # 2 epochs of 2 steps are 4 of 1 step
+    equal = "without 16 of 32 images: 4 epochs of 1 steps, 4 in all; with all of them: 2 epochs of 2 steps, 4 (+0.0 %)"
+    assert equal in capsys.readouterr().out
+    (summary,) = [json.loads(file.read_text()) for file in (run / "removal").glob("counts_16_*/summary.json")]
+    assert summary["steps"] == {
+        "0": {"epochs": 2, "steps_an_epoch": 2, "steps": 4}, "16": {"epochs": 4, "steps_an_epoch": 1, "steps": 4},
+    }  # fmt: skip
+    fewer = [*options, "--removal.fixed_steps", "false"]
+    line = refusal(remove_samples.main, ["--config", path, "--run", str(run), *fewer])
+    assert f"trains {run}/removal/memorized_16_draw0 for 2 epochs, but it was trained for 4" in line
+    shutil.rmtree(run / "removal/memorized_16_draw0")
+    remove(halves_copy, *fewer)
+    text = capsys.readouterr().out
+    assert "without 16 of 32 images: 2 epochs of 1 steps, 2 in all" in text and "(-50.0 %)" in text
+    assert "fewer steps cost accuracy by themselves" in text
+
+
+def test_kept_probes_are_of_their_encoders(halves_copy, in_process, capsys):
+    """Swapped, or without what they are of as in earlier versions, they are made again."""
+    _, run = halves_copy
+    options = ["--removal.counts", "4", "--removal.policies", "memorized", "--seeds", "0", "--retrain"]
+    remove(halves_copy, *options)
+    (curve,) = (run / "removal").glob("counts_4_*/curve.csv")
+    expected, kept = curve.read_bytes(), sorted((run / "removal/probes").iterdir())
+    one, other = (file.read_bytes() for file in kept)
+    assert len(expected.splitlines()) == 3 and one != other
+    old = {key: value for key, value in json.loads(one).items() if key != "of"}
+    for contents in ((other, one), (json.dumps(old).encode(), other)):
+        for file, content in zip(kept, contents):
+            file.write_bytes(content)
+        capsys.readouterr()
+        remove(halves_copy, *options)
+        assert curve.read_bytes() == expected and [file.read_bytes() for file in kept] == [one, other]
+        assert capsys.readouterr().out.count("made again") == sum(a != b for a, b in zip(contents, (one, other)))
 
 
 @pytest.mark.parametrize("method", ["simclr", "mae"])

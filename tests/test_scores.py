@@ -156,8 +156,9 @@ def test_the_scales_follow_from_the_raw_losses(scored_run):
 def test_with_one_seed_the_error_is_the_jackknifes(run_copy):
     path, run = run_copy
     score(path, "--run", str(run), "--seeds", "1")
-    with np.load(run / "scores/scores.npz") as arrays:
-        assert np.array_equal(read_table(run / "scores")[1]["stderr"], arrays["jackknife"][0]) and arrays["jackknife"].min() > 0
+    folder = run / "scores/seeds_1"
+    with np.load(folder / "scores.npz") as arrays:
+        assert np.array_equal(read_table(folder)[1]["stderr"], arrays["jackknife"][0]) and arrays["jackknife"].min() > 0
 
 
 def test_the_matlab_file_holds_the_same(scored_run):
@@ -207,9 +208,10 @@ def test_the_same_command_gives_the_same_bytes(scored_run, run_copy):
 
 
 def table_with(run_copy, *options):
+    """The table of the folder that was written last."""
     path, run = run_copy
     score(path, "--run", str(run), *options)
-    return read_table(run / "scores")[1]
+    return read_table(max(run.rglob("scores.csv"), key=lambda file: file.stat().st_mtime_ns).parent)[1]
 
 
 def test_batch_size_does_not_change_a_score(scored_run, run_copy):
@@ -274,8 +276,9 @@ def test_bf16_is_checked_on_images_from_all_over_every_subset(checked, rows, sco
     path, run = run_copy
     monkeypatch.setattr(memorization_scores, "CHECKED", checked)
     score(path, "--run", str(run), "--scores.precision", "bf16", "--seeds", "0")
-    error = json.loads((run / "scores/bf16/summary.json").read_text())["error_of_precision"]["score_error"]
-    rough, exact = (dict(np.load(folder / "scores.npz")) for folder in (run / "scores/bf16", scored_run[1] / "scores"))
+    folder = run / "scores/bf16_seeds_0"
+    error = json.loads((folder / "summary.json").read_text())["error_of_precision"]["score_error"]
+    rough, exact = (dict(np.load(folder / "scores.npz")) for folder in (folder, scored_run[1] / "scores"))
     off = ((rough["L_g"] - rough["L_f"])[0] - (exact["L_g"] - exact["L_f"])[0])[rows]
     assert error["n"] == len(rows) and error["mean"] == pytest.approx(off.mean()) and error["largest"] == pytest.approx(np.abs(off).max())
 

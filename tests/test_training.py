@@ -551,6 +551,24 @@ def test_labels_are_needed_for_a_knn_accuracy(split, unlabelled, who, write_conf
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.filterwarnings("ignore:training.knn_every")
+def test_images_of_one_class_have_no_knn_accuracy(write_config, capsys, tmp_path, monkeypatch):
+    """It would be 100 %."""
+
+    def of_one_class(settings):
+        images = open_images(settings)
+        images.train.labels[:56] = 3  # those of f
+        return images
+
+    monkeypatch.setattr(train_simclr, "open_images", of_one_class)
+    train_simclr.main(["--config", write_config({"training.knn_every": 1, "training.epochs": 1})])
+    of = {}
+    for role in ("candidate", "independent"):
+        (line,) = (tmp_path / "run/seed_0" / role / "log.jsonl").read_text().splitlines()
+        of[role] = json.loads(line)["knn_accuracy"]
+    assert of["candidate"] is None and 0 <= of["independent"] < 1
+
+
 def test_progress_of_another_training_is_refused(write_config, refusal, tmp_path):
     train(write_config({"training.epochs": 1}))
     folder = tmp_path / "run/seed_0"
