@@ -308,7 +308,8 @@ def write_fashion_mnist(raw, seed):
 def test_other_files_under_data_root_are_refused(tmp_path, refused):
     for name, seed in (("one", 0), ("other", 1)):
         write_fashion_mnist(tmp_path / name / "FashionMNIST/raw", seed)
-    changes = {"data": {"name": "fashion_mnist", "root": str(tmp_path / "one")}, "training.epochs": 1}
+    data = {"name": "fashion_mnist", "root": str(tmp_path / "one"), "verify": False}  # not the published files
+    changes = {"data": data, "training.epochs": 1}
     path = write_experiment(tmp_path, changes)
     train_simclr.main(["--config", path])
     other = str(tmp_path / "other")
