@@ -191,7 +191,8 @@ def score_batch(f, g, split, indices, normalization, seed, config):
     recipes = config.augmentation.views if config.scores.augmentation == "training" else config.scores.augmentation
     recipes = [measuring_recipe(recipes, view) for view in range(config.scores.views)]
     views = augment_all(split, indices, recipes, normalization, seed, "scoring", patch=config.encoder.patch)
-    with torch.autocast(split.device.type, dtype=torch.bfloat16, enabled=uses_bf16(config.scores.precision, split.device)):
+    in_bf16 = uses_bf16(config.scores.precision, split.device)
+    with torch.autocast(split.device.type, dtype=torch.bfloat16, enabled=in_bf16):
         distances_f = encoder_distances(f, views, config.scores.representation)  # the same views through f and g:
         distances_g = encoder_distances(g, views, config.scores.representation)  # their noise cancels in the difference
     return mean_over_pairs(distances_f), mean_over_pairs(distances_g), jackknife_error(distances_f, distances_g)

@@ -226,7 +226,8 @@ class TrainingSettings(OptimizerSettings):
     warmup_epochs: int = Field(0, ge=0, description="epochs of linear warm-up, before the cosine")
     clip_gradient: float | None = Field(None, gt=0, description="bound on the norm of the whole gradient; null for none")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto is bf16 autocast on GPUs made for it (Ampere on), else fp32; fp32 is never TF32"
+        "auto",
+        description="auto is bf16 autocast on GPUs made for it (from Ampere on), else fp32; fp32 is never TF32",
     )
     compile: bool = Field(
         False, description="compile the method with torch.compile, which takes a C++ compiler or a GPU, and minutes at the start"

@@ -20,7 +20,8 @@ UNPRINTED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066
 # How RuntimeErrors tell that memory ran out: those of torch's allocators, of CUDA, and of the
 # libraries that allocate for themselves. CUDA allocates memory of the host, too.
 OUT_OF_MEMORY = re.compile(
-    "out of memory|(can't|cannot) allocate memory|not enough memory|bad_alloc|MemoryAllocation|ALLOC(ATION)?_FAILED",
+    "out of memory|(can't|cannot) allocate memory|not enough memory|bad_alloc|"
+    "MemoryAllocation|ALLOC(ATION)?_FAILED",
     re.IGNORECASE,
 )
 OF_A_GPU = re.compile("cuda|cu[a-z]+_status|cufft|nccl|gpu", re.IGNORECASE)
@@ -77,7 +78,9 @@ def exhausted_memory(error):
     """
     if isinstance(error, torch.OutOfMemoryError):
         return GPU_MEMORY
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+    if isinstance(error, MemoryError):
+        return HOST_MEMORY
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return HOST_MEMORY
     text = str(error)
     if not isinstance(error, RuntimeError) or not OUT_OF_MEMORY.search(text):

@@ -43,11 +43,14 @@ def to_device(tensor, device):
 
 
 def uses_bf16(precision, device):
-    """Whether networks multiply in bfloat16. precision: "bf16", "fp32", or "auto", bf16 on GPUs made for it.
+    """Whether networks multiply in bfloat16.
 
-    Older GPUs, before compute capability 8 (Ampere), only emulate it.
+    precision: "bf16", "fp32", or "auto", which is bf16 on GPUs made for it. Older GPUs, before
+    compute capability 8 (Ampere), only emulate it.
     """
-    return precision == "bf16" or (precision == "auto" and device.type == "cuda" and is_made_for_bf16(device))
+    if precision == "auto":
+        return device.type == "cuda" and is_made_for_bf16(device)
+    return precision == "bf16"
 
 
 def is_made_for_bf16(device):
@@ -56,11 +59,15 @@ def is_made_for_bf16(device):
 
 
 def warn_of_emulation(setting, precision, device):
-    """Say if a GPU is told to multiply in bfloat16 but only emulates it. setting: the key of the precision."""
+    """Warn if a GPU is told to multiply in bfloat16 but only emulates it.
+
+    setting: the key of the precision.
+    """
     emulated = precision == "bf16" and device.type == "cuda" and not is_made_for_bf16(device)
     if emulated and processes.is_first():
         name = torch.cuda.get_device_name(device)
-        warnings.warn(Caution(f"{setting}: bf16 is only emulated by {name}, which is slower there than fp32"), stacklevel=2)
+        message = f"{setting}: bf16 is only emulated by {name}, and no faster there than fp32"
+        warnings.warn(Caution(message), stacklevel=2)
 
 
 def use_exact_arithmetic():

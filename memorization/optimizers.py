@@ -49,8 +49,9 @@ class LARS(torch.optim.Optimizer):
 class StackedOptimizer:
     """The steps that SGD, AdamW or LARS take on G layers, all layers in one tensor.
 
-    layers: (G, ...), changed in place; learning_rates, weight_decays: G floats, one for each layer; settings: OptimizerSettings with
-    `optimizer`; adapt: as of LARS. Each layer is trained as `optimizer_of` would train it by itself, but for rounding.
+    layers: (G, ...), changed in place; learning_rates, weight_decays: G floats, one for each layer;
+    settings: OptimizerSettings with `optimizer`; adapt: as of LARS. Each layer is trained as
+    `optimizer_of` would train it by itself, but for rounding.
     """
 
     def __init__(self, layers, learning_rates, weight_decays, settings, adapt=True):
@@ -66,7 +67,8 @@ class StackedOptimizer:
     def step(self, gradient, share):
         """One step. gradient: (G, ...); share: of the learning rates to use, of `schedule`."""
         rates = (share * self.rates).to(self.layers.dtype)
-        {"sgd": self._sgd_step, "lars": self._lars_step, "adamw": self._adamw_step}[self.settings.optimizer](gradient, rates)
+        steps = {"sgd": self._sgd_step, "lars": self._lars_step, "adamw": self._adamw_step}
+        steps[self.settings.optimizer](gradient, rates)
 
     def _sgd_step(self, gradient, rates):
         self._descend(torch.addcmul(gradient, self.decays, self.layers), rates)
@@ -74,9 +76,12 @@ class StackedOptimizer:
     def _lars_step(self, gradient, rates):
         updates = torch.addcmul(gradient, self.decays, self.layers)
         if self.adapt:
-            own, of_gradient = (torch.linalg.vector_norm(x.flatten(1), dim=1).view_as(rates) for x in (self.layers, gradient))
-            trust = self.settings.lars_eta * own / (of_gradient + self.decays * own)
-            trust = torch.where((own > 0) & (of_gradient > 0), trust, 1.0)
+            norms, gradient_norms = (
+                torch.linalg.vector_norm(x.flatten(1), dim=1).view_as(rates)
+                for x in (self.layers, gradient)
+            )
+            trust = self.settings.lars_eta * norms / (gradient_norms + self.decays * norms)
+            trust = torch.where((norms > 0) & (gradient_norms > 0), trust, 1.0)
             updates *= (trust / rates).clamp(max=1.0) if self.settings.lars_clip else trust
         self._descend(updates, rates)
 

@@ -70,7 +70,8 @@ def fit_probe(train, classes, settings, seed):
     validation, rest = train[order[:held_out]], train[order[held_out:]]
     grid = [(rate, decay) for rate in settings.learning_rates for decay in settings.weight_decays]
     tried = train_layers(rest, classes, settings, grid, seed)
-    losses = torch.stack([F.cross_entropy(layer(validation.values), validation.labels) for layer in tried]).tolist()
+    losses = [F.cross_entropy(layer(validation.values), validation.labels) for layer in tried]
+    losses = torch.stack(losses).tolist()
     best = min(range(len(grid)), key=lambda i: losses[i] if np.isfinite(losses[i]) else np.inf)
     (layer,) = train_layers(train, classes, settings, grid[best : best + 1], seed)
     if not (layer.weight.isfinite().all() and layer.bias.isfinite().all()):
@@ -115,10 +116,11 @@ def train_layers(train, classes, settings, grid, seed):
         batches = to_device(order, device).split(batch_size)[:steps_per_epoch]
         for i, rows in enumerate(batches):
             batch = train[rows]
-            logits = F.linear(batch.values, weight.flatten(0, 1), bias.flatten()).view(-1, classes)  # (B G, classes)
-            labels = batch.labels[:, None].expand(-1, len(grid)).flatten()
-            losses = F.cross_entropy(logits, labels, reduction="none").view(-1, len(grid)).mean(0)  # (G,)
-            gradients = torch.autograd.grad(losses.sum(), [weight, bias])
+            logits = F.linear(batch.values, weight.flatten(0, 1), bias.flatten())  # (B, G classes)
+            labels = batch.labels[:, None].expand(-1, len(grid)).flatten()  # (B G,)
+            losses = F.cross_entropy(logits.view(-1, classes), labels, reduction="none")
+            loss = losses.view(-1, len(grid)).mean(0).sum()
+            gradients = torch.autograd.grad(loss, [weight, bias])
             share = schedule(epoch * steps_per_epoch + i, steps, warmup)
             for optimizer, gradient in zip((of_weight, of_bias), gradients):
                 optimizer.step(gradient, share)
@@ -210,7 +212,10 @@ def _fine_tune_once(source, images, settings, seed, device):
 
 
 def _train_all_weights(source, train, train_rows, classes, settings, seed, device):
-    """A copy of an encoder with a linear layer on top, both trained on some images of a split, (B, C, H, W) -> (B, classes)."""
+    """A copy of an encoder with a linear layer on top, both trained on some images of a split.
+
+    Returns a module, (B, C, H, W) -> (B, classes).
+    """
     encoder = copy.deepcopy(source.encode).to(device)
     with torch.no_grad():  # still in eval mode, so that no batch norm takes note
         dim = encoder(whole_images(train, train_rows[:2], source.size, source.normalization).pixels).shape[1]

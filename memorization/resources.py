@@ -51,9 +51,9 @@ def peak_memory():
 
 @contextmanager
 def memory_for(setting, value, advice="lower it"):
-    """Turn running out of memory, on the device or in the host, into WrongUse that names the setting to change.
+    """Turn running out of memory, on the device or in the host, into WrongUse.
 
-    value: of the setting, None for no limit; advice: what to change it to.
+    setting: its name, value: its value, None for no limit; advice: what to change it to.
     """
     try:
         yield
@@ -61,11 +61,15 @@ def memory_for(setting, value, advice="lower it"):
         memory = exhausted_memory(error)
         if memory is None:
             raise
-        raise WrongUse(f"{setting}: {'null (all)' if value is None else value} needs more than {memory}; {advice}") from None
+        value = "null (all)" if value is None else value
+        raise WrongUse(f"{setting}: {value} needs more than {memory}; {advice}") from None
 
 
 def pin(tensor):
-    """The tensor in the host's memory that a GPU takes it from. Raises MemoryError if there is too little of it."""
+    """The tensor in the host's pinned memory, from which a GPU takes it.
+
+    Raises MemoryError if there is too little of it.
+    """
     try:
         return tensor.pin_memory()
     except RuntimeError as error:  # which names CUDA, though it is the host's memory

@@ -11,7 +11,7 @@ import torch
 
 IMAGES_TOGETHER, PIXELS_TOGETHER = 64, 2**18  # that a thread encodes at most: what they become in a network is to stay in its cache
 PIXELS_TOGETHER_ON_GPU = 2**22  # where the size of its memory is not known
-BYTES_A_PIXEL = 2**14  # of a GPU's memory for each pixel encoded at a time, four times what ResNet-50 takes
+BYTES_A_PIXEL = 2**14  # of a GPU's memory, for each pixel it encodes at a time: a ResNet-50 takes 2**12
 
 
 def count(device):
@@ -33,10 +33,11 @@ def shared(work, parts, device):
 
 
 def encoded(encode, views):
-    """[encode(view.pixels, view.visible) for view in views], for an encode whose rows do not depend on each other.
+    """[encode(view.pixels, view.visible) for view in views], by fewer or by more calls.
 
-    On a CPU threads share the images. A GPU is given views of one shape together, as far as its memory allows: each call costs the host
-    time, and under autocast casts all weights.
+    encode: its rows must not depend on each other. On a CPU threads share the images. A GPU is given
+    views of one shape together, as far as its memory allows: each call costs the host time, and under
+    autocast casts all weights.
     """
     device = views[0].pixels.device
     if device.type != "cpu":
@@ -48,10 +49,14 @@ def encoded(encode, views):
 
 
 def _encode_together(encode, views, most):
-    """What `encoded` returns, by calls that take views of one shape and `most` pixels, and one view at least."""
+    """What `encoded` returns, by calls with views of one shape, of at most so many pixels.
+
+    A view that has more is encoded by itself.
+    """
     places_of = {}
     for place, (pixels, visible) in enumerate(views):
-        places_of.setdefault((pixels.shape, None if visible is None else visible.shape), []).append(place)
+        shapes = pixels.shape, None if visible is None else visible.shape
+        places_of.setdefault(shapes, []).append(place)
     made = [None] * len(views)
     for (shape, hides), places in places_of.items():
         calls = math.ceil(len(places) / max(1, most // max(1, shape[0] * shape[2] * shape[3])))
@@ -65,7 +70,10 @@ def _encode_together(encode, views, most):
 
 
 def _pixels_at_once(device):
-    """How many pixels a device encodes in one call, the same for one kind of GPU, so that it rounds alike every time."""
+    """How many pixels a device encodes in one call.
+
+    The same for all GPUs of a kind, however full they are, so that results are rounded alike.
+    """
     if device.type != "cuda":
         return PIXELS_TOGETHER_ON_GPU
     return torch.cuda.get_device_properties(device).total_memory // BYTES_A_PIXEL

@@ -205,7 +205,8 @@ def train_step(method, optimizer, views, settings, progress, forward=None):
     the method's place, such as one that shares its gradients between processes.
     """
     device = views[0].pixels.device
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(settings.precision, device)):
+    in_bf16 = uses_bf16(settings.precision, device)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bf16):
         loss = (method if forward is None else forward)(*views)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -595,7 +596,8 @@ def _labelled(encoder, images, split, indices, config):
     indices = torch.from_numpy(indices)
     indices = indices[split.labels[indices] >= 0]
     device = split.device
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(config.training.precision, device)):
+    in_bf16 = uses_bf16(config.training.precision, device)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bf16):
         parts = processes.divided(
             lambda part: encoded(encoder, [whole_images(split, part, config.augmentation.size, images.normalization)])[0].float().cpu(),
             indices.split(ENCODING_BATCH),

@@ -108,8 +108,9 @@ class Block(nn.TransformerEncoderLayer):
         layer, heads = self.self_attn, self.self_attn.num_heads
         packed = F.linear(tokens, layer.in_proj_weight, layer.in_proj_bias)  # (B, T, 3 D)
         # Cut first and viewed then, so that the gradients of the three are copied once, into one.
-        parts = (part.view(B, T, heads, D // heads).transpose(1, 2) for part in packed.chunk(3, dim=2))
-        mixed = F.scaled_dot_product_attention(*parts)  # (B, heads, T, D / heads), as its parts are
+        parts = [part.view(B, T, heads, D // heads) for part in packed.chunk(3, dim=2)]
+        queries, keys, values = (part.transpose(1, 2) for part in parts)  # (B, heads, T, D / heads)
+        mixed = F.scaled_dot_product_attention(queries, keys, values)
         return layer.out_proj(mixed.transpose(1, 2).reshape(B, T, D))
 
 

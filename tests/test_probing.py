@@ -83,11 +83,13 @@ def train_one_by_one(train, classes, settings, grid, seed):
         plain = {"params": [layer.bias], "weight_decay": 0.0}
         if settings.optimizer == "lars":
             plain["adapt"] = False
-        optimizer = optimizer_of([{"params": [layer.weight], "weight_decay": decay}, plain], 1.0, settings)
-        for step in range(settings.epochs * steps_per_epoch):
+        decayed = {"params": [layer.weight], "weight_decay": decay}
+        optimizer = optimizer_of([decayed, plain], 1.0, settings)
+        steps, warmup = settings.epochs * steps_per_epoch, settings.warmup_epochs * steps_per_epoch
+        for step in range(steps):
             order = shuffled(N, seed, "probing", epoch=1 + step // steps_per_epoch)
             rows = order.split(batch_size)[step % steps_per_epoch]
-            share = schedule(step, settings.epochs * steps_per_epoch, settings.warmup_epochs * steps_per_epoch)
+            share = schedule(step, steps, warmup)
             set_learning_rate(optimizer, rate * batch_size / settings.batch_size * share, 0.0)
             optimizer.zero_grad()
             F.cross_entropy(layer(train.values[rows]), train.labels[rows]).backward()
@@ -97,8 +99,10 @@ def train_one_by_one(train, classes, settings, grid, seed):
 
 
 @pytest.mark.parametrize("changes", [
-    {"optimizer": "lars", "lars_eta": 0.1}, {"optimizer": "lars", "lars_eta": 0.1, "lars_clip": True},
-    {"optimizer": "sgd", "momentum": 0.7}, {"optimizer": "adamw", "betas": [0.8, 0.95]},
+    {"optimizer": "lars", "lars_eta": 0.1},
+    {"optimizer": "lars", "lars_eta": 0.1, "lars_clip": True},
+    {"optimizer": "sgd", "momentum": 0.7},
+    {"optimizer": "adamw", "betas": [0.8, 0.95]},
 ])  # fmt: skip
 @pytest.mark.parametrize("batch_size", [128, 4096])
 def test_a_grid_trained_at_once_equals_layers_trained_one_by_one(changes, batch_size, one_thread):
@@ -120,7 +124,8 @@ def test_a_layer_that_diverges_takes_no_other_of_its_grid_with_it():
     settings = ProbeSettings(epochs=5, warmup_epochs=1, optimizer="sgd")
     diverged, one = train_layers(train, 4, settings, [(1e4, 1e30), (0.4, 0.0)], seed=0)
     (alone,) = train_layers(train, 4, settings, [(0.4, 0.0)], seed=0)
-    assert not diverged.weight.isfinite().all() and torch.allclose(one.weight, alone.weight, atol=1e-6)
+    assert not diverged.weight.isfinite().all()
+    assert torch.allclose(one.weight, alone.weight, atol=1e-6)
 
 
 def test_learning_rate_and_weight_decay_are_chosen_on_images_held_out():
@@ -252,8 +257,9 @@ def test_gray_is_repeated_and_colours_turn_gray():
 
 def test_images_on_a_gpu_turn_gray_there():
     meta = torch.device("meta")
-    colored = Split("train", torch.zeros(5, 3, 4, 4, dtype=torch.uint8, device=meta), torch.zeros(5), device=meta)
-    assert in_channels(colored, 1).pixels.device == meta and in_channels(colored, 1).pixels.shape == (5, 1, 4, 4)
+    pixels = torch.zeros(5, 3, 4, 4, dtype=torch.uint8, device=meta)
+    gray = in_channels(Split("train", pixels, torch.zeros(5), device=meta), 1).pixels
+    assert gray.device == meta and gray.shape == (5, 1, 4, 4)
 
 
 def test_what_was_done_to_the_images_is_stated():
@@ -305,7 +311,7 @@ def test_a_broken_file_of_representations_is_named(tmp_path):
 
 
 class MovedInto(nn.Module):
-    """Makes weights of its own when it is moved to a device, as an encoder does that comes to a GPU."""
+    """Makes weights anew when it is moved to a device, as an encoder does that comes to a GPU."""
 
     def __init__(self):
         super().__init__()
@@ -323,7 +329,8 @@ class MovedInto(nn.Module):
 def test_what_was_encoded_can_be_trained_afterwards(count):
     images, source = fake_images(), replace(flat_source(), encode=MovedInto().eval())
     values = stored_examples(source, images.train, torch.arange(count), None, CPU).values
-    assert not values.is_inference() and not any(weight.is_inference() for weight in source.encode.parameters())
+    assert not values.is_inference()
+    assert not any(weight.is_inference() for weight in source.encode.parameters())
     source.encode.requires_grad_(True)
     F.mse_loss(source.encode(images.train.pixels[:2] / 255), values[:2] + 1).backward()
     fine_tune(source, images, ProbeSettings(fine_tune_epochs=1, seeds=[0]), CPU)

@@ -67,15 +67,15 @@ GPU, HOST = "the GPU's memory has left", "memory has left in the host"
 
 @pytest.mark.parametrize("error, memory", [
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), GPU),
-    (torch.AcceleratorError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in the documentation"), GPU),
-    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), GPU),
+    (torch.AcceleratorError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'"), GPU),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), GPU),
     (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), GPU),
     (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), GPU),
     (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"), HOST),
     (RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED"), GPU),
     (RuntimeError("CUDA driver error: out of memory"), GPU),
-    (RuntimeError("NCCL error: unhandled cuda error. Last error: Cuda failure 2 'out of memory'"), GPU),
-    (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), HOST),
+    (RuntimeError("NCCL error: unhandled cuda error: Cuda failure 2 'out of memory'"), GPU),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), HOST),
     (RuntimeError("unable to mmap 9 bytes from file <x>: Cannot allocate memory (12)"), HOST),
     (OSError(errno.ENOMEM, "Cannot allocate memory"), HOST),
     (MemoryError(), HOST),
@@ -92,7 +92,8 @@ def test_running_out_of_memory_is_known_whoever_says_so(error, memory, capsys):
     with pytest.raises(SystemExit) as ending:  # in a place that belongs to no setting
         main([])
     line = capsys.readouterr().err
-    assert ending.value.code == 2 and line.startswith(f"error: this needs more than {memory};") and line.count("\n") == 1
+    assert ending.value.code == 2 and line.count("\n") == 1
+    assert line.startswith(f"error: this needs more than {memory};")
 
 
 @pytest.mark.parametrize("error", [
@@ -116,9 +117,11 @@ def test_memory_that_cannot_be_pinned_is_the_hosts(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", fails)
     words = "CUDA error: out of memory"
     for send in (pin, lambda tensor: to_device(tensor, torch.device("cuda"))):
-        with pytest.raises(WrongUse, match="needs more than memory has left in the host"), memory_for("training.batch_size", 7):
+        refused = pytest.raises(WrongUse, match="needs more than memory has left in the host")
+        with refused, memory_for("training.batch_size", 7):
             send(torch.zeros(2))
-    split = Split("train", torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(3), device=torch.device("cuda"))
+    pixels = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
+    split = Split("train", pixels, torch.zeros(3), device=torch.device("cuda"))
     with pytest.raises(WrongUse, match="in the host"), memory_for("training.batch_size", 7):
         list(prefetched(split, [torch.arange(2)]))
     words = "CUDA error: an illegal memory access was encountered"
@@ -126,35 +129,47 @@ def test_memory_that_cannot_be_pinned_is_the_hosts(monkeypatch):
         pin(torch.zeros(2))
 
 
-@pytest.mark.parametrize("main, option, named", [
-    (train_simclr.main, "training.epochs", "training.data_device: auto needs more than the GPU's memory has left; take cpu"),
-    (memorization_scores.main, "scores.views", "device: cpu needs more than the GPU's memory has left; end what else uses it"),
-    (dejavu.main, "dejavu.k", "device: cpu needs more than the GPU's memory has left; end what else uses it"),
+@pytest.mark.parametrize("main, option, setting, advice", [
+    (train_simclr.main, "training.epochs", "training.data_device: auto", "take cpu"),
+    (memorization_scores.main, "scores.views", "device: cpu", "end what else uses it"),
+    (dejavu.main, "dejavu.k", "device: cpu", "end what else uses it"),
 ])  # fmt: skip
-def test_images_that_a_full_gpu_does_not_take_are_told_in_a_line(main, option, named, scored_run, tmp_path, refusal, monkeypatch):
+def test_images_that_a_full_gpu_does_not_take_are_told_in_a_line(
+    main, option, setting, advice, scored_run, tmp_path, refusal, monkeypatch
+):
     def full(*arguments):
         raise torch.AcceleratorError("CUDA error: out of memory")
 
     monkeypatch.setattr(Split, "to", full)
     run = tmp_path / "run" if main is train_simclr.main else scored_run[1]
-    assert named in refusal(main, ["--config", scored_run[0], "--run", str(run), f"--{option}", "3"])
+    line = refusal(main, ["--config", scored_run[0], "--run", str(run), f"--{option}", "3"])
+    assert f"{setting} needs more than {GPU}; {advice}" in line
 
 
 def test_bytes_of_tensors_are_counted_wherever_they_are():
     assert tensor_bytes({"a": [torch.zeros(3), {"b": torch.zeros(2, dtype=torch.uint8)}], "c": 5, "d": "x"}) == 14
 
 
-@pytest.mark.parametrize("capability, made_for_it", [((6, 1), False), ((7, 5), False), ((8, 0), True), ((8, 6), True), ((10, 0), True)])
+@pytest.mark.parametrize("capability, made_for_it", [
+    ((6, 1), False), ((7, 5), False), ((8, 0), True), ((8, 6), True), ((10, 0), True),
+])  # fmt: skip
 def test_auto_is_bf16_only_on_a_gpu_that_multiplies_in_it(capability, made_for_it, monkeypatch, recwarn):
     asked = []
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: asked.append(device) or capability)
+
+    def capability_of(device):
+        asked.append(device)
+        return capability
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability_of)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some Card")
     gpu = torch.device("cuda", 1)
     assert is_made_for_bf16(gpu) == uses_bf16("auto", gpu) == made_for_it and asked == [gpu, gpu]
     assert uses_bf16("bf16", gpu) and not uses_bf16("fp32", gpu)
     assert uses_bf16("bf16", CPU) and not uses_bf16("auto", CPU)
-    for precision, device in (("auto", gpu), ("fp32", gpu), ("bf16", CPU), *([("bf16", gpu)] if made_for_it else [])):
+    for precision, device in (("auto", gpu), ("fp32", gpu), ("bf16", CPU)):
         warn_of_emulation("training.precision", precision, device)
+    if made_for_it:
+        warn_of_emulation("training.precision", "bf16", gpu)
     assert not recwarn.list
     if not made_for_it:
         with pytest.warns(Caution, match="training.precision: bf16 is only emulated by Some Card"):

@@ -90,11 +90,11 @@ def test_views_of_several_sizes_are_each_encoded_under_their_own_mask():
 
 def views_on_meta(*shapes):
     """A View for each (images, size, visible patches or None)."""
-    meta = torch.device("meta")
-    return [
-        View(torch.empty(count, 3, size, size, device=meta), None if seen is None else torch.empty(count, seen, device=meta))
-        for count, size, seen in shapes
-    ]
+    views = []
+    for count, size, seen in shapes:
+        visible = None if seen is None else torch.empty(count, seen, device="meta")
+        views.append(View(torch.empty(count, 3, size, size, device="meta"), visible))
+    return views
 
 
 @pytest.mark.parametrize("shapes, together", [
@@ -102,7 +102,7 @@ def views_on_meta(*shapes):
     ([(64, 32, 16)] * 10, [640]),
     ([(500, 8, None)], [500]),
     ([(0, 8, None)] * 3, [0]),
-    ([(64, 32, None), (64, 16, None), (64, 32, None), (64, 32, 16), (64, 32, 20), (64, 32, 16)], [128, 64, 128, 64]),
+    ([(8, 32, None), (8, 16, None), (8, 32, None), (8, 32, 16), (8, 32, 20), (8, 32, 16)], [16, 8, 16, 8]),
     ([(1024, 32, None)] * 10, [4096, 4096, 2048]),  # no more than memory allows
     ([(1024, 32, None)] * 6, [3072, 3072]),  # shared evenly
     ([(2, 4096, None)] * 2, [2, 2]),  # each beyond that
@@ -121,7 +121,8 @@ def test_a_gpu_is_given_views_of_one_shape_together(shapes, together):
 
 
 def test_a_gpu_with_less_memory_is_given_fewer_views_at_a_time(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=(8 + 16 * device.index) * 2**30))
+    cards = [SimpleNamespace(total_memory=gigabytes * 2**30) for gigabytes in (8, 24)]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: cards[device.index])
     small, large = (threads._pixels_at_once(torch.device("cuda", index)) for index in range(2))
     assert 512 * 32**2 <= small == large // 3
 
@@ -129,8 +130,11 @@ def test_a_gpu_with_less_memory_is_given_fewer_views_at_a_time(monkeypatch):
 @pytest.mark.parametrize("masked", [False, True])
 def test_views_encoded_together_are_those_encoded_one_by_one(masked, number):
     torch.manual_seed(0)
-    encoder = make_encoder(EncoderSettings(name="vit_mini", width=32, depth=1, patch=4), 1, 16).eval()
-    views = [View(torch.rand(7, 1, size, size), torch.rand(7, 4).argsort(1) if masked else None) for size in (16, 8, 16, 16, 8)]
+    settings = EncoderSettings(name="vit_mini", width=32, depth=1, patch=4)
+    encoder, views = make_encoder(settings, 1, 16).eval(), []
+    for size in (16, 8, 16, 16, 8):
+        visible = torch.rand(7, 4).argsort(1) if masked else None
+        views.append(View(torch.rand(7, 1, size, size), visible))
     with torch.no_grad():
         found = threads._encode_together(encoder.tokens, views, most=2 * 7 * 16**2)
         expected = [encoder.tokens(view.pixels, view.visible) for view in views]

@@ -179,7 +179,8 @@ def test_what_is_measured_is_computed_as_what_is_trained(heads, monkeypatch):
 def test_attention_equals_torchs_own_and_copies_the_gradient_of_its_projection_once():
     torch.manual_seed(0)
     block, tokens = Block(64, heads=2), torch.randn(3, 5, 64)
-    weight, bias, out = block.self_attn.in_proj_weight, block.self_attn.in_proj_bias, block.self_attn.out_proj
+    layer = block.self_attn
+    weight, bias, out = layer.in_proj_weight, layer.in_proj_bias, layer.out_proj
     packed = F.linear(tokens, weight, bias).view(3, 5, 3, 2, 32)
     mixed = F.scaled_dot_product_attention(*packed.permute(2, 0, 3, 1, 4))
     expected = out(mixed.transpose(1, 2).reshape(3, 5, 64))
