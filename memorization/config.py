@@ -31,6 +31,7 @@ MOST_EPOCHS = 10**6
 MOST_VIEWS = 1000
 LEAST_PIXELS, MOST_PIXELS = 4, 1024  # height and width
 MOST_PATH = 3500  # bytes of a path; systems take 4,096, with the names of our files in it
+MOST_FOLDERS = 200  # in each other; Python makes each from within the making of the next
 
 
 class Settings(BaseModel):
@@ -60,6 +61,8 @@ def possible_path(text):
         raise ValueError(f"{shortened(text)} is not allowed: nobody has this home folder") from None
     if len(os.fsencode(expanded)) > MOST_PATH:
         raise ValueError(f"{shortened(text)} is not allowed: it has more than {MOST_PATH} bytes")
+    if len(expanded.parts) > MOST_FOLDERS:
+        raise ValueError(f"{shortened(text)} is not allowed: it has more than {MOST_FOLDERS} parts")
     return text
 
 

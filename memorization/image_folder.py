@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from memorization import processes
-from memorization.errors import Caution, WrongUse
+from memorization.errors import Caution, WrongUse, visible
 from memorization.image_files import ENDINGS
 
 PASSED_OVER = {  # in the order in which they are told
@@ -49,7 +49,7 @@ def list_image_folder(root):
         raise WrongUse(f"image_folder: {error.filename or root} cannot be listed ({error.strerror or error})") from error
     if counts:
         told = ", ".join(words.format(counts[kind]) for kind, words in PASSED_OVER.items() if counts[kind])
-        print(f"image_folder: passed over in {root}: {told}", flush=True)
+        print(f"image_folder: passed over in {visible(root)}: {told}", flush=True)
     _check_disjoint(found, folders)
     listings = {name: Listing(tuple(place.path for place in places), tuple(place.label for place in places))
                 for name, places in found.items()}  # fmt: skip

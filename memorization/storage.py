@@ -445,7 +445,7 @@ def sole_process(path, wait=False):
         if not wait:
             raise WrongUse(_refusal(path, holder))
         if not told and time.monotonic() - start > PATIENCE:
-            print(f"{path.parent}: {_stated_holder(holder)} is writing here; waiting for it to end", flush=True)
+            print(f"{visible(path.parent)}: {_stated_holder(holder)} is writing here; waiting for it to end", flush=True)
             told = True
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
@@ -528,7 +528,7 @@ class _Lock:
             return holder
         if not _is_here(holder):
             silence = f"which gave no sign of life for {age / 60:.0f} minutes"
-            print(f"{self.path}: taken over from {_stated_holder(holder)}, {silence}", flush=True)
+            print(f"{visible(self.path)}: taken over from {_stated_holder(holder)}, {silence}", flush=True)
         _write_holder(descriptor, self.record)
         if not locked or not _is_here(holder):
             time.sleep(CONTEST)  # the last one who wrote into it has it

@@ -237,6 +237,7 @@ COMMAND_LINES = [  # script, options, and what the line names
     ("simclr", ["--run", "tiny.yaml/run"], ["run: 'tiny.yaml/run'", "is a file"]),
     ("simclr", ["--run", "x" * 300], ["run: 'xxx", "longer than 255 bytes"]),
     ("simclr", ["--run", "a/" * 3000], ["run: 'a/a/", "more than 3500 bytes"]),
+    ("simclr", ["--run", "a/" * 1000], ["run: 'a/a/", "more than 200 parts"]),
     ("scores", ["--run", "a/" * 3000], ["run: 'a/a/", "more than 3500 bytes"]),
     ("simclr", ["--data.root", "a/" * 3000], ["data.root: 'a/a/", "more than 3500 bytes"]),
     ("simclr", ["--config", "a/" * 3000], ["a/a/", "cannot be read", "too long"]),
