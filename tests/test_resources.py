@@ -106,8 +106,15 @@ def test_another_error_passes(error):
     with pytest.raises(type(error)) as passed, memory_for("scores.batch_size", 7):
         raise error
     assert passed.value is error
-    with pytest.raises(type(error)):
-        one_line_errors(lambda argv: (_ for _ in ()).throw(error))([])
+
+
+def test_another_runtime_error_stays_a_traceback():
+    @one_line_errors
+    def main(argv):
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        main([])
 
 
 def test_memory_that_cannot_be_pinned_is_the_hosts(monkeypatch):
