@@ -30,7 +30,7 @@ from memorization.config import EncoderSettings, read_config
 from memorization.crop_classifier import infer_by_classifier, train_classifier
 from memorization.data import images_of_run
 from memorization.errors import WrongUse, one_line_errors, visible
-from memorization.figures import draw_deja_vu_cases, draw_deja_vu_confidence, draw_deja_vu_curve, draw_deja_vu_shares
+from memorization.figures import draw_deja_vu_cases, draw_deja_vu_confidence, draw_deja_vu_curve, draw_deja_vu_shares, no_proof
 from memorization.label_inference import (
     OUTCOMES,
     agreement,
@@ -163,6 +163,7 @@ def attack_checkpoint(checkpoint, result, scores, images, subsets, public, confi
     summary = {
         "query": config.dejavu.query,
         "reference": config.dejavu.reference,
+        "trained_on": found[0].get("trained_on"),  # how many images, of f and of the classifier it is compared with
         "representation": REPRESENTATION,
         "checkpoint": {"name": checkpoint, "epoch": found[0]["epoch"]},
         "score": {str(percent): mean_and_spread([seed["at"][str(percent)]["score"] for seed in seeds]) for percent in REPORTED},
@@ -223,7 +224,7 @@ def attack_one_model(seed, checkpoint, images, subsets, public, config, device):
     )
     reference = infer_by_classifier(network, queries, queries.rows, labels.numpy()[queries.rows])
     found = attacked(queries, {"f": guess, "reference": reference}, {"f": knn}, images, subsets, fingerprints, record)
-    return found | {"classifier": stopped}
+    return found | {"classifier": stopped, "trained_on": {"f": len(subsets.training_set("candidate")), "reference": len(training.rows)}}
 
 
 def queries_about(split, rows, seed, record, config):
@@ -395,14 +396,18 @@ def print_summary(summary, folder):
     """A table of the scores, and what they are to be compared with."""
     public = summary["public"]
     print(f"\n{summary['checkpoint']['name']}: query {summary['query']}, k {public['k']} of {public['images']} public images")
-    print(f"{'seed':>6} {'surest':>8} {'target':>9} {'reference':>10} {'Deja Vu score':>14}   95 % interval")
+    caveat = no_proof(summary["trained_on"])
+    names = ("f", "classifier", "difference") if caveat else ("target", "reference", "Deja Vu score")
+    print(f"{'seed':>6} {'surest':>8} {names[0]:>9} {names[1]:>10} {names[2]:>14}   95 % interval")
     for seed in summary["seeds"]:
         for percent, at in seed["at"].items():
             low, high = at["interval_95"]
             figures = f"{at['acc_target']:>9.1%} {at['acc_reference']:>10.1%} {at['score']:>+14.1%}   {low:+.1%} to {high:+.1%}"
             print(f"{seed['seed']:>6} {percent:>6} % {figures}")
-        shares = ", ".join(f"{name} {share:.1%}" for name, share in seed["shares"].items())
-        print(f"       {shares}; McNemar's p {seed['net']['mcnemar_p']:.2g}; vote ties {seed['vote_ties']}")
+        names = dict(zip(seed["shares"], ("f alone", "both", "classifier alone", "neither") if caveat else seed["shares"]))
+        shares = ", ".join(f"{names[name]} {share:.1%}" for name, share in seed["shares"].items())
+        meaning = " that f and the classifier differ, which says nothing of memorization" if caveat else ""
+        print(f"       {shares}; McNemar's p {seed['net']['mcnemar_p']:.2g}{meaning}; vote ties {seed['vote_ties']}")
         for reason, count in seed["dropped"].items():
             print(f"       {count} images dropped: {reason}")
         for what, count in seed["boxes"].items():
@@ -410,6 +415,8 @@ def print_summary(summary, folder):
                 print(f"       {count} {what}")
         knn = ", ".join(f"{name} {share:.1%}" for name, share in seed["knn_accuracy_whole"].items() if share is not None)
         print(f"       kNN accuracy on whole test images: {knn}")
+    if caveat:
+        print(f"{caveat}; what f knows of images in general is in the difference, too")
     majority = summary["majority"]
     print(f"chance {summary['chance']:.1%}; always {majority['label']!r}, the most frequent public label: {majority['accuracy']:.1%}")
     print_agreement(summary["memorization_scores"])

@@ -188,13 +188,30 @@ def draw_training_curve(summaries, logs, path):
     return figure
 
 
+def no_proof(trained_on):
+    """That f's advantage over a classifier of parts is no proof of memorization, and by how much f saw more; nothing without a classifier.
+
+    trained_on: {"f": its training images, "reference": the classifier's}, or None if f is compared with g.
+    """
+    if trained_on is None:
+        return ""
+    f, reference = trained_on["f"], trained_on["reference"]
+    return f"no proof of memorization: f saw {f} images, the classifier {reference} ({f / reference:.1f} times as many)"
+
+
+def _two_lines(title, caveat):
+    return f"{title}\n{caveat}" if caveat else title
+
+
 @picture
 def draw_deja_vu_confidence(summary, path):
     """Accuracy of target and reference on the surest images, against their share, a thin line a seed. summary: of dejavu.py."""
     figure, axes = _subplots(figsize=(6.5, 4.5))
     sweeps = [seed["over_confidence"] for seed in summary["seeds"]]
     percent = sweeps[0]["percent"]
-    for key, style, name in (("acc_target", "-", "target (trained on the image)"), ("acc_reference", "--", "reference (did not)")):
+    caveat = no_proof(summary.get("trained_on"))
+    target, reference = ("f", "classifier of parts") if caveat else ("target", "reference")
+    for key, style, name in (("acc_target", "-", f"{target} (trained on the image)"), ("acc_reference", "--", f"{reference} (did not)")):
         color = COLORS["candidate" if key == "acc_target" else "independent"]
         curves = 100 * np.array([sweep[key] for sweep in sweeps])
         axes.plot(percent, curves.mean(0), style, color=color, label=name)
@@ -203,8 +220,9 @@ def draw_deja_vu_confidence(summary, path):
     axes.axhline(100 * summary["chance"], color="black", linewidth=0.8, linestyle=":", label="chance")
     axes.set_xscale("log")
     axes.set_xticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
-    title = f"Labels inferred from a part of the image (query: {summary['query']})"
+    title = _two_lines(f"Labels inferred from a part of the image (query: {summary['query']})", caveat)
     axes.set(title=title, xlabel="the surest images of each model, % of all", ylabel="right labels, %", ylim=(0, 103))
+    axes.title.set_fontsize(9 if caveat else 12)
     axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
     return figure
 
@@ -223,13 +241,20 @@ def draw_deja_vu_shares(summary, path):
         "memorized": "target right,\nreference wrong", "correlated": "both right", "forgotten": "target wrong,\nreference right",
         "unassociated": "both wrong",
     }  # fmt: skip
-    axes.set_xticks(range(len(shares)), [f"{name}\n{meaning[name]}" for name in shares])
+    names = {name: name for name in shares}
+    caveat, what = no_proof(summary.get("trained_on")), "Deja Vu score = memorized - forgotten"
+    if caveat:  # words of memory would claim what the difference does not show
+        names = {"memorized": "f alone", "correlated": "both", "forgotten": "classifier alone", "unassociated": "neither"}
+        meaning = {"memorized": "f right,\nclassifier wrong", "correlated": "", "forgotten": "f wrong,\nclassifier right", "unassociated": ""}
+        what = "difference = f alone - classifier alone"
+    axes.set_xticks(range(len(shares)), [f"{names[name]}\n{meaning[name]}" for name in shares])
     score = summary["score"]["100"]
-    net = f"Deja Vu score = memorized - forgotten = {100 * score['mean']:+.1f} %"
+    net = f"{what} = {100 * score['mean']:+.1f} %"
     spread = "" if score["std"] is None else f" (± {100 * score['std']:.1f} over {score['n']} seeds)"
     axes.set(
-        title=net + spread, ylabel="images asked about, %", ylim=(0, 1.15 * max(mean + error for mean, error in zip(means, errors)) + 2)
+        title=_two_lines(net + spread, caveat), ylabel="images asked about, %", ylim=(0, 1.15 * max(mean + error for mean, error in zip(means, errors)) + 2)
     )
+    axes.title.set_fontsize(9 if caveat else 12)
     return figure
 
 
@@ -273,7 +298,11 @@ def draw_deja_vu_cases(found, images, public, path):
         axes.set_title(f"nearest in {name}\n{axes.get_title()}".strip(), fontsize=7.5, parse_math=False)
         place += guess.neighbors.shape[1]
     count = f"{len(striking)} of the candidates that {target[0]} tells and {reference[0]} does not"
-    figure.suptitle(f"The most striking cases: {count}" if len(striking) else "No candidate was memorized", fontsize=11)
+    caveat = no_proof(found.get("trained_on"))
+    title = f"The most striking cases: {count}" if len(striking) else "No candidate was memorized"
+    if caveat and len(striking) == 0:
+        title = "No candidate that f tells and the classifier does not"
+    figure.suptitle(_two_lines(title, caveat), fontsize=9 if caveat else 11)
     return figure
 
 
@@ -294,7 +323,11 @@ def draw_deja_vu_curve(summaries, path):
             label = None if number else f"the surest {percent} %" if percent != "100" else "all images"
             axes.errorbar(epochs, 100 * scores, 100 * errors, color=color, marker="o", markersize=4, capsize=3, label=label)
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(title="Deja Vu over training (error bars: 95 % intervals over images)", xlabel="epoch", ylabel="Deja Vu score, %")
+    caveat = no_proof(summaries[0].get("trained_on"))
+    what = "f less a classifier of parts" if caveat else "Deja Vu"
+    title = _two_lines(f"{what} over training (error bars: 95 % intervals over images)", caveat)
+    axes.set(title=title, xlabel="epoch", ylabel="difference of accuracies, %" if caveat else "Deja Vu score, %")
+    axes.title.set_fontsize(9 if caveat else 12)
     _mark_whole_numbers(axes.xaxis)
     axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
     return figure
@@ -371,6 +404,7 @@ def draw_removal_curve(summary, path):
         ticks = sorted({int(count) for of_count in found["policies"].values() for count in of_count})
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.minorticks_off()
+        axes.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25 * 1.015 ** len(found["policies"]))
         axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
     figure.suptitle("What removal costs (error bars and band: standard deviation over seeds and draws)", fontsize=10)
     return figure

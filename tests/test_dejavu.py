@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import METHODS, write_experiment
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from scipy import stats
 from test_chain import folder_config
 from test_scores import break_file, nan_weights
@@ -273,7 +275,14 @@ def test_public_images_of_the_training_set_are_those_that_neither_encoder_saw(ru
 
 
 @pytest.mark.parametrize("method", ["simclr", "mae"])
-def test_one_encoder_is_compared_with_a_classifier_of_queries(method, tmp_path, monkeypatch):
+def test_one_encoder_is_compared_with_a_classifier_of_queries(method, tmp_path, monkeypatch, capsys):
+    save, drawn = Figure.savefig, []
+
+    def watched_save(figure, *arguments, **more):
+        drawn.append(" ".join(text.get_text() for text in figure.findobj(Text)))
+        save(figure, *arguments, **more)
+
+    monkeypatch.setattr(Figure, "savefig", watched_save)
     calls, train = [], dejavu.train_classifier
     monkeypatch.setattr(dejavu, "train_classifier", lambda *arguments: [calls.append(arguments), train(*arguments)][1])
     script, _, changes = METHODS[method]
@@ -282,6 +291,10 @@ def test_one_encoder_is_compared_with_a_classifier_of_queries(method, tmp_path, 
     script.main(["--config", path, "--role", "candidate"])  # there is no g
     one_model = ["--dejavu.reference", "crops", "--dejavu.reference_epochs", "4"]
     rows, summary = ask(path, tmp_path / "run", *one_model)
+    caveat, printed = "no proof of memorization: f saw 56 images, the classifier 24 (2.3 times as many)", capsys.readouterr().out
+    assert len(drawn) == 3 and all(caveat in text and "Deja Vu" not in text for text in drawn)
+    assert caveat in printed and summary["trained_on"] == {"f": 56, "reference": 24}
+    assert "that f and the classifier differ, which says nothing of memorization" in printed and "memorized" not in printed
     assert {row["subset"] for row in rows} == {"candidate"} and len(rows) == 24 and "confidence_reference" in rows[0]
     assert all(0.1 <= float(row["confidence_reference"]) <= 1 for row in rows)
     assert summary["public"] == {"split": "test", "images": 205, "held_out": 51, "k": 20}
