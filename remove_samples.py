@@ -43,7 +43,7 @@ from memorization.scores import load_candidate_scores, scored_folder
 from memorization.significance import mean_and_spread, paired_test
 from memorization.storage import check_writable, exists, parse_json, read_text, refuse_broken, sole_process, write_json
 from memorization.subsets import load_subsets, save_subsets
-from memorization.training import read_log
+from memorization.training import whole_lines
 
 ACTIONS = {"jobs": "with --retrain: list tells the retrainings, I/N does part I (from 0) of N and leaves the curve for later"}
 FLAGS = {"retrain": "train f's encoder on each reduced set, probe it, and draw the curve"}
@@ -246,11 +246,13 @@ def print_retrainings(removals, subsets, config, device):
     log = config.folder / f"seed_{config.seeds[0]}" / "candidate" / "log.jsonl"
     if not left or not exists(log):
         return
-    images_per_second = np.median([line["images_per_second"] for line in read_log(log)])
+    speeds = [line["images_per_second"] for line in whole_lines(log) if line["images_per_second"] > 0]
+    if not speeds:
+        return
     trained_on = len(subsets.training_set("candidate"))
     images = sum(epochs_of(removal, trained_on, config) * (trained_on - removal.count) for removal, _ in left)
     disk = len(left) * sum(file.stat().st_size for file in log.parent.iterdir())
-    print_estimate(f"{len(left)} retrainings", images / images_per_second, device, disk, config.folder)
+    print_estimate(f"{len(left)} retrainings", images / np.median(speeds), device, disk, config.folder)
 
 
 def epochs_of(removal, trained_on, config):

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from memorization import processes
 from memorization.augmentations import blank_views, training_views, whole_images
 from memorization.checkpoint import check_belongs, read_checkpoint, read_progress, restore, save_checkpoint, save_progress
-from memorization.config import first_difference, read_run_config, save_config, shortened, trained_part
+from memorization.config import MOST_EPOCHS, first_difference, read_run_config, save_config, shortened, trained_part
 from memorization.confounders import warn_of_confounders
 from memorization.errors import Caution, WrongUse, visible
 from memorization.figures import draw_pictures
@@ -31,12 +31,14 @@ from memorization.prefetching import prefetched
 from memorization.randomness import shuffled
 from memorization.resources import memory_for, print_estimate, seconds_of, tensor_bytes
 from memorization.storage import (
+    MOST_TEXT,
     append,
     check_writable,
     exists,
     is_folder,
     make_folder,
     parse_json,
+    read_bytes,
     read_text,
     refuse_broken,
     sole_process,
@@ -471,7 +473,8 @@ def _print_estimate(make_method, images, subsets, roles, config, device):
     settings = config.training
     left = _unfinished(roles, config)
     logs = [folder / "log.jsonl" for folder in left if exists(folder / "last.pt")]
-    epochs = len(left) * settings.epochs - sum(len(read_log(log)) for log in logs if exists(log))
+    done = [whole_lines(log)[-1:] for log in logs if exists(log)]
+    epochs = len(left) * settings.epochs - sum(line["epoch"] for lines in done for line in lines)
     training_set = torch.from_numpy(subsets.training_set(roles[0]))
     steps = epochs * (len(training_set) // settings.batch_size)
     if steps < LONG:
@@ -556,25 +559,81 @@ class _Clock:
 
 
 def _open_log(folder, finished_epochs):
-    """log.jsonl with the lines of finished epochs; what an interrupted run logged beyond its checkpoint will be logged again."""
+    """log.jsonl with the lines of finished epochs; what an interrupted run logged beyond its checkpoint will be logged again.
+
+    The log is a record that no training depends on: lost lines are warned of, and noted in their place.
+    """
     make_folder(folder)
     path = folder / "log.jsonl"
-    lines = read_log(path, finished_epochs) if exists(path) else []
-    write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
+    lines = whole_lines(path, finished_epochs) if finished_epochs and exists(path) else []
+    if len(lines) < finished_epochs:
+        lost = f"{finished_epochs - len(lines)} of the lines of {finished_epochs} finished epochs"
+        message = f"{path}: {lost} are missing or damaged; the training goes on without them"
+        warnings.warn(Caution(message), stacklevel=2)
+    kept, last = [], 0
+    for line in [*lines, {"epoch": finished_epochs + 1}]:
+        if line["epoch"] > last + 1:
+            kept.append({"lost_epochs": [last + 1, line["epoch"] - 1]})
+        kept.append(line)
+        last = line["epoch"]
+    write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept[:-1]))
     return path
 
 
-def read_log(path, count=None):
-    """The first lines of a log.jsonl, dicts; all without count. Raises WrongUse where they are not those of the epochs, in order."""
-    with refuse_broken(path, "not a whole log", "; delete it, and what was logged is lost"):
-        lines = []
-        for epoch, text in enumerate(read_text(path).splitlines()[:count], start=1):
-            line = parse_json(text)
-            lines.append(line)
-            numbers = [line["loss"], line["spread"], line["images_per_second"], line["knn_accuracy"] or 0.0]
-            if line["epoch"] != epoch or not all(type(number) is float and math.isfinite(number) for number in numbers):
-                raise ValueError(f"line {epoch} is not that of an epoch")
+def read_log(path):
+    """The lines of a log.jsonl, dicts in the order of their epochs; those of lost epochs are left out, and so is a torn last line.
+
+    Raises WrongUse if they are not those of the epochs, in order.
+    """
+    lines, last = [], 0
+    with refuse_broken(path, "not a whole log"):
+        texts = read_bytes(path, MOST_TEXT).split(b"\n")
+        for number, text in enumerate(texts, start=1):
+            line, lost = _parse_line(text), _parse_gap(text)
+            if lost and lost[0] == last + 1:
+                last = lost[1]
+            elif line and line["epoch"] == last + 1:
+                lines.append(line)
+                last = line["epoch"]
+            elif number < len(texts) or (text and not last):
+                raise ValueError(f"line {number} is not that of epoch {last + 1}")
     return lines
+
+
+def whole_lines(path, finished_epochs=MOST_EPOCHS):
+    """The lines of finished epochs in a log.jsonl that are whole, dicts in the order of their epochs.
+
+    A full disk or a loss of power tears lines. Raises WrongUse if the file cannot be read.
+    """
+    lines, last = [], 0
+    with refuse_broken(path, "too large for a log", "; delete it, and what was logged is lost"):
+        for text in read_bytes(path, MOST_TEXT).split(b"\n"):
+            line = _parse_line(text)
+            if line is not None and last < line["epoch"] <= finished_epochs:
+                lines.append(line)
+                last = line["epoch"]
+    return lines
+
+
+def _parse_line(text):
+    """The dict in a line of a log, or None if it is not whole. text: bytes."""
+    try:
+        line = parse_json(text.decode())
+        numbers = [line["loss"], line["spread"], line["images_per_second"], line["knn_accuracy"] or 0.0]
+        epoch = line["epoch"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    is_whole = type(epoch) is int and all(type(number) is float and math.isfinite(number) for number in numbers)
+    return line if is_whole else None
+
+
+def _parse_gap(text):
+    """[first, last] epoch of those whose lines were lost, if that is what a line of a log says, else None. text: bytes."""
+    try:
+        first, last = parse_json(text.decode())["lost_epochs"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return [first, last] if type(first) is type(last) is int and first <= last <= MOST_EPOCHS else None
 
 
 def _log_epoch(log, record, clock, step, steps, config, name):
