@@ -1,6 +1,7 @@
 # make demo   train a small pair on Fashion-MNIST, show which images it memorized, and ask it for labels (Deja Vu, linear probes)
 # make test   run the tests
 # make faults kill trainings at random moments, and see that they end as if nothing had happened; give the scripts hostile files
+#             and disks that fail
 # make bench  time this project beside others, 20 to 40 minutes on two CPU cores; results in runs/benchmarks
 PYTHON ?= python3
 INSTALLED := .venv/installed
@@ -18,7 +19,7 @@ test: $(INSTALLED)
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 faults: $(INSTALLED)
-	KILLS=18 FUZZ=3 $(RUN) -m pytest -s tests/test_faults.py tests/test_hostile_files.py
+	KILLS=18 FUZZ=3 DISK_ERRORS=0 $(RUN) -m pytest -s tests/test_faults.py tests/test_hostile_files.py tests/test_disk_errors.py
 
 bench: $(INSTALLED)
 	for question in augmentations scoring training big_data neighbors probe scaling; do $(RUN) -m benchmarks.$$question || exit 1; done

@@ -16,7 +16,17 @@ import torch
 
 from memorization.config import MOST_PIXELS, EncoderSettings, first_difference, read_run_config, shortened, trained_part, with_defaults
 from memorization.errors import Broken, Caution, WrongUse, shorten
-from memorization.storage import delete_file, exists, open_archive, open_regular, refuse_broken, rename, sync_folder, write_atomically
+from memorization.storage import (
+    delete_file,
+    exists,
+    names_in,
+    open_archive,
+    open_regular,
+    refuse_broken,
+    rename,
+    sync_folder,
+    write_atomically,
+)
 from memorization.subsets import ROLES, load_subsets
 from models.encoders import make_encoder
 
@@ -341,15 +351,8 @@ def chosen_checkpoints(action, run, seeds, roles=ROLES):
 
 def kept_epochs(run, seeds, roles):
     """The kept checkpoints that the encoders of these seeds and roles all have, such as ["epoch_0100", "epoch_0200"]."""
-    kept = [
-        {
-            path.stem.removeprefix("encoder_")
-            for path in Path(run, f"seed_{seed}", role).glob("encoder_epoch_*.pt")
-            if KEPT.fullmatch(path.name)
-        }
-        for seed in seeds
-        for role in roles
-    ]
+    folders = [Path(run, f"seed_{seed}", role) for seed in seeds for role in roles]
+    kept = [{name[len("encoder_") : -len(".pt")] for name in names_in(folder) if KEPT.fullmatch(name)} for folder in folders]
     return sorted(set.intersection(*kept), key=lambda name: int(name.removeprefix("epoch_")))
 
 

@@ -61,7 +61,6 @@ def stage(path, content):
         with named_on_failure(path, len(content)):
             path.parent.mkdir(parents=True, exist_ok=True)
             _check_replaceable(path)
-            _delete_left_behind(path)
             file, temporary = stack.enter_context(temporary_file(path))
             _write_through(file, content)
         yield temporary
@@ -95,8 +94,10 @@ def _write_through(file, content):
 def temporary_file(path):
     """A new file beside path, as (unbuffered binary file, its path); it is gone in the end.
 
-    No other process opens it: its name cannot be guessed, and its writer holds a lock on it.
+    No other process opens it: its name cannot be guessed, and its writer holds a lock on it. Those that
+    killed writers have left beside path are deleted.
     """
+    _delete_left_behind(path)
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | AS_IT_IS, 0o666)
@@ -140,8 +141,10 @@ def closing_descriptor(descriptor):
 
 def check_writable(folder):
     """Raise WrongUse unless files can be written into a folder, or into where it will be made."""
+    for place in (Path(folder), *Path(folder).parents):
+        if exists(place) and not is_folder(place):
+            raise WrongUse(f"{place}: cannot be written to (it is a file, and should be a folder)")
     folder = nearest_folder(folder)
-    _delete_left_behind(folder / "writable")
     with named_on_failure(folder, TRIED_BYTES), temporary_file(folder / "writable") as (file, _):
         _write_through(file, bytes(TRIED_BYTES))
 
@@ -270,6 +273,16 @@ def _status(path):
         return None
     except OSError as error:
         raise WrongUse(f"{path}: cannot be read ({reason_of(error)})") from None
+
+
+def names_in(folder):
+    """The names of what lies in a folder, in order; none if it is not there. Raises WrongUse if it cannot be listed."""
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise WrongUse(f"{folder}: cannot be listed ({reason_of(error)})") from None
 
 
 def open_regular(path):

@@ -25,6 +25,7 @@ from memorization.storage import (
     check_writable,
     exists,
     is_folder,
+    names_in,
     read_arrays,
     read_bytes,
     read_text,
@@ -242,6 +243,13 @@ def test_a_link_that_leads_nowhere_is_not_taken_for_a_missing_file(tmp_path):
     assert not exists(tmp_path / "missing") and not exists(tmp_path / "missing/below") and exists(tmp_path)
 
 
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path):
+    write_atomically(tmp_path / "b/file", "")
+    assert names_in(tmp_path / "missing") == [] and names_in(tmp_path) == ["b"]
+    with pytest.raises(WrongUse, match="file: cannot be listed .Not a directory"):
+        names_in(tmp_path / "b/file")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may enter every folder")
 def test_a_folder_that_may_not_be_entered_is_told_as_such(tmp_path):
     (tmp_path / "closed").mkdir(mode=0)
@@ -266,9 +274,9 @@ def killed_in_the_middle_of_a_write(folder):
 
 def test_what_a_killed_writer_left_is_deleted_by_the_next_one_and_what_one_at_work_has_is_not(tmp_path):
     dead = killed_in_the_middle_of_a_write(tmp_path)
+    write_atomically(tmp_path / "other", "text")
+    assert dead.exists()
     with temporary_file(tmp_path / "file") as (_, living):
-        write_atomically(tmp_path / "other", "text")
-        assert dead.exists()
         write_atomically(tmp_path / "file", "text")
         assert not dead.exists() and living.exists()
     assert sorted(os.listdir(tmp_path)) == ["file", "other"]
@@ -333,6 +341,13 @@ def test_a_full_disk_is_found_before_the_work(tmp_path, monkeypatch):
     with pytest.raises(WrongUse, match=f"{tmp_path}: cannot be written .No space left on device"):
         check_writable(tmp_path / "not/yet/made")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_file_in_the_place_of_a_folder_is_found_before_the_work(tmp_path):
+    write_atomically(tmp_path / "scores", "")
+    for folder in ("scores", "scores/epoch_0100"):
+        with pytest.raises(WrongUse, match=f"{tmp_path}/scores: cannot be written to .it is a file"):
+            check_writable(tmp_path / folder)
 
 
 def test_half_a_line_is_not_left_in_a_log(tmp_path, monkeypatch):
