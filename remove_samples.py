@@ -315,6 +315,9 @@ def retrain(removal, seed, trained_on, config, stop):
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     with sole_process(removal_folder(removal, config) / "lock", wait=True):
         code = run_script(training_script(config), words, stop)
+    if code == 128 + signal.SIGPIPE:  # nobody reads what both scripts print
+        stop.number = int(signal.SIGPIPE)
+        stop.check("what was retrained so far is kept")
     if code != 0:
         raise WrongUse(f"{removal.name}, seed {seed}: {training_script(config).name} failed, see above; what was done so far is kept")
 

@@ -27,7 +27,7 @@ class StopRequest:
     @property
     def name(self):
         if self.number == signal.SIGPIPE:
-            return f"nothing can be printed ({getattr(loss_of_screen(), 'strerror', 'by the first process')})"
+            return f"nothing can be printed ({getattr(loss_of_screen(), 'strerror', 'Broken pipe')})"
         return signal.Signals(self.number).name
 
     def check(self, done):

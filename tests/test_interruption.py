@@ -112,3 +112,19 @@ def test_a_retraining_that_is_told_to_stop_passes_it_on_and_ends_once_it_is_save
     assert error.splitlines()[-1] == "stopped: SIGTERM: what was retrained so far is kept; the same command goes on from here"
     assert not list((tmp_path / "run/removal").rglob("lock")) and not list((tmp_path / "run/removal").rglob("encoder.pt"))
     assert list((tmp_path / "run/removal").rglob("last.pt")) and not (tmp_path / "run/removal/curve.csv").exists()
+
+
+def test_a_retraining_that_nobody_reads_ends_the_others_too(tmp_path, monkeypatch, capsys):
+    changes = {"training.epochs": 1, "subsets.shared": 0, "removal": {"counts": [4], "policies": ["least", "memorized"]}}
+    path = write_experiment(tmp_path, changes)
+    train_simclr.main(["--config", path])
+    memorization_scores.main(["--config", path])
+    started = []
+    code = 128 + signal.SIGPIPE
+    monkeypatch.setattr(remove_samples, "run_script", lambda *arguments: started.append(arguments) or code)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ending:
+        remove_samples.main(["--config", path, "--retrain"])
+    assert (ending.value.code, len(started)) == (code, 1)
+    line = "stopped: nothing can be printed (Broken pipe): what was retrained so far is kept; the same command goes on from here\n"
+    assert capsys.readouterr().err == line
