@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 from array import array
 from collections import Counter
 from contextlib import contextmanager
@@ -132,7 +133,8 @@ def _read_csv(path, count):
         text = _csv_text(path)
     reader, boxes = csv.reader(io.StringIO(text, newline=""), strict=True), {}
     try:
-        in_order = _columns_in_order(next(reader, []) if text.find("\n") < MOST_OF_A_ROW else [text])
+        is_short = re.search("[\r\n]|$", text).start() < MOST_OF_A_ROW
+        in_order = _columns_in_order(next(reader, []) if is_short else [text])
         for row in reader:
             if not row:
                 continue
