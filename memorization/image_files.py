@@ -1,5 +1,6 @@
 """One image file as the square that encoders see: its format, its range of values, and the memory that decoding takes."""
 
+import ctypes
 import os
 import stat
 import threading
@@ -21,6 +22,7 @@ BYTES_A_PIXEL = {"WEBP": 20, "TIFF": 14, "JPEG": 12}
 BYTES_A_PIXEL_OF_OTHERS = 9
 MOST_MEMORY = 2**30  # bytes for one image
 SHARED_MEMORY = 3 * 2**28  # bytes for all images that threads decode at once, if no single one needs more
+LARGE = 2**24  # bytes from which on an image's memory is given back to the system at once
 ROWS_AT_ONCE = 256  # of an image whose values are scaled
 
 NOTES = {
@@ -28,6 +30,9 @@ NOTES = {
     "several": "{} of files that hold several, of which the first is taken",
     "deep": "{} of 16 bits, scaled to 8",
 }
+
+
+_C = ctypes.CDLL(None)  # the C library
 
 
 class BrokenImage(Exception):
@@ -55,24 +60,47 @@ def decode_image(path, size):
     """
     if not stat.S_ISREG(os.stat(path).st_mode):  # to open a FIFO would wait for ever
         raise BrokenImage("it is no regular file")
+    with _reasons_of_decoders():
+        with Image.open(path, formats=FORMATS) as file:
+            needed = _bytes_to_decode(file)
+        with _memory.reserve(needed):
+            image = _decode_square(path, size)  # what it needed is free again once it has returned
+            if needed > LARGE:
+                _return_free_memory()
+            return image
+
+
+def _decode_square(path, size):
+    with Image.open(path, formats=FORMATS) as file:
+        notes = _notes(file)
+        image = _in_rgb(file)
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    box = (left, top, left + side, top + side)
+    square = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    scale = size / side
+    return DecodedImage(np.asarray(square).transpose(2, 0, 1), (scale, left * scale, top * scale), notes)
+
+
+def _return_free_memory():
+    """Give free memory back to the system; glibc would keep some for each thread that decoded."""
+    if hasattr(_C, "malloc_trim"):
+        _C.malloc_trim(0)
+
+
+@contextmanager
+def _reasons_of_decoders():
+    """Turn what PIL raises for broken files into BrokenImage."""
     try:
-        with Image.open(path, formats=FORMATS) as file, _memory.reserve(_bytes_to_decode(file)):
-            notes = _notes(file)
-            image = _in_rgb(file)
-            side = min(image.size)
-            left, top = (image.width - side) / 2, (image.height - side) / 2
-            box = (left, top, left + side, top + side)
-            square = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+        yield
     except (BrokenImage, MemoryError):
         raise
     except Image.UnidentifiedImageError:
         raise BrokenImage(f"no image in a format that is read: {', '.join(FORMATS)}") from None
-    except Exception as error:  # PIL's decoders raise errors of many kinds for a broken file
+    except Exception as error:  # its decoders raise errors of many kinds
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise BrokenImage(" ".join(str(error).split()) or type(error).__name__) from error
-    scale = size / side
-    return DecodedImage(np.asarray(square).transpose(2, 0, 1), (scale, left * scale, top * scale), notes)
 
 
 @contextmanager
