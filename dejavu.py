@@ -98,7 +98,8 @@ def main(argv=None):
             attack_checkpoint(name, results[name], scores[name], images, subsets, public, config, device)
     if config.actions["checkpoint"] == "all" and processes.is_first():
         summaries = [read_summary(result.folder, result.again) for result in results.values()]
-        draw_deja_vu_curve(summaries, result.folder / "training_curve.png")
+        with result.lock():
+            draw_deja_vu_curve(summaries, result.folder / "training_curve.png")
 
 
 def public_images(images, subsets, settings, device):

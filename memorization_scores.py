@@ -76,7 +76,8 @@ def main(argv=None):
         score_checkpoint(name, result, images, subsets, config, device)
     if logs and processes.is_first():
         summaries = [read_summary(result.folder, result.again) for result in results.values()]
-        draw_training_curve(summaries, logs, result.folder / "training_curve.png")
+        with result.lock():
+            draw_training_curve(summaries, logs, result.folder / "training_curve.png")
 
 
 def score_checkpoint(checkpoint, result, images, subsets, config, device):

@@ -382,8 +382,8 @@ def kept_probe(source, images, config, device):
     return accuracy
 
 
-def read_accuracy(path, what):
-    """The mean top-1 accuracy in a file of removal/probes/; None, said on the screen, if it is not that of `what`.
+def read_accuracy(path, what=None):
+    """The mean top-1 accuracy in a file of removal/probes/; None, said on the screen, if it is not that of `what`, if that is given.
 
     Raises WrongUse if the file is broken, or not given by the system.
     """
@@ -392,7 +392,7 @@ def read_accuracy(path, what):
         accuracy = kept["top_1"]["mean"]
         if type(accuracy) is not float or not 0 <= accuracy <= 1:
             raise ValueError(f"its top-1 accuracy is {accuracy!r}")
-        is_other = first_difference(kept.get("of"), json.loads(json.dumps(what))) is not None
+        is_other = what is not None and first_difference(kept.get("of"), json.loads(json.dumps(what))) is not None
     if is_other:
         print(f"{visible(path)}: does not tell that it is of this encoder, data set and probe; made again", flush=True)
     return None if is_other else accuracy

@@ -90,8 +90,9 @@ def representation_file(values, what):
     return content + hashlib.sha256(content).digest()
 
 
-def read_representations(path, count, what):
-    """The representations of `count` images in a file of the cache, (count, D) float32; None if the file does not tell that it is of `what`.
+def read_representations(path, count, what=None):
+    """The representations of `count` images in a file of the cache, (count, D) float32; None if the file does not tell that it is of `what`,
+    where None takes them whatever they are of.
 
     Raises ValueError if the file is broken.
     """
@@ -99,9 +100,10 @@ def read_representations(path, count, what):
     content, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
     if hashlib.sha256(content).digest() != digest:
         raise ValueError("its checksum does not fit")
-    content, _, of = content.rpartition(OF)  # files of earlier versions have no such part
-    if of != json.dumps(what, sort_keys=True).encode():
+    array, _, of = content.rpartition(OF)  # files of earlier versions have no such part
+    if what is not None and of != json.dumps(what, sort_keys=True).encode():
         return None
+    content = array or content
     values = array_in(content)
     if values.dtype != np.float32 or values.ndim != 2 or len(values) != count or not np.isfinite(values).all():
         raise ValueError(f"{values.dtype} of shape {values.shape}")

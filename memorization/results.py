@@ -85,6 +85,10 @@ class Result:
             return f"seeds {self.seeds} replace the result of seeds {seeds}"
         return None
 
+    def lock(self):
+        """Keep other processes from replacing the result meanwhile, or wait until they have."""
+        return sole_process(self.folder / "lock", wait=True)
+
     @contextmanager
     def save(self, files, summary, pictures=()):
         """Put a result in place: all of it is new, or all of it old, or there is no summary.
@@ -94,7 +98,7 @@ class Result:
         folder is locked.
         """
         summary = summary | {"files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}}
-        with sole_process(self.folder / "lock", wait=True):
+        with self.lock():
             reason = self.check_place(summary["fingerprints"].get("encoders"))
             if reason:
                 print(f"{visible(self.folder)}: {reason}")
