@@ -24,22 +24,34 @@ class Screen:
     def write(self, text):
         if self.loss is None:
             try:
-                self.stream.write(text)
+                self._write(text)
             except UnicodeEncodeError:
                 encoding = self.stream.encoding
-                self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-            except OSError as error:
-                self._lose(error)
+                self._write(text.encode(encoding, "backslashreplace").decode(encoding))
         if "\n" in text:
             self.flush()
         return len(text)
 
+    def _write(self, text):
+        try:
+            self.stream.write(text)
+        except BlockingIOError:
+            self._wait_for_reader()
+        except OSError as error:
+            self._lose(error)
+
     def flush(self):
-        if self.loss is None:
+        while self.loss is None:
             try:
-                self.stream.flush()
+                return self.stream.flush()
+            except BlockingIOError:
+                self._wait_for_reader()
             except OSError as error:
                 self._lose(error)
+
+    def _wait_for_reader(self):
+        """Let writing wait for a slow reader from now on, as it does if no other program changes it."""
+        os.set_blocking(self.stream.fileno(), True)
 
     def _lose(self, error):
         """Note an error. What the stream still holds must go nowhere: Python writes it at its end."""

@@ -3,6 +3,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import write_experiment
@@ -88,6 +90,26 @@ def test_a_training_that_nobody_reads_is_saved_and_goes_on_bit_identical(tmp_pat
     for role in ("candidate", "independent"):
         name = f"run/seed_0/{role}/encoder.pt"
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "left" / name).read_bytes()
+
+
+def test_a_slow_reader_is_waited_for_although_another_program_made_the_pipe_not_wait():
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    lines = [f"line {number} {'.' * 100}" for number in range(3000)]  # more than a pipe holds
+
+    def print_lines():
+        with open(writing, "w") as pipe:
+            screen = Screen(pipe)
+            for line in lines:
+                print(line, file=screen)
+            assert screen.loss is None
+
+    with ThreadPoolExecutor() as pool, open(reading) as pipe:
+        printing = pool.submit(print_lines)
+        time.sleep(0.5)  # until the pipe is full
+        printed = pipe.read().splitlines()
+        printing.result()
+    assert printed == lines
 
 
 def test_work_whose_reader_leaves_is_done_without_a_word(tmp_path):
