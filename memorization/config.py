@@ -491,8 +491,9 @@ def read_config(doc, argv=None, method=None, actions=None, flags=None):
     if method is None:
         config = _with_trained_part(values, given, source)
     else:
+        config = _validated(schema, values, source, given)
         is_given = "subsets.order" in given or "order" in values.get("subsets", {})
-        config = _with_order_of_run(_validated(schema, values, source, given), is_given)
+        config = _with_order_of_run(config, is_given)
         if os.environ.get("RANK", "0") == "0":  # the first of several, which have not met yet
             print("".join(f"command line: {line}\n" for line in left_out), end="", flush=True)
     config._actions.update({name: arguments[name] for name in {**(actions or {}), **(flags or {})}})
@@ -589,11 +590,11 @@ def _without_what_cannot_apply(values, given):
     lines = []
     beyond = _checkpoints_beyond(values.get("training"), given)
     if beyond:
-        training = values["training"]
-        kept = [epoch for epoch in training["checkpoint_epochs"] if epoch not in beyond]
+        training, fewer = values["training"], given["training.epochs"]
+        kept = [epoch for epoch in training["checkpoint_epochs"] if epoch <= fewer]
         values = values | {"training": training | {"checkpoint_epochs": kept}}
-        dropped = ", ".join(map(str, beyond))
-        lines.append(f"--training.epochs {given['training.epochs']}: no checkpoint at {dropped}")
+        dropped = shorten(", ".join(map(str, beyond)))
+        lines.append(f"--training.epochs {fewer}: no checkpoint at {dropped}")
     others = _settings_of_the_other_encoder(values.get("encoder"), given)
     if others:
         encoder = values["encoder"]
@@ -659,7 +660,7 @@ def _with_order_of_run(config, is_given):
     in an earlier version."""
     if is_given:
         return config
-    if not (config.folder / "config.yaml").exists():
+    if not exists(config.folder / "config.yaml"):
         if config.data.name == "image_folder" and not config.subsets.file and os.environ.get("RANK", "0") == "0":
             print("warning: subsets.order is not given: a folder is shuffled, as its files come class by class", flush=True)
         return config

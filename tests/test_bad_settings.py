@@ -262,6 +262,8 @@ CONFIGS = [  # script, what is changed in the file, and what the line names besi
     ("scores", {"run": 5}, ["run: 5", "string"]),
     ("simclr", {"run": "a\0b"}, ["run: 'a\\x00b'", "the name of no file"]),
     ("simclr", {"subset": {}}, ["subset", "did you mean subsets?"]),
+    ("simclr", {"subsets": 5}, ["subsets: 5", "dictionary"]),
+    ("simclr", {"data": ["fake"]}, ["data: ['fake']", "dictionary"]),
     ("simclr", {"training": 5}, ["training: 5", "dictionary"]),
     ("byol", {"training": []}, ["training: []", "dictionary"]),
     ("mae", {"encoder": ["vit_mini"]}, ["encoder: ['vit_mini']", "dictionary"]),
