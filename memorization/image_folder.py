@@ -10,6 +10,7 @@ from typing import NamedTuple
 from memorization import processes
 from memorization.errors import Caution, WrongUse, visible
 from memorization.image_files import ENDINGS
+from memorization.storage import is_folder
 
 PASSED_OVER = {  # in the order in which they are told
     "hidden": "{} hidden files or folders",
@@ -34,9 +35,9 @@ def list_image_folder(root):
     splits differ, or if all test images are training images.
     """
     root = Path(root)
-    folders = {"train": root / "train", "test": root / "val" if (root / "val").is_dir() else root / "test"}
+    folders = {"train": root / "train", "test": root / "val" if is_folder(root / "val") else root / "test"}
     for folder in folders.values():
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise WrongUse(
                 f"image_folder: {folder} is no folder; {root} needs train and val (or test), each with a folder for every class"
             )

@@ -107,3 +107,10 @@ def test_names_that_are_not_utf_8_are_listed(root):
     with open(name, "wb") as file:
         file.write(b"")
     assert os.fsdecode(name) in files(root)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may enter every folder")
+def test_a_folder_of_images_that_may_not_be_entered_is_told_as_such(tmp_path):
+    (tmp_path / "images").mkdir(mode=0)
+    with pytest.raises(WrongUse, match="images/val: cannot be read .Permission denied"):
+        list_image_folder(tmp_path / "images")
