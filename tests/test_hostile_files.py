@@ -761,7 +761,7 @@ def folder_experiment(tmp_path_factory):
             (folder / "boxes" / f"{i}.xml").write_text(f"<annotation>{box}</annotation>")
     path = write_experiment(folder, {
         "data": {"name": "image_folder", "size": 16, "root": str(folder / "images"), "prepared": str(folder / "prepared")},
-        "subsets": {"shared": 0, "candidate": 20, "independent": 20, "external": 10}, "training.epochs": 1, "dejavu": {"k": 5},
+        "subsets": {"shared": 0, "candidate": 20, "independent": 20, "external": 10, "order": "file"}, "training.epochs": 1, "dejavu": {"k": 5},
         "probe": {"epochs": 2, "warmup_epochs": 1, "seeds": [0]}, "removal": {"counts": [4], "policies": ["memorized"]},
     })  # fmt: skip
     train_simclr.main(["--config", path])
