@@ -16,10 +16,7 @@ import hashlib
 import io
 import json
 import re
-import signal
-import subprocess
 import sys
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +29,7 @@ from memorization.config import ProbeSettings, first_difference, read_config, re
 from memorization.data import images_of_run, open_images
 from memorization.errors import WrongUse, one_line_errors, visible
 from memorization.figures import draw_removal_curve
-from memorization.interruption import stop_requests
+from memorization.interruption import run_child, stop_requests
 from memorization.machine import choose_device, describe_machine
 from memorization.probing import prepared_for_probing, probe, probed_data
 from memorization.removal import DRAWN, distances_to_centres, duplicate_groups, removal_order, remove_in_order
@@ -314,6 +311,8 @@ def retrain(removal, seed, trained_on, config, stop):
     }  # fmt: skip
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     with sole_process(removal_folder(removal, config) / "lock", wait=True):
+        with sole_process(encoder_file(removal, seed, config).parent / "lock", wait=True):
+            pass  # a child whose parent was killed may still be saving
         code = run_script(training_script(config), words, stop)
     if code == 128 + signal.SIGPIPE:  # nobody reads what both scripts print
         stop.number = int(signal.SIGPIPE)
@@ -329,16 +328,9 @@ def training_script(config):
 
 def run_script(script, arguments, stop):
     """Run a script as a process of its own. Returns its exit code; raises Interrupted, once it has ended, where this process is told to."""
-    with subprocess.Popen([sys.executable, script, *arguments]) as process:
-        told = False
-        while process.poll() is None:
-            if stop.number == signal.SIGTERM and not told:  # of Ctrl-C the terminal tells it
-                process.terminate()
-                told = True
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=0.5)
+    code = run_child([sys.executable, script, *arguments], stop)
     stop.check("what was retrained so far is kept")
-    return process.returncode
+    return code
 
 
 def probe_all(removals, datasets, config, device, stop):

@@ -1,24 +1,40 @@
-"""Being told to stop: Ctrl-C and SIGTERM end long work once it is saved."""
+"""Being told to stop: Ctrl-C, SIGTERM and a closed terminal end long work once it is saved, here and in child processes."""
 
+import os
+import re
+import select
 import signal
+import stat
+import subprocess
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 
 from memorization import processes
 from memorization.errors import Interrupted
 from memorization.screen import loss_of_screen
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PIPE_OF_PARENT = "MEMORIZATION_PIPE_OF_PARENT"  # environment: the pipe whose other end a parent holds
+ECHO = 1  # seconds within which a second SIGTERM is the same one: `timeout` sends it to the process and to its group
 
 
 class StopRequest:
-    """Which of STOPPING has come, its number, or None; SIGPIPE once nothing can be printed any more, as if it had come."""
+    """Which of STOPPING has come, its number, or None.
+
+    As if they had come: SIGTERM once the parent of `run_child` has ended or was told to stop, and
+    SIGPIPE once nothing can be printed any more.
+    """
 
     _number = None
 
     @property
     def number(self):
-        return self._number or (int(signal.SIGPIPE) if loss_of_screen() else None)
+        if self._number:
+            return self._number
+        if _parent_is_gone():
+            return int(signal.SIGTERM)
+        return int(signal.SIGPIPE) if loss_of_screen() else None
 
     @number.setter
     def number(self, number):
@@ -38,7 +54,7 @@ class StopRequest:
 
 @contextmanager
 def stop_requests():
-    """Note Ctrl-C and SIGTERM in the StopRequest that is given, in place of ending; the second one ends at once.
+    """Note Ctrl-C, SIGTERM and SIGHUP in the StopRequest that is given, in place of ending; a second Ctrl-C or SIGTERM ends at once.
 
     Of several processes each is told by the terminal and by torchrun too: there every one is only noted. What is ignored already, as Ctrl-C
     is by a job in the background, stays ignored. Python hands signals to its main thread alone; in another one nothing is noted.
@@ -49,13 +65,18 @@ def stop_requests():
         return
     previous = {number: signal.getsignal(number) for number in STOPPING}
     previous = {number: handler for number, handler in previous.items() if handler != signal.SIG_IGN}
+    asked = []  # (signal, time)
 
     def note(number, _):
         request.number = number
-        if processes.count() > 1:
+        # A closed terminal sends SIGHUP twice, the system does and the shell does: it never ends at once.
+        if processes.count() > 1 or number == signal.SIGHUP:
             return
-        for other, handler in previous.items():
-            signal.signal(other, handler)
+        asked.append((number, time.monotonic()))
+        is_echo = number == asked[0][0] == signal.SIGTERM and asked[-1][1] - asked[0][1] < ECHO
+        if len(asked) > 1 and not is_echo:
+            signal.signal(number, previous[number])
+            os.kill(os.getpid(), number)
 
     for number in previous:
         signal.signal(number, note)
@@ -64,3 +85,47 @@ def stop_requests():
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+# --- child processes --------------------------------------------------------------------------------
+
+
+def run_child(command, stop):
+    """Run a command of this project as a child process, and return its exit code.
+
+    The child stops, saved, as soon as this process is told to or ends in any way: it holds one end of
+    a pipe whose other end closes then. stop: of `stop_requests`.
+    """
+    reading, writing = os.pipe()
+    try:
+        environment = os.environ | {PIPE_OF_PARENT: str(reading)}
+        process = subprocess.Popen(command, pass_fds=[reading], env=environment)
+    except BaseException:
+        os.close(writing)
+        raise
+    finally:
+        os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        try:
+            while process.poll() is None:
+                if stop.number:
+                    pipe.close()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=0.5)
+        except BaseException:  # a second Ctrl-C
+            process.kill()
+            process.wait()
+            raise
+    return process.returncode
+
+
+def _parent_is_gone():
+    """Whether this process is a child of `run_child`, and its parent has ended or was told to stop."""
+    text = os.environ.get(PIPE_OF_PARENT, "")
+    if not re.fullmatch("[0-9]{1,4}", text):
+        return False
+    try:
+        is_pipe = stat.S_ISFIFO(os.fstat(int(text)).st_mode)
+    except OSError:
+        return False  # of a program in between, which did not hand it on
+    return is_pipe and bool(select.select([int(text)], [], [], 0)[0])  # nothing is ever written: it is the end

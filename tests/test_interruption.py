@@ -47,16 +47,78 @@ def test_a_signal_is_noted_once_and_the_next_one_acts_as_before():
     assert signal.getsignal(signal.SIGINT) == before
 
 
-def test_what_is_ignored_stays_ignored():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])  # in the background, under nohup
+def test_what_is_ignored_stays_ignored(number):
+    before = signal.signal(number, signal.SIG_IGN)
     with stop_requests() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
         assert stop.number is None
-    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    assert signal.signal(number, before) == signal.SIG_IGN
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_one_end_that_is_told_twice_is_one(number):
+    """A closed terminal and its shell send SIGHUP each; `timeout` sends SIGTERM to the process and to its group."""
+    with stop_requests() as stop:
+        for _ in range(3):
+            os.kill(os.getpid(), number)
+        assert stop.number == number
+        with pytest.raises(KeyboardInterrupt):
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.01)
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from memorization.interruption import stop_requests
+with stop_requests() as stop:
+    Path(sys.argv[1], "ready").touch()
+    while not stop.number:
+        time.sleep(0.02)
+Path(sys.argv[1], "saved").write_text(stop.name)
+"""
+PARENT = """
+import sys
+from memorization.interruption import run_child, stop_requests
+with stop_requests() as stop:
+    sys.exit(run_child([sys.executable, "-c", sys.argv[2], sys.argv[1]], stop))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_child_stops_with_its_parent_however_that_ends(number, tmp_path):
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, tmp_path, CHILD], cwd=ROOT, start_new_session=True)
+    while parent.poll() is None and not (tmp_path / "ready").exists():
+        time.sleep(0.02)
+    parent.send_signal(number)  # to the parent alone
+    parent.wait(60)
+    for _ in range(500):
+        if (tmp_path / "saved").exists() and (tmp_path / "saved").read_text():
+            break
+        time.sleep(0.02)
+    assert (tmp_path / "saved").read_text() == "SIGTERM"
+    assert parent.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 0)
+
+
+def test_a_second_ctrl_c_takes_the_child_along(tmp_path):
+    stubborn = CHILD.replace("while not stop.number", "while True")
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, tmp_path, stubborn], cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    while parent.poll() is None and not (tmp_path / "ready").exists():
+        time.sleep(0.02)
+    for _ in range(2):
+        parent.send_signal(signal.SIGINT)
+        time.sleep(1)
+    parent.wait(60)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(parent.pid, 0)  # nobody is left of them
 
 
 @pytest.mark.parametrize("stopped_at", [4, 6])  # within an epoch of three steps, and at its end
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_at_the_next_step_and_the_run_goes_on_bit_identical(number, stopped_at, tmp_path, monkeypatch, capsys):
     whole, stopped = (write_experiment(tmp_path / name, {}) for name in ("whole", "stopped") if not (tmp_path / name).mkdir())
     train_simclr.main(["--config", whole])
@@ -128,3 +190,21 @@ def test_a_retraining_that_nobody_reads_ends_the_others_too(tmp_path, monkeypatc
     assert (ending.value.code, len(started)) == (code, 1)
     line = "stopped: nothing can be printed (Broken pipe): what was retrained so far is kept; the same command goes on from here\n"
     assert capsys.readouterr().err == line
+
+
+def test_a_retraining_whose_parent_was_killed_ends_and_can_be_restarted_at_once(tmp_path):
+    changes = {"training.epochs": 40, "subsets.shared": 0, "removal": {"counts": [4], "policies": ["least"]}}
+    path = write_experiment(tmp_path, changes)
+    train_simclr.main(["--config", path])
+    memorization_scores.main(["--config", path])
+    remove = [sys.executable, remove_samples.__file__, "--config", path, "--retrain", "--jobs", "0/1"]
+    started = tmp_path / "run/removal/least_4_draw0/environment.json"
+    process = subprocess.Popen(remove, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not started.exists():
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    ended = subprocess.run(remove, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "candidate: going on after step" in ended.stdout
+    assert (tmp_path / "run/removal/least_4_draw0/seed_0/candidate/encoder.pt").exists()
