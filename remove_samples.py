@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import re
+import signal
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
