@@ -9,7 +9,8 @@ Every image of S_C and S_I is asked about with a part of it; the k public images
 for a label. Who trained on the image is the target, who did not the reference; the Deja Vu score is how much more often the target is
 right. Reads the run folder (encoder.pt of every seed and role, subsets.npz, config.yaml, scores/ if there) and the data set. Writes into
 dejavu/ of the run folder: dejavu.csv, summary.json, confidence.png, shares.png and cases.png; for another checkpoint, query or reference,
-and for other seeds or settings than those of the run's config.yaml, into a folder in it, named after them. With --checkpoint all every kept checkpoint is asked, and training_curve.png drawn.
+and for other seeds or settings than those of the run's config.yaml, into a folder in it, named after them.
+With --checkpoint all every kept checkpoint is asked, and training_curve.png drawn.
 With --dejavu.reference crops f alone is needed, and compared with a small classifier of the same parts of images that f never saw.
 """
 
@@ -127,9 +128,8 @@ def public_images(images, subsets, settings, device):
 def check_labels(images, subsets, public, settings):
     """Raise WrongUse if an attacked image has no label, or one that no public image has, or if there is one class alone."""
     if len(np.unique(public.labels)) == 1:
-        raise WrongUse(
-            f"dejavu.public_split: the {len(public.labels)} public images of the {settings.public_split} set are of one class: nothing to tell"
-        )
+        of_set = f"the {len(public.labels)} public images of the {settings.public_split} set"
+        raise WrongUse(f"dejavu.public_split: {of_set} are of one class: nothing to tell")
     for subset in ("candidate", "independent"):
         labels = images.train.labels.numpy()[getattr(subsets, subset)]
         if (labels < 0).any():

@@ -335,7 +335,9 @@ def run_script(script, arguments, stop):
 
 
 def probe_all(removals, datasets, config, device, stop):
-    """Top-1 accuracies of f and of every retrained encoder on every data set: a list of dicts with the keys of COLUMNS, and {encoder: hash}.
+    """Top-1 accuracies of f and of every retrained encoder on every data set.
+
+    Returns a list of dicts with the keys of COLUMNS, and {encoder: hash}.
 
     stop: of `stop_requests`. Raises WrongUse where an encoder was trained in another precision than f.
     """

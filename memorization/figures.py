@@ -155,7 +155,8 @@ def draw_gallery(scores, images, path):
 def draw_training_curve(summaries, logs, path):
     """Memorization over training.
 
-    summaries: of memorization_scores.py, of the scored checkpoints in order of their epochs; logs: for every seed the lines of f's log.jsonl.
+    summaries: of memorization_scores.py, of the scored checkpoints in order of their epochs; logs: for every seed the lines of f's
+    log.jsonl.
     """
     epochs = [summary["checkpoint"]["epoch"] for summary in summaries]
     figure, (upper, lower) = _subplots(2, 1, figsize=(7.5, 7), sharex=True)
@@ -245,14 +246,16 @@ def draw_deja_vu_shares(summary, path):
     caveat, what = no_proof(summary.get("trained_on")), "Deja Vu score = memorized - forgotten"
     if caveat:  # words of memory would claim what the difference does not show
         names = {"memorized": "f alone", "correlated": "both", "forgotten": "classifier alone", "unassociated": "neither"}
-        meaning = {"memorized": "f right,\nclassifier wrong", "correlated": "", "forgotten": "f wrong,\nclassifier right", "unassociated": ""}
+        meaning = dict.fromkeys(shares, "") | {"memorized": "classifier wrong", "forgotten": "f wrong"}
         what = "difference = f alone - classifier alone"
     axes.set_xticks(range(len(shares)), [f"{names[name]}\n{meaning[name]}" for name in shares])
     score = summary["score"]["100"]
     net = f"{what} = {100 * score['mean']:+.1f} %"
     spread = "" if score["std"] is None else f" (± {100 * score['std']:.1f} over {score['n']} seeds)"
     axes.set(
-        title=_two_lines(net + spread, caveat), ylabel="images asked about, %", ylim=(0, 1.15 * max(mean + error for mean, error in zip(means, errors)) + 2)
+        title=_two_lines(net + spread, caveat),
+        ylabel="images asked about, %",
+        ylim=(0, 1.15 * max(mean + error for mean, error in zip(means, errors)) + 2),
     )
     axes.title.set_fontsize(9 if caveat else 12)
     return figure

@@ -91,8 +91,9 @@ def representation_file(values, what):
 
 
 def read_representations(path, count, what=None):
-    """The representations of `count` images in a file of the cache, (count, D) float32; None if the file does not tell that it is of `what`,
-    where None takes them whatever they are of.
+    """The representations of `count` images in a file of the cache, (count, D) float32.
+
+    Returns None if the file does not tell that it is of `what`, if that is given.
 
     Raises ValueError if the file is broken.
     """

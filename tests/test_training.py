@@ -553,7 +553,7 @@ def test_labels_are_needed_for_a_knn_accuracy(split, unlabelled, who, write_conf
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.filterwarnings("ignore:training.knn_every")
+@pytest.mark.filterwarnings("ignore::memorization.errors.Caution")
 def test_images_of_one_class_have_no_knn_accuracy(write_config, capsys, tmp_path, monkeypatch):
     """It would be 100 %."""
 
