@@ -6,7 +6,6 @@ import io
 import os
 import pickletools
 import re
-import shutil
 import tempfile
 import warnings
 from contextlib import contextmanager
@@ -75,7 +74,7 @@ def _load(path):
     _check_first_bytes(path)
     with open_archive(path) as archive:
         _check_pickled(archive)
-        with _copy_of(archive.fp) as copy:
+        with _copy_of(archive.fp, path) as copy:
             # Mapped, a tensor cannot claim more than the file holds; read into memory, torch takes its word.
             content = torch.load(copy, map_location="cpu", weights_only=True, mmap=True)
             if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -104,17 +103,26 @@ def _raise_if_of_system(error):
 
 
 @contextmanager
-def _copy_of(file):
-    """The path of a copy of an open file, to be mapped into memory.
+def _copy_of(file, path):
+    """The path of a copy of an open file, which lies at path, to be mapped into memory.
 
     The file's own file system may not map files, and would end the process if a mapped page cannot be read.
+    A limit on the size of files holds for copies in memory too; then the file itself is given.
     """
-    in_memory = os.fdopen(os.memfd_create("checkpoint"), "r+b") if hasattr(os, "memfd_create") else None
-    with in_memory or tempfile.NamedTemporaryFile() as copy:
+    in_memory = os.fdopen(os.memfd_create("checkpoint"), "r+b", 0) if hasattr(os, "memfd_create") else None
+    with in_memory or tempfile.NamedTemporaryFile(buffering=0) as copy:
+        place = f"/proc/self/fd/{copy.fileno()}" if in_memory else copy.name
         file.seek(0)
-        shutil.copyfileobj(file, copy, 2**20)
-        copy.flush()
-        yield f"/proc/self/fd/{copy.fileno()}" if in_memory else copy.name
+        while block := memoryview(file.read(2**20)):
+            try:
+                while block:
+                    block = block[copy.write(block) :]
+            except OSError as error:
+                if error.errno != errno.EFBIG:
+                    raise
+                place = os.fspath(path)
+                break
+        yield place
 
 
 def _in_memory(value):
