@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from memorization import processes
-from memorization.errors import WrongUse
+from memorization.errors import Caution, WrongUse
 
 VARIABLES = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
 FIRST_WORD = 10  # seconds after which a process says for whom it waits
@@ -69,6 +70,7 @@ def join(device):
     processes.meeting_point = store
     if place.rank > 0:
         sys.stdout = open(os.devnull, "w")
+        warnings.simplefilter("ignore", Caution)  # all processes are warned of the same
 
 
 def _number(variable, least, most):

@@ -8,7 +8,6 @@ import re
 import time
 import warnings
 from contextlib import nullcontext
-from dataclasses import replace
 from datetime import timedelta
 
 import torch
