@@ -800,6 +800,8 @@ def _hint(value):
         return ""
     if value.lower() in ("yes", "no", "on", "off", "y", "n"):
         return " (write true or false)"
+    if re.fullmatch(r"[-+]?0[0-9]+(\.[0-9]*)?", value):
+        return f" (write it without the zeros before it, as {re.sub('0+(?=[0-9])', '', value, count=1)})"
     if re.fullmatch(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", value, re.IGNORECASE):
         return " (YAML reads this as text; write it without quotes or an exponent, such as 0.001)"
     if re.fullmatch(r"[-+]?[0-9][0-9a-z_:.+-]*", value, re.IGNORECASE):

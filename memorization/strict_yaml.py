@@ -19,14 +19,15 @@ MOST_YAML = 2**18  # bytes of a config, and characters of it with its aliases wr
 MOST_DIGITS = 1000  # of an integer; Python itself reads 4,300
 PREFIX = "tag:yaml.org,2002:"
 MERGE = PREFIX + "merge"
+WHOLE = "(?:0|[1-9][0-9]*)"  # without zeros before it: who writes 010 may mean 8 or 10
 # What plain text is read as, by its first character; all else is text. YAML 1.1 would read 010 as 8,
 # 1:30 as 90, `no` as false, and 2024-01-01 as a date.
 PLAIN = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    "int": (r"[-+]?[0-9]+", list("-+0123456789")),
+    "int": (rf"[-+]?{WHOLE}", list("-+0123456789")),
     "float": (
-        r"[-+]?[0-9]+\.[0-9]*(?:[eE][-+][0-9]+)?|\.[0-9]+(?:[eE][-+][0-9]+)?"
+        rf"[-+]?{WHOLE}\.[0-9]*(?:[eE][-+][0-9]+)?|\.[0-9]+(?:[eE][-+][0-9]+)?"
         r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
         list("-+0123456789."),
     ),
@@ -146,7 +147,6 @@ class _Loader(Reader, Scanner, Parser, Composer, SafeConstructor, BaseResolver):
 
 class _Dumper(yaml.SafeDumper):
     """Quotes what YAML 1.1 or `PLAIN` would read as something else."""
-
 
 
 for name, (pattern, first) in PLAIN.items():

@@ -309,7 +309,7 @@ FILES = [  # the bytes of a file that is no config, and what the line names
     (b"\xff\xfer\x00u\x00n\x00", ["cannot be read", "utf-8"]),
     (b"run: a\nrun: b", ["'run' stands twice"]),
     (b"run: x\nseeds: *all\n", ["not YAML", "undefined alias 'all'"]),
-    (b"run: 010\n", ["run: 10 is not allowed", "string"]),
+    (b"run: 10\n", ["run: 10 is not allowed", "string"]),
     (b"run: a\nseeds: [0x10, 2024-01-01]\n", ["seeds.0: '0x10'", "integer"]),
     (b"a: &a {b: 1}\nrun: {<<: *a}\n", ["line 2: merge keys (<<) are not supported; write the keys out"]),
     (b"<<: {run: a}\n", ["line 1: merge keys (<<) are not supported"]),

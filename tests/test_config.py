@@ -52,13 +52,22 @@ def test_every_value_of_the_file_is_an_option(write_config):
 
 
 def test_numbers_are_decimal_in_the_file_and_on_the_command_line(write_config):
-    """As `seq -w 8 11` writes them; YAML 1.1 would read 010 and 011 as 8 and 9."""
-    assert read(write_config(), "--seeds", "08", "09", "010", "011").seeds == [8, 9, 10, 11]
     path = Path(write_config())
-    path.write_text(path.read_text().replace("seeds:\n- 0\n", "seeds: [08, +010, 011]\n").replace("threads: 1", "threads: 012"))
-    config = read(str(path), "--training.learning_rate", "010.50", "--method.temperature", ".5")
-    assert (config.seeds, config.threads) == ([8, 10, 11], 12)
+    path.write_text(path.read_text().replace("seeds:\n- 0\n", "seeds: [8, +10, 0]\n"))
+    config = read(str(path), "--training.learning_rate", "10.50", "--method.temperature", ".5")
+    assert config.seeds == [8, 10, 0]
     assert (config.training.learning_rate, config.method.temperature) == (10.5, 0.5)
+
+
+@pytest.mark.parametrize("word, plain", [("010", "10"), ("08", "8"), ("+007", "+7"), ("-010", "-10")])
+def test_a_number_with_zeros_before_it_is_refused(word, plain, write_config):
+    """YAML 1.1 reads 010 as 8, and `seq -w` means 10."""
+    with pytest.raises(WrongUse, match=rf"seeds.0: .*without the zeros before it, as {re.escape(plain)}\)"):
+        read(write_config(), "--seeds", word)
+    path = Path(write_config())
+    path.write_text(path.read_text().replace("seeds:\n- 0\n", f"seeds: [{word}]\n"))
+    with pytest.raises(WrongUse, match=re.escape(f"seeds.0: '{word}' is not allowed")):
+        read(str(path))
 
 
 TEXTS = ["010", "08", "1:30", "1_000", "0x10", "1e-3", "on", "no", "null", "true", "2024-01-01", "=", "<<", ".5", "-.5", ".inf", "a: b"]
@@ -72,7 +81,7 @@ def test_a_text_that_looks_like_something_else_is_kept_in_the_run_folder(text, w
     assert yaml.safe_load(Path(text, "config.yaml").read_text())["run"] == text  # for others' programs, too
 
 
-@pytest.mark.parametrize("text", ["1:30", "on", "no", "2024-01-01", "0x10", "1e-3", "="])
+@pytest.mark.parametrize("text", ["010", "08", "1:30", "on", "no", "2024-01-01", "0x10", "1e-3", "="])
 def test_what_is_neither_decimal_nor_true_or_false_is_text(text, write_config):
     path = Path(write_config())
     path.write_text(re.sub("run: .*", f"run: {text}", path.read_text()))
