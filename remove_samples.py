@@ -259,8 +259,10 @@ def epochs_of(removal, trained_on, config):
 
 
 def steps_of(count, trained_on, config):
-    """How long a set of `trained_on` images without `count` of them is trained on, a dict. Batches are whole: a few images less may cost a
-    whole step of an epoch."""
+    """Epochs, steps an epoch and all steps on a set of `trained_on` images without `count` of them, a dict.
+
+    Batches are whole: a few images less may cost a step of every epoch.
+    """
     epochs, batch_size = config.training.epochs, config.training.batch_size
     of_all, an_epoch = trained_on // batch_size, (trained_on - count) // batch_size
     if config.removal.fixed_steps:
@@ -378,9 +380,9 @@ def kept_probe(source, images, config, device):
 
 
 def read_accuracy(path, what=None):
-    """The mean top-1 accuracy in a file of removal/probes/; None, said on the screen, if it is not that of `what`, if that is given.
+    """The mean top-1 accuracy in a file of removal/probes/, or None if the file is not of `what`.
 
-    Raises WrongUse if the file is broken, or not given by the system.
+    what: what was probed, and how; None accepts any. Raises WrongUse if the file is broken or cannot be read.
     """
     with refuse_broken(path, "not a whole result of probing", "; delete it, and it will be made again"):
         kept = parse_json(read_text(path))

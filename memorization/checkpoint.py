@@ -53,7 +53,7 @@ def save_checkpoint(path, content):
 def read_checkpoint(path):
     """The dict in a checkpoint.
 
-    Raises WrongUse if the file is missing, foreign or not given by the system, Broken if it is truncated or changed.
+    Raises WrongUse if the file is missing, foreign or cannot be read, and Broken if it is truncated or changed.
     """
     with refuse_broken(path, "not a whole checkpoint"):
         try:
@@ -96,7 +96,7 @@ def _check_first_bytes(path):
 
 
 def _raise_if_of_system(error):
-    """Raise OSError if one of torch's RuntimeErrors quotes the system."""
+    """Raise OSError if an error of torch quotes one of the system."""
     for code in OF_SYSTEM:
         if os.strerror(code) in str(error):
             raise OSError(code, os.strerror(code)) from None
@@ -104,10 +104,10 @@ def _raise_if_of_system(error):
 
 @contextmanager
 def _copy_of(file, path):
-    """The path of a copy of an open file, which lies at path, to be mapped into memory.
+    """Copy an open file, and give the copy's path, to be mapped into memory. path: of the file.
 
-    The file's own file system may not map files, and would end the process if a mapped page cannot be read.
-    A limit on the size of files holds for copies in memory too; then the file itself is given.
+    The file's own file system may not map files, and a mapped page that cannot be read would end the
+    process. A copy in memory may be larger than a limit on the size of files; then path itself is given.
     """
     in_memory = os.fdopen(os.memfd_create("checkpoint"), "r+b", 0) if hasattr(os, "memfd_create") else None
     with in_memory or tempfile.NamedTemporaryFile(buffering=0) as copy:
@@ -135,8 +135,10 @@ def _in_memory(value):
 
 
 def _check_pickled(archive):
-    """Raise _Foreign unless an open zip file is one of torch.save, whose pickle names nothing but
-    tensors, and ValueError if the pickle is broken."""
+    """Raise _Foreign unless an open zip file is one of torch.save, whose pickle names only tensors.
+
+    Raises ValueError if the pickle is broken.
+    """
     pickles = [m for m in archive.infolist() if m.filename.endswith("data.pkl")]
     if len(pickles) != 1:
         raise _Foreign("a zip file, but not one of torch.save")
@@ -189,8 +191,8 @@ def save_progress(folder, content):
 def read_progress(folder):
     """The content of last.pt, of previous.pt if last.pt is missing or broken, or None if neither was written.
 
-    A broken last.pt is deleted, or the next save would put it in the place of a good previous.pt. Raises WrongUse if only it is left, and
-    if the system does not give last.pt, which may then be whole.
+    A broken last.pt is deleted, or the next save would put it in the place of a good previous.pt. Raises WrongUse if there is no
+    previous.pt, and if last.pt cannot be read: it may be whole.
     """
     last, previous = folder / "last.pt", folder / "previous.pt"
     if not exists(last):

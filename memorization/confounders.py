@@ -1,4 +1,4 @@
-"""Subsets are to differ in membership alone: warnings if they share images, or differ in their classes."""
+"""Confounders: warnings if subsets, which should differ in membership alone, share images or differ in their classes."""
 
 import itertools
 import warnings
@@ -9,9 +9,8 @@ from memorization import processes
 from memorization.errors import Caution
 from memorization.subsets import SUBSETS
 
-FAR = 0.5  # of the way from the distance that chance gives to classes that do not overlap
-RANDOM_SPLITS = 1000  # that are tried ROUNDS times, to learn the distance that chance gives
-ROUNDS = 10
+FAR = 0.5  # share of the way from the distance of random splits to that of disjoint classes
+RANDOM_SPLITS, ROUNDS = 1000, 10  # random splits of a round, and rounds
 
 
 def warn_of_confounders(subsets, images, settings):
@@ -24,19 +23,19 @@ def warn_of_confounders(subsets, images, settings):
         return
     twins = count_twins(subsets, images)
     if twins:
-        told = ", ".join(f"{count} of {one} in {other}" for (one, other), count in twins.items())
-        message = f"subsets: the same image (equal pixels) stands in two subsets: {told}; such images are not what their subset says"
+        pairs = ", ".join(f"{count} of {one} in {other}" for (one, other), count in twins.items())
+        message = f"subsets: the same image (equal pixels) stands in two subsets: {pairs}; such images are not what their subset says"
         warnings.warn(Caution(message), stacklevel=3)
     distances = find_distant_classes(subsets, images)
     if distances:
-        told = ", ".join(f"{one} and {other} ({distance:.0%} differ)" for (one, other), distance in distances.items())
+        pairs = ", ".join(f"{one} and {other} ({distance:.0%} differ)" for (one, other), distance in distances.items())
         advice = "; set subsets.order to shuffled" if settings.order == "file" and not settings.file else ""
-        message = f"subsets: classes hardly overlap: {told}; what differs between them may be the classes' doing{advice}"
+        message = f"subsets: classes hardly overlap: {pairs}; what differs between them may be the classes' doing{advice}"
         warnings.warn(Caution(message), stacklevel=3)
 
 
 def count_twins(subsets, images):
-    """{(one, other): how many images of a subset have the pixels of an image of another one}, of the pairs that share any."""
+    """{(one, other): how many images of one subset have the pixels of an image of the other}, without zeros."""
     digests = {}
     for name, split in SUBSETS.items():
         rows = getattr(images, split).digests_of(getattr(subsets, name))
@@ -51,10 +50,10 @@ def count_twins(subsets, images):
 
 
 def find_distant_classes(subsets, images):
-    """{(one, other): total variation distance, in [0, 1], of the classes of two subsets}, of the pairs that hardly overlap.
+    """{(one, other): total variation distance of their classes, in [0, 1]} of the subsets that hardly overlap.
 
-    Those are further apart than in all random splits of their images that are tried, and at least FAR of the way
-    from the mean of these to 1. Images without a label do not count.
+    Their distance is larger than that of every random split of their images, and at least FAR of the
+    way from the mean of the random splits to 1. Images without a label do not count.
     """
     histograms = {}
     for name, split in SUBSETS.items():

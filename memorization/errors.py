@@ -12,13 +12,13 @@ import torch
 from memorization import processes
 from memorization.screen import loss_of_screen, open_screens
 
-MOST_SHOWN = 1000  # characters of a line, of which a name or a value of a file can fill any number
-MOST_OF_A_VALUE = 200  # characters of one value in it
+MOST_SHOWN = 1000  # characters of a message; a name or a value from a file may have any number
+MOST_OF_A_VALUE = 200  # characters of one value in a message
 # What a terminal obeys or hides: control characters, marks of the direction of text, and bytes of a
 # name that are not UTF-8.
 UNPRINTED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-# How RuntimeErrors tell that memory ran out: those of torch's allocators, of CUDA, and of the
-# libraries that allocate for themselves. CUDA allocates memory of the host, too.
+# The words by which RuntimeErrors say that memory ran out: those of torch's allocators, of CUDA, and
+# of libraries with allocators of their own. CUDA allocates memory of the host, too.
 OUT_OF_MEMORY = re.compile(
     "out of memory|(can't|cannot) allocate memory|not enough memory|bad_alloc|"
     "MemoryAllocation|ALLOC(ATION)?_FAILED",
@@ -35,13 +35,13 @@ def visible(text):
 
 
 def shorten(text, most=MOST_OF_A_VALUE):
-    """A text of at most so many characters: of a longer one its beginning and its end."""
+    """The text, or the beginning and the end of one that has more characters than `most`."""
     kept = most - len(" ... ")
     return text if len(text) <= most else f"{text[: kept - kept // 3]} ... {text[-(kept // 3) :]}"
 
 
 def one_line(message):
-    """A message in one line that a terminal may be shown."""
+    """A message as one short line without control characters."""
     return shorten(visible(" ".join(str(message).splitlines())), MOST_SHOWN)
 
 
@@ -53,7 +53,7 @@ class WrongUse(ValueError):
 
 
 class Broken(WrongUse):
-    """A file that was read and is not whole, unlike one that the system did not give."""
+    """A file that was read and is not whole. One that cannot be read is WrongUse alone."""
 
 
 class Interrupted(Exception):
@@ -89,13 +89,11 @@ def exhausted_memory(error):
 
 
 def one_line_errors(main):
-    """Decorate a script's main(argv=None): WrongUse becomes its one line on stderr and exit code 2, an interruption one and its own.
+    """Decorate a script's main(argv=None): errors that are not the program's become one line on stderr.
 
-    So do memory that ran out, and what else the system refuses: it is no fault of the program. A
-    Caution is shown as one line too.
-
-    A reader of the screen that leaves, as `head` does, changes no exit code: the files have what was
-    to be printed. A screen that cannot be written to for another reason is wrong use.
+    WrongUse, memory that ran out and other errors of the system end it with exit code 2, Interrupted
+    with its own. A Caution is one line too. A reader of the screen that leaves, as `head` does,
+    changes no exit code; a screen that cannot be written to for another reason is wrong use.
     """
 
     @functools.wraps(main)
@@ -128,7 +126,7 @@ def one_line_errors(main):
                 print(f"error: {reason}", file=sys.stderr)
             raise SystemExit(2) from None
         except Interrupted as stop:
-            if processes.is_first():  # it has come to all
+            if processes.is_first():  # all processes are interrupted together
                 print(f"stopped: {stop}", file=sys.stderr)
             raise SystemExit(stop.exit_code) from None
         except KeyboardInterrupt:
@@ -141,7 +139,7 @@ def one_line_errors(main):
 
 
 def _check_screen():
-    """Raise WrongUse if something was not printed, unless nobody wanted to read it."""
+    """Raise WrongUse if something could not be printed, unless the reader had left."""
     loss = loss_of_screen()
     if loss is not None and not isinstance(loss, BrokenPipeError):
         raise WrongUse(f"the screen (stdout): cannot be written to ({loss.strerror}); the work is done, and its files are whole")

@@ -31,12 +31,11 @@ NOTES = {
     "deep": "{} of 16 bits, scaled to 8",
 }
 
-
 _C = ctypes.CDLL(None)  # the C library
 
 
 class BrokenImage(Exception):
-    """A file that is no image that can be read. The message is the reason."""
+    """A file that cannot be decoded as an image. The message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def decode_image(path, size):
         with Image.open(path, formats=FORMATS) as file:
             needed = _bytes_to_decode(file)
         with _memory.reserve(needed):
-            image = _decode_square(path, size)  # what it needed is free again once it has returned
+            image = _decode_square(path, size)  # frees its memory when it returns
             if needed > LARGE:
                 _return_free_memory()
             return image
@@ -105,7 +104,7 @@ def _reasons_of_decoders():
 
 @contextmanager
 def strict_decoders():
-    """Let PIL refuse images so large that it would only warn of them, and be silent about what is noted here."""
+    """Let PIL refuse the images whose size it would only warn of. It is silent about what NOTES says."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", "Palette images with Transparency")
@@ -113,7 +112,7 @@ def strict_decoders():
 
 
 class _SharedMemory:
-    """Bytes that threads share: each waits until there is room for its image."""
+    """An amount of memory that threads share: each waits until there is room for its image."""
 
     def __init__(self, size):
         self._size = self._free = size
@@ -183,16 +182,16 @@ def _in_rgb(file):
 
 
 def _highest_value(file):
-    """The value of white that an open image file tells, or None if it tells none but the number of bits."""
+    """The value of white that an open image file states, or None if it states at most the number of bits."""
     if file.format == "PPM" and file.tile and isinstance(file.tile[0].args, tuple):
         highest = file.tile[0].args[-1]
         if isinstance(highest, int) and 255 < highest < 65535:
             return 65535  # PIL has scaled to this
     if file.format == "TIFF" and file.mode.startswith("I;16"):
-        told, bits = (file.tag_v2.get(tag) for tag in (281, 258))  # MaxSampleValue, BitsPerSample
-        told = told[0] if isinstance(told, tuple) else told
-        if isinstance(told, int) and 0 < told < 65535:
-            return told
+        highest, bits = (file.tag_v2.get(tag) for tag in (281, 258))  # MaxSampleValue, BitsPerSample
+        highest = highest[0] if isinstance(highest, tuple) else highest
+        if isinstance(highest, int) and 0 < highest < 65535:
+            return highest
         if bits and bits[0] < 16:
             return 2 ** bits[0] - 1
     return None

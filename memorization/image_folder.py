@@ -12,7 +12,7 @@ from memorization.errors import Caution, WrongUse, visible
 from memorization.image_files import ENDINGS
 from memorization.storage import is_folder
 
-PASSED_OVER = {  # in the order in which they are told
+PASSED_OVER = {  # in the order of the line on the screen
     "hidden": "{} hidden files or folders",
     "loop": "{} links back to a folder that they are in",
     "again": "{} links to what is listed anyway",
@@ -45,20 +45,22 @@ def list_image_folder(root):
     try:
         classes = {name: _classes(folder, counts) for name, folder in folders.items()}
         _check_classes(classes, folders)
-        found = {name: _list_split(folder, classes[name], counts) for name, folder in folders.items()}
+        places = {name: _list_split(folder, classes[name], counts) for name, folder in folders.items()}
     except OSError as error:
         raise WrongUse(f"image_folder: {error.filename or root} cannot be listed ({error.strerror or error})") from error
     if counts:
-        told = ", ".join(words.format(counts[kind]) for kind, words in PASSED_OVER.items() if counts[kind])
-        print(f"image_folder: passed over in {visible(root)}: {told}", flush=True)
-    _check_disjoint(found, folders)
-    listings = {name: Listing(tuple(place.path for place in places), tuple(place.label for place in places))
-                for name, places in found.items()}  # fmt: skip
+        kinds = ", ".join(words.format(counts[kind]) for kind, words in PASSED_OVER.items() if counts[kind])
+        print(f"image_folder: passed over in {visible(root)}: {kinds}", flush=True)
+    _check_disjoint(places, folders)
+    listings = {}
+    for name, of_split in places.items():
+        files, labels = (tuple(getattr(place, part) for place in of_split) for part in ("path", "label"))
+        listings[name] = Listing(files, labels)
     return tuple(classes["train"]), listings
 
 
 class _Place(NamedTuple):
-    """A file as it was met: its path, its class, the file that the path leads to, and whether a link leads there."""
+    """Where an image was met: a path, its class, the real path of the file, and whether a link leads there."""
 
     path: str
     label: int
@@ -95,7 +97,7 @@ def _check_classes(classes, folders):
 def _list_split(folder, classes, counts):
     """The _Places of the images of a split, each real file once.
 
-    A file that is met through a link and without one is that without, whose class is its own.
+    If a file is met both through a link and without one, the place without a link counts.
     """
     around, walked, places = _folders_around(folder), set(), []
     for linked in (False, True):  # what lies in the split itself comes first
@@ -119,8 +121,8 @@ def _list_split(folder, classes, counts):
 def _walk(top, label, linked, around, walked, places, counts):
     """Add the images below the folder of a class to places.
 
-    linked: whether to take what is reached by a link, or what is reached without one. walked: real paths of the
-    folders that were listed, filled.
+    linked: True adds images that are reached by a link, False the others. walked: real paths of the folders that
+    were listed so far; it is filled, as are places and counts.
     """
     waiting = [(top, os.path.islink(top), around)]
     while waiting:
@@ -154,14 +156,15 @@ def _folders_around(folder):
     return frozenset(map(str, (real, *real.parents)))
 
 
-def _check_disjoint(found, folders):
+def _check_disjoint(places, folders):
     """Raise WrongUse if all test images are training images, and warn if some are."""
-    trained = {place.real for place in found["train"]}
-    both = [place for place in found["test"] if place.real in trained]
+    trained = {place.real for place in places["train"]}
+    both = [place for place in places["test"] if place.real in trained]
     if not both:
         return
-    count = f"{len(both)} of the {len(found['test'])} images in {folders['test']} are the same files as images in {folders['train']}"
-    if len(both) == len(found["test"]):
+    test, train = folders["test"], folders["train"]
+    count = f"{len(both)} of the {len(places['test'])} images in {test} are the same files as images in {train}"
+    if len(both) == len(places["test"]):
         raise WrongUse(f"image_folder: {count}; external images are in neither training set")
     if processes.is_first():
         message = f"image_folder: {count}, such as {both[0].path}; as external images they are not unseen"

@@ -14,7 +14,7 @@ from memorization.errors import WrongUse
 from memorization.machine import to_device
 from memorization.neighbors import knn_accuracy
 from memorization.normalization import moderate_scales
-from memorization.optimizers import StackedOptimizer, schedule, set_learning_rate, set_learning_rate
+from memorization.optimizers import StackedOptimizer, schedule, set_learning_rate
 from memorization.randomness import shuffled
 from memorization.representations import ENCODING_BATCH, Examples, in_channels, stored_examples, varying_dimensions
 from memorization.significance import mean_and_spread

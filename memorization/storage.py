@@ -26,8 +26,8 @@ MOST_JSON = 2**23  # characters; small lists take twenty times as much memory
 MOST_DIRECTORY = 2**24  # bytes of a zip file's list of members, some 80 a member
 TRIED_BYTES = 4096  # written to find out if a folder takes files; a full disk takes empty ones
 LEFT_BEHIND = 24 * 3600  # seconds after which a temporary file has no writer, if locks cannot tell
-OF_ROOM = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # errors that may be of size
-# Of a folder that cannot be synced, or not be opened for reading.
+OF_ROOM = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # errors of a file too large
+# Errors of folders that cannot be synced, or not be opened to sync them.
 UNKNOWN_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES)
 UNKNOWN_LOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 # A file is opened only if it is there as such: no link is followed, and nothing is waited for.
@@ -53,7 +53,7 @@ def write_atomically(path, content):
 
 @contextmanager
 def stage(path, content):
-    """Write bytes into a temporary file beside path, and give its path, to be renamed; else it is deleted.
+    """Write bytes into a temporary file beside path, and give its path. It is deleted unless the body renames it.
 
     Raises WrongUse if the disk does not take it, or if something else than a file lies at path.
     """
@@ -92,10 +92,10 @@ def _write_through(file, content):
 
 @contextmanager
 def temporary_file(path):
-    """A new file beside path, as (unbuffered binary file, its path); it is gone in the end.
+    """A new file beside path, as (unbuffered binary file, its path). It is deleted in the end.
 
-    No other process opens it: its name cannot be guessed, and its writer holds a lock on it. Those that
-    killed writers have left beside path are deleted.
+    No other process opens it: its name cannot be guessed, and its writer holds a lock on it. Temporary
+    files that killed writers have left beside path are deleted first.
     """
     _delete_left_behind(path)
     while True:
@@ -107,7 +107,7 @@ def temporary_file(path):
                     yield file, temporary
                     return
             finally:
-                with suppress(OSError):  # what is left behind is deleted by the next who writes
+                with suppress(OSError):  # the next writer deletes it
                     temporary.unlink(missing_ok=True)
 
 
@@ -330,8 +330,8 @@ def read_text(path, most=MOST_TEXT):
 def refuse_broken(path, words, advice=""):
     """Turn what goes wrong while files are read into WrongUse.
 
-    If the system does not give them, it tells the system's reason. Else they were read and are broken:
-    Broken tells so in `words`, such as "not a whole log", with the fault and `advice`.
+    A file that cannot be read is refused with the system's reason. One that was read and is broken
+    raises Broken: `words`, such as "not a whole log", the fault, and `advice`.
     """
     try:
         yield
@@ -430,9 +430,9 @@ def array_header(file):
 
 # --- one process at a time --------------------------------------------------------------------------------------------------------
 
-HEARTBEAT = 20  # seconds between two signs of life of who holds a lock
+HEARTBEAT = 20  # seconds between two signs of life of a lock's holder
 SILENCE = 300  # seconds without one, by the clock of the file system, after which its holder is dead
-PATIENCE = 3  # seconds that are waited without a word
+PATIENCE = 3  # seconds of waiting before a line says so
 LONGEST_PAUSE = 0.5  # seconds between two tries
 CONTEST = 1  # seconds in which another host may take over the same lock
 _own_tokens = set()  # of the locks that this process holds
@@ -442,13 +442,14 @@ _own_tokens = set()  # of the locks that this process holds
 def sole_process(path, wait=False):
     """Hold a lock file, which names this host and process; it is deleted in the end.
 
-    Its time is renewed while it is held. A lock that a process of this host left behind is taken over,
-    as is one of another host whose time has not been renewed for minutes. A lock that is held is waited
-    for, without a word for the first seconds, or WrongUse is raised; so it is if there can be no lock.
+    The file's time is renewed while it is held. A lock that a dead process of this host left behind is
+    taken over; so is one of another host whose time is SILENCE old. If another process holds it, this
+    one waits, with a line on the screen after PATIENCE, or, unless `wait`, raises WrongUse. Raises
+    WrongUse also if the lock file cannot be written.
     """
     path = Path(path)
     lock = _Lock(path)
-    start, pause, told = time.monotonic(), 0.01, False
+    start, pause, is_silent = time.monotonic(), 0.01, True
     while True:
         with named_on_failure(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -457,15 +458,15 @@ def sole_process(path, wait=False):
             break
         if not wait:
             raise WrongUse(_refusal(path, holder))
-        if not told and time.monotonic() - start > PATIENCE:
+        if is_silent and time.monotonic() - start > PATIENCE:
             print(f"{visible(path.parent)}: {_stated_holder(holder)} is writing here; waiting for it to end", flush=True)
-            told = True
+            is_silent = False
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
     try:
         yield
     except BaseException:
-        with suppress(WrongUse):  # what has happened is told; a lock that is left behind is taken over
+        with suppress(WrongUse):  # the first error matters; a lock that is left behind is taken over
             lock.release()
         raise
     lock.release()
@@ -486,7 +487,7 @@ def _stated_holder(holder):
 
 
 class _Lock:
-    """A lock file: locked by flock, or alone by its being there if the file system knows no flock."""
+    """A lock file. It is locked by flock; if the file system has none, its existence alone is the lock."""
 
     def __init__(self, path):
         self.path, self.descriptor = path, None
@@ -594,7 +595,7 @@ def _leads_to(path, descriptor):
         return False
 
 
-_RELEASED = {}  # in the place of a holder who has deleted the lock in between
+_RELEASED = {}  # stands for a holder who has deleted the lock meanwhile
 _UNKNOWN = {"host": None, "boot": None, "process": "another", "since": 0.0, "token": None}
 
 
@@ -637,7 +638,7 @@ def _has_ended(holder):
 
 
 def _boot():
-    """What tells the running kernel from any other, or None."""
+    """What identifies the running kernel, or None."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -130,7 +130,7 @@ def save_subsets(subsets, path):
 
 
 def load_subsets(path):
-    """The Subsets in a subsets.npz. Raises WrongUse if the file is missing, not given by the system, broken or not consistent."""
+    """The Subsets in a subsets.npz. Raises WrongUse if the file is missing, unreadable, broken or inconsistent."""
     with refuse_broken(path, "not a whole file of subsets"):
         file = read_arrays(path)
         arrays = {name: file[name] for name in SUBSETS}
