@@ -17,7 +17,6 @@ from memorization import published_datasets
 from memorization.config import DataSettings
 from memorization.data import open_images
 from memorization.errors import WrongUse
-from memorization.published_datasets import Archive, Published
 
 LABELS = {"data_batch_1": [1, 0], "test_batch": [2]}
 
@@ -44,12 +43,10 @@ def cifar(tmp_path, monkeypatch):
             member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
-    sums = {f"cifar-10-batches-py/{name}": md5(content) for name, content in files.items()}
-    source = Archive("cifar-10-python.tar.gz", ("https://example.org/cifar",), md5(packed.getvalue()), "tar")
     for attribute, names in (("train_list", ["data_batch_1"]), ("test_list", ["test_batch"])):
         monkeypatch.setattr(datasets.CIFAR10, attribute, [[name, md5(files[name])] for name in names])
-    _, read = published_datasets.DATASETS["cifar10"]
-    monkeypatch.setitem(published_datasets.DATASETS, "cifar10", (Published(sums, {source: list(sums)}), read))
+    monkeypatch.setitem(datasets.CIFAR10.meta, "md5", md5(files["batches.meta"]))
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5(packed.getvalue()))
     return files, packed.getvalue()
 
 
@@ -180,11 +177,38 @@ def test_every_published_dataset_is_checked(tmp_path, name, file, monkeypatch):
     content = gzip.compress(b"other")
     (tmp_path / file).write_bytes(content)
     if name == "fashion_mnist" and file.endswith(".gz"):  # the others of its archives must be there
-        sums = {path: md5(b"published") for path in published_datasets.DATASETS[name][0].files}
-        published = Published(sums, published_datasets.DATASETS[name][0].archives)
-        monkeypatch.setitem(published_datasets.DATASETS, name, (published, published_datasets.DATASETS[name][1]))
-        for path in set(sums) - {file.removesuffix(".gz")}:
-            (tmp_path / path).write_bytes(b"published")
+        sums = {path: md5(b"published") for path in published_datasets.UNPACKED[name]}
+        monkeypatch.setitem(published_datasets.UNPACKED, name, sums)
+        for path in set(sums) - {"t10k-labels-idx1-ubyte"}:
+            (tmp_path / file).with_name(path).write_bytes(b"published")
     with pytest.raises(WrongUse, match=f"{name}: {tmp_path / file}: its checksum is not the published one"):
         opened(tmp_path, name)
     assert (tmp_path / file).read_bytes() == content
+
+
+def test_an_archive_that_lacks_a_file_is_named_with_the_file(tmp_path, cifar, downloads):
+    with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
+        archive.addfile(member, io.BytesIO())
+    lacking = "cannot be unpacked to .*(test_batch|batches.meta) is not in it"
+    with pytest.raises(WrongUse, match=f"cifar-10-python.tar.gz {lacking}"):
+        opened(tmp_path, verify=False)
+    assert list(contents(tmp_path)) == ["cifar-10-python.tar.gz"] and downloads == []
+
+
+def test_a_file_that_torchvision_cannot_read_is_the_one_that_was_changed(tmp_path, cifar):
+    other = {"labels": [2]}
+    write(tmp_path, cifar[0] | {"test_batch": pickle.dumps(other, protocol=2)})
+    with pytest.raises(WrongUse, match="^cifar10: cannot be read .[^,]*/test_batch: KeyError: 'data'"):
+        opened(tmp_path, verify=False)
+    write(tmp_path, {"test_batch": pickle.dumps({"data": np.zeros((1, 3072)), **other}, protocol=2)})
+    with pytest.raises(WrongUse, match="test_batch: pixels of float64, not uint8"):
+        opened(tmp_path, verify=False)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path, cifar):
+    write(tmp_path, {name: content for name, content in cifar[0].items() if name != "test_batch"})
+    os.mkfifo(tmp_path / "cifar-10-batches-py/test_batch")
+    for verify in (True, False):
+        with pytest.raises(WrongUse, match="test_batch: it is a pipe, not a file"):
+            opened(tmp_path, verify=verify)
