@@ -28,7 +28,9 @@ TRIED_BYTES = 4096  # written to find out if a folder takes files; a full disk t
 LEFT_BEHIND = 24 * 3600  # seconds after which a temporary file has no writer, if locks cannot tell
 OF_ROOM = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # errors of a file too large
 # Errors of folders that cannot be synced, or not be opened to sync them.
-UNKNOWN_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES)
+UNKNOWN_SYNC = (
+    errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EISDIR, errno.EBADF, errno.EACCES,
+)  # fmt: skip
 UNKNOWN_LOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 # A file is opened only if it is there as such: no link is followed, and nothing is waited for.
 AS_IT_IS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -435,6 +437,7 @@ SILENCE = 300  # seconds without one, by the clock of the file system, after whi
 PATIENCE = 3  # seconds of waiting before a line says so
 LONGEST_PAUSE = 0.5  # seconds between two tries
 CONTEST = 1  # seconds in which another host may take over the same lock
+LOCK_START = b'{"host": '  # of every lock file
 _own_tokens = set()  # of the locks that this process holds
 
 
@@ -492,7 +495,8 @@ class _Lock:
     def __init__(self, path):
         self.path, self.descriptor = path, None
         self.record = {
-            "host": socket.gethostname(), "boot": _boot(), "process": os.getpid(), "since": time.time(), "token": secrets.token_hex(8),
+            "host": socket.gethostname(), "boot": _boot(), "numbering": _numbering(), "process": os.getpid(),
+            "since": time.time(), "token": secrets.token_hex(8),
         }  # fmt: skip
         self.ended = threading.Event()
 
@@ -515,6 +519,7 @@ class _Lock:
                 return _RELEASED
         try:
             _regular_status(descriptor, self.path)
+            _check_is_lock(descriptor, self.path)
             holder = self._holder_in_the_way(descriptor, is_new)
             if holder is None:
                 self.descriptor = descriptor
@@ -596,14 +601,21 @@ def _leads_to(path, descriptor):
 
 
 _RELEASED = {}  # stands for a holder who has deleted the lock meanwhile
-_UNKNOWN = {"host": None, "boot": None, "process": "another", "since": 0.0, "token": None}
+_UNKNOWN = {"host": None, "boot": None, "numbering": None, "process": "another", "since": 0.0, "token": None}
+
+
+def _check_is_lock(descriptor, path):
+    """Raise OSError if an open file holds something else than a lock, or what was left of one."""
+    start = os.pread(descriptor, len(LOCK_START), 0).rstrip(b"\0")
+    if not LOCK_START.startswith(start):
+        raise OSError(errno.EEXIST, "it is no lock, but a file of something else", str(path))
 
 
 def _read_holder(descriptor):
     """Who wrote a lock file, a dict; host is None if it holds nothing that can be read."""
     try:
         content = json.loads(os.pread(descriptor, 4096, 0))
-        texts = {name: str(content.get(name))[:200] for name in ("boot", "token")}
+        texts = {name: str(content.get(name))[:200] for name in ("boot", "numbering", "token")}
         known = {"host": str(content["host"])[:200], "process": int(content["process"]), "since": float(content["since"])}
         return known | texts
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
@@ -626,6 +638,8 @@ def _has_ended(holder):
     """Whether a holder on this machine is known to have ended."""
     if type(holder["process"]) is not int or holder["process"] <= 0:
         return False
+    if holder["numbering"] not in ("None", str(_numbering())):  # "None": of an earlier version
+        return False
     if holder["process"] == os.getpid():
         return holder["token"] not in _own_tokens
     try:
@@ -641,6 +655,14 @@ def _boot():
     """What identifies the running kernel, or None."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+
+
+def _numbering():
+    """What tells processes that are numbered together from those of another container, or None."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
     except OSError:
         return None
 

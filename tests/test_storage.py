@@ -113,7 +113,7 @@ def test_a_second_process_is_refused_with_the_first_ones_host_and_number(tmp_pat
         pass
 
 
-@pytest.mark.parametrize("content", ["", "{", json.dumps({"host": socket.gethostname(), "process": 4_000_000, "since": 0})])
+@pytest.mark.parametrize("content", ["", "{", "\0\0\0", json.dumps({"host": socket.gethostname(), "process": 4_000_000, "since": 0})])
 def test_a_lock_left_behind_on_this_host_is_taken_over(content, tmp_path):
     (tmp_path / "lock").write_text(content)
     with sole_process(tmp_path / "lock"):
@@ -194,6 +194,14 @@ def test_nothing_is_appended_through_a_link_and_no_lock_is_taken_through_one(tmp
             pass
         (tmp_path / "link").unlink()
     assert (tmp_path / "victim").read_text() == "precious" and not (tmp_path / "nowhere").exists()
+
+
+def test_a_file_of_something_else_under_the_name_of_a_lock_is_left_as_it_is(tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    os.link(tmp_path / "victim", tmp_path / "lock")
+    with pytest.raises(WrongUse, match="lock: cannot be written .it is no lock"), sole_process(tmp_path / "lock", wait=True):
+        pass
+    assert (tmp_path / "lock").read_text() == (tmp_path / "victim").read_text() == "precious"
 
 
 def test_a_folder_that_is_reached_through_a_link_is_written_and_read_as_any(tmp_path):
@@ -299,7 +307,7 @@ def refuse_locks(*_):
     raise OSError(errno.ENOSYS, "Function not implemented")
 
 
-@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EBADF])
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF])
 def test_a_folder_that_cannot_be_synced_is_passed_over_and_another_error_is_not(code, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(code, "no")))
     sync_folder(tmp_path)
@@ -321,6 +329,17 @@ def test_without_flock_a_lock_is_a_file_that_is_there(tmp_path, monkeypatch):
     for process in (4_000_000, os.getpid()):  # ended; or its number is ours, as in a container that starts anew
         (tmp_path / "lock").write_text(json.dumps({"host": socket.gethostname(), "process": process, "since": 0}))
         with sole_process(tmp_path / "lock"):
+            pass
+
+
+def test_without_flock_the_number_of_a_process_in_another_container_tells_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", refuse_locks)
+    with sole_process(tmp_path / "lock"):
+        record = json.loads((tmp_path / "lock").read_text())
+    for process in (4_000_000, os.getpid()):  # there it may be at work
+        other = record | {"host": "3f2a77c01b9e", "numbering": "pid:[7]", "process": process}
+        (tmp_path / "lock").write_text(json.dumps(other))
+        with pytest.raises(WrongUse, match=f"process {process} of 3f2a77c01b9e is writing here"), sole_process(tmp_path / "lock"):
             pass
 
 
