@@ -20,7 +20,7 @@ COLUMNS = ["index", "xmin", "ymin", "xmax", "ymax"]
 MOST_CSV = 2**25  # bytes; a box of each of ImageNet's 1.3 million images takes less
 MOST_OF_A_ROW = 10_000  # characters of the names of its columns
 MOST_XML = 2**22  # bytes; 10,000 boxes of an image take less
-# What is counted of the boxes that were not as they should be.
+# Kinds of boxes that are counted, in words.
 SWAPPED = "boxes had xmin above xmax or ymin above ymax and were swapped"
 CLIPPED = "boxes went beyond their image and were clipped"
 OUTSIDE = "boxes lay outside of their image and were dropped"
@@ -75,8 +75,8 @@ def largest_empty_rectangle(boxes, size):
     """The largest rectangle of a square that meets no box: (top, left, height, width) in pixels.
 
     boxes: (n, 4) float64, xmin, ymin, xmax and ymax, in pixels; size: of the square. Height and
-    width are 0 if none is left. Of equally large rectangles that one is taken whose left side is
-    furthest left, of these that whose right side is, of these the uppermost.
+    width are 0 if none is left. Among equally large rectangles the one with the leftmost left side is
+    taken, then the one with the leftmost right side, then the uppermost.
     """
     # Rounded outward, so that no pixel of a box is left.
     low = np.floor(np.asarray(boxes)[:, :2]).clip(0, size).astype(int)
@@ -88,8 +88,8 @@ def largest_empty_rectangle(boxes, size):
     taken = _taken_cells(low, high, columns, rows)
     C = len(columns) - 1
     numbers = np.arange(C)
-    # Of every column the free stretch that ends in a row: its first row, and the columns around it
-    # that are free all along it. Every largest rectangle is that of one of its columns.
+    # For every column, the free stretch that ends in this row: its first row, and the columns beside
+    # it that are free along all of it. The largest rectangle is the one around one of its columns.
     first, left, right = np.zeros(C, int), np.zeros(C, int), np.full(C, C)
     best = (0, 0, 0, 0, 0)  # area, and what decides between equal ones
     for row, blocked in enumerate(taken):
@@ -155,7 +155,7 @@ def _read_csv(path, count):
 
 @contextmanager
 def _named(path):
-    """Turn what goes wrong while a file is read into WrongUse that names it."""
+    """Turn what goes wrong while a file is read into WrongUse, naming the file."""
     try:
         yield
     except OSError as error:
@@ -187,7 +187,7 @@ def _columns_in_order(header):
 
 
 def _number(word, name):
-    """A number in a file. Raises ValueError for what is none, or is one to Python alone."""
+    """A number in a file. Raises ValueError if the word is none, or if only Python takes it for one."""
     try:
         value = float(word)
     except ValueError:
@@ -200,10 +200,10 @@ def _number(word, name):
 
 
 def _of_image_file(image, folder, size):
-    """The boxes of an image file, (n, 4), in its pixels; none if there is no file about it.
+    """The boxes of an image file, (n, 4), in its pixels; none if it has no XML file.
 
-    They are in its XML file in a folder, or in the folder of its class there. size: the image's
-    width and height; the file may state the boxes for another size of the same shape.
+    folder: holds the XML file, or a folder of the image's class with it. size: the image's width and
+    height; the XML file may state its boxes for another size of the same shape.
     """
     name = f"{image.stem}.xml"
     path = next((p for p in (folder / image.parent.name / name, folder / name) if exists(p)), None)
@@ -221,9 +221,9 @@ def _of_image_file(image, folder, size):
 
 
 def _scale_of(stated, size):
-    """(4,) factors from the pixels of a <size> element to those of the image, 1 if there is none.
+    """(4,) factors from the pixels of a <size> element to those of the image; 1 if there is no element.
 
-    Raises ValueError if they are not of one shape, but for the rounding to whole pixels.
+    Raises ValueError if the two sizes are not of one shape, except for rounding to whole pixels.
     """
     if stated is None:
         return np.ones(4)
@@ -252,7 +252,7 @@ def _original_size(split, index):
 
 
 def _inside(boxes, size, counts):
-    """Boxes with their sides in order, clipped to their image. counts: what was done, added up."""
+    """Boxes with their sides in order, clipped to their image. counts: a Counter of what was done, filled."""
     low, high = boxes[:, :2], boxes[:, 2:]
     ordered = np.concatenate([np.minimum(low, high), np.maximum(low, high)], axis=1)
     has_area = (ordered[:, :2] < ordered[:, 2:]).all(1)

@@ -100,7 +100,7 @@ class Split:
         return {"count": len(self), "shape": list(self.pixels.shape), "sha256": self.sha256 or _sha256(self)}
 
     def digests_of(self, indices):
-        """Digests of the pixels of some images, (n, bytes) uint8: equal if and only if the pixels are. indices: (n,) int64."""
+        """Digests of the pixels of some images, (n, bytes) uint8, equal exactly if the pixels are. indices: (n,) int64."""
         if self.digests is not None:
             return self.digests[self.row_of[torch.as_tensor(indices)].numpy()]
         parts = [replace(self, device=torch.device("cpu")).gather(part) for part in torch.as_tensor(indices).split(256)]
@@ -156,10 +156,10 @@ class Images:
         return images
 
     def find_broken(self, train_indices, test_indices):
-        """{split: {index: Fault}} of images of these indices whose files are broken: of those that are known from earlier runs, else of
-        all. Without any, all are decoded.
+        """{split: {index: Fault}} of the images among these whose files are broken.
 
-        Raises WrongUse for files that are there and may not be read.
+        If earlier runs found broken ones, those are returned without looking for more. Else all are
+        decoded. Raises WrongUse if a file is there and cannot be read.
         """
         faults = self._prepare(train_indices, test_indices, known_suffice=True)[1]
         not_broken = [fault for of_split in faults.values() for fault in of_split.values() if not fault.broken]
@@ -172,11 +172,12 @@ class Images:
         return replace(self, left_out={split: faults | broken[split] for split, faults in self.left_out.items()})
 
     def leave_out_broken(self, train_indices, test_indices):
-        """The Images without the broken ones of these indices, which are counted on the screen; all of them unless `skip_broken`."""
-        images, wanted = self, {"train": train_indices, "test": test_indices}
-        while self.skip_broken and any(
-            (broken := images.find_broken(*(images.keep(split, wanted[split]) for split in wanted))).values()
-        ):
+        """The Images without the broken ones among these, whose number is printed; all of them unless `skip_broken`."""
+        images, indices = self, {"train": train_indices, "test": test_indices}
+        while self.skip_broken:
+            broken = images.find_broken(*(images.keep(split, indices[split]) for split in indices))
+            if not any(broken.values()):
+                break
             images = images.leave_out(broken)
         count = sum(len(faults) for faults in images.left_out.values()) - sum(len(faults) for faults in self.left_out.values())
         if count:
@@ -184,7 +185,7 @@ class Images:
         return images
 
     def keep(self, split, indices):
-        """Those of some indices of a split that are not left out, (n,) int64."""
+        """The indices of a split without those that are left out, (n,) int64."""
         return indices[~np.isin(indices, list(self.left_out[split]))]
 
     def _prepare(self, train_indices, test_indices, known_suffice=False):

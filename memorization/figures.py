@@ -24,10 +24,10 @@ LONGEST_NAME = 16  # characters above a small picture
 
 
 def picture(draw):
-    """Decorate draw(..., path), which returns a figure: it is written to path as a PNG file.
+    """Decorate draw(..., path), which returns a figure, to write it to path as a PNG file.
 
-    A picture that cannot be drawn is left out, and a Caution tells why: the numbers do not depend on
-    it. Raises WrongUse if a file cannot be written.
+    A picture that cannot be drawn is left out with a Caution, as the numbers do not depend on it.
+    Raises WrongUse if the file cannot be written.
     """
 
     @functools.wraps(draw)
@@ -59,7 +59,7 @@ def _fixed_settings():
 
 
 def _subplots(rows=1, columns=1, figsize=None, layout=None, **options):
-    """A figure and its axes, as matplotlib.pyplot.subplots makes them, which would open a display."""
+    """A figure and its axes, as of matplotlib.pyplot.subplots, without its search for a display."""
     figure = _figure(figsize, layout)
     return figure, figure.subplots(rows, columns, **options)
 
@@ -190,9 +190,9 @@ def draw_training_curve(summaries, logs, path):
 
 
 def no_proof(trained_on):
-    """That f's advantage over a classifier of parts is no proof of memorization, and by how much f saw more; nothing without a classifier.
+    """A sentence: f's advantage over a classifier of parts proves nothing, since f saw more images.
 
-    trained_on: {"f": its training images, "reference": the classifier's}, or None if f is compared with g.
+    trained_on: {"f": its training images, "reference": the classifier's}; or None, for "", if f is compared with g.
     """
     if trained_on is None:
         return ""

@@ -59,10 +59,7 @@ def is_made_for_bf16(device):
 
 
 def warn_of_emulation(setting, precision, device):
-    """Warn if a GPU is told to multiply in bfloat16 but only emulates it.
-
-    setting: the key of the precision.
-    """
+    """Warn if a GPU has to multiply in bfloat16 but only emulates it. setting: the key of the precision."""
     emulated = precision == "bf16" and device.type == "cuda" and not is_made_for_bf16(device)
     if emulated and processes.is_first():
         name = torch.cuda.get_device_name(device)

@@ -17,7 +17,7 @@ from memorization import processes
 from memorization.errors import Caution, WrongUse
 
 VARIABLES = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
-FIRST_WORD = 10  # seconds after which a process says for whom it waits
+FIRST_WORD = 10  # seconds after which a waiting process says what it waits for
 PATIENCE = 600  # seconds that a process waits for the others to start
 STORE_PATIENCE = timedelta(seconds=60)  # for an answer of the store, once a connection is there
 BETWEEN_TRIES = 0.2  # seconds
@@ -53,9 +53,9 @@ def own_gpu():
 
 
 def join(device):
-    """Meet the other processes of this job. All but the first fall silent on the screen.
+    """Meet the other processes of this job. From then on only the first one prints.
 
-    Raises WrongUse, naming the variables of the environment, if they do not lead to a meeting, or the others do not come.
+    Raises WrongUse, naming the environment's variables, if they lead to no meeting or if the others do not come.
     """
     if started() == 1 or dist.is_initialized():
         return
@@ -96,9 +96,9 @@ def _advice():
 
 
 class _Wait:
-    """A wait for others, which says for whom after FIRST_WORD seconds and ends after PATIENCE seconds.
+    """A wait for other processes. It says for whom after FIRST_WORD seconds, and ends after PATIENCE seconds.
 
-    Timers do both, too: torch may wait for ever for a name server, or for a program that is no store and never answers.
+    Timers do so even while torch waits: for a name server, or for a program that never answers, it waits for ever.
     """
 
     def __init__(self, place):
@@ -128,7 +128,7 @@ class _Wait:
         print(f"process {self.place.rank} of {count} (WORLD_SIZE) waits for {self.for_whom}", file=sys.stderr, flush=True)
 
     def go_on(self, for_whom):
-        """Sleep until the next try. for_whom: in words. Raises WrongUse once the patience is at its end."""
+        """Sleep until the next try. for_whom: in words. Raises WrongUse after PATIENCE seconds."""
         self.for_whom = for_whom
         if time.monotonic() - self.start > PATIENCE:
             raise WrongUse(self._out_of_patience())
@@ -136,7 +136,7 @@ class _Wait:
 
 
 def _meet(place):
-    """The store of a job, in which all of its processes have arrived."""
+    """The store of a job, once all of its processes are there."""
     try:
         with _Wait(place) as wait:
             store = _open_store(place, wait)
@@ -153,7 +153,7 @@ def _meet(place):
 
 
 def _open_store(place, wait):
-    """The store of a job, which torchrun or the first process serves."""
+    """The store of a job. torchrun serves it, or else the first process."""
     served_here = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     if served_here:
         _check_free(place)

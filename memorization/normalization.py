@@ -1,18 +1,18 @@
-"""Vectors of length one, however large or small they are."""
+"""Normalization of vectors, however large or small their values are."""
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-SMALL = 2.0**-60  # largest values below it are raised first: the inverse of a denormal overflows
-MODERATE = (2.0**-20, 2.0**40)  # largest values whose spread float32 tells as it is
+SMALL = 2.0**-60  # vectors whose largest value is below it are raised first: the inverse of a denormal overflows
+MODERATE = (2.0**-20, 2.0**40)  # bounds of largest values whose spread float32 computes without scaling
 
 
 def normalize(values, dim):
     """l2-normalize tensors along a dimension; vectors of zeros stay zeros.
 
     Each vector is multiplied by powers of two first, so that its squares neither overflow nor
-    vanish. That is exact: ordinary vectors come out as F.normalize makes them, bit by bit.
+    vanish. That is exact: of ordinary vectors the result is F.normalize's, bit for bit.
     """
     largest = values.abs().amax(dim, keepdim=True)
     values = values * torch.where(largest < SMALL, 2.0**64, 1.0).to(values.dtype)
@@ -29,9 +29,9 @@ def normalize_rows(values):
 
 
 def moderate_scales(values):
-    """Powers of two that take each dimension to a size at which float32 tells its spread; often 1.
+    """Powers of two, by which float32 can compute the spread of each dimension; often 1.
 
-    values: (N, D), finite. Small ones are raised only if all are small. Returns (D,).
+    values: (N, D), finite. Small dimensions are raised only if all are small. Returns (D,).
     """
     largest = values.abs().amax(0)
     common = moderate_scale(largest)
@@ -41,7 +41,7 @@ def moderate_scales(values):
 
 
 def moderate_scale(values):
-    """The one power of two that does so for all values of a tensor, a float."""
+    """As `moderate_scales`, one power of two for all values of a tensor, a float."""
     largest = values.abs().max().item()
     if largest == 0 or MODERATE[0] <= largest <= MODERATE[1]:
         return 1.0

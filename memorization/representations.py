@@ -83,7 +83,7 @@ def stored_examples(source, split, rows, cache, device):
 
 
 def representation_file(values, what):
-    """The bytes of a file of the cache: the array as np.save writes it, what it is of as JSON, and a checksum."""
+    """The bytes of a file of the cache: the array as np.save writes it, `what` it is of as JSON, a checksum."""
     file = io.BytesIO()
     np.save(file, values)
     content = file.getvalue() + OF + json.dumps(what, sort_keys=True).encode()
@@ -93,8 +93,7 @@ def representation_file(values, what):
 def read_representations(path, count, what=None):
     """The representations of `count` images in a file of the cache, (count, D) float32.
 
-    Returns None if the file does not tell that it is of `what`, if that is given.
-
+    what: of `representation_file`; None accepts any. Returns None if the file is of something else.
     Raises ValueError if the file is broken.
     """
     content = read_bytes(path)
@@ -122,7 +121,7 @@ def encode_views(source, make_view, rows, device, kept_in=None):
 
     make_view: (B,) of the rows -> View, on the device; rows: (n,) int64; kept_in: the folder where the caller will keep them, or None.
     """
-    # Moved outside of inference mode: weights that are made inside can never be trained again.
+    # The encoder moves outside of inference mode: weights that are made inside cannot be trained.
     encoder, batches = source.encode.to(device), rows.split(ENCODING_BATCH)
 
     def encode(pixels, visible):

@@ -53,7 +53,7 @@ def peak_memory():
 def memory_for(setting, value, advice="lower it"):
     """Turn running out of memory, on the device or in the host, into WrongUse.
 
-    setting: its name, value: its value, None for no limit; advice: what to change it to.
+    setting: its key; value: its value, None for no limit; advice: what to do about it.
     """
     try:
         yield
@@ -66,7 +66,7 @@ def memory_for(setting, value, advice="lower it"):
 
 
 def pin(tensor):
-    """The tensor in the host's pinned memory, from which a GPU takes it.
+    """The tensor in pinned memory of the host, from which a GPU copies without waiting.
 
     Raises MemoryError if there is too little of it.
     """

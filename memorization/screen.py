@@ -11,8 +11,8 @@ STANDARD_FILES = (1, 2)  # the numbers of stdout and stderr
 class Screen:
     """A text stream to print to, in the place of `stream`.
 
-    A character that the stream's encoding lacks is printed as an escape. If the stream cannot be
-    written to any more, `loss` is its OSError, and what is printed from then on is dropped.
+    A character that the stream's encoding lacks is printed as an escape. Once the stream cannot be
+    written to, `loss` is its OSError, and all further text is dropped.
     """
 
     def __init__(self, stream):
@@ -50,11 +50,11 @@ class Screen:
                 self._lose(error)
 
     def _wait_for_reader(self):
-        """Let writing wait for a slow reader from now on, as it does if no other program changes it."""
+        """Let writing wait for a slow reader from now on, as is usual; another program had changed that."""
         os.set_blocking(self.stream.fileno(), True)
 
     def _lose(self, error):
-        """Note an error. What the stream still holds must go nowhere: Python writes it at its end."""
+        """Note an error. Python would write what the stream still holds at its end: it goes nowhere."""
         self.loss = error
         with suppress(io.UnsupportedOperation):
             number = self.stream.fileno()
@@ -85,7 +85,7 @@ def loss_of_screen():
 
 
 def _occupy_standard_files():
-    """Open the files 0, 1 and 2 if they are closed, or the next file would get what is printed."""
+    """Open the files 0, 1 and 2 if they are closed: else the next file opened would get what is printed."""
     file = 0
     while file <= 2:
         file = os.open(os.devnull, os.O_RDWR)

@@ -36,13 +36,13 @@ PLAIN = {
 
 
 class Unsupported(yaml.YAMLError):
-    """What is YAML, but is not allowed here."""
+    """YAML that is not allowed here."""
 
 
 def parse_yaml(text, source):
     """The value of a YAML text.
 
-    Raises WrongUse, which names the source, if it has none, or if its aliases make it far longer.
+    Raises WrongUse, naming the source, if the text is not such YAML or its aliases make it far longer.
     """
     try:
         return _value(text)
@@ -55,7 +55,7 @@ def parse_yaml(text, source):
 
 
 def dump_yaml(value):
-    """A nested value of plain types as YAML. `parse_yaml` and others' readers give it back."""
+    """A nested value of plain types as YAML, which `parse_yaml` and other programs read alike."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False)
 
 
@@ -137,7 +137,7 @@ class _Loader(Reader, Scanner, Parser, Composer, SafeConstructor, BaseResolver):
         return float(text.replace(".inf", "inf").replace(".nan", "nan"))
 
     def _plain(self, node, kind):
-        """The text of a scalar of a kind; a tag such as !!int may stand before any text."""
+        """The text of a scalar. Raises YAMLError if it is not of this kind: any text may stand behind !!int."""
         text = self.construct_scalar(node)
         if not re.fullmatch(PLAIN[kind][0], text):
             line = node.start_mark.line + 1
@@ -146,7 +146,7 @@ class _Loader(Reader, Scanner, Parser, Composer, SafeConstructor, BaseResolver):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what YAML 1.1 or `PLAIN` would read as something else."""
+    """A dumper that quotes what YAML 1.1 or `PLAIN` would read as something else than text."""
 
 
 for name, (pattern, first) in PLAIN.items():

@@ -10,7 +10,7 @@ from itertools import islice
 import torch
 
 IMAGES_TOGETHER, PIXELS_TOGETHER = 64, 2**18  # that a thread encodes at most: what they become in a network is to stay in its cache
-PIXELS_TOGETHER_ON_GPU = 2**22  # where the size of its memory is not known
+PIXELS_TOGETHER_ELSEWHERE = 2**22  # on a device that does not tell the size of its memory
 BYTES_A_PIXEL = 2**14  # of a GPU's memory, for each pixel it encodes at a time: a ResNet-50 takes 2**12
 
 
@@ -33,11 +33,11 @@ def shared(work, parts, device):
 
 
 def encoded(encode, views):
-    """[encode(view.pixels, view.visible) for view in views], by fewer or by more calls.
+    """[encode(view.pixels, view.visible) for view in views], in fewer or more calls.
 
-    encode: its rows must not depend on each other. On a CPU threads share the images. A GPU is given
-    views of one shape together, as far as its memory allows: each call costs the host time, and under
-    autocast casts all weights.
+    encode: its rows must not depend on each other. On a CPU threads share the images. A GPU encodes
+    views of one shape together, as far as its memory allows: every call costs the host time, and
+    under autocast casts all weights.
     """
     device = views[0].pixels.device
     if device.type != "cpu":
@@ -49,24 +49,24 @@ def encoded(encode, views):
 
 
 def _encode_together(encode, views, most):
-    """What `encoded` returns, by calls with views of one shape, of at most so many pixels.
+    """What `encoded` returns. A call encodes views of one shape, with at most `most` pixels in all.
 
-    A view that has more is encoded by itself.
+    A view that has more pixels is encoded by itself.
     """
     places_of = {}
     for place, (pixels, visible) in enumerate(views):
         shapes = pixels.shape, None if visible is None else visible.shape
         places_of.setdefault(shapes, []).append(place)
-    made = [None] * len(views)
-    for (shape, hides), places in places_of.items():
+    encodings = [None] * len(views)
+    for (shape, visible_shape), places in places_of.items():
         calls = math.ceil(len(places) / max(1, most // max(1, shape[0] * shape[2] * shape[3])))
         length = math.ceil(len(places) / calls)
         for group in (places[start : start + length] for start in range(0, len(places), length)):
             pixels = _join([views[place].pixels for place in group])
-            visible = None if hides is None else _join([views[place].visible for place in group])
+            visible = None if visible_shape is None else _join([views[place].visible for place in group])
             for place, rows in zip(group, encode(pixels, visible).tensor_split(len(group))):
-                made[place] = rows
-    return made
+                encodings[place] = rows
+    return encodings
 
 
 def _pixels_at_once(device):
@@ -75,7 +75,7 @@ def _pixels_at_once(device):
     The same for all GPUs of a kind, however full they are, so that results are rounded alike.
     """
     if device.type != "cuda":
-        return PIXELS_TOGETHER_ON_GPU
+        return PIXELS_TOGETHER_ELSEWHERE
     return torch.cuda.get_device_properties(device).total_memory // BYTES_A_PIXEL
 
 

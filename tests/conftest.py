@@ -1,6 +1,7 @@
 """A whole experiment small enough for tests: a tiny ResNet on made-up images, trained in a second or two."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -93,6 +94,14 @@ def scored_run(tmp_path_factory):
     train_simclr.main(["--config", path])
     memorization_scores.main(["--config", path])
     return path, folder / "run"
+
+
+@pytest.fixture
+def run_copy(scored_run, tmp_path):
+    """(config path, run folder) of a copy of scored_run that a test may change."""
+    path, run = scored_run
+    shutil.copytree(run, tmp_path / "run")
+    return path, tmp_path / "run"
 
 
 @pytest.fixture

@@ -118,7 +118,9 @@ COMMAND_LINES = [  # script, options, and what the line names
     ("simclr", ["--training.batch_size", "57"], ["training.batch_size", "57", "56 images"]),
     ("simclr", ["--training.batch_size", str(10**12)], ["training.batch_size", str(10**12), "56 images"]),
     ("mae", ["--training.batch_size", "1"], ["training.batch_size", "1", "greater than or equal to 2"]),
-    ("simclr", ["--training.warmup_epochs", "3"], ["command line: --training.warmup_epochs 3: training: warmup_epochs is 3", "less than epochs (3)"]),
+    ("simclr", ["--training.warmup_epochs", "3"], [
+        "command line: --training.warmup_epochs 3: training: warmup_epochs is 3", "less than epochs (3)",
+    ]),
     ("simclr", ["--training.checkpoint_epochs", "9"], ["command line: --training.checkpoint_epochs 9", "9", "3 epochs"]),
     ("simclr", ["--training.checkpoint_epochs", "2", "--training.epochs", "1"], [
         "command line: --training.epochs 1 --training.checkpoint_epochs 2: training: checkpoint_epochs has 2", "1 epochs",

@@ -181,8 +181,10 @@ def split_of_an_image(width, height, size=10):
     return split_of(1, ("/images/a.png",), geometry)
 
 
-@pytest.mark.parametrize("stated, own", [((500, 375), (500, 375)), ((500, 375), (1000, 750)), ((500, 375), (250, 188)), ((500, 375), (133, 100)),
-                                         ((1024, 683), (500, 333)), ((333, 500), (71, 107)), ((48, 40), (48, 40))])  # fmt: skip
+@pytest.mark.parametrize("stated, own", [
+    ((500, 375), (500, 375)), ((500, 375), (1000, 750)), ((500, 375), (250, 188)),
+    ((500, 375), (133, 100)), ((1024, 683), (500, 333)), ((333, 500), (71, 107)), ((48, 40), (48, 40)),
+])  # fmt: skip
 def test_boxes_are_relative_to_the_size_that_their_file_states(stated, own, tmp_path):
     """The left half, whatever the ratio; a side may have been rounded when the image was resized."""
     width, height = stated

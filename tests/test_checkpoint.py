@@ -197,9 +197,10 @@ def test_a_checkpoint_that_the_system_does_not_give_is_no_broken_one_and_nothing
     assert read_progress(tmp_path)["step"] == 2
 
 
-@pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError(f"unable to mmap 9 bytes from file <x>: {os.strerror(errno.ENOMEM)} (12)")], ids=["numpy", "torch"]
-)
+@pytest.mark.parametrize("error", [
+    MemoryError(),
+    RuntimeError(f"unable to mmap 9 bytes from file <x>: {os.strerror(errno.ENOMEM)} (12)"),
+], ids=["numpy", "torch"])  # fmt: skip
 def test_a_checkpoint_for_which_there_is_no_memory_is_no_broken_one(error, tmp_path, monkeypatch):
     kept = two_saves(tmp_path)
     monkeypatch.setattr(torch, "load", lambda *_, **__: (_ for _ in ()).throw(error))

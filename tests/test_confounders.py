@@ -60,9 +60,12 @@ def of_classes(**labels):
     """(Subsets, Images) with these labels, of as many images as there are."""
     train = np.concatenate([labels[name] for name in ("shared", "candidate", "independent")])
     counts = np.cumsum([0, *(len(labels[name]) for name in ("shared", "candidate", "independent"))])
-    split = {"train": dataclasses.replace(FAKE.train, labels=_tensor(train)), "test": dataclasses.replace(FAKE.test, labels=_tensor(labels["external"]))}
+    splits = {
+        "train": dataclasses.replace(FAKE.train, labels=_tensor(train)),
+        "test": dataclasses.replace(FAKE.test, labels=_tensor(labels["external"])),
+    }
     indices = [np.arange(start, stop) for start, stop in zip(counts, counts[1:])] + [np.arange(len(labels["external"]))]
-    return Subsets(*indices), dataclasses.replace(FAKE, **split)
+    return Subsets(*indices), dataclasses.replace(FAKE, **splits)
 
 
 def _tensor(labels):

@@ -28,14 +28,6 @@ from memorization.subsets import load_subsets
 OPTIONS = ["--dejavu.k", "20", "--dejavu.views", "3"]
 
 
-@pytest.fixture
-def run_copy(scored_run, tmp_path):
-    """(config path, run folder) of a copy of scored_run."""
-    path, run = scored_run
-    shutil.copytree(run, tmp_path / "run")
-    return path, tmp_path / "run"
-
-
 def ask(path, run, *options):
     """The rows of dejavu.csv, and the summary, of the folder that was written last."""
     dejavu.main(["--config", path, "--run", str(run), *OPTIONS, *options])

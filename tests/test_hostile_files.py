@@ -644,7 +644,8 @@ HEAD = b"index,xmin,ymin,xmax,ymax\n"
 LARGE_CSV = [HEAD + b"0,0,0,1,1\n" * 2**19 + b"x", HEAD * (MANY // len(HEAD) + 1), b"\n" * 2**25, b"," * 2**25, HEAD + b"," * 2**24]
 LARGE_XML = [b"<a>" * 2**20, b"<a>" + b"<b/>" * (2**20 - 10), b"<a>" * (MANY // 3), b"<a>" + b"&lt;" * (2**20 - 9) + b"</b>"]
 LARGE_PICKLES = [
-    b"\x80\2]" + b"]" * 2**22 + b".", b"\x80\2" + b"]" * MANY + b".", b"\x80\2}(" + b"K\1]" * 2**19 + b"u.", b"\x80\2](" + b"]" * 2**20 + b"e.",
+    b"\x80\2]" + b"]" * 2**22 + b".", b"\x80\2" + b"]" * MANY + b".",
+    b"\x80\2}(" + b"K\1]" * 2**19 + b"u.", b"\x80\2](" + b"]" * 2**20 + b"e.",
 ]  # fmt: skip
 
 
@@ -761,7 +762,8 @@ def folder_experiment(tmp_path_factory):
             (folder / "boxes" / f"{i}.xml").write_text(f"<annotation>{box}</annotation>")
     path = write_experiment(folder, {
         "data": {"name": "image_folder", "size": 16, "root": str(folder / "images"), "prepared": str(folder / "prepared")},
-        "subsets": {"shared": 0, "candidate": 20, "independent": 20, "external": 10, "order": "file"}, "training.epochs": 1, "dejavu": {"k": 5},
+        "subsets": {"shared": 0, "candidate": 20, "independent": 20, "external": 10, "order": "file"},
+        "training.epochs": 1, "dejavu": {"k": 5},
         "probe": {"epochs": 2, "warmup_epochs": 1, "seeds": [0]}, "removal": {"counts": [4], "policies": ["memorized"]},
     })  # fmt: skip
     train_simclr.main(["--config", path])

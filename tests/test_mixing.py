@@ -38,14 +38,6 @@ def images_made_once(monkeypatch):
 
 
 @pytest.fixture
-def run_copy(scored_run, tmp_path):
-    """(config path, a copy of the scored run that a test may change)."""
-    path, run = scored_run
-    shutil.copytree(run, tmp_path / "run")
-    return path, tmp_path / "run"
-
-
-@pytest.fixture
 def refused(refusal):
     """refused(words, path, run, *options, by): every script refuses with a line that holds the words, and changes nothing in the run."""
 

@@ -308,7 +308,7 @@ def test_an_error_of_one_process_ends_all_with_one_line(body, line, tmp_path):
 def test_processes_that_start_together_find_the_data_prepared_by_the_first(environment, write_config, monkeypatch):
     """The scripts that train meet the others before they open the data."""
     order = []
-    for script, schema, changes in METHODS.values():
+    for script, _, changes in METHODS.values():
         monkeypatch.setattr(script, "choose_device", lambda config: order.append("meet"))
         monkeypatch.setattr(script, "open_images", lambda settings: order.append("open"))
         monkeypatch.setattr(script, "train_pair", lambda *_: order.append("train"))

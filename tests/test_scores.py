@@ -38,14 +38,6 @@ def read_table(folder):
     return rows[0], {name: np.array(values) if name in text else np.array(values, dtype=float) for name, values in columns.items()}
 
 
-@pytest.fixture
-def run_copy(scored_run, tmp_path):
-    """(config path, a copy of the scored run that a test may change)."""
-    path, run = scored_run
-    shutil.copytree(run, tmp_path / "run")
-    return path, tmp_path / "run"
-
-
 def test_the_files_and_columns_are_those_promised(scored_run):
     folder = scored_run[1] / "scores"
     assert sorted(file.name for file in folder.iterdir()) == FILES
