@@ -142,8 +142,9 @@ def _check(name, files, packed=None):
     for path, md5 in files.items():
         if not datasets.utils.check_integrity(path, md5):
             raise WrongUse(
-                f"{name}: {packed or path}: its checksum is not the published one. It is left as it "
-                "is: delete it if a download of it was interrupted, or read it with data.verify: false"
+                f"{name}: {packed or path}: its checksum is not the published one. It is left "
+                "as it is: delete it if a download of it was interrupted, or read it with "
+                "data.verify: false"
             )
 
 
