@@ -18,10 +18,11 @@ from memorization.config import first_difference, shortened
 from memorization.errors import WrongUse
 from memorization.image_folder import list_image_folder
 from memorization.machine import to_device
-from memorization.prepared_maps import KNOWN, Selection, digest_rows, prepare_map
+from memorization.prepared_maps import KNOWN, Selection, digest_rows, prepare_map, unfinished_path
 from memorization.published_datasets import read_published
 from memorization.randomness import sample_keys, stream, uniform
 from memorization.resources import pin
+from memorization.storage import exists, megabytes
 
 # Published mean and standard deviation of each channel, of pixels in [0, 1]; ImageNet's for any folder of images.
 NORMALIZATION = {
@@ -152,7 +153,7 @@ class Images:
         all_faults = [*faults["train"].values(), *faults["test"].values()]
         if all_faults:
             used = len(np.unique(train_indices)) + len(np.unique(test_indices))
-            raise WrongUse(_state_faults(all_faults, used, self.prepared_folder))
+            raise WrongUse(self._state_faults(all_faults, used))
         return images
 
     def find_broken(self, train_indices, test_indices):
@@ -164,7 +165,8 @@ class Images:
         faults = self._prepare(train_indices, test_indices, known_suffice=True)[1]
         not_broken = [fault for of_split in faults.values() for fault in of_split.values() if not fault.broken]
         if not_broken:
-            raise WrongUse(_state_faults(not_broken, len(train_indices) + len(test_indices), self.prepared_folder))
+            used = len(train_indices) + len(test_indices)
+            raise WrongUse(self._state_faults(not_broken, used))
         return faults
 
     def leave_out(self, broken):
@@ -198,6 +200,21 @@ class Images:
             train, faults["train"] = prepare(self.train, train_indices)
             test, faults["test"] = prepare(self.test, test_indices)
         return replace(self, train=train, test=test), faults
+
+    def _state_faults(self, faults, used):
+        """One line about the images that cannot be had."""
+        first, *others = faults
+        folder, line = self.prepared_folder, f"{first.file}: {first.reason}"
+        if others:
+            named = ", ".join(fault.file for fault in others[: NAMED - 1])
+            line += f"; so are {len(others)} more of the {used} images: {named}"
+            if len(faults) > NAMED:
+                line += f" and others; {folder / KNOWN} lists those that cannot be decoded"
+        line += f"; repair or delete {'them' if others else 'it'}"
+        line += ", or leave broken images out with data.skip_broken: true"
+        unfinished = [unfinished_path(folder, split) for split in (self.train, self.test)]
+        kept = [f"{path} ({megabytes(path.stat().st_size)})" for path in unfinished if exists(path)]
+        return f"{line}; what was decoded is kept in {' and '.join(kept)}" if kept else line
 
 
 def open_images(settings):
@@ -281,17 +298,6 @@ def _prepare_split(split, indices, folder, known_suffice=False):
         return split, faults
     of_rows = {"pixels": prepared.pixels, "geometry": prepared.geometry, "digests": prepared.digests, "sha256": prepared.sha256}
     return replace(split, **of_rows), {}
-
-
-def _state_faults(faults, used, folder):
-    """One line about the images that cannot be had."""
-    first, *others = faults
-    line = f"{first.file}: {first.reason}"
-    if others:
-        line += f"; so are {len(others)} more of the {used} images: {', '.join(fault.file for fault in others[: NAMED - 1])}"
-        if len(faults) > NAMED:
-            line += f" and others; {folder / KNOWN} lists those that cannot be decoded"
-    return f"{line}; repair or delete {'them' if others else 'it'}, or leave broken images out with data.skip_broken: true"
 
 
 def _sha256(split):

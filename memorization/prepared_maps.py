@@ -1,7 +1,8 @@
 """Maps of decoded images: the images that an experiment uses, decoded once, in a file that every later run opens.
 
 A finished map is `<split>_<size>_<key>.npy`, (N, 3, size, size) uint8; beside it lie `.geometry.npy` (geometry, and of each
-row the file and the pixels as digests) and `.json` (checksums). A map that is being filled ends in `.partial`.
+row the file and the pixels as digests) and `.json` (checksums). Each split and size has one unfinished
+map at most, `<split>_<size>.partial` beside its own `.geometry.npy`, which one process at a time fills.
 """
 
 import errno
@@ -15,7 +16,6 @@ import stat
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -118,13 +118,19 @@ def prepare_map(selection, folder, known_suffice=False):
         readable = selection
     path = folder / f"{selection.name}_{selection.size}_{_key(readable, identities)}.npy"
     if faults or not exists(path):
-        with sole_process(path.with_suffix(".lock"), wait=True):  # two runs that start together fill a map once
+        lock = unfinished_path(folder, selection).with_suffix(".lock")
+        with sole_process(lock, wait=True):  # two runs that start together fill a map once
             if len(readable) and not exists(path):
                 faults |= _make(readable, identities, path, finish=not faults)
     if faults:
         return None, faults
     with refuse_broken(path, "a damaged map", f"; delete {path.stem}.* and its images are decoded again"):
         return open_prepared(path, selection), {}
+
+
+def unfinished_path(folder, selection):
+    """Where the map of a split and size lies until it is finished."""
+    return folder / f"{selection.name}_{selection.size}.partial"
 
 
 def open_prepared(path, selection):
@@ -225,10 +231,14 @@ def _fault_of_system(file, error):
 
 
 def _make(selection, identities, path, finish):
-    """Fill the map of a Selection and, if it is whole and `finish`, give it its name. Returns {index: Fault}."""
+    """Fill the map of a Selection and, if it is whole and `finish`, give it its name.
+
+    Returns {index: Fault}.
+    """
     keys = _file_digests(identities)
-    with strict_decoders(), _open_partial(selection, keys, path) as partial:
-        _copy_from_finished(partial, keys, path)
+    with strict_decoders(), _Partial(selection, path.parent) as partial:
+        _take_over(partial, keys)
+        _copy_from_finished(partial, keys, path.parent)
         faults = _decode_missing(partial, selection, keys, path.parent / KNOWN)
         if finish and not faults:
             partial.finish(selection, path)
@@ -306,24 +316,33 @@ def _write_known(path, images):
 
 
 class _Partial:
-    """A map that is being filled, as a context that closes its file.
+    """A map that is being filled, as a context that closes its file, and deletes it if it is empty.
 
-    keys: (N, DIGEST_BYTES) uint8, of the file in each row, 0 where a row is empty; geometry: (N, 3) float64. Pixels are written
-    by calls, not into memory: a full disk in the middle of a memory map would kill the process.
+    keys: (N, DIGEST_BYTES) uint8, of the file in each row, 0 for an empty row. geometry: (N, 3)
+    float64. Pixels are written by calls, not into memory: a full disk in the middle of a memory map
+    would kill the process.
     """
 
-    def __init__(self, path, shape, keys, geometry):
-        self.path, self.shape, self.keys, self.geometry = path, shape, keys, geometry
-        self.partial, self.geometry_path = path.with_suffix(".partial"), path.with_suffix(".geometry.npy")
-        self.row_bytes, self.header_bytes = math.prod(shape[1:]), len(_header(shape))
+    def __init__(self, selection, folder):
+        self.split, self.shape = selection.name, selection.shape
+        self.path = unfinished_path(folder, selection)
+        self.geometry_path = self.path.with_suffix(".geometry.npy")
+        self.keys = np.zeros((len(selection), DIGEST_BYTES), np.uint8)
+        self.geometry = np.zeros((len(selection), 3))
+        self.row_bytes, self.header_bytes = math.prod(self.shape[1:]), len(_header(self.shape))
+        self.begun = False  # until then the file is that of an earlier preparation
 
     def __enter__(self):
-        with named_on_failure(self.partial, self.size):
-            self.file = _open_to_write(self.partial)
+        with named_on_failure(self.path, self.size):
+            if self.path.is_symlink():
+                self.path.unlink()
+            self.file = _open_to_write(self.path)
         return self
 
     def __exit__(self, *_):
         os.close(self.file)
+        if self.begun and not self.keys.any():
+            self.discard()
 
     @property
     def size(self):
@@ -338,7 +357,7 @@ class _Partial:
         self.write_pixels(row, np.ascontiguousarray(image.pixels).tobytes())
 
     def write_pixels(self, row, content):
-        with named_on_failure(self.partial, self.size):
+        with named_on_failure(self.path, self.size):
             _write_at(self.file, content, self.header_bytes + row * self.row_bytes)
 
     def read_pixels(self, row):
@@ -346,7 +365,7 @@ class _Partial:
 
     def save(self, rows):
         """Make pixels durable, and then the note that these rows hold them."""
-        with named_on_failure(self.partial, self.size):
+        with named_on_failure(self.path, self.size):
             os.fsync(self.file)
         first, last = int(rows.min()), int(rows.max()) + 1
         blank = np.zeros_like(self.keys[first:last])
@@ -360,148 +379,107 @@ class _Partial:
             finally:
                 os.close(file)
 
-    def reserve(self, start=0):
-        """Take the room of the whole map from the disk, so that a full disk is found before the work."""
+    def begin(self):
+        """Write the header, and the note that all rows are empty."""
+        self.begun = True
+        rows = np.zeros((self.shape[0], 2 * DIGEST_BYTES), np.uint8)
+        write_atomically(self.geometry_path, _geometry_bytes(self.geometry, rows))
+        with named_on_failure(self.path, self.size):
+            _write_at(self.file, _header(self.shape), 0)
+
+    def reserve(self, start):
+        """Take the room from start to the end of the map from the disk, or find that it is full."""
+        folder, needed = self.path.parent, self.size - start
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            needed = f"{megabytes(needed)} are needed for the {self.split} images"
+            raise WrongUse(f"{folder}: {needed}, but {megabytes(free)} are free")
         try:
-            with named_on_failure(self.partial, self.size):
+            with named_on_failure(self.path, self.size):
                 _reserve(self.file, start, self.size)
-                _write_at(self.file, _header(self.shape), 0)
         except WrongUse:
-            self.discard()
+            os.ftruncate(self.file, start)
             raise
 
     def discard(self):
-        for path in (self.partial, self.geometry_path):
+        for path in (self.path, self.geometry_path):
             path.unlink(missing_ok=True)
 
     def finish(self, selection, path):
         """Hash the pixels, write the record, and give the map its name."""
-        with open_regular(self.partial) as file:
+        with open_regular(self.path) as file:
             sha256, digests = hash_pixels(file, selection)
         content = _geometry_bytes(self.geometry, np.concatenate([self.keys, digests], axis=1))
-        write_atomically(self.geometry_path, content)
+        write_atomically(path.with_suffix(".geometry.npy"), content)
         record = {
             "finished": len(selection),
             "sha256": sha256,
             "geometry": hashlib.sha256(content).hexdigest(),
-            "written": _written(self.partial),
+            "written": _written(self.path),
         }
-        write_atomically(path.with_suffix(".json"), json.dumps(record | {"checksum": _checksum(record)}))
-        rename(self.partial, path)
+        record["checksum"] = _checksum(record)
+        write_atomically(path.with_suffix(".json"), json.dumps(record))
+        rename(self.path, path)
+        self.discard()
 
 
-def _open_partial(selection, keys, path):
-    """The _Partial of a map: its own, or another unfinished one that holds images of it, or a new one."""
-    own = _read_partial(path, selection.shape[1:])
-    if own is not None and own.shape == selection.shape:
-        with own:
-            _rearrange(own, own, keys)
-        return own
-    with ExitStack() as stack:
-        other = _other_partial(selection, keys, path, stack)
-        if other is not None:
-            return _take_over(other, selection, path, keys)
-    needed, free = math.prod(selection.shape), shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise WrongUse(f"{path.parent}: {megabytes(needed)} are needed for the {selection.name} images, but {megabytes(free)} are free")
-    new = _empty_partial(selection, path)
-    if new.partial.is_symlink() or new.partial.is_file():
-        new.partial.unlink()
-    with new:
-        new.reserve()
-    return new
+def _take_over(partial, keys):
+    """Keep in a _Partial, each in its row, those images that an earlier preparation left in its file.
 
-
-def _empty_partial(selection, path):
-    """A _Partial without images, its notes written, its pixels not yet."""
-    new = _Partial(path, selection.shape, np.zeros((len(selection), DIGEST_BYTES), np.uint8), np.zeros((len(selection), 3)))
-    write_atomically(new.geometry_path, _geometry_bytes(new.geometry, np.zeros((len(selection), 2 * DIGEST_BYTES), np.uint8)))
-    return new
-
-
-def _read_partial(path, shape_of_image):
-    """The _Partial that an earlier preparation left under a map's name, or None if there is none that can be used."""
-    partial = path.with_suffix(".partial")
-    if partial.is_symlink() or not partial.is_file() or not path.with_suffix(".geometry.npy").is_file():
-        return None
-    try:
-        geometry, rows = _arrays_of_geometry(_read_geometry(path))
-        shape = (len(geometry), *shape_of_image)
-        _check_header(partial, shape)
-    except (ValueError, TypeError):
-        return None  # of an earlier version, or torn: its images are decoded again
-    if rows is None or partial.stat().st_size != len(_header(shape)) + math.prod(shape):
-        return None
-    return _Partial(path, shape, rows[:, :DIGEST_BYTES].copy(), geometry)
-
-
-def _other_partial(selection, keys, path, stack):
-    """The unfinished map of other images that shares most with this one, locked until the stack closes, or None."""
-    best = None
-    for partial in sorted(path.parent.glob(f"*_{selection.size}_*.partial")):
-        candidate = partial.with_suffix(".npy")
-        if candidate == path or (other := _read_partial(candidate, selection.shape[1:])) is None:
-            continue
-        shared = len(_matches(other.keys, keys)[0])
-        if shared > (0 if best is None else best[0]) and _try_lock(candidate, stack):
-            best = shared, candidate
-    return None if best is None else _read_partial(best[1], selection.shape[1:])
-
-
-def _try_lock(path, stack):
-    """Hold the lock of a map until the stack closes. Returns whether it was free."""
-    try:
-        stack.enter_context(sole_process(path.with_suffix(".lock")))
-    except WrongUse:
-        return False  # another process fills it
-    return True
-
-
-def _take_over(other, selection, path, keys):
-    """Turn another unfinished map into that of a Selection, with the images that both have."""
-    new = _empty_partial(selection, path)  # a process that is killed from here on leaves a map without images
-    rename(other.partial, new.partial)
-    other.discard()
-    other.path.with_suffix(".json").unlink(missing_ok=True)
-    with new:
-        _rearrange(new, other, keys)
-    return new
-
-
-def _rearrange(new, other, keys):
-    """Move the pixels of a file from their rows in `other` to those in `new`, of the same file on the disk."""
-    sources, targets = _matches(other.keys, keys)
-    if other is new and np.array_equal(sources, targets):
-        kept = np.zeros(len(keys), dtype=bool)
-        kept[targets] = True
-        new.keys[~kept] = 0
+    keys: (N, DIGEST_BYTES) uint8, of the files that are to be in the rows.
+    """
+    earlier = _read_notes(partial)
+    if earlier is None:
+        os.ftruncate(partial.file, 0)
+        partial.begin()
+        partial.reserve(os.fstat(partial.file).st_size)
         return
-    if (np.diff(sources) < 0).any():  # moved one by one they would overwrite each other
-        ascending = np.maximum.accumulate(sources) == sources
-        sources, targets = sources[ascending], targets[ascending]
-    geometry, old_size = other.geometry.copy(), other.size
-    if new.size > old_size:
-        new.reserve(old_size)
-    down = [(source, target) for source, target in zip(sources.tolist(), targets.tolist()) if source > target]
-    up = [(source, target) for source, target in zip(sources.tolist(), targets.tolist()) if source < target]
+    old_keys, geometry = earlier
+    sources, targets = _matches(old_keys, keys)
+    in_place = len(sources) == old_keys.any(axis=1).sum() and np.array_equal(sources, targets)
+    if len(old_keys) == len(keys) and in_place:
+        partial.keys, partial.geometry = old_keys, geometry
+        return
+    ascending = np.maximum.accumulate(sources) == sources  # the others would overwrite each other
+    sources, targets = sources[ascending], targets[ascending]
+    room = os.fstat(partial.file).st_size
+    if room < partial.size:
+        partial.reserve(room)
+    partial.begin()  # a process that is killed from here on leaves a map without images
+    moves = list(zip(sources.tolist(), targets.tolist()))
+    down = [(source, target) for source, target in moves if source > target]
+    up = [(source, target) for source, target in moves if source < target]
     for source, target in [*down, *reversed(up)]:
-        new.write_pixels(target, new.read_pixels(source))
-    os.ftruncate(new.file, new.size)
-    _write_at(new.file, _header(new.shape), 0)
-    new.keys[:], new.geometry[targets] = 0, geometry[sources]
-    new.keys[targets] = keys[targets]
-    new.save(np.arange(len(keys)))
+        partial.write_pixels(target, partial.read_pixels(source))
+    os.ftruncate(partial.file, partial.size)
+    partial.keys[targets], partial.geometry[targets] = keys[targets], geometry[sources]
+    partial.save(np.arange(len(keys)))
 
 
-def _copy_from_finished(partial, keys, path):
-    """Fill rows with those of finished maps in the same folder that hold the same files."""
+def _read_notes(partial):
+    """(keys, geometry) of the images in the file of a _Partial, or None if it holds none."""
+    if os.fstat(partial.file).st_size == 0 or not partial.geometry_path.is_file():
+        return None
+    try:
+        geometry, rows = _arrays_of_geometry(_read_geometry(partial.path))
+        shape = (len(geometry), *partial.shape[1:])
+        _check_header(partial.path, shape)
+    except (ValueError, TypeError):
+        return None  # torn: its images are decoded again
+    if rows is None or os.fstat(partial.file).st_size < len(_header(shape)) + math.prod(shape):
+        return None
+    return rows[:, :DIGEST_BYTES].copy(), geometry
+
+
+def _copy_from_finished(partial, keys, folder):
+    """Fill rows with those of finished maps in a folder that hold the same files."""
     size = partial.shape[-1]
-    for geometry_path in sorted(path.parent.glob(f"*_{size}_*.geometry.npy")):
+    for geometry_path in sorted(folder.glob(f"*_{size}_*.geometry.npy")):
         finished = geometry_path.with_name(geometry_path.name.replace(".geometry.npy", ".npy"))
         missing = np.flatnonzero(~partial.holds(keys))
         if len(missing) == 0:
             return
-        if not finished.is_file() or finished == path:
+        if not finished.is_file():
             continue
         try:
             content, record = _read_geometry(finished), _read_record(finished)

@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
 from urllib.error import URLError
@@ -529,6 +530,67 @@ def test_an_unfinished_map_of_other_images_is_taken_over(folder, before, after, 
     assert not list((folder / "prepared").glob("*.partial")) and len(maps_of_train(folder)) == 1
 
 
+def test_a_refusal_tells_where_decoded_images_are_kept_and_nothing_is_kept_without_any(folder):
+    break_images(folder, "train/cat/2.png", "val/cat/0.png")
+    unfinished = folder / "prepared/train_8.partial"
+    with pytest.raises(WrongUse) as refusal:
+        opened_folder(folder).prepared(range(6), [0])
+    assert str(refusal.value).endswith(f"what was decoded is kept in {unfinished} (0.0 MB)")
+    assert list((folder / "prepared").glob("*.partial")) == [unfinished]
+
+
+def test_of_each_split_and_size_there_is_one_unfinished_map(folder):
+    break_images(folder, "train/cat/2.png")
+    for indices in (range(6), [0, 2], [1, 2, 5]):
+        with pytest.raises(WrongUse):
+            opened_folder(folder).prepared(indices, [0])
+        (unfinished,) = (folder / "prepared").glob("*.partial")
+        assert unfinished.stat().st_size == 128 + len(indices) * 3 * 8 * 8
+
+
+def test_a_disk_too_full_for_more_images_keeps_those_that_are_decoded(folder, monkeypatch):
+    break_images(folder, "train/cat/2.png")
+    with pytest.raises(WrongUse, match="cannot be decoded"):
+        opened_folder(folder).prepared([0, 1, 2], [0])
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(WrongUse, match="No space left"):
+        patch.setattr(os, "posix_fallocate", refuse, raising=False)
+        opened_folder(folder).prepared([0, 1, 3, 4, 5], [0])
+    decoded = count_decoding(monkeypatch)
+    images = opened_folder(folder).prepared([0, 1, 3, 4, 5], [0])
+    assert decoded == list(images.train.files[3:6])
+
+
+@pytest.mark.parametrize("call", ["_write_at", "write_atomically"])
+@pytest.mark.parametrize("number", range(6))
+def test_a_preparation_that_dies_while_images_change_places_is_not_believed(
+    number, call, folder, monkeypatch
+):
+    break_images(folder, "train/cat/2.png")
+    with pytest.raises(WrongUse):
+        opened_folder(folder).prepared([2, 3, 4, 5], [0])
+    real, calls = getattr(prepared_maps, call), []
+
+    def die(*arguments):
+        calls.append(arguments)
+        if len(calls) > number:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepared_maps, call, die)
+        patch.setattr(prepared_maps._Partial, "discard", lambda self: None)  # as if it were killed
+        with suppress(KeyboardInterrupt):
+            opened_folder(folder).prepared([3, 4, 5], [0])
+    found = opened_folder(folder).prepared([3, 4, 5], [0])
+    for path in (folder / "prepared").iterdir():
+        path.unlink()
+    assert found.fingerprint == opened_folder(folder).prepared([3, 4, 5], [0]).fingerprint
+
+
 def test_finished_maps_are_opened_without_a_lock(folder, monkeypatch):
     first = opened_folder(folder).prepared([0, 1], [0])
     monkeypatch.setattr(prepared_maps, "sole_process", None)  # would be called
@@ -588,8 +650,10 @@ def test_an_unfinished_map_is_never_written_through_a_link(folder):
     for path in (folder / "prepared").iterdir():
         path.unlink()
     (folder / "mine").write_text("precious")
-    for suffix in (".partial", ".geometry.npy", ".json"):
-        map_path.with_suffix(suffix).symlink_to(folder / "mine")
+    unfinished = folder / "prepared/train_8.partial"
+    for path in (map_path, unfinished):
+        for suffix in (".partial", ".geometry.npy", ".json"):
+            path.with_suffix(suffix).symlink_to(folder / "mine")
     assert len(opened_folder(folder).prepared(range(6), [0]).train.pixels) == 6
     assert (folder / "mine").read_text() == "precious"
 
