@@ -78,10 +78,9 @@ def main(argv=None):
         print("\n".join(f"{removal.name} seed {seed}" for removal in removals for seed in config.seeds))
         return
     check_writable(config.folder / "removal")
-    result = curve_result(config, subsets)
+    result, trained_on = curve_result(config, subsets), len(subsets.training_set("candidate"))
     if config.actions["retrain"]:
         result.check_place()
-        trained_on = len(subsets.training_set("candidate"))
         check_epochs(removals, trained_on, config)
         print_steps(removals, trained_on, config)
     datasets = [prepared_for_probing(open_images(data), config.probe) for data in probed_data(config)] if config.actions["retrain"] else []
@@ -94,7 +93,7 @@ def main(argv=None):
     with stop_requests() as stop:
         for removal in mine:
             for seed in config.seeds:
-                retrain(removal, seed, len(subsets.training_set("candidate")), config, stop)
+                retrain(removal, seed, trained_on, config, stop)
         if config.actions["jobs"] is None:
             rows, encoders = probe_all(removals, datasets, config, device, stop)
             write_curve(result, rows, encoders, removals, ranked, groups, subsets, config, device)

@@ -494,7 +494,7 @@ def read_config(doc, argv=None, method=None, actions=None, flags=None):
         config = _validated(schema, values, source, given)
         is_given = "subsets.order" in given or "order" in values.get("subsets", {})
         config = _with_order_of_run(config, is_given)
-        if os.environ.get("RANK", "0") == "0":  # the first of several, which have not met yet
+        if _is_first_process():
             print("".join(f"command line: {line}\n" for line in left_out), end="", flush=True)
     config._actions.update({name: arguments[name] for name in {**(actions or {}), **(flags or {})}})
     return config
@@ -581,11 +581,10 @@ def _check_method(values, given, method, source):
 
 
 def _without_what_cannot_apply(values, given):
-    """The values of a file without those that the options make meaningless.
+    """The values of a file without those that the options make meaningless, and lines that say so.
 
-    Returns them, and a line of text for each option that leaves something out: fewer epochs the
-    checkpoints after them, another encoder the settings of the one before. What does not fit in the
-    file itself, or was itself given as an option, stays, and is refused later.
+    Fewer epochs leave out later checkpoints; another encoder leaves out the settings of the file's
+    one. A value that does not fit within the file, or that is an option itself, stays and is refused later.
     """
     lines = []
     beyond = _checkpoints_beyond(values.get("training"), given)
@@ -626,6 +625,11 @@ def _settings_of_the_other_encoder(encoder, given):
     return [key for key in encoder if key in of_the_other and f"encoder.{key}" not in given]
 
 
+def _is_first_process():
+    """Whether this process is the first of a job whose processes have not met yet."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _with_trained_part(values, given, source):
     """The config with what was trained taken from its run folder.
 
@@ -656,12 +660,14 @@ def _with_trained_part(values, given, source):
 
 
 def _with_order_of_run(config, is_given):
-    """The config with the order of subsets that its run was begun with, unless one was given: the default of image_folder was another one
-    in an earlier version."""
+    """The config with the order of subsets of its run, unless one is given.
+
+    In an earlier version image_folder had another default.
+    """
     if is_given:
         return config
     if not exists(config.folder / "config.yaml"):
-        if config.data.name == "image_folder" and not config.subsets.file and os.environ.get("RANK", "0") == "0":
+        if config.data.name == "image_folder" and not config.subsets.file and _is_first_process():
             print("warning: subsets.order is not given: a folder is shuffled, as its files come class by class", flush=True)
         return config
     order = read_run_config(config.run).subsets.order
@@ -733,7 +739,7 @@ def _problems(error):
 
 
 def _place(schema, values, source, options, problem, key):
-    """Where a problem was given. key: the setting that its message is about, or a section."""
+    """The source of a problem: options of the command line, or `source`. key: the setting or section of its message."""
     if any(key == option or key.startswith(f"{option}.") for option in options):
         return "command line"
     causes = _options_to_blame(schema, values, options, problem, key.split(".")[0])
@@ -745,7 +751,7 @@ def _place(schema, values, source, options, problem, key):
 
 
 def _options_to_blame(schema, values, options, problem, section):
-    """The options that cause a problem of a section; none if the values have it by themselves."""
+    """The options that cause a problem of a section; none if the values alone have it."""
 
     def problems(options):
         try:
@@ -795,7 +801,7 @@ def _key_and_message(problem, schema):
 
 
 def _hint(value):
-    """How a number or a truth value is to be written, if a text looks as if it were meant as one; else nothing."""
+    """How to write the number, true or false that a text seems to mean, in words; "" if it seems to mean none."""
     if not isinstance(value, str):
         return ""
     if value.lower() in ("yes", "no", "on", "off", "y", "n"):

@@ -1,4 +1,4 @@
-"""Being told to stop: Ctrl-C, SIGTERM and a closed terminal end long work once it is saved, here and in child processes."""
+"""Interruption: Ctrl-C, SIGTERM and a closed terminal end long work once it is saved, here and in child processes."""
 
 import os
 import re
@@ -20,10 +20,10 @@ ECHO = 1  # seconds within which a second SIGTERM is the same one: `timeout` sen
 
 
 class StopRequest:
-    """Which of STOPPING has come, its number, or None.
+    """Which signal asks this process to stop: the number of one of STOPPING that has come, or None.
 
-    As if they had come: SIGTERM once the parent of `run_child` has ended or was told to stop, and
-    SIGPIPE once nothing can be printed any more.
+    The number is also SIGTERM's once the parent of `run_child` has ended or was asked to stop, and
+    SIGPIPE's once nothing can be printed any more.
     """
 
     _number = None
@@ -69,7 +69,7 @@ def stop_requests():
 
     def note(number, _):
         request.number = number
-        # A closed terminal sends SIGHUP twice, the system does and the shell does: it never ends at once.
+        # Of a closed terminal SIGHUP comes twice, from the system and from the shell: it never ends at once.
         if processes.count() > 1 or number == signal.SIGHUP:
             return
         asked.append((number, time.monotonic()))
@@ -93,8 +93,8 @@ def stop_requests():
 def run_child(command, stop):
     """Run a command of this project as a child process, and return its exit code.
 
-    The child stops, saved, as soon as this process is told to or ends in any way: it holds one end of
-    a pipe whose other end closes then. stop: of `stop_requests`.
+    The child saves and stops if this process is asked to stop or ends in any way: the child holds one
+    end of a pipe, whose other end closes then. stop: of `stop_requests`.
     """
     reading, writing = os.pipe()
     try:
@@ -120,12 +120,12 @@ def run_child(command, stop):
 
 
 def _parent_is_gone():
-    """Whether this process is a child of `run_child`, and its parent has ended or was told to stop."""
+    """Whether this process is a child of `run_child` whose parent has ended or was asked to stop."""
     text = os.environ.get(PIPE_OF_PARENT, "")
     if not re.fullmatch("[0-9]{1,4}", text):
         return False
     try:
         is_pipe = stat.S_ISFIFO(os.fstat(int(text)).st_mode)
     except OSError:
-        return False  # of a program in between, which did not hand it on
+        return False  # a program in between did not pass the pipe on
     return is_pipe and bool(select.select([int(text)], [], [], 0)[0])  # nothing is ever written: it is the end

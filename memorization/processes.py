@@ -16,14 +16,14 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 PATIENCE = timedelta(hours=12)  # that a process waits for the others: the first may have a data set to decode
-SILENCE = 2  # seconds that other processes than the first wait before they tell an error
+SILENCE = 2  # seconds that the other processes wait before they print an error, if they have not met
 LOST = re.compile("gloo|NCCL|TCPStore", re.IGNORECASE)  # in the errors of torch when another process is gone
 
 meeting_point = None  # the store in which the processes met
 
 
 class Parted(Exception):
-    """Another process has failed, and says why."""
+    """Another process has failed, and prints why."""
 
 
 def count():
@@ -49,13 +49,13 @@ def leave():
 
 
 def tells():
-    """Whether this process is the one that tells why all of them end: the first one that asks."""
+    """Whether this process is to print why all of them end: it is the first one that asks."""
     if meeting_point is not None:
         try:
             return meeting_point.add("told", 1) == 1
-        except dist.DistError:  # its process is gone, and may have told nothing
+        except dist.DistError:  # the process of the store is gone, and may have printed nothing
             return True
-    # The processes have not met. The first one of a host tells what they all see, and torchrun then ends the others.
+    # The processes have not met. The first one of a host prints what they all see, then torchrun ends the others.
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(SILENCE)
     return True
@@ -73,7 +73,7 @@ def hidden_bar():
 
 @contextmanager
 def first_before_others():
-    """Let the first process do something before the others do it, such as a file that they then find.
+    """Let the first process run the body before the others, such as to make a file that they then find.
 
     The others raise Parted if the first one fails.
     """
@@ -118,7 +118,7 @@ def agreed(value):
 
 
 def largest(*numbers):
-    """The largest int of the processes for each of these, a list of ints."""
+    """For each of these ints the largest among the processes, a list."""
     if count() == 1:
         return list(numbers)
     numbers = torch.tensor(numbers)

@@ -28,7 +28,7 @@ from memorization.storage import (
 SUMMARY = "summary.json"
 MOST_NAME = 100  # characters of a folder's name
 HASH = 8  # digits of a hash in a name
-# What the plain folder stands for, whatever the run was configured with: others are named by value.
+# Values that add nothing to a folder's name, whatever the run's config.yaml says; others are named.
 PLAIN = {
     "scores.representation": "pooled",
     "scores.augmentation": "training",
@@ -41,10 +41,10 @@ PLAIN = {
 
 @dataclass(frozen=True)
 class Result:
-    """One result: where it lies, and what it is of. Whatever else lies there is never overwritten.
+    """One result: its folder, and what it is of. A result of something else in that folder is never overwritten.
 
-    settings: {"section.name": value} of those that change its numbers, plain types; seeds: of the
-    pairs; fingerprints: of what was measured, but encoders; again: the command that makes it.
+    again: the command that makes it. settings: {"section.name": value} of those that change its
+    numbers, plain types. seeds: of the pairs. fingerprints: of the measured subsets, data and boxes.
     """
 
     folder: Path
@@ -54,10 +54,10 @@ class Result:
     fingerprints: dict
 
     def check_place(self, encoders=None):
-        """Raise WrongUse if the folder holds the result of something else, or may not be written to.
+        """Raise WrongUse if the folder holds the result of something else, or cannot be written to.
 
-        encoders: {name: hash} of those that are measured, if they are known already. Returns why a
-        result that is there may be replaced: a sentence, or None if it is the same or there is none.
+        encoders: {name: hash} of the measured ones, if they are known already. Returns a sentence that
+        says why the result in the folder may be replaced; None if there is none, or the same.
         """
         check_writable(self.folder)
         if not exists(self.folder / SUMMARY):
@@ -86,16 +86,15 @@ class Result:
         return None
 
     def lock(self):
-        """Keep other processes from replacing the result meanwhile, or wait until they have."""
+        """Keep other processes from replacing the result meanwhile; wait if one is doing so."""
         return sole_process(self.folder / "lock", wait=True)
 
     @contextmanager
     def save(self, files, summary, pictures=()):
-        """Put a result in place: all of it is new, or all of it old, or there is no summary.
+        """Put a result in place: all files are new, or all are old, or there is no summary.
 
-        files: {name: bytes}; summary: the dict of summary.json; pictures: names of those that show
-        it, which are deleted unless the files stay as they are; the body draws them anew, while the
-        folder is locked.
+        files: {name: bytes}; summary: the dict of summary.json; pictures: names of the result's
+        pictures. They are deleted if the files change. The body draws them, while the folder is locked.
         """
         summary = summary | {"files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}}
         with self.lock():
@@ -117,16 +116,15 @@ class Result:
                 sync_folder(self.folder)
             yield
 
-
     def _written_files(self):
-        """The hashes that the summary which is there tells of, or None."""
+        """The hashes of files in the summary that is there, or None."""
         if not exists(self.folder / SUMMARY):
             return None
         return parse_json(read_text(self.folder / SUMMARY)).get("files")
 
 
 def settings_in(summary, keys):
-    """{"section.name": value} of a summary, with the defaults of settings that came since; without sections that it does not tell of."""
+    """{"section.name": value} of a summary, of the sections that it has. A setting that is newer than it has its default."""
     sections = {key.split(".")[0] for key in keys}
     found = summary["settings"]
     if len(sections) == 1 and not set(found) <= set(Config.model_fields):
@@ -149,7 +147,7 @@ def _seeds_in(summary):
 def read_summary(folder, again):
     """The dict of a result's summary.json. Raises WrongUse if its files are not all of one result.
 
-    again: the command that makes it. Results of earlier versions do not tell their files' hashes.
+    again: the command that makes it. Summaries of earlier versions hold no hashes of files.
     """
     with refuse_broken(folder / SUMMARY, "not a whole summary of a result", f"; run {again} again"):
         summary = parse_json(read_text(folder / SUMMARY))
@@ -159,10 +157,10 @@ def read_summary(folder, again):
 
 
 def check_files(folder, files, again):
-    """Raise WrongUse unless a result's files are those that its summary tells of.
+    """Raise WrongUse unless a result's files are those of its summary.
 
-    files: {name: SHA-256}. A file that is gone is left to who reads it. Call this after the files
-    were read: another result may have been put in their place meanwhile.
+    files: {name: SHA-256}; those that are missing are passed over. Call this after the files were
+    read: another result may have replaced them meanwhile.
     """
     for name, written in files.items():
         path = folder / name
@@ -225,9 +223,9 @@ def _probe_keys(settings):
 
 
 def _result(kind, again, keys, config, subsets, named, other_keys=()):
-    """A Result, in a folder whose name tells in what it differs from what the run was configured with.
+    """A Result, in a folder named after its differences from the settings of the run's config.yaml.
 
-    named: parts of its name; other_keys: settings of other measurements that this one builds on.
+    named: further parts of the name; other_keys: settings of other measurements that this one builds on.
     """
     run = config.recorded
     names = [name for name in named if name != "encoder"]
@@ -250,7 +248,7 @@ def _result(kind, again, keys, config, subsets, named, other_keys=()):
 
 
 def _value(config, key):
-    """A setting as a plain value, alike for what means the same."""
+    """A setting as a plain value; settings that mean the same have the same value."""
     section, name = key.split(".")
     value = getattr(config, section).model_dump()[name]
     if key == "probe.datasets":
@@ -272,7 +270,7 @@ def _text(key, value):
 
 
 def _joined(names):
-    """The name of a folder; what is too long for one ends in a hash."""
+    """The name of a folder; one that is too long ends in a hash."""
     name = "_".join(names)
     if len(name) <= MOST_NAME:
         return name

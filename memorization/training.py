@@ -53,7 +53,7 @@ LONG = 200  # steps from which on a training is tried first, to tell what it wil
 RUN_LOCK = ".lock"  # held to look at config.yaml, subsets.npz and environment.json and write them
 SEED_FOLDER = re.compile("seed_[0-9]{1,19}")
 ROLE_ACTION = {"role": "train this encoder only, candidate or independent, and not the pair"}  # of the training scripts
-MOST_UNASKED = 10  # steps of several processes between two questions for a signal; fewer if they take more than a second
+MOST_UNASKED = 10  # steps between two times that several processes tell each other of signals; fewer if they take over a second
 ENCODING_BATCH = 512  # whole images encoded at a time for the kNN accuracy
 
 
@@ -143,16 +143,16 @@ def train_encoder(make_method, images, subsets, role, seed, config, device, stop
 
     def save_if_due(at_end=False):
         nonlocal next_question
-        told = 0
+        signal_number = 0
         if at_end or step >= next_question:
             milliseconds = 1000 * (time.monotonic() - clock.start) / (step - clock.first_step)
-            told, milliseconds = processes.largest(stop.number or 0, round(milliseconds))
+            signal_number, milliseconds = processes.largest(stop.number or 0, round(milliseconds))
             next_question = step + _steps_between_questions(milliseconds)
-        if told or time.monotonic() > next_save:
+        if signal_number or time.monotonic() > next_save:
             save()
-        if told:
+        if signal_number:
             processes.wait_for_all()  # a process that ends takes the others with it
-            stop.number = told
+            stop.number = signal_number
             stop.check(f"{folder} is saved after step {step} of {steps}")
 
     for epoch in range(step // steps_per_epoch, settings.epochs):
@@ -190,7 +190,7 @@ def train_encoder(make_method, images, subsets, role, seed, config, device, stop
 
 
 def _steps_between_questions(milliseconds):
-    """Number of steps after which all processes are asked again for a signal that one of them got. milliseconds: a step takes."""
+    """Number of steps until all processes are asked again for a signal that one of them got. milliseconds: of a step."""
     return 1 if processes.count() == 1 else min(MOST_UNASKED, max(1, 1000 // max(1, milliseconds)))
 
 
@@ -350,10 +350,10 @@ def _unfinished(roles, config):
 
 
 def _open_run(subsets, config):
-    """Write config.yaml and subsets.npz. A run that is there is only checked, and joined by new seeds.
+    """Write config.yaml and subsets.npz. If they are there already, check them, and add new seeds.
 
-    Any number of processes may start at once: they look and write one after the other. A file that
-    was lost is written again if what was trained here is what the config says, else refused.
+    Processes that start at once do so one after the other. A lost file is written again if the
+    encoders here were trained with this config; else the run is refused.
     """
     run, is_whole = _check_run(subsets, config)
     if is_whole and set(config.seeds) <= set(run.seeds):
@@ -376,7 +376,7 @@ def _open_run(subsets, config):
 
 
 def _check_run(subsets, config):
-    """(Config in the run folder or None, whether subsets.npz is there, too).
+    """(Config in the run folder or None, whether subsets.npz is there too).
 
     Raises WrongUse if either is of another training.
     """
@@ -428,10 +428,9 @@ def _list_skipped(images, config):
 
 
 def _note_environment(run, name, device, resumed):
-    """Put the machine that trains an encoder into environment.json, behind those that trained it before.
+    """Add the machine that trains an encoder to environment.json, which lists those of every encoder in order.
 
-    The file lists the machines of every encoder, in order; one that goes on is not repeated. Prints
-    what differs if a training is resumed on another machine than the last one.
+    The same machine is not repeated. Prints what differs if a training is resumed on another one.
     """
     machine, path = describe_machine(device), run / "environment.json"
     with sole_process(run / RUN_LOCK, wait=True):
@@ -560,7 +559,7 @@ class _Clock:
 def _open_log(folder, finished_epochs):
     """log.jsonl with the lines of finished epochs; what an interrupted run logged beyond its checkpoint will be logged again.
 
-    The log is a record that no training depends on: lost lines are warned of, and noted in their place.
+    No training depends on the log: a warning tells of lost lines, and a line of the log stands for them.
     """
     make_folder(folder)
     path = folder / "log.jsonl"
@@ -580,9 +579,9 @@ def _open_log(folder, finished_epochs):
 
 
 def read_log(path):
-    """The lines of a log.jsonl, dicts in the order of their epochs; those of lost epochs are left out, and so is a torn last line.
+    """The lines of a log.jsonl, dicts in the order of their epochs, without lost epochs and a torn last line.
 
-    Raises WrongUse if they are not those of the epochs, in order.
+    Raises WrongUse if another line is missing, torn or out of order.
     """
     lines, last = [], 0
     with refuse_broken(path, "not a whole log"):
@@ -600,9 +599,9 @@ def read_log(path):
 
 
 def whole_lines(path, finished_epochs=MOST_EPOCHS):
-    """The lines of finished epochs in a log.jsonl that are whole, dicts in the order of their epochs.
+    """The whole lines of finished epochs in a log.jsonl, dicts in the order of their epochs.
 
-    A full disk or a loss of power tears lines. Raises WrongUse if the file cannot be read.
+    Unlike `read_log` it accepts torn lines, of a full disk or a loss of power. Raises WrongUse if the file cannot be read.
     """
     lines, last = [], 0
     with refuse_broken(path, "too large for a log", "; delete it, and what was logged is lost"):
@@ -627,7 +626,7 @@ def _parse_line(text):
 
 
 def _parse_gap(text):
-    """[first, last] epoch of those whose lines were lost, if that is what a line of a log says, else None. text: bytes."""
+    """[first, last] lost epoch, if a line of a log stands for lost ones, else None. text: bytes."""
     try:
         first, last = parse_json(text.decode())["lost_epochs"]
     except (ValueError, KeyError, TypeError):

@@ -49,7 +49,7 @@ def test_images_with_the_same_pixels_in_two_subsets_are_counted_for_every_pair()
     assert count_twins(subsets, FAKE) == {}
 
 
-def test_twins_are_told_in_one_line():
+def test_one_line_warns_of_twins():
     images, subsets = with_twins([(0, 10)]), subsets_of(range(10), range(10, 20), range(20, 30), range(10))
     settings = SubsetSettings(shared=10, candidate=10, independent=10, external=10)
     with pytest.warns(Caution, match="the same image .equal pixels. stands in two subsets: 1 of shared in candidate"):
@@ -117,7 +117,7 @@ def order_of(path):
     return read_config("", ["--config", path], SimCLRSettings).subsets.order
 
 
-def test_a_folder_is_shuffled_unless_it_is_told_otherwise(folder, capsys):
+def test_a_folder_is_shuffled_unless_an_order_is_given(folder, capsys):
     assert order_of(folder_config(folder)) == "shuffled" and "subsets.order is not given" in capsys.readouterr().out
     assert order_of(folder_config(folder, {"subsets.order": "file"})) == "file" and capsys.readouterr().out == ""
     assert order_of(write_experiment(folder, {})) == "file" and capsys.readouterr().out == ""
@@ -133,14 +133,14 @@ def test_a_run_that_was_begun_in_file_order_goes_on_in_it(folder):
         train_simclr.main(["--config", path, "--seeds", "0", "1"])
 
 
-def test_subsets_of_other_classes_are_told_at_training_and_at_scoring_with_the_remedy(folder):
+def test_training_and_scoring_warn_of_subsets_of_other_classes_with_the_remedy(folder):
     path = folder_config(folder, {"subsets.order": "file"})
     for script in (train_simclr, memorization_scores):
         with pytest.warns(Caution, match="candidate and independent .100% differ.*set subsets.order to shuffled"):
             script.main(["--config", path])
 
 
-def test_copies_of_files_are_told_at_training_and_at_scoring(folder):
+def test_training_and_scoring_warn_of_copies_of_files(folder):
     for i in range(20):
         os.link(folder / "images/train/a" / f"{i:02d}.png", folder / "images/train/a" / f"copy_{i:02d}.png")
     for i in range(8):
@@ -151,7 +151,7 @@ def test_copies_of_files_are_told_at_training_and_at_scoring(folder):
             script.main(["--config", path])
 
 
-def test_nothing_is_told_of_subsets_that_differ_in_membership_alone(folder):
+def test_subsets_that_differ_in_membership_alone_give_no_warning(folder):
     path = folder_config(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -100,7 +100,7 @@ def test_a_picture_that_cannot_be_written_is_wrong_use(tmp_path):
         draw_probe(SUMMARY, tmp_path / "file/probe.png")
 
 
-def test_numbers_are_kept_and_told_if_no_picture_can_be_drawn(scored_run, tmp_path, monkeypatch, capsys):
+def test_numbers_are_kept_and_printed_if_no_picture_can_be_drawn(scored_run, tmp_path, monkeypatch, capsys):
     path, run = scored_run
     shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/scores")

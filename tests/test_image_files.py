@@ -84,7 +84,7 @@ def test_values_are_scaled_by_the_range_that_the_file_tells(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", UNTOLD)
-def test_values_whose_range_is_not_told_are_refused_with_their_mode(kind, tmp_path):
+def test_values_of_unknown_range_are_refused_with_their_mode(kind, tmp_path):
     (tmp_path / "x.png").write_bytes(UNTOLD[kind])
     with pytest.raises(BrokenImage, match="mode (I|I;16|F|RGB|RGBA): .*convert it to 8 bits"):
         decode_image(tmp_path / "x.png", 32)

@@ -68,7 +68,7 @@ def test_test_images_that_are_all_training_images_are_refused(root):
         list_image_folder(root)
 
 
-def test_a_test_image_that_is_a_training_image_is_told(root):
+def test_a_warning_names_a_test_image_that_is_a_training_image(root):
     (root / "val/cat/0.png").unlink()
     os.symlink(root / "train/cat/0.png", root / "val/cat/0.png")
     with pytest.warns(Caution, match="1 of the 4 images in .*val are the same files"):
@@ -110,7 +110,7 @@ def test_names_that_are_not_utf_8_are_listed(root):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may enter every folder")
-def test_a_folder_of_images_that_may_not_be_entered_is_told_as_such(tmp_path):
+def test_the_refusal_names_a_folder_of_images_that_may_not_be_entered(tmp_path):
     (tmp_path / "images").mkdir(mode=0)
     with pytest.raises(WrongUse, match="images/val: cannot be read .Permission denied"):
         list_image_folder(tmp_path / "images")

@@ -121,7 +121,7 @@ def test_work_whose_reader_leaves_is_done_without_a_word(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full, which plays a full disk")
-def test_a_screen_on_a_full_disk_is_told_in_a_line_once_the_work_is_done(tmp_path):
+def test_a_line_tells_of_a_screen_on_a_full_disk_once_the_work_is_done(tmp_path):
     with open("/dev/full", "w") as full:
         ended = run_printing(tmp_path / "result", stdout=full, stderr=subprocess.PIPE)
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1
