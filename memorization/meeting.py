@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from memorization import processes
-from memorization.errors import Caution, WrongUse
+from memorization.errors import Caution, WrongUse, one_line
 
 VARIABLES = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
 FIRST_WORD = 10  # seconds after which a waiting process says what it waits for
@@ -61,12 +61,11 @@ def join(device):
         return
     _check_present(*VARIABLES)
     place = Place(started(), _number("RANK", 0, started() - 1), os.environ["MASTER_ADDR"], _number("MASTER_PORT", 1, 2**16 - 1))
-    store = _meet(place)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    store.set_timeout(processes.PATIENCE)
-    dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.count, timeout=processes.PATIENCE)
+    with _Wait(place) as wait:
+        store = _meet(place, wait)
+        _connect(place, store, device, wait)
     processes.meeting_point = store
     if place.rank > 0:
         sys.stdout = open(os.devnull, "w")
@@ -117,15 +116,15 @@ class _Wait:
             timer.cancel()
 
     def _end(self):
-        print(f"error: {self._out_of_patience()}", file=sys.stderr, flush=True)
+        print(one_line(f"error: {self._out_of_patience()}"), file=sys.stderr, flush=True)
         os._exit(2)  # its main thread is in torch and takes no exception
 
     def _out_of_patience(self):
         return f"WORLD_SIZE: waited {PATIENCE / 60:.0f} minutes for {self.for_whom}; {_advice()}"
 
     def _tell(self):
-        count = self.place.count
-        print(f"process {self.place.rank} of {count} (WORLD_SIZE) waits for {self.for_whom}", file=sys.stderr, flush=True)
+        who = f"process {self.place.rank} of {self.place.count} (WORLD_SIZE)"
+        print(one_line(f"{who} waits for {self.for_whom}"), file=sys.stderr, flush=True)
 
     def go_on(self, for_whom):
         """Sleep until the next try. for_whom: in words. Raises WrongUse after PATIENCE seconds."""
@@ -135,21 +134,33 @@ class _Wait:
         time.sleep(BETWEEN_TRIES)
 
 
-def _meet(place):
-    """The store of a job, once all of its processes are there."""
+def _meet(place, wait):
+    """The store of a job, once all of its processes are there, with the same WORLD_SIZE."""
     try:
-        with _Wait(place) as wait:
-            store = _open_store(place, wait)
-            store = dist.PrefixStore(f"meeting {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-            if store.add(f"process {place.rank}", 1) > 1:
-                raise WrongUse(f"RANK: {place.rank} in the environment of two processes that meet at {place}; each needs its own")
-            while missing := [rank for rank in range(place.count) if not store.check([f"process {rank}"])]:
-                here = place.count - len(missing)
-                names = ", ".join(map(str, missing[:5])) + (" and others" if len(missing) > 5 else "")
-                wait.go_on(f"RANK {names}: {here} of {place.count} processes are at {place}")
+        store = _open_store(place, wait)
+        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
+        store = dist.PrefixStore(f"meeting {start} of {place.count}", store)
+        if store.add(f"process {place.rank}", 1) > 1:
+            raise WrongUse(f"RANK: {place.rank} in the environment of two processes that meet at {place}; each needs its own")
+        while missing := [rank for rank in range(place.count) if not store.check([f"process {rank}"])]:
+            here = place.count - len(missing)
+            names = ", ".join(map(str, missing[:5])) + (" and others" if len(missing) > 5 else "")
+            wait.go_on(f"RANK {names}: {here} of {place.count} processes are at {place}")
     except dist.DistError as error:
         raise WrongUse(f"MASTER_ADDR, MASTER_PORT: no meeting at {place} ({_first_line(error)}); {_advice()}") from None
     return store
+
+
+def _connect(place, store, device, wait):
+    """Connect this process with the others, which have met in a store."""
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    wait.for_whom = "connections to the others; GLOO_SOCKET_IFNAME names the network that leads to them"
+    store.set_timeout(processes.PATIENCE)
+    try:
+        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.count, timeout=processes.PATIENCE)
+    except RuntimeError as error:
+        reason = _first_line(error)
+        raise WrongUse(f"no connection to the other processes ({reason}); GLOO_SOCKET_IFNAME names the network") from None
 
 
 def _open_store(place, wait):

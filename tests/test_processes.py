@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -266,6 +267,34 @@ def test_a_process_that_waits_says_for_whom_and_does_not_wait_for_ever(rank, env
         meeting.join(torch.device("cpu"))
     assert f"process {rank} of 2 (WORLD_SIZE) waits for {whom}" in capsys.readouterr().err
     assert "WORLD_SIZE: waited" in str(refused.value) and whom in str(refused.value) and "torchrun" in str(refused.value)
+
+
+def test_the_address_that_a_process_waits_at_cannot_command_the_terminal(environment, monkeypatch, capsys):
+    monkeypatch.setattr(meeting, "FIRST_WORD", 0.1)
+    monkeypatch.setattr(meeting, "PATIENCE", 0.5)
+    environment(WORLD_SIZE="2", RANK="1", MASTER_ADDR="a\x1b[2J", MASTER_PORT="29500")
+    with pytest.raises(WrongUse):
+        meeting.join(torch.device("cpu"))
+    assert "a\\x1b[2J:29500" in capsys.readouterr().err
+
+
+def test_processes_that_were_told_different_world_sizes_do_not_meet(environment, monkeypatch):
+    monkeypatch.setattr(meeting, "PATIENCE", 1)
+    port = free_port()
+    environment(WORLD_SIZE="2", RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    of_three = meeting.Place(3, 1, "127.0.0.1", int(port))
+    with ThreadPoolExecutor(1) as thread:
+        other = thread.submit(lambda: meeting._meet(of_three, meeting._Wait(of_three)))
+        with pytest.raises(WrongUse, match="waited .* for RANK 1: 1 of 2 processes are at"):
+            meeting.join(torch.device("cpu"))
+        assert isinstance(other.exception(), WrongUse)
+
+
+def test_processes_that_cannot_reach_each_other_end_with_one_line_each(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "absent")
+    codes, lines = ended_together(["pass"], tmp_path)
+    assert codes == [2, 2] and len(lines) == 2, lines
+    assert all(line.startswith("error: no connection to the other processes") for line in lines), lines
 
 
 def test_a_port_that_is_taken_is_named(environment):
