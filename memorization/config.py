@@ -654,7 +654,9 @@ def _with_trained_part(values, given, source):
         if seed not in run.seeds:
             raise WrongUse(f"seeds: {seed} was given, but {config.run} was trained with {run.seeds}")
     data = run.data.model_copy(update={name: getattr(config.data, name) for name in _not_compared(config.data)})
-    config = config.model_copy(update={section: getattr(run, section) for section in TRAINED} | {"data": data})
+    of_run = {section: getattr(run, section) for section in TRAINED} | {"data": data}
+    of_run["seeds"] = [seed for seed in run.seeds if seed in config.seeds]  # their order changes no number
+    config = config.model_copy(update=of_run)
     config._recorded = run
     return config
 

@@ -166,8 +166,8 @@ def check_files(folder, files, again):
         path = folder / name
         if Path(name).name != name or not exists(path):
             continue
-        with refuse_broken(path, "cannot be read"), open_regular(path) as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        with refuse_broken(path, "cannot be read"):
+            found = _hash_of_file(path)
         if found != written:
             both = f"{name} is {shortened(found)}, but {shortened(written)} belongs here"
             raise WrongUse(f"{folder}: files of different results: {both}; run {again} again")
@@ -237,7 +237,8 @@ def _result(kind, again, keys, config, subsets, named, other_keys=()):
             if key == "dejavu.query" and value == "boxes" and config.dejavu.boxes != run.dejavu.boxes:
                 names[-1] += f"_{_hash_of_path(config.dejavu.boxes)}"
         elif value != plain and key != "dejavu.boxes":
-            names.append("_".join([*([] if section == kind else [section]), name, _text(key, value)]))
+            is_plain = section == kind and name != "seeds"  # seeds alone are those of the run
+            names.append("_".join([*([] if is_plain else [section]), name, _text(key, value)]))
     if set(config.seeds) != set(run.seeds):
         names.append("_".join(["seeds", *map(str, config.seeds)]))
     settings = {key: _value(config, key) for key in keys if key != "dejavu.boxes"}
@@ -278,13 +279,18 @@ def _joined(names):
 
 
 def _hash_of_path(path):
-    """A short hash of what lies at a path: of a file's content, or of the names and sizes in a folder."""
-    path, digest = Path(path).expanduser(), hashlib.sha256()
-    if is_folder(path):
-        with refuse_broken(path, "cannot be read"):
-            for file in sorted(path.rglob("*.xml")):
-                digest.update(f"{file.relative_to(path)} {file.stat().st_size}\n".encode(errors="surrogateescape"))
-    elif exists(path):
-        with refuse_broken(path, "cannot be read"), open_regular(path) as file:
-            digest = hashlib.file_digest(file, "sha256")
-    return digest.hexdigest()[:HASH]
+    """A short hash of what lies at a path: of a file, or of the XML files in a folder; of nothing if it is missing."""
+    path, content = Path(path).expanduser(), b""
+    with refuse_broken(path, "cannot be read"):
+        if is_folder(path):
+            lines = [f"{file.relative_to(path)} {_hash_of_file(file)}\n" for file in sorted(path.rglob("*.xml"))]
+            content = "".join(lines).encode(errors="surrogateescape")
+        elif exists(path):
+            return _hash_of_file(path)[:HASH]
+    return hashlib.sha256(content).hexdigest()[:HASH]
+
+
+def _hash_of_file(path):
+    """The SHA-256 of a file, in hexadecimal."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

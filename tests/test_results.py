@@ -221,17 +221,25 @@ def test_deja_vu_lies_in_a_folder_named_after_what_matters_for_its_query(options
     assert deja_vu_result(config, subsets).folder == config.folder / name
 
 
-def test_boxes_are_told_apart_by_their_content(config_of, tmp_path):
-    boxes, names = tmp_path / "boxes.csv", []
-    for content in ("one", "other", "one"):
-        boxes.write_text(content)
-        config = config_of("--dejavu.query", "boxes", "--dejavu.boxes", str(boxes))
+@pytest.mark.parametrize("file", ["boxes.csv", "boxes/a/1.xml"])
+def test_boxes_are_told_apart_by_their_content(file, config_of, tmp_path):
+    path, names = tmp_path / file, []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for content in ("10", "20", "10"):  # of one size
+        path.write_text(content)
+        config = config_of("--dejavu.query", "boxes", "--dejavu.boxes", str(tmp_path / file.split("/")[0]))
         names.append(deja_vu_result(config, load_subsets(config.folder / "subsets.npz")).folder.name)
     assert names[0] == names[2] != names[1] and all(re.fullmatch("boxes_[0-9a-f]{8}", name) for name in names)
 
 
+def test_the_order_of_seeds_makes_no_other_result(config_of):
+    assert config_of("--seeds", "1", "0") == config_of("--seeds", "0", "1")
+
+
 @pytest.mark.parametrize("options, name", [
     (["--probe.datasets", "cifar10", "--probe.momentum", "0.8"], "probe/datasets_cifar10_momentum_0.8"),
+    (["--probe.seeds", "0"], "probe/probe_seeds_0"),
+    (["--seeds", "0"], "probe/seeds_0"),
     (["--probe.betas", "[0.5, 0.9]", "--probe.fine_tune_epochs", "3"], "probe"),  # of adamw, and of fine-tuning
     (["--probe.fine_tune", "true", "--probe.epochs", "11", "--probe.fine_tune_epochs", "3"], "probe/fine_tuned_fine_tune_epochs_3"),
 ])  # fmt: skip
