@@ -152,12 +152,13 @@ def _fetch(name, source, root, folder, verify):
     """Put the missing files of a Source into their places. folder: an empty one, to work in."""
     packed, package = root / source.path, DEBIAN_FASHION_MNIST / Path(source.path).name
     if exists(packed):
+        open_regular(packed).close()
         if verify and packed.suffixes[-2:] == [".tar", ".gz"]:
             _check(name, {packed: source.md5})
     elif name == "fashion_mnist" and exists(package):
         packed = package
     else:
-        packed = _download(source, folder)
+        packed = _download(source, folder, root)
     missing = _missing(source, root)
     if source.optional and not exists(root / source.optional):
         missing.append(source.optional)
@@ -180,16 +181,16 @@ def _fetch(name, source, root, folder, verify):
                 path.rename(place)
 
 
-def _download(source, folder):
-    """The path of a downloaded file, its checksum compared. Raises what its last address raised."""
-    file, reason = Path(source.path).name, None
+def _download(source, folder, root):
+    """The path of a downloaded file, its checksum compared. Raises RuntimeError if there is none."""
+    file, reasons = Path(source.path).name, []
     for url in source.urls:
         try:
             datasets.utils.download_url(url, folder, file, source.md5)
             return folder / file
         except (OSError, RuntimeError) as error:
-            reason = error
-    raise reason
+            reasons.append(f"{url}: {error}")
+    raise RuntimeError(f"{root / _missing(source, root)[0]} is missing; {', '.join(reasons)}")
 
 
 def _unpack(packed, files, folder):

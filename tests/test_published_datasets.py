@@ -206,9 +206,10 @@ def test_a_file_that_torchvision_cannot_read_is_the_one_that_was_changed(tmp_pat
         opened(tmp_path, verify=False)
 
 
-def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path, cifar):
+@pytest.mark.parametrize("pipe", ["cifar-10-batches-py/test_batch", "cifar-10-python.tar.gz"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path, cifar, pipe):
     write(tmp_path, {name: content for name, content in cifar[0].items() if name != "test_batch"})
-    os.mkfifo(tmp_path / "cifar-10-batches-py/test_batch")
+    os.mkfifo(tmp_path / pipe)
     for verify in (True, False):
-        with pytest.raises(WrongUse, match="test_batch: it is a pipe, not a file"):
+        with pytest.raises(WrongUse, match=f"{pipe}: it is a pipe, not a file"):
             opened(tmp_path, verify=verify)
