@@ -14,6 +14,8 @@ from PIL import Image
 from memorization.storage import megabytes
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# Endings of images that torchvision's ImageFolder passes over too.
+OTHER_ENDINGS = (".gif", ".jfif", ".jpe", ".jp2", ".heic", ".avif", ".tga")
 # Formats that are read, whatever the name of a file ends in. PIL knows more, and for PostScript it
 # starts an interpreter.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")

@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 from memorization import processes
 from memorization.errors import Caution, WrongUse, visible
-from memorization.image_files import ENDINGS
+from memorization.image_files import ENDINGS, OTHER_ENDINGS
 from memorization.storage import is_folder
 
 PASSED_OVER = {  # in the order of the line on the screen
     "hidden": "{} hidden files or folders",
     "loop": "{} links back to a folder that they are in",
     "again": "{} links to what is listed anyway",
+    "other": "{} images with endings that are not read",
 }
 
 
@@ -144,6 +145,8 @@ def _walk(top, label, linked, around, walked, places, counts):
                 counts["hidden"] += first_time
             elif entry.is_dir():
                 waiting.append((entry.path, by_link or link, above | {real}))
+            elif entry.name.lower().endswith(OTHER_ENDINGS):
+                counts["other"] += first_time
             elif entry.name.lower().endswith(ENDINGS) and (by_link or link) == linked:
                 file = entry.path if real == folder else os.path.join(real, entry.name)
                 file = os.path.realpath(file) if link else file

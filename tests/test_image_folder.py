@@ -85,6 +85,15 @@ def test_hidden_files_and_folders_are_passed_over_and_counted(root, capsys):
     assert "passed over in" in (line := capsys.readouterr().out) and "4 hidden files or folders" in line and line.count("\n") == 1
 
 
+def test_images_with_endings_that_are_not_read_are_counted_once(root, capsys):
+    before = list_image_folder(root)
+    for name in ("0.gif", "1.JFIF", "notes.txt"):
+        (root / "train/cat" / name).write_bytes(b"")
+    os.symlink(root / "train/cat/0.gif", root / "train/dog/link.gif")
+    assert list_image_folder(root) == before
+    assert "3 images with endings that are not read" in capsys.readouterr().out
+
+
 def test_a_class_whose_images_are_all_met_elsewhere_is_named(root):
     for split in ("train", "val"):
         os.symlink("cat", root / split / "lion")
