@@ -182,7 +182,7 @@ def _fetch(name, source, root, folder, verify):
 
 
 def _download(source, folder, root):
-    """The path of a downloaded file, its checksum compared. Raises RuntimeError if there is none."""
+    """The path of a downloaded file of the right checksum. Raises RuntimeError if there is none."""
     file, reasons = Path(source.path).name, []
     for url in source.urls:
         try:
