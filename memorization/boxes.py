@@ -75,8 +75,8 @@ def largest_empty_rectangle(boxes, size):
     """The largest rectangle of a square that meets no box: (top, left, height, width) in pixels.
 
     boxes: (n, 4) float64, xmin, ymin, xmax and ymax, in pixels; size: of the square. Height and
-    width are 0 if none is left. Among equally large rectangles the one with the leftmost left side is
-    taken, then the one with the leftmost right side, then the uppermost.
+    width are 0 if none is left. Among equally large rectangles the one with the leftmost left side
+    is taken, then the one with the leftmost right side, then the uppermost.
     """
     # Rounded outward, so that no pixel of a box is left.
     low = np.floor(np.asarray(boxes)[:, :2]).clip(0, size).astype(int)
@@ -88,8 +88,9 @@ def largest_empty_rectangle(boxes, size):
     taken = _taken_cells(low, high, columns, rows)
     C = len(columns) - 1
     numbers = np.arange(C)
-    # For every column, the free stretch that ends in this row: its first row, and the columns beside
-    # it that are free along all of it. The largest rectangle is the one around one of its columns.
+    # For every column, the free stretch that ends in this row: its first row, and the columns
+    # beside it that are free along all of it. The largest rectangle is the one around one of its
+    # columns.
     first, left, right = np.zeros(C, int), np.zeros(C, int), np.full(C, C)
     best = (0, 0, 0, 0, 0)  # area, and what decides between equal ones
     for row, blocked in enumerate(taken):
@@ -202,8 +203,8 @@ def _number(word, name):
 def _of_image_file(image, folder, size):
     """The boxes of an image file, (n, 4), in its pixels; none if it has no XML file.
 
-    folder: holds the XML file, or a folder of the image's class with it. size: the image's width and
-    height; the XML file may state its boxes for another size of the same shape.
+    folder: holds the XML file, or a folder of the image's class with it. size: the image's width
+    and height; the XML file may state its boxes for another size of the same shape.
     """
     name = f"{image.stem}.xml"
     path = next((p for p in (folder / image.parent.name / name, folder / name) if exists(p)), None)

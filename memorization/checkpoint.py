@@ -31,10 +31,14 @@ from models.encoders import make_encoder
 
 FORMAT = "memorization checkpoint 1"
 GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")  # what torch.save of tensors names
-# Of what is not tensors. Most of it is the losses of an epoch under way, 20 parts and 100 bytes a step.
+# Of what is not tensors. Most of it is the losses of an epoch under way, 20 parts and 100 bytes a
+# step.
 MOST_PICKLED, MOST_PARTS = 2**23, 2**21
 KEPT = re.compile(r"encoder_epoch_[0-9]{4,7}\.pt")  # names of the encoders of training.checkpoint_epochs
-OF_SYSTEM = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENODEV, errno.EACCES, errno.ENOSPC)  # of no file's content
+# Errors of the system, whatever a file's content is.
+OF_SYSTEM = (
+    errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENODEV, errno.EACCES, errno.ENOSPC,
+)  # fmt: skip
 DEEPEST = 50  # of dicts and lists in each other
 
 
@@ -53,7 +57,8 @@ def save_checkpoint(path, content):
 def read_checkpoint(path):
     """The dict in a checkpoint.
 
-    Raises WrongUse if the file is missing, foreign or cannot be read, and Broken if it is truncated or changed.
+    Raises WrongUse if the file is missing, foreign or cannot be read, and Broken if it is truncated
+    or changed.
     """
     with refuse_broken(path, "not a whole checkpoint"):
         try:
@@ -75,7 +80,8 @@ def _load(path):
     with open_archive(path) as archive:
         _check_pickled(archive)
         with _copy_of(archive.fp, path) as copy:
-            # Mapped, a tensor cannot claim more than the file holds; read into memory, torch takes its word.
+            # Mapped, a tensor cannot claim more than the file holds; read into memory, torch takes
+            # its word.
             content = torch.load(copy, map_location="cpu", weights_only=True, mmap=True)
             if not isinstance(content, dict) or content.get("format") != FORMAT:
                 raise _Foreign(f"{FORMAT!r} is missing")
@@ -106,8 +112,9 @@ def _raise_if_of_system(error):
 def _copy_of(file, path):
     """Copy an open file, and give the copy's path, to be mapped into memory. path: of the file.
 
-    The file's own file system may not map files, and a mapped page that cannot be read would end the
-    process. A copy in memory may be larger than a limit on the size of files; then path itself is given.
+    The file's own file system may not map files, and a mapped page that cannot be read would end
+    the process. A copy in memory may be larger than a limit on the size of files; then path itself
+    is given.
     """
     in_memory = os.fdopen(os.memfd_create("checkpoint"), "r+b", 0) if hasattr(os, "memfd_create") else None
     with in_memory or tempfile.NamedTemporaryFile(buffering=0) as copy:
@@ -191,8 +198,8 @@ def save_progress(folder, content):
 def read_progress(folder):
     """The content of last.pt, of previous.pt if last.pt is missing or broken, or None if neither was written.
 
-    A broken last.pt is deleted, or the next save would put it in the place of a good previous.pt. Raises WrongUse if there is no
-    previous.pt, and if last.pt cannot be read: it may be whole.
+    A broken last.pt is deleted, or the next save would put it in the place of a good previous.pt.
+    Raises WrongUse if there is no previous.pt, and if last.pt cannot be read: it may be whole.
     """
     last, previous = folder / "last.pt", folder / "previous.pt"
     if not exists(last):
@@ -362,7 +369,8 @@ def chosen_checkpoints(action, run, seeds, roles=ROLES):
 def kept_epochs(run, seeds, roles):
     """The kept checkpoints that the encoders of these seeds and roles all have, such as ["epoch_0100", "epoch_0200"]."""
     folders = [Path(run, f"seed_{seed}", role) for seed in seeds for role in roles]
-    kept = [{name[len("encoder_") : -len(".pt")] for name in names_in(folder) if KEPT.fullmatch(name)} for folder in folders]
+    files = [filter(KEPT.fullmatch, names_in(folder)) for folder in folders]
+    kept = [{name[len("encoder_") : -len(".pt")] for name in names} for names in files]
     return sorted(set.intersection(*kept), key=lambda name: int(name.removeprefix("epoch_")))
 
 

@@ -16,8 +16,8 @@ RANDOM_SPLITS, ROUNDS = 1000, 10  # random splits of a round, and rounds
 def warn_of_confounders(subsets, images, settings):
     """Warn if images of two subsets are the same, or if the classes of two subsets hardly overlap.
 
-    images: prepared ones; settings: the config's `subsets:` section. Pixels of published datasets are hashed in
-    a second or less; those of a folder were hashed when its map was made.
+    images: prepared ones; settings: the config's `subsets:` section. Pixels of published datasets
+    are hashed in a second or less; those of a folder were hashed when its map was made.
     """
     if subsets.role is not None or not processes.is_first():
         return
@@ -28,9 +28,9 @@ def warn_of_confounders(subsets, images, settings):
         warnings.warn(Caution(message), stacklevel=3)
     distances = find_distant_classes(subsets, images)
     if distances:
-        pairs = ", ".join(f"{one} and {other} ({distance:.0%} differ)" for (one, other), distance in distances.items())
+        parts = [f"{' and '.join(pair)} ({share:.0%} differ)" for pair, share in distances.items()]
         advice = "; set subsets.order to shuffled" if settings.order == "file" and not settings.file else ""
-        message = f"subsets: classes hardly overlap: {pairs}; what differs between them may be the classes' doing{advice}"
+        message = f"subsets: classes hardly overlap: {', '.join(parts)}; what differs between them may be the classes' doing{advice}"
         warnings.warn(Caution(message), stacklevel=3)
 
 
@@ -52,8 +52,8 @@ def count_twins(subsets, images):
 def find_distant_classes(subsets, images):
     """{(one, other): total variation distance of their classes, in [0, 1]} of the subsets that hardly overlap.
 
-    Their distance is larger than that of every random split of their images, and at least FAR of the
-    way from the mean of the random splits to 1. Images without a label do not count.
+    Their distance is larger than that of every random split of their images, and at least FAR of
+    the way from the mean of the random splits to 1. Images without a label do not count.
     """
     histograms = {}
     for name, split in SUBSETS.items():
@@ -68,9 +68,11 @@ def find_distant_classes(subsets, images):
         if distance < FAR:
             continue
         for _ in range(ROUNDS):
-            splits = generator.multivariate_hypergeometric(all_counts, counts.sum(), RANDOM_SPLITS, method="marginals")
+            drawn = all_counts, counts.sum(), RANDOM_SPLITS
+            splits = generator.multivariate_hypergeometric(*drawn, method="marginals")
             by_chance = _total_variation(splits, all_counts - splits)
-            if distance <= by_chance.max() or distance < by_chance.mean() + FAR * (1 - by_chance.mean()):
+            mean = by_chance.mean()
+            if distance <= by_chance.max() or distance < mean + FAR * (1 - mean):
                 break
         else:
             distances[one, other] = float(distance)

@@ -17,8 +17,8 @@ MOST_OF_A_VALUE = 200  # characters of one value in a message
 # What a terminal obeys or hides: control characters, marks of the direction of text, and bytes of a
 # name that are not UTF-8.
 UNPRINTED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-# The words by which RuntimeErrors say that memory ran out: those of torch's allocators, of CUDA, and
-# of libraries with allocators of their own. CUDA allocates memory of the host, too.
+# The words by which RuntimeErrors say that memory ran out: those of torch's allocators, of CUDA,
+# and of libraries with allocators of their own. CUDA allocates memory of the host, too.
 OUT_OF_MEMORY = re.compile(
     "out of memory|(can't|cannot) allocate memory|not enough memory|bad_alloc|"
     "MemoryAllocation|ALLOC(ATION)?_FAILED",
@@ -91,9 +91,10 @@ def exhausted_memory(error):
 def one_line_errors(main):
     """Decorate a script's main(argv=None): errors that are not the program's become one line on stderr.
 
-    WrongUse, memory that ran out and other errors of the system end it with exit code 2, Interrupted
-    with its own. A Caution is one line too. A reader of the screen that leaves, as `head` does,
-    changes no exit code; a screen that cannot be written to for another reason is wrong use.
+    WrongUse, memory that ran out and other errors of the system end it with exit code 2,
+    Interrupted with its own. A Caution is one line too. A reader of the screen that leaves, as
+    `head` does, changes no exit code; a screen that cannot be written to for another reason is
+    wrong use.
     """
 
     @functools.wraps(main)

@@ -49,10 +49,11 @@ def picture(draw):
 @contextmanager
 def _fixed_settings():
     """Draw with matplotlib's own settings, whatever the user's files and variables say."""
-    os.environ["MPLBACKEND"] = "Agg"  # matplotlib refuses to be imported under a name that it does not know
+    os.environ["MPLBACKEND"] = "Agg"  # matplotlib cannot be imported with a name that it does not know
     import matplotlib
 
-    settings = {name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")}
+    default = matplotlib.rcParamsDefault
+    settings = {name: default[name] for name in default if not name.startswith("backend")}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # a box is drawn
         yield
@@ -155,8 +156,8 @@ def draw_gallery(scores, images, path):
 def draw_training_curve(summaries, logs, path):
     """Memorization over training.
 
-    summaries: of memorization_scores.py, of the scored checkpoints in order of their epochs; logs: for every seed the lines of f's
-    log.jsonl.
+    summaries: of memorization_scores.py, of the scored checkpoints in order of their epochs; logs:
+    for every seed the lines of f's log.jsonl.
     """
     epochs = [summary["checkpoint"]["epoch"] for summary in summaries]
     figure, (upper, lower) = _subplots(2, 1, figsize=(7.5, 7), sharex=True)
@@ -192,7 +193,8 @@ def draw_training_curve(summaries, logs, path):
 def no_proof(trained_on):
     """A sentence: f's advantage over a classifier of parts proves nothing, since f saw more images.
 
-    trained_on: {"f": its training images, "reference": the classifier's}; or None, for "", if f is compared with g.
+    trained_on: {"f": its training images, "reference": the classifier's}; or None, for "", if f is
+    compared with g.
     """
     if trained_on is None:
         return ""
@@ -212,7 +214,10 @@ def draw_deja_vu_confidence(summary, path):
     percent = sweeps[0]["percent"]
     caveat = no_proof(summary.get("trained_on"))
     target, reference = ("f", "classifier of parts") if caveat else ("target", "reference")
-    for key, style, name in (("acc_target", "-", f"{target} (trained on the image)"), ("acc_reference", "--", f"{reference} (did not)")):
+    for key, style, name in (
+        ("acc_target", "-", f"{target} (trained on the image)"),
+        ("acc_reference", "--", f"{reference} (did not)"),
+    ):
         color = COLORS["candidate" if key == "acc_target" else "independent"]
         curves = 100 * np.array([sweep[key] for sweep in sweeps])
         axes.plot(percent, curves.mean(0), style, color=color, label=name)

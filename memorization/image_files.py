@@ -56,8 +56,9 @@ class DecodedImage:
 def decode_image(path, size):
     """The centre square of an image file, its short side scaled to size, a DecodedImage.
 
-    Like torchvision, it ignores EXIF orientation and drops transparency. Values of more than 8 bits are scaled
-    if the file tells their range. Raises BrokenImage, and OSError if the system cannot read the file.
+    Like torchvision, it ignores EXIF orientation and drops transparency. Values of more than 8 bits
+    are scaled if the file tells their range. Raises BrokenImage, and OSError if the system cannot
+    read the file.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):  # to open a FIFO would wait for ever
         raise BrokenImage("it is no regular file")

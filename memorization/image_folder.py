@@ -31,9 +31,9 @@ class Listing:
 def list_image_folder(root):
     """(classes, {"train": Listing, "test": Listing}) of a folder of images, in the order of torchvision's ImageFolder.
 
-    Each real file is listed once: links to what is listed anyway, and hidden files and folders, are counted on the
-    screen and passed over. Raises WrongUse if a folder is missing or cannot be read, if the classes of the
-    splits differ, or if all test images are training images.
+    Each real file is listed once: links to what is listed anyway, and hidden files and folders, are
+    counted on the screen and passed over. Raises WrongUse if a folder is missing or cannot be read,
+    if the classes of the splits differ, or if all test images are training images.
     """
     root = Path(root)
     folders = {"train": root / "train", "test": root / "val" if is_folder(root / "val") else root / "test"}
@@ -91,7 +91,8 @@ def _check_classes(classes, folders):
     train, test = (set(names) for names in classes.values())
     if train != test:
         name = min(train ^ test)
-        here, there = (folders["train"], folders["test"]) if name in train else (folders["test"], folders["train"])
+        here, there = ("train", "test") if name in train else ("test", "train")
+        here, there = folders[here], folders[there]
         raise WrongUse(f"image_folder: class {name!r} is in {here}, but not in {there}")
 
 
@@ -122,8 +123,8 @@ def _list_split(folder, classes, counts):
 def _walk(top, label, linked, around, walked, places, counts):
     """Add the images below the folder of a class to places.
 
-    linked: True adds images that are reached by a link, False the others. walked: real paths of the folders that
-    were listed so far; it is filled, as are places and counts.
+    linked: True adds images that are reached by a link, False the others. walked: real paths of the
+    folders that were listed so far; it is filled, as are places and counts.
     """
     waiting = [(top, os.path.islink(top), around)]
     while waiting:

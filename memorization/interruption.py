@@ -15,7 +15,8 @@ from memorization.errors import Interrupted
 from memorization.screen import loss_of_screen
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-PIPE_OF_PARENT = "MEMORIZATION_PIPE_OF_PARENT"  # environment: the pipe whose other end a parent holds
+# A variable of the environment: the pipe whose other end the parent holds.
+PIPE_OF_PARENT = "MEMORIZATION_PIPE_OF_PARENT"
 ECHO = 1  # seconds within which a second SIGTERM is the same one: `timeout` sends it to the process and to its group
 
 
@@ -69,7 +70,8 @@ def stop_requests():
 
     def note(number, _):
         request.number = number
-        # Of a closed terminal SIGHUP comes twice, from the system and from the shell: it never ends at once.
+        # Of a closed terminal SIGHUP comes twice, from the system and from the shell: it never ends
+        # at once.
         if processes.count() > 1 or number == signal.SIGHUP:
             return
         asked.append((number, time.monotonic()))
@@ -93,8 +95,8 @@ def stop_requests():
 def run_child(command, stop):
     """Run a command of this project as a child process, and return its exit code.
 
-    The child saves and stops if this process is asked to stop or ends in any way: the child holds one
-    end of a pipe, whose other end closes then. stop: of `stop_requests`.
+    The child saves and stops if this process is asked to stop or ends in any way: the child holds
+    one end of a pipe, whose other end closes then. stop: of `stop_requests`.
     """
     reading, writing = os.pipe()
     try:
@@ -128,4 +130,5 @@ def _parent_is_gone():
         is_pipe = stat.S_ISFIFO(os.fstat(int(text)).st_mode)
     except OSError:
         return False  # a program in between did not pass the pipe on
-    return is_pipe and bool(select.select([int(text)], [], [], 0)[0])  # nothing is ever written: it is the end
+    # Nothing is ever written: a pipe that can be read is at its end.
+    return is_pipe and bool(select.select([int(text)], [], [], 0)[0])

@@ -55,12 +55,14 @@ def own_gpu():
 def join(device):
     """Meet the other processes of this job. From then on only the first one prints.
 
-    Raises WrongUse, naming the environment's variables, if they lead to no meeting or if the others do not come.
+    Raises WrongUse, naming the environment's variables, if they lead to no meeting or if the others
+    do not come.
     """
     if started() == 1 or dist.is_initialized():
         return
     _check_present(*VARIABLES)
-    place = Place(started(), _number("RANK", 0, started() - 1), os.environ["MASTER_ADDR"], _number("MASTER_PORT", 1, 2**16 - 1))
+    rank, port = _number("RANK", 0, started() - 1), _number("MASTER_PORT", 1, 2**16 - 1)
+    place = Place(started(), rank, os.environ["MASTER_ADDR"], port)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with _Wait(place) as wait:
@@ -97,7 +99,8 @@ def _advice():
 class _Wait:
     """A wait for other processes. It says for whom after FIRST_WORD seconds, and ends after PATIENCE seconds.
 
-    Timers do so even while torch waits: for a name server, or for a program that never answers, it waits for ever.
+    Timers do so even while torch waits: for a name server, or for a program that never answers, it
+    waits for ever.
     """
 
     def __init__(self, place):

@@ -17,9 +17,9 @@ LEAST_SIDE = 0.25  # of a rectangle between boxes, as a share of the side of the
 class Queries:
     """How one view after the other is made of the images that are asked about.
 
-    make_view(indices (B,), view number) -> View; views: how many there are; rows: (n,) int64, the images that can be asked about;
-    dropped: {reason: how many others}; patch: of the encoder, for views with a mask; boxes: {what was
-    wrong with bounding boxes: with how many}.
+    make_view(indices (B,), view number) -> View; views: how many there are; rows: (n,) int64, the
+    images that can be asked about; dropped: {reason: how many others}; patch: of the encoder, for
+    views with a mask; boxes: {what was wrong with bounding boxes: with how many}.
     """
 
     make_view: callable

@@ -39,18 +39,21 @@ class CandidateScores:
 def scored_folder(config, subsets, checkpoint="encoder"):
     """The folder of scores by a config's settings, a Path: of its seeds, or else of all seeds of the run if its own are scored there."""
     own = score_result(config, subsets, checkpoint).folder
-    of_all = score_result(config.model_copy(update={"seeds": config.recorded.seeds}), subsets, checkpoint).folder
+    with_all_seeds = config.model_copy(update={"seeds": config.recorded.seeds})
+    of_all = score_result(with_all_seeds, subsets, checkpoint).folder
     if exists(own / SUMMARY) or not exists(of_all / SUMMARY):
         return own
     scored = _read_summary(of_all, config.folder / "scores").get("seeds")
-    return of_all if isinstance(scored, list) and all(seed in scored for seed in config.seeds) else own
+    has_all = isinstance(scored, list) and all(seed in scored for seed in config.seeds)
+    return of_all if has_all else own
 
 
 def load_candidate_scores(config, subsets, checkpoint="encoder"):
     """The CandidateScores that memorization_scores.py wrote for a checkpoint of a run.
 
-    subsets: of the run. Raises WrongUse if files are missing, broken, of another format or not of one scoring, or the scores are those of
-    another split, checkpoint or settings, or of other encoders.
+    subsets: of the run. Raises WrongUse if files are missing, broken, of another format or not of
+    one scoring, or the scores are those of another split, checkpoint or settings, or of other
+    encoders.
     """
     folder = scored_folder(config, subsets, checkpoint)
     summary = _read_summary(folder, config.folder / "scores")
@@ -87,7 +90,8 @@ def load_candidate_scores(config, subsets, checkpoint="encoder"):
 def _read_summary(folder, all_scores):
     """The dict in the summary.json of a folder. Raises WrongUse if it is missing, broken or of another format.
 
-    all_scores: the folder of all scores of the run, of which another is named if this one is missing.
+    all_scores: the folder of all scores of the run, of which another is named if this one is
+    missing.
     """
     if not exists(folder / SUMMARY):
         others = sorted(all_scores.rglob(SUMMARY))

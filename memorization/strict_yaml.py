@@ -20,8 +20,8 @@ MOST_DIGITS = 1000  # of an integer; Python itself reads 4,300
 PREFIX = "tag:yaml.org,2002:"
 MERGE = PREFIX + "merge"
 WHOLE = "(?:0|[1-9][0-9]*)"  # without zeros before it: who writes 010 may mean 8 or 10
-# What plain text is read as, by its first character; all else is text. YAML 1.1 would read 010 as 8,
-# 1:30 as 90, `no` as false, and 2024-01-01 as a date.
+# What plain text is read as, by its first character; all else is text. YAML 1.1 would read 010 as
+# 8, 1:30 as 90, `no` as false, and 2024-01-01 as a date.
 PLAIN = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -42,7 +42,8 @@ class Unsupported(yaml.YAMLError):
 def parse_yaml(text, source):
     """The value of a YAML text.
 
-    Raises WrongUse, naming the source, if the text is not such YAML or its aliases make it far longer.
+    Raises WrongUse, naming the source, if the text is not such YAML or its aliases make it far
+    longer.
     """
     try:
         return _value(text)

@@ -79,8 +79,9 @@ def draw_subsets(settings, images):
 def prepare_subsets(subsets, images, settings):
     """(Subsets, Images) with every image of the subsets at hand, and the subsets' `data` filled in.
 
-    With data.skip_broken subsets are drawn again until no image in them is broken: others take their places, and
-    the sizes stay. subsets: of `draw_subsets`; settings: the config's `subsets:` section.
+    With data.skip_broken subsets are drawn again until no image in them is broken: others take
+    their places, and the sizes stay. subsets: of `draw_subsets`; settings: the config's `subsets:`
+    section.
     """
     while images.skip_broken and not settings.file:
         broken = images.find_broken(subsets.train, subsets.external)
