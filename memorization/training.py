@@ -93,6 +93,8 @@ def train_pair(make_method, images, config):
             for role in roles:
                 folder = config.folder / f"seed_{seed}" / role
                 writes = processes.is_first() and not exists(folder / "encoder.pt")
+                if writes and processes.count() == 1:  # several ask each other, in `train_encoder`
+                    stop.check(f"the training of {folder} was not begun")
                 with sole_process(folder / "lock") if writes else nullcontext():
                     train_encoder(make_method, images, subsets, role, seed, config, device, stop)
 

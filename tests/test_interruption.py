@@ -12,7 +12,7 @@ import memorization_scores
 import remove_samples
 import train_simclr
 from memorization import training
-from memorization.interruption import stop_requests
+from memorization.interruption import PIPE_OF_PARENT, stop_requests
 from memorization.storage import sole_process
 
 ROOT = Path(__file__).parent.parent
@@ -72,7 +72,7 @@ def test_one_end_that_is_told_twice_is_one(number):
 CHILD = """
 import sys, time
 from pathlib import Path
-from memorization.interruption import stop_requests
+from memorization.interruption import PIPE_OF_PARENT, stop_requests
 with stop_requests() as stop:
     Path(sys.argv[1], "ready").touch()
     while not stop.number:
@@ -208,3 +208,15 @@ def test_a_retraining_whose_parent_was_killed_ends_and_can_be_restarted_at_once(
     assert ended.returncode == 0, ended.stderr
     assert "candidate: going on after step" in ended.stdout
     assert (tmp_path / "run/removal/least_4_draw0/seed_0/candidate/encoder.pt").exists()
+
+
+def test_a_child_whose_parent_is_gone_before_it_trains_takes_no_lock(tmp_path, monkeypatch, capsys):
+    reading, writing = os.pipe()
+    os.close(writing)
+    monkeypatch.setenv(PIPE_OF_PARENT, str(reading))
+    with pytest.raises(SystemExit) as ending:
+        train_simclr.main(["--config", write_experiment(tmp_path, {})])
+    os.close(reading)
+    assert ending.value.code == 128 + signal.SIGTERM
+    assert "seed_0/candidate was not begun; the same command" in capsys.readouterr().err
+    assert not (tmp_path / "run/seed_0").exists()
