@@ -22,7 +22,7 @@ from memorization.prepared_maps import KNOWN, Selection, digest_rows, prepare_ma
 from memorization.published_datasets import read_published
 from memorization.randomness import sample_keys, stream, uniform
 from memorization.resources import pin
-from memorization.storage import exists, megabytes
+from memorization.storage import exists, size_in_words
 
 # Published mean and standard deviation of each channel, of pixels in [0, 1]; ImageNet's for any folder of images.
 NORMALIZATION = {
@@ -213,7 +213,7 @@ class Images:
         line += f"; repair or delete {'them' if others else 'it'}"
         line += ", or leave broken images out with data.skip_broken: true"
         unfinished = [unfinished_path(folder, split) for split in (self.train, self.test)]
-        kept = [f"{path} ({megabytes(path.stat().st_size)})" for path in unfinished if exists(path)]
+        kept = [f"{path} ({size_in_words(path.stat().st_size)})" for path in unfinished if exists(path)]
         return f"{line}; what was decoded is kept in {' and '.join(kept)}" if kept else line
 
 

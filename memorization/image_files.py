@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from memorization.storage import megabytes
+from memorization.storage import size_in_words
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # Endings of images that torchvision's ImageFolder passes over too.
@@ -143,7 +143,7 @@ def _bytes_to_decode(file):
     needed = file.width * file.height * BYTES_A_PIXEL.get(file.format, BYTES_A_PIXEL_OF_OTHERS)
     if needed > MOST_MEMORY:
         size = f"{file.width} x {file.height} pixels of {file.format}"
-        raise BrokenImage(f"{size} take {megabytes(needed)} of memory, but at most {megabytes(MOST_MEMORY)} are given")
+        raise BrokenImage(f"{size} take {size_in_words(needed)} of memory, but at most {size_in_words(MOST_MEMORY)} are given")
     return needed
 
 

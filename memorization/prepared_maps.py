@@ -34,7 +34,6 @@ from memorization.storage import (
     array_header,
     array_in,
     exists,
-    megabytes,
     named_on_failure,
     open_regular,
     parse_json,
@@ -43,6 +42,7 @@ from memorization.storage import (
     reason_of,
     refuse_broken,
     rename,
+    size_in_words,
     sole_process,
     write_atomically,
 )
@@ -392,8 +392,8 @@ class _Partial:
         folder, needed = self.path.parent, self.size - start
         free = shutil.disk_usage(folder).free
         if needed > free:
-            needed = f"{megabytes(needed)} are needed for the {self.split} images"
-            raise WrongUse(f"{folder}: {needed}, but {megabytes(free)} are free")
+            needed = f"{size_in_words(needed)} are needed for the {self.split} images"
+            raise WrongUse(f"{folder}: {needed}, but {size_in_words(free)} are free")
         try:
             with named_on_failure(self.path, self.size):
                 _reserve(self.file, start, self.size)

@@ -11,7 +11,7 @@ from datetime import timedelta
 import torch
 
 from memorization.errors import Caution, WrongUse, exhausted_memory
-from memorization.storage import free_bytes, megabytes
+from memorization.storage import free_bytes, size_in_words
 
 TRIALS = 3
 OTHER_DEVICE = "end what else uses it, or take another device"
@@ -34,13 +34,13 @@ def print_estimate(what, seconds, device, disk=0, folder="."):
 
     Warns where the disk that holds the folder has less room.
     """
-    memory = f"{megabytes(peak_memory())} of memory"
+    memory = f"{size_in_words(peak_memory())} of memory"
     if device.type == "cuda":
-        memory += f", {megabytes(torch.cuda.max_memory_reserved(device))} of the GPU's"
-    on_disk = f", {megabytes(disk)} on the disk" if disk else ""
+        memory += f", {size_in_words(torch.cuda.max_memory_reserved(device))} of the GPU's"
+    on_disk = f", {size_in_words(disk)} on the disk" if disk else ""
     print(f"  {what}: about {timedelta(seconds=round(seconds))}, {memory}{on_disk}", flush=True)
     if disk > free_bytes(folder):
-        warnings.warn(Caution(f"{folder}: {megabytes(disk)} will be written, but {megabytes(free_bytes(folder))} are free"), stacklevel=2)
+        warnings.warn(Caution(f"{folder}: {size_in_words(disk)} will be written, but {size_in_words(free_bytes(folder))} are free"), stacklevel=2)
 
 
 def peak_memory():

@@ -195,9 +195,9 @@ def named_on_failure(path, size=None):
 
 def _stated_room(path, size):
     try:
-        return f": it needs {megabytes(size)}, {megabytes(free_bytes(Path(path).parent))} are free there"
+        return f": it needs {size_in_words(size)}, {size_in_words(free_bytes(Path(path).parent))} are free there"
     except (OSError, WrongUse):  # of a disk that is gone
-        return f": it needs {megabytes(size)}"
+        return f": it needs {size_in_words(size)}"
 
 
 def reason_of(error, path=None):
@@ -228,9 +228,12 @@ def nearest_folder(folder):
     return next(place for place in (folder, *folder.parents) if is_folder(place))
 
 
-def megabytes(size):
+def size_in_words(size):
     """A size in bytes, in words."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+    for unit, count in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= count:
+            return f"{size / count:.1f} {unit}"
+    return f"{size} bytes"
 
 
 def write_json(path, value):

@@ -536,7 +536,7 @@ def test_a_refusal_tells_where_decoded_images_are_kept_and_nothing_is_kept_witho
     unfinished = folder / "prepared/train_8.partial"
     with pytest.raises(WrongUse) as refusal:
         opened_folder(folder).prepared(range(6), [0])
-    assert str(refusal.value).endswith(f"what was decoded is kept in {unfinished} (0.0 MB)")
+    assert str(refusal.value).endswith(f"what was decoded is kept in {unfinished} (1.3 kB)")
     assert list((folder / "prepared").glob("*.partial")) == [unfinished]
 
 
@@ -617,7 +617,7 @@ def test_a_full_disk_is_one_line_and_its_room_is_given_back(folder, module, call
 
     with monkeypatch.context() as patch:
         patch.setattr(module, call, refuse, raising=False)
-        with pytest.raises(WrongUse, match="cannot be written .No space left on device.: it needs 0.0 MB"):
+        with pytest.raises(WrongUse, match="cannot be written .No space left on device.: it needs (1.3 kB|592 bytes)"):
             opened_folder(folder).prepared(range(6), [0])
     left = sum(path.stat().st_size for path in (folder / "prepared").iterdir() if path.suffix == ".partial")
     assert left == 0 or call == "fsync"  # there the images are decoded, and the room is theirs
@@ -685,7 +685,7 @@ def test_pixels_of_a_map_have_the_digests_that_pixels_in_memory_have(folder):
 
 def test_no_map_is_begun_that_the_disk_cannot_hold(folder, monkeypatch):
     monkeypatch.setattr(prepared_maps.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
-    with pytest.raises(WrongUse, match="0.0 MB are needed for the train images, but 0.0 MB are free"):
+    with pytest.raises(WrongUse, match="384 bytes are needed for the train images, but 100 bytes are free"):
         opened_folder(folder).prepared([0, 1], [0])
     assert not list((folder / "prepared").glob("*.partial"))
 

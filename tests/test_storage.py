@@ -30,6 +30,7 @@ from memorization.storage import (
     read_bytes,
     read_text,
     refuse_broken,
+    size_in_words,
     sole_process,
     sync_folder,
     temporary_file,
@@ -56,7 +57,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(failing, tmp_pa
         raise OSError("disk full")
 
     monkeypatch.setattr(os, failing, fail)
-    with pytest.raises(WrongUse, match=f"{path}: cannot be written .disk full.: it needs 0.0 MB, .* free"):
+    with pytest.raises(WrongUse, match=f"{path}: cannot be written .disk full.: it needs 3 bytes, .* free"):
         write_atomically(path, "new")
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["file.txt"]
 
@@ -87,7 +88,7 @@ def test_a_run_that_meets_a_full_disk_is_one_line_and_goes_on_bit_identical_once
 
     ended = subprocess.run(command, preexec_fn=few_bytes, capture_output=True, text=True)
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
-    assert f"error: {folder}/next.pt: cannot be written (File too large): it needs 0.3 MB" in ended.stderr
+    assert f"error: {folder}/next.pt: cannot be written (File too large): it needs 287.2 kB" in ended.stderr
     assert {name: (folder / name).read_bytes() for name in kept} == kept
     assert read_checkpoint(folder / "last.pt")["step"] == 9
     assert sorted(os.listdir(folder)) == ["last.pt", "log.jsonl"]
@@ -447,3 +448,10 @@ def test_many_processes_change_a_file_one_after_the_other_without_a_word(tmp_pat
         writer.join()
     assert [writer.exitcode for writer in writers] == 4 * [0] and capfd.readouterr() == ("", "")
     assert read_text(tmp_path / "number") == "40" and os.listdir(tmp_path) == ["number"]
+
+
+@pytest.mark.parametrize(
+    "size, words", [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (2e6, "2.0 MB"), (3e10, "30.0 GB")]
+)
+def test_a_size_is_told_in_the_unit_that_shows_it(size, words):
+    assert size_in_words(size) == words

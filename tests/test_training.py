@@ -493,7 +493,7 @@ def test_a_long_training_is_estimated_from_steps_that_change_nothing(write_confi
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     shutil.rmtree(tmp_path / "run/seed_0/independent")
     monkeypatch.setattr(training, "LONG", 9)
-    with pytest.warns(Caution, match="MB will be written, but 0.0 MB are free"):
+    with pytest.warns(Caution, match="[kM]B will be written, but 1.0 kB are free"):
         train(path)
 
 
