@@ -29,6 +29,7 @@ from memorization.optimizers import make_optimizer, scaled_learning_rate, schedu
 from memorization.prefetching import prefetched
 from memorization.randomness import shuffled
 from memorization.resources import memory_for, print_estimate, seconds_of, tensor_bytes
+from memorization.screen import loss_of_screen
 from memorization.storage import (
     MOST_TEXT,
     append,
@@ -93,7 +94,9 @@ def train_pair(make_method, images, config):
             for role in roles:
                 folder = config.folder / f"seed_{seed}" / role
                 writes = processes.is_first() and not exists(folder / "encoder.pt")
-                if writes and processes.count() == 1:  # several ask each other, in `train_encoder`
+                # Several processes ask each other, in `train_encoder`. If the screen is lost, a step is
+                # done first: the folder then has something to go on from.
+                if writes and processes.count() == 1 and not loss_of_screen():
                     stop.check(f"the training of {folder} was not begun")
                 with sole_process(folder / "lock") if writes else nullcontext():
                     train_encoder(make_method, images, subsets, role, seed, config, device, stop)
