@@ -138,10 +138,10 @@ def test_threads_decode_no_more_at_once_than_the_memory_for_it_holds(tmp_path, m
     at_work, most, decode = [], [], image_files._in_rgb
 
     def watched(file):
-        at_work.append(file)
+        at_work.append(threading.get_ident())
         most.append(len(at_work))
         threading.Event().wait(0.01)
-        at_work.remove(file)
+        at_work.remove(threading.get_ident())
         return decode(file)
 
     monkeypatch.setattr(image_files, "_in_rgb", watched)
