@@ -86,6 +86,13 @@ def test_classes_that_do_not_overlap_are_found_and_those_of_random_draws_are_not
             assert find_distant_classes(*of_classes(**draws)) == {}
 
 
+def test_classes_that_mostly_overlap_are_not_found_although_chance_hardly_makes_them_so():
+    more, less = np.repeat([0, 1], [700, 300]), np.repeat([0, 1], [300, 700])
+    mixed = np.repeat([0, 1], [500, 500])
+    parts = of_classes(shared=mixed, candidate=more, independent=less, external=mixed)
+    assert find_distant_classes(*parts) == {}
+
+
 def test_images_without_labels_and_empty_subsets_have_no_classes():
     none = np.full(20, -1)
     assert find_distant_classes(*of_classes(shared=[], candidate=none, independent=none, external=np.zeros(20))) == {}
