@@ -19,13 +19,13 @@ test: $(INSTALLED)
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 faults: $(INSTALLED)
-	KILLS=18 FUZZ=3 DISK_ERRORS=0 $(RUN) -m pytest -s tests/test_faults.py tests/test_hostile_files.py tests/test_disk_errors.py
+	KILLS=18 FUZZ=3 DISK_ERRORS=0 $(RUN) -m pytest -s tests/recovery/test_faults.py tests/refusals/test_hostile_files.py tests/recovery/test_disk_errors.py
 
 bench: $(INSTALLED)
 	for question in augmentations scoring training big_data neighbors probe scaling; do $(RUN) -m benchmarks.$$question || exit 1; done
 
 # Fashion-MNIST: found here already, downloaded, or from its Debian package where that can be installed.
-FIND_DATA := $(RUN) -c "from memorization.config import DataSettings; from memorization.data import open_images; open_images(DataSettings(name='fashion_mnist'))"
+FIND_DATA := $(RUN) -c "from memorization.config import DataSettings; from memorization.data.images import open_images; open_images(DataSettings(name='fashion_mnist'))"
 data: $(INSTALLED)
 	@$(FIND_DATA) 2>/dev/null \
 	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y dataset-fashion-mnist; } \

@@ -1,17 +1,20 @@
-"""Deja Vu: does the encoder know from a part of a training image what the whole image was? Labels are inferred by neighbours, f against g.
+"""Deja Vu: does the encoder know from a part of a training image what the whole image was? Labels
+are inferred by neighbours, f against g.
 
     python dejavu.py --config configs/simclr_cifar10.yaml
     python dejavu.py --config configs/simclr_cifar10.yaml --dejavu.query corner
     python dejavu.py --config configs/simclr_cifar10.yaml --dejavu.reference crops
     python dejavu.py --config configs/simclr_cifar10.yaml --checkpoint all
 
-Every image of S_C and S_I is asked about with a part of it; the k public images nearest to the part, in an encoder's representation, vote
-for a label. Who trained on the image is the target, who did not the reference; the Deja Vu score is how much more often the target is
-right. Reads the run folder (encoder.pt of every seed and role, subsets.npz, config.yaml, scores/ if there) and the data set. Writes into
-dejavu/ of the run folder: dejavu.csv, summary.json, confidence.png, shares.png and cases.png; for another checkpoint, query or reference,
-and for other seeds or settings than those of the run's config.yaml, into a folder in it, named after them.
-With --checkpoint all every kept checkpoint is asked, and training_curve.png drawn.
-With --dejavu.reference crops f alone is needed, and compared with a small classifier of the same parts of images that f never saw.
+Every image of S_C and S_I is asked about with a part of it; the k public images nearest to the
+part, in an encoder's representation, vote for a label. Who trained on the image is the target, who
+did not the reference; the Deja Vu score is how much more often the target is right. Reads the run
+folder (encoder.pt of every seed and role, subsets.npz, config.yaml, scores/ if there) and the data
+set. Writes into dejavu/ of the run folder: dejavu.csv, summary.json, confidence.png, shares.png and
+cases.png; for another checkpoint, query or reference, and for other seeds or settings than those of
+the run's config.yaml, into a folder in it, named after them. With --checkpoint all every kept
+checkpoint is asked, and training_curve.png drawn. With --dejavu.reference crops f alone is needed,
+and compared with a small classifier of the same parts of images that f never saw.
 """
 
 import csv
@@ -24,15 +27,32 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from memorization import processes
-from memorization.augmentations import augment, measuring_recipe, whole_images
-from memorization.checkpoint import checksum, chosen_checkpoints, load_pair, load_trained, pair_fingerprints
+from memorization.checkpoint import (
+    checksum,
+    chosen_checkpoints,
+    load_pair,
+    load_trained,
+    pair_fingerprints,
+)
 from memorization.config import EncoderSettings, read_config
-from memorization.crop_classifier import infer_by_classifier, train_classifier
-from memorization.data import images_of_run
-from memorization.errors import WrongUse, one_line_errors, visible
-from memorization.figures import draw_deja_vu_cases, draw_deja_vu_confidence, draw_deja_vu_curve, draw_deja_vu_shares, no_proof
-from memorization.label_inference import (
+from memorization.data.augmentations import augment, measuring_recipe, whole_images
+from memorization.data.images import images_of_run
+from memorization.data.subsets import ROLES, first_by_hash, load_subsets
+from memorization.errors import WrongUse, visible
+from memorization.figures import (
+    draw_deja_vu_cases,
+    draw_deja_vu_confidence,
+    draw_deja_vu_curve,
+    draw_deja_vu_shares,
+    no_proof,
+)
+from memorization.machine import processes
+from memorization.machine.command import one_line_errors
+from memorization.machine.device import choose_device, describe_machine
+from memorization.machine.files import exists
+from memorization.machine.resources import OTHER_DEVICE, memory_for
+from memorization.measuring.crop_classifier import infer_by_classifier, train_classifier
+from memorization.measuring.label_inference import (
     OUTCOMES,
     agreement,
     deja_vu,
@@ -43,30 +63,31 @@ from memorization.label_inference import (
     outcomes,
     represent_public,
 )
-from memorization.machine import choose_device, describe_machine
+from memorization.measuring.queries import make_queries
+from memorization.measuring.representations import encode_images, encoder_source
+from memorization.measuring.scores import load_candidate_scores, scored_folder
 from memorization.normalization import normalize
-from memorization.queries import make_queries
-from memorization.representations import encode_images, encoder_source
-from memorization.resources import OTHER_DEVICE, memory_for
 from memorization.results import SUMMARY, deja_vu_result, read_summary
-from memorization.scores import load_candidate_scores, scored_folder
 from memorization.significance import mean_and_spread, plus_minus
-from memorization.storage import exists
-from memorization.subsets import ROLES, first_by_hash, load_subsets
 from models.encoders import make_encoder
 
-ACTIONS = {"checkpoint": "encoder (the default), epoch_NNNN for a kept one, or all for the test over training"}
+ACTIONS = {
+    "checkpoint": "encoder (the default), epoch_NNNN for a kept one, or all for the test over training"
+}
 PICTURES = ["confidence.png", "shares.png", "cases.png", "training_curve.png"]
 PERCENTS = list(range(1, 101))  # of the images, the surest first
 REPORTED = (100, 20, 5)
 TOP = 100  # of the candidates, whose overlap with the most memorized is counted
-HELD_OUT_SHARE = 0.2  # of the public images: with reference crops they tell when to stop training, and are no neighbours
+# of the public images: with reference crops they tell when to stop training, and are no neighbours
+HELD_OUT_SHARE = 0.2
 REPRESENTATION = "the encoder's pooled output, which is known to show less than the projector's output that Meehan et al. search in"
 
 
 @dataclass(frozen=True)
 class Public:
-    """The labelled public images: their Split, and the indices of the neighbours and of those held out, (n,) int64 each."""
+    """The labelled public images: their Split, and the indices of the neighbours and of those held
+    out, (n,) int64 each.
+    """
 
     split: object
     rows: torch.Tensor
@@ -96,7 +117,9 @@ def main(argv=None):
     scores = {name: scores_of_candidates(name, subsets, config) for name in names}
     with memory_for("dejavu.memory_gb", config.dejavu.memory_gb):
         for name in names:
-            attack_checkpoint(name, results[name], scores[name], images, subsets, public, config, device)
+            attack_checkpoint(
+                name, results[name], scores[name], images, subsets, public, config, device
+            )
     if config.actions["checkpoint"] == "all" and processes.is_first():
         summaries = [read_summary(result.folder, result.again) for result in results.values()]
         with result.lock():
@@ -104,67 +127,100 @@ def main(argv=None):
 
 
 def public_images(images, subsets, settings, device):
-    """The Public images of a config, of which neither encoder saw one, decoded where they come from a folder."""
+    """The Public images of a config, of which neither encoder saw one, decoded where they come from
+    a folder.
+    """
     split = images.test if settings.public_split == "test" else images.train
     labelled = np.flatnonzero(split.labels.numpy() >= 0)
     if split is images.train:
         labelled = np.setdiff1d(labelled, subsets.train)
     rows = np.sort(first_by_hash(labelled, settings.public_images, split.name))
-    unbroken = images.leave_out_broken(*((rows, rows[:0]) if split is images.train else (rows[:0], rows)))
+    unbroken = images.leave_out_broken(
+        *((rows, rows[:0]) if split is images.train else (rows[:0], rows))
+    )
     rows = unbroken.keep(split.name, rows)
     held_out = np.empty(0, dtype=np.int64)
     if settings.reference == "crops":
         held_out = np.sort(first_by_hash(rows, round(HELD_OUT_SHARE * len(rows)), split.name))
         rows = np.setdiff1d(rows, held_out)
     if settings.k >= len(rows):
-        raise WrongUse(f"dejavu.k: {settings.k} neighbours are to vote, but the public set has {len(rows)} images")
+        raise WrongUse(
+            f"dejavu.k: {settings.k} neighbours are to vote, but the public set has {len(rows)} images"
+        )
     seen = subsets.train if split is images.train else subsets.train[:0]
-    assert not np.isin(rows, seen).any() and not np.isin(held_out, seen).any(), "a public image was trained on"
+    assert not np.isin(rows, seen).any() and not np.isin(held_out, seen).any(), (
+        "a public image was trained on"
+    )
     needed = np.concatenate([rows, held_out])
-    prepared = images.prepared(*((needed, needed[:0]) if split is images.train else (needed[:0], needed)))
-    return Public(getattr(prepared, split.name).to(device), torch.from_numpy(rows), torch.from_numpy(held_out))
+    prepared = images.prepared(
+        *((needed, needed[:0]) if split is images.train else (needed[:0], needed))
+    )
+    return Public(
+        getattr(prepared, split.name).to(device), torch.from_numpy(rows), torch.from_numpy(held_out)
+    )
 
 
 def check_labels(images, subsets, public, settings):
-    """Raise WrongUse if an attacked image has no label, or one that no public image has, or if there is one class alone."""
+    """Raise WrongUse if an attacked image has no label, or one that no public image has, or if
+    there is one class alone.
+    """
     if len(np.unique(public.labels)) == 1:
         of_set = f"the {len(public.labels)} public images of the {settings.public_split} set"
         raise WrongUse(f"dejavu.public_split: {of_set} are of one class: nothing to tell")
     for subset in ("candidate", "independent"):
         labels = images.train.labels.numpy()[getattr(subsets, subset)]
         if (labels < 0).any():
-            raise WrongUse(f"dejavu: {(labels < 0).sum()} of {len(labels)} {subset} images have no label, and there is none to infer")
+            raise WrongUse(
+                f"dejavu: {(labels < 0).sum()} of {len(labels)} {subset} images have no label, and there is none to infer"
+            )
         absent = np.setdiff1d(labels, public.labels)
         if len(absent):
             name = images.classes[absent[0]]
-            raise WrongUse(f"dejavu.public_split: no image of the {settings.public_split} set is of class {name!r}, as {subset} images are")
+            raise WrongUse(
+                f"dejavu.public_split: no image of the {settings.public_split} set is of class {name!r}, as {subset} images are"
+            )
 
 
 def scores_of_candidates(checkpoint, subsets, config):
-    """The CandidateScores of a checkpoint, or None where there are none, or no encoder g any more that they could be checked against."""
+    """The CandidateScores of a checkpoint, or None where there are none, or no encoder g any more
+    that they could be checked against.
+    """
     scored = exists(scored_folder(config, subsets, checkpoint) / SUMMARY)
-    has_g = all(exists(config.folder / f"seed_{seed}" / "independent" / "encoder.pt") for seed in config.seeds)
+    has_g = all(
+        exists(config.folder / f"seed_{seed}" / "independent" / "encoder.pt")
+        for seed in config.seeds
+    )
     if not scored or (config.dejavu.reference == "crops" and not has_g):
         return None
     return load_candidate_scores(config, subsets, checkpoint)
 
 
 def attack_checkpoint(checkpoint, result, scores, images, subsets, public, config, device):
-    """Attack one checkpoint of every seed, and write its folder. result: its Result; scores: of `scores_of_candidates`."""
+    """Attack one checkpoint of every seed, and write its folder. result: its Result; scores: of
+    `scores_of_candidates`.
+    """
     folder, start = result.folder, time.monotonic()
     attack = attack_pair if config.dejavu.reference == "independent" else attack_one_model
-    found = [attack(seed, checkpoint, images, subsets, public, config, device) for seed in config.seeds]
+    found = [
+        attack(seed, checkpoint, images, subsets, public, config, device) for seed in config.seeds
+    ]
     if not processes.is_first():
         return
     seconds = time.monotonic() - start
-    fingerprints = {name: value for attacked in found for name, value in attacked["fingerprints"].items()}
-    seeds = [{"seed": seed, **summarize_seed(attacked, images.classes)} for seed, attacked in zip(config.seeds, found)]
+    fingerprints = {
+        name: value for attacked in found for name, value in attacked["fingerprints"].items()
+    }
+    seeds = [
+        {"seed": seed, **summarize_seed(attacked, images.classes)}
+        for seed, attacked in zip(config.seeds, found)
+    ]
     public_labels = np.bincount(public.labels, minlength=len(images.classes))
     attacked_labels = found[0]["rows"]["label"]
     summary = {
         "query": config.dejavu.query,
         "reference": config.dejavu.reference,
-        "trained_on": found[0].get("trained_on"),  # how many images, of f and of the classifier it is compared with
+        # how many images, of f and of the classifier it is compared with
+        "trained_on": found[0].get("trained_on"),
         "representation": REPRESENTATION,
         "checkpoint": {"name": checkpoint, "epoch": found[0]["epoch"]},
         "score": {str(percent): mean_and_spread([seed["at"][str(percent)]["score"] for seed in seeds]) for percent in REPORTED},
@@ -192,11 +248,13 @@ def attack_checkpoint(checkpoint, result, scores, images, subsets, public, confi
     print_summary(summary, folder)
 
 
-# --- attacks ----------------------------------------------------------------------------------------------------------------------
+# --- attacks --------------------------------------------------------------------------------------
 
 
 def attack_pair(seed, checkpoint, images, subsets, public, config, device):
-    """f and g asked about S_C and S_I: f is the target of S_C and the reference of S_I, g the other way round. See `attacked`."""
+    """f and g asked about S_C and S_I: f is the target of S_C and the reference of S_I, g the other
+    way round. See `attacked`.
+    """
     f, g, record = load_pair(config.folder, seed, checkpoint)
     fingerprints = pair_fingerprints({seed: (f, g, record)})
     # In order of index, which decides between equal confidences.
@@ -204,16 +262,22 @@ def attack_pair(seed, checkpoint, images, subsets, public, config, device):
     queries = queries_about(images.train, rows, seed, record, config)
     guesses, knn = {}, {}
     for name, encoder in (("f", f), ("g", g)):
-        guesses[name], knn[name] = guess_by_neighbors(name, encoder, queries, seed, record, images, subsets, public, config, device)
+        guesses[name], knn[name] = guess_by_neighbors(
+            name, encoder, queries, seed, record, images, subsets, public, config, device
+        )
     return attacked(queries, guesses, knn, images, subsets, fingerprints, record)
 
 
 def attack_one_model(seed, checkpoint, images, subsets, public, config, device):
-    """f asked about S_C, and a classifier of queries, trained on those of S_I, which f never saw. See `attacked`."""
+    """f asked about S_C, and a classifier of queries, trained on those of S_I, which f never saw.
+    See `attacked`.
+    """
     f, record = load_trained(config.folder, seed, "candidate", checkpoint)
     fingerprints = {f"seed_{seed}/candidate": checksum(f.state_dict())}
     queries = queries_about(images.train, np.sort(subsets.candidate), seed, record, config)
-    guess, knn = guess_by_neighbors("f", f, queries, seed, record, images, subsets, public, config, device)
+    guess, knn = guess_by_neighbors(
+        "f", f, queries, seed, record, images, subsets, public, config, device
+    )
     training = queries_about(images.train, subsets.independent, seed, record, config)
     held_out = queries_about(public.split, public.held_out.numpy(), seed, record, config)
     torch.manual_seed(seed)
@@ -221,19 +285,50 @@ def attack_one_model(seed, checkpoint, images, subsets, public, config, device):
     network = nn.Sequential(encoder, nn.Linear(encoder.dim, len(images.classes)))
     labels = images.train.labels
     stopped = train_classifier(
-        network, training, labels[training.rows], held_out, public.split.labels[held_out.rows], config.dejavu.reference_epochs, seed, device
+        network,
+        training,
+        labels[training.rows],
+        held_out,
+        public.split.labels[held_out.rows],
+        config.dejavu.reference_epochs,
+        seed,
+        device,
     )
     reference = infer_by_classifier(network, queries, queries.rows, labels.numpy()[queries.rows])
-    found = attacked(queries, {"f": guess, "reference": reference}, {"f": knn}, images, subsets, fingerprints, record)
-    return found | {"classifier": stopped, "trained_on": {"f": len(subsets.training_set("candidate")), "reference": len(training.rows)}}
+    found = attacked(
+        queries,
+        {"f": guess, "reference": reference},
+        {"f": knn},
+        images,
+        subsets,
+        fingerprints,
+        record,
+    )
+    return found | {
+        "classifier": stopped,
+        "trained_on": {
+            "f": len(subsets.training_set("candidate")),
+            "reference": len(training.rows),
+        },
+    }
 
 
 def queries_about(split, rows, seed, record, config):
     """The Queries about some images of a split, (n,) int64."""
-    return make_queries(split, torch.from_numpy(rows), record, config.dejavu, config.augmentation.views, seed, config.encoder.patch)
+    return make_queries(
+        split,
+        torch.from_numpy(rows),
+        record,
+        config.dejavu,
+        config.augmentation.views,
+        seed,
+        config.encoder.patch,
+    )
 
 
-def guess_by_neighbors(name, encoder, queries, seed, record, images, subsets, public, config, device):
+def guess_by_neighbors(
+    name, encoder, queries, seed, record, images, subsets, public, config, device
+):
     """The Inference of an encoder, and its kNN accuracy on whole test images. name: "f" or "g"."""
     settings, source = config.dejavu, encoder_source(name, encoder, record)
     split, normalization = public.split, (record["mean"], record["std"])
@@ -242,22 +337,33 @@ def guess_by_neighbors(name, encoder, queries, seed, record, images, subsets, pu
         if settings.public == "whole":
             return whole_images(split, indices, record["size"], normalization)
         recipe = measuring_recipe(config.augmentation.views, 0)
-        return augment(split, indices, recipe, normalization, seed, "query", patch=config.encoder.patch)
+        return augment(
+            split, indices, recipe, normalization, seed, "query", patch=config.encoder.patch
+        )
 
-    known = represent_public(source, as_public, public.rows, public.labels, settings.normalize, device)
+    known = represent_public(
+        source, as_public, public.rows, public.labels, settings.normalize, device
+    )
     labels = images.train.labels.numpy()[queries.rows]
-    guess = infer_by_neighbors(source, queries, queries.rows, labels, known, settings, len(images.classes), device)
+    guess = infer_by_neighbors(
+        source, queries, queries.rows, labels, known, settings, len(images.classes), device
+    )
     return guess, knn_on_test_images(source, known, images, subsets, public, config, device)
 
 
 def knn_on_test_images(source, known, images, subsets, public, config, device):
-    """kNN accuracy of whole test images in the public set as it is embedded: of the public images where they are test images, else of S_E.
+    """kNN accuracy of whole test images in the public set as it is embedded: of the public images
+    where they are test images, else of S_E.
 
     None where S_E has no labels.
     """
     settings, classes = config.dejavu, len(images.classes)
     of_test = public.split.name == "test"
-    split, rows = (public.split, public.rows) if of_test else (images.test, torch.from_numpy(subsets.external))
+    split, rows = (
+        (public.split, public.rows)
+        if of_test
+        else (images.test, torch.from_numpy(subsets.external))
+    )
     rows = rows[split.labels[rows] >= 0]
     if len(rows) == 0:
         return None
@@ -266,14 +372,23 @@ def knn_on_test_images(source, known, images, subsets, public, config, device):
     else:
         whole = encode_images(source, split, rows, device).to(device)
         whole = normalize(whole, dim=1) if settings.normalize else whole
-    return neighbor_accuracy(known, whole, split.labels.numpy()[rows], settings.k, classes, settings.memory_gb, leave_out=of_test)
+    return neighbor_accuracy(
+        known,
+        whole,
+        split.labels.numpy()[rows],
+        settings.k,
+        classes,
+        settings.memory_gb,
+        leave_out=of_test,
+    )
 
 
 def attacked(queries, guesses, knn, images, subsets, fingerprints, record):
     """What was found about the images of one seed, a dict.
 
-    rows: {"index", "subset", "label", "outcome"} of the N images; guesses: {model: Inference}, f first; attacks: for every attacked set the
-    (target, reference) that `deja_vu` takes; right: of target and of reference, (N,) bool of all images; and what was passed in.
+    rows: {"index", "subset", "label", "outcome"} of the N images; guesses: {model: Inference}, f
+    first; attacks: for every attacked set the (target, reference) that `deja_vu` takes; right: of
+    target and of reference, (N,) bool of all images; and what was passed in.
     """
     index = queries.rows.numpy()
     label = images.train.labels.numpy()[index]
@@ -281,12 +396,20 @@ def attacked(queries, guesses, knn, images, subsets, fingerprints, record):
     first, second = guesses
     right = {name: guess.prediction == label for name, guess in guesses.items()}
     ours = subset == "candidate"  # f is the target of candidates, and the reference of independents
-    right_target, right_reference = np.where(ours, right[first], right[second]), np.where(ours, right[second], right[first])
+    right_target, right_reference = (
+        np.where(ours, right[first], right[second]),
+        np.where(ours, right[second], right[first]),
+    )
     attacks = []
     for name, target, reference in (("candidate", first, second), ("independent", second, first)):
         chosen = subset == name
         if chosen.any():
-            attacks.append([(right[model][chosen], guesses[model].confidence[chosen]) for model in (target, reference)])
+            attacks.append(
+                [
+                    (right[model][chosen], guesses[model].confidence[chosen])
+                    for model in (target, reference)
+                ]
+            )
     return {
         "rows": {"index": index, "subset": subset, "label": label, "outcome": outcomes(right_target, right_reference)},
         "queries": queries, "guesses": guesses, "knn": knn, "attacks": attacks, "right": (right_target, right_reference),
@@ -294,7 +417,7 @@ def attacked(queries, guesses, knn, images, subsets, fingerprints, record):
     }  # fmt: skip
 
 
-# --- results ----------------------------------------------------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------------
 
 
 def summarize_seed(found, classes):
@@ -303,7 +426,12 @@ def summarize_seed(found, classes):
     target, reference, score = deja_vu(found["attacks"], PERCENTS)
     intervals = deja_vu_intervals(found["attacks"], REPORTED)
     subsets = list(dict.fromkeys(rows["subset"].tolist()))
-    shares = {name: float(np.mean([(rows["outcome"][rows["subset"] == s] == name).mean() for s in subsets])) for name in OUTCOMES.values()}
+    shares = {
+        name: float(
+            np.mean([(rows["outcome"][rows["subset"] == s] == name).mean() for s in subsets])
+        )
+        for name in OUTCOMES.values()
+    }
     of_class = {
         name: {
             "images": int(chosen.sum()),
@@ -339,10 +467,12 @@ def summarize_seed(found, classes):
 
 
 def compare_with_scores(found, scores, seeds):
-    """How far Deja Vu and the memorization score agree about the candidates, a dict; None where there are no scores of at least two.
+    """How far Deja Vu and the memorization score agree about the candidates, a dict; None where
+    there are no scores of at least two.
 
-    Both rank every candidate, Deja Vu by how much more of f's vote than of the reference's goes to its label. Beside it the agreement of
-    either with itself between two seeds, the ceiling, and the overlap expected by chance.
+    Both rank every candidate, Deja Vu by how much more of f's vote than of the reference's goes to
+    its label. Beside it the agreement of either with itself between two seeds, the ceiling, and the
+    overlap expected by chance.
     """
     if scores is None:
         return None
@@ -365,7 +495,9 @@ def compare_with_scores(found, scores, seeds):
     return {
         "candidates": len(common),
         "top": top,
-        "deja_vu_and_score": means_of([agreement(margins[seed], by_score[seed], top) for seed in margins if seed in by_score]),
+        "deja_vu_and_score": means_of(
+            [agreement(margins[seed], by_score[seed], top) for seed in margins if seed in by_score]
+        ),
         "deja_vu_between_seeds": between_seeds(margins),
         "score_between_seeds": between_seeds(by_score),
         "top_overlap_by_chance": top / len(common),
@@ -374,64 +506,109 @@ def compare_with_scores(found, scores, seeds):
 
 def means_of(agreements):
     """Mean and spread of every figure of some agreements; None where there are none."""
-    return {name: mean_and_spread([part[name] for part in agreements]) for name in agreements[0]} if agreements else None
+    return (
+        {name: mean_and_spread([part[name] for part in agreements]) for name in agreements[0]}
+        if agreements
+        else None
+    )
 
 
 def table_of(found, seeds):
-    """The bytes of dejavu.csv: a row for every seed and attacked image, in subset order, then index."""
+    """The bytes of dejavu.csv: a row for every seed and attacked image, in subset order, then
+    index.
+    """
     names = list(found[0]["guesses"])
-    columns = [f"{what}_{name}" for name in names for what in ("prediction", "confidence", "label_share")]
+    columns = [
+        f"{what}_{name}" for name in names for what in ("prediction", "confidence", "label_share")
+    ]
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["seed", "index", "subset", "label", *columns, "outcome"])
     for seed, attacked_seed in zip(seeds, found):
         rows = attacked_seed["rows"]
-        guesses = [getattr(attacked_seed["guesses"][name], what) for name in names for what in ("prediction", "confidence", "label_share")]
+        guesses = [
+            getattr(attacked_seed["guesses"][name], what)
+            for name in names
+            for what in ("prediction", "confidence", "label_share")
+        ]
         values = [rows["index"], rows["subset"], rows["label"], *guesses, rows["outcome"]]
-        order = np.lexsort([rows["index"], rows["subset"]])  # "candidate" comes before "independent"
-        writer.writerows((seed, *row) for row in zip(*(column[order].tolist() for column in values)))
+        # "candidate" comes before "independent"
+        order = np.lexsort([rows["index"], rows["subset"]])
+        writer.writerows(
+            (seed, *row) for row in zip(*(column[order].tolist() for column in values))
+        )
     return table.getvalue().encode()
 
 
 def print_summary(summary, folder):
     """A table of the scores, and what they are to be compared with."""
     public = summary["public"]
-    print(f"\n{summary['checkpoint']['name']}: query {summary['query']}, k {public['k']} of {public['images']} public images")
+    print(
+        f"\n{summary['checkpoint']['name']}: query {summary['query']}, k {public['k']} of {public['images']} public images"
+    )
     caveat = no_proof(summary["trained_on"])
-    names = ("f", "classifier", "difference") if caveat else ("target", "reference", "Deja Vu score")
+    names = (
+        ("f", "classifier", "difference") if caveat else ("target", "reference", "Deja Vu score")
+    )
     print(f"{'seed':>6} {'surest':>8} {names[0]:>9} {names[1]:>10} {names[2]:>14}   95 % interval")
     for seed in summary["seeds"]:
         for percent, at in seed["at"].items():
             low, high = at["interval_95"]
             figures = f"{at['acc_target']:>9.1%} {at['acc_reference']:>10.1%} {at['score']:>+14.1%}   {low:+.1%} to {high:+.1%}"
             print(f"{seed['seed']:>6} {percent:>6} % {figures}")
-        names = dict(zip(seed["shares"], ("f alone", "both", "classifier alone", "neither") if caveat else seed["shares"]))
+        names = dict(
+            zip(
+                seed["shares"],
+                ("f alone", "both", "classifier alone", "neither") if caveat else seed["shares"],
+            )
+        )
         shares = ", ".join(f"{names[name]} {share:.1%}" for name, share in seed["shares"].items())
-        meaning = " that f and the classifier differ, which says nothing of memorization" if caveat else ""
-        print(f"       {shares}; McNemar's p {seed['net']['mcnemar_p']:.2g}{meaning}; vote ties {seed['vote_ties']}")
+        meaning = (
+            " that f and the classifier differ, which says nothing of memorization"
+            if caveat
+            else ""
+        )
+        print(
+            f"       {shares}; McNemar's p {seed['net']['mcnemar_p']:.2g}{meaning}; vote ties {seed['vote_ties']}"
+        )
         for reason, count in seed["dropped"].items():
             print(f"       {count} images dropped: {reason}")
         for what, count in seed["boxes"].items():
             if count:
                 print(f"       {count} {what}")
-        knn = ", ".join(f"{name} {share:.1%}" for name, share in seed["knn_accuracy_whole"].items() if share is not None)
+        knn = ", ".join(
+            f"{name} {share:.1%}"
+            for name, share in seed["knn_accuracy_whole"].items()
+            if share is not None
+        )
         print(f"       kNN accuracy on whole test images: {knn}")
     if caveat:
         print(f"{caveat}; what f knows of images in general is in the difference, too")
     majority = summary["majority"]
-    print(f"chance {summary['chance']:.1%}; always {majority['label']!r}, the most frequent public label: {majority['accuracy']:.1%}")
+    print(
+        f"chance {summary['chance']:.1%}; always {majority['label']!r}, the most frequent public label: {majority['accuracy']:.1%}"
+    )
     print_agreement(summary["memorization_scores"])
     print(f"searched in {summary['representation']}")
-    print(f"{summary['seconds']:.0f} s; the pictures are in {visible(folder)}: confidence.png, shares.png, cases.png", flush=True)
+    print(
+        f"{summary['seconds']:.0f} s; the pictures are in {visible(folder)}: confidence.png, shares.png, cases.png",
+        flush=True,
+    )
 
 
 def print_agreement(found):
-    """How alike Deja Vu and the memorization score rank candidates, and either itself between seeds. found: of `compare_with_scores`."""
+    """How alike Deja Vu and the memorization score rank candidates, and either itself between
+    seeds. found: of `compare_with_scores`.
+    """
     if found is None:
-        print("not compared with memorization scores: none by these settings, or no encoder g to check them against")
+        print(
+            "not compared with memorization scores: none by these settings, or no encoder g to check them against"
+        )
         return
     by_chance = f"{found['top_overlap_by_chance']:.1%} by chance"
-    print(f"of {found['candidates']} candidates two rankings have this share of their first {found['top']} in common ({by_chance}):")
+    print(
+        f"of {found['candidates']} candidates two rankings have this share of their first {found['top']} in common ({by_chance}):"
+    )
     compared = {
         "Deja Vu and memorization score": found["deja_vu_and_score"],
         "Deja Vu of two seeds": found["deja_vu_between_seeds"],
@@ -440,7 +617,9 @@ def print_agreement(found):
     for name, alike in compared.items():
         if alike is not None:
             tau, overlap = alike["kendall_tau"], alike["top_overlap"]
-            print(f"{name:>38} {overlap['mean']:.1%}{plus_minus(overlap, '.1%')}, Kendall's tau {tau['mean']:+.2f}{plus_minus(tau, '.2f')}")
+            print(
+                f"{name:>38} {overlap['mean']:.1%}{plus_minus(overlap, '.1%')}, Kendall's tau {tau['mean']:+.2f}{plus_minus(tau, '.2f')}"
+            )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""Score every image of a trained run: how much better f aligns its views than g does. Positive means f memorized it.
+"""Score every image of a trained run: how much better f aligns its views than g does. Positive
+means f memorized it.
 
     python memorization_scores.py --config configs/simclr_cifar10.yaml
     python memorization_scores.py --config configs/simclr_cifar10.yaml --checkpoint epoch_0100
     python memorization_scores.py --config configs/simclr_cifar10.yaml --checkpoint all
 
-Reads the run folder (encoder.pt of every seed and role, subsets.npz, config.yaml) and the data set. Writes into scores/ of the run folder:
-scores.csv, scores.npz, scores.mat, summary.json, histogram.png, scatter.png and gallery.png; for another checkpoint, representation,
-augmentation or precision, and for other seeds or settings than those of the run's config.yaml, into a folder in it, named after them.
+Reads the run folder (encoder.pt of every seed and role, subsets.npz, config.yaml) and the data set.
+Writes into scores/ of the run folder: scores.csv, scores.npz, scores.mat, summary.json,
+histogram.png, scatter.png and gallery.png; for another checkpoint, representation, augmentation or
+precision, and for other seeds or settings than those of the run's config.yaml, into a folder in it,
+named after them.
 
 With --checkpoint all every kept checkpoint is scored, and training_curve.png drawn.
 """
@@ -21,27 +24,58 @@ import scipy.io
 import torch
 from scipy import stats
 
-from memorization import processes
-from memorization.alignment import encoder_distances, jackknife_error, mean_over_pairs, memorization_score
-from memorization.augmentations import augment_all, measuring_recipe
+from memorization.alignment import (
+    encoder_distances,
+    jackknife_error,
+    mean_over_pairs,
+    memorization_score,
+)
 from memorization.checkpoint import chosen_checkpoints, load_pair, pair_fingerprints
 from memorization.config import read_config
-from memorization.confounders import warn_of_confounders
-from memorization.data import images_of_run
-from memorization.errors import WrongUse, one_line_errors, visible
+from memorization.data.augmentations import augment_all, measuring_recipe
+from memorization.data.confounders import warn_of_confounders
+from memorization.data.images import images_of_run
+from memorization.data.subsets import ROLES, SUBSETS, first_by_hash, load_subsets
+from memorization.errors import WrongUse, visible
 from memorization.figures import draw_gallery, draw_histogram, draw_scatter, draw_training_curve
-from memorization.machine import choose_device, describe_machine, uses_bf16, warn_of_emulation
-from memorization.resources import OTHER_DEVICE, memory_for, print_estimate, seconds_of
+from memorization.machine import processes
+from memorization.machine.command import one_line_errors
+from memorization.machine.device import (
+    choose_device,
+    describe_machine,
+    uses_bf16,
+    warn_of_emulation,
+)
+from memorization.machine.files import exists
+from memorization.machine.resources import OTHER_DEVICE, memory_for, print_estimate, seconds_of
+from memorization.measuring.scores import FORMAT
 from memorization.results import read_summary, score_result
-from memorization.scores import FORMAT
-from memorization.significance import bootstrap_interval, describe, one_sample_test, paired_test, welch_test
-from memorization.storage import exists
-from memorization.subsets import ROLES, SUBSETS, first_by_hash, load_subsets
-from memorization.training import read_log
+from memorization.significance import (
+    bootstrap_interval,
+    describe,
+    one_sample_test,
+    paired_test,
+    welch_test,
+)
+from memorization.training.loop import read_log
 
-ACTIONS = {"checkpoint": "encoder (the default), epoch_NNNN for a kept one, or all for the score over training"}
-COLUMNS = ["index", "split", "subset", "label", "alignment_loss_f", "alignment_loss_g", "score", "score_range", "score_ratio", "stderr"]
-# One-sided tests between subsets, (greater, smaller), and what the paper expects of each subset against 0.
+ACTIONS = {
+    "checkpoint": "encoder (the default), epoch_NNNN for a kept one, or all for the score over training"
+}
+COLUMNS = [
+    "index",
+    "split",
+    "subset",
+    "label",
+    "alignment_loss_f",
+    "alignment_loss_g",
+    "score",
+    "score_range",
+    "score_ratio",
+    "stderr",
+]
+# One-sided tests between subsets, (greater, smaller), and what the paper expects of each subset
+# against 0.
 COMPARISONS = [
     ("candidate", "shared"),
     ("candidate", "external"),
@@ -53,7 +87,12 @@ PICTURES = ["histogram.png", "scatter.png", "gallery.png", "training_curve.png"]
 LONG = 20  # batches from which on one is tried first, to tell what all will take
 CHECKED = 64  # images of each subset scored in fp32 too, to tell how far scores in bf16 are off
 BYTES_A_ROW = 600  # of scores.csv, scores.npz and scores.mat together, about
-AGAINST_ZERO = {"shared": "two-sided", "candidate": "greater", "independent": "less", "external": "two-sided"}
+AGAINST_ZERO = {
+    "shared": "two-sided",
+    "candidate": "greater",
+    "independent": "less",
+    "external": "two-sided",
+}
 
 
 @one_line_errors
@@ -106,7 +145,11 @@ def score_checkpoint(checkpoint, result, images, subsets, config, device):
         "checkpoint": {"name": checkpoint, "epoch": epoch},
         "settings": config.scores.model_dump(),
         "error_of_precision": error,
-        "fingerprints": {"subsets": subsets.fingerprint, "data": subsets.data, "encoders": encoders},
+        "fingerprints": {
+            "subsets": subsets.fingerprint,
+            "data": subsets.data,
+            "encoders": encoders,
+        },
         "machine": describe_machine(device),
         "seconds": seconds,
         "images_per_second": len(rows["index"]) * len(config.seeds) / seconds,
@@ -131,76 +174,129 @@ def print_plan(pairs, rows, images, config, device):
     f, g = (encoder.to(device, memory_format=torch.channels_last) for encoder in (f, g))
     batch = torch.from_numpy(rows["index"][rows["split"] == "train"][: config.scores.batch_size])
     normalization = record["mean"], record["std"]
-    seconds = seconds_of(lambda: score_batch(f, g, images.train, batch, normalization, seed, config), device)
+    seconds = seconds_of(
+        lambda: score_batch(f, g, images.train, batch, normalization, seed, config), device
+    )
     seconds *= images_to_score / len(batch) / processes.count()
     what = f"scoring {images_to_score} images by {config.scores.views} views through two encoders"
     print_estimate(what, seconds, device, BYTES_A_ROW * len(rows["index"]), config.folder)
 
 
 def score_pair(f, g, record, seed, rows, images, config, device):
-    """L_align of f and of g, and the jackknife error of their difference, for every row: three (N,) float64 arrays."""
+    """L_align of f and of g, and the jackknife error of their difference, for every row: three (N,)
+    float64 arrays.
+    """
     f, g = (encoder.to(device, memory_format=torch.channels_last) for encoder in (f, g))
     normalization = record["mean"], record["std"]
     # Rows are in subset order: those of the training set come before those of the test set.
-    indices = {split: torch.from_numpy(rows["index"][rows["split"] == split.name]) for split in (images.train, images.test)}
-    batches = [(split, batch) for split, of_split in indices.items() for batch in of_split.split(config.scores.batch_size)]
+    indices = {
+        split: torch.from_numpy(rows["index"][rows["split"] == split.name])
+        for split in (images.train, images.test)
+    }
+    batches = [
+        (split, batch)
+        for split, of_split in indices.items()
+        for batch in of_split.split(config.scores.batch_size)
+    ]
 
     def scored(batch):
-        measured = torch.stack(score_batch(f, g, *batch, normalization, seed, config)).cpu()  # one transfer: a GPU waits for each
+        # one transfer: a GPU waits for each
+        measured = torch.stack(score_batch(f, g, *batch, normalization, seed, config)).cpu()
         for role, losses in zip(ROLES, measured):
             if not losses.isfinite().all():
-                raise WrongUse(f"{config.run}/seed_{seed}/{role}: the encoder gives representations that are not finite")
+                raise WrongUse(
+                    f"{config.run}/seed_{seed}/{role}: the encoder gives representations that are not finite"
+                )
         return measured
 
-    return tuple(torch.cat(processes.divided(scored, batches, f"scoring seed {seed}"), dim=1).double().numpy())
+    return tuple(
+        torch.cat(processes.divided(scored, batches, f"scoring seed {seed}"), dim=1)
+        .double()
+        .numpy()
+    )
 
 
 def error_of_precision(losses, pair, seed, rows, images, config, device):
-    """How far the scores of a seed are off those in fp32, for some images of every subset: a dict of plain types.
+    """How far the scores of a seed are off those in fp32, for some images of every subset: a dict
+    of plain types.
 
-    losses: of `score_pair`, for all rows; pair: its encoders and their record. score_error is a score less that in fp32; beside it stands
-    the median standard error that the choice of views leaves in a score.
+    losses: of `score_pair`, for all rows; pair: its encoders and their record. score_error is a
+    score less that in fp32; beside it stands the median standard error that the choice of views
+    leaves in a score.
     """
     of_subsets = [np.flatnonzero(rows["subset"] == subset) for subset in SUBSETS]
-    checked = np.concatenate([places[:: max(1, len(places) // CHECKED)][:CHECKED] for places in of_subsets])
-    exact = config.model_copy(update={"scores": config.scores.model_copy(update={"precision": "fp32"})})
-    loss_f, loss_g, errors = score_pair(*pair, seed, {name: values[checked] for name, values in rows.items()}, images, exact, device)
-    score, rough = memorization_score(loss_f, loss_g), memorization_score(losses[0], losses[1])[checked]
+    checked = np.concatenate(
+        [places[:: max(1, len(places) // CHECKED)][:CHECKED] for places in of_subsets]
+    )
+    exact = config.model_copy(
+        update={"scores": config.scores.model_copy(update={"precision": "fp32"})}
+    )
+    loss_f, loss_g, errors = score_pair(
+        *pair, seed, {name: values[checked] for name, values in rows.items()}, images, exact, device
+    )
+    score, rough = (
+        memorization_score(loss_f, loss_g),
+        memorization_score(losses[0], losses[1])[checked],
+    )
     off = rough - score
     return {
         "against": "fp32",
         "seed": seed,
-        "score_error": {"n": len(off), "mean": float(off.mean()), "std": float(off.std(ddof=1)), "largest": float(np.abs(off).max())},
+        "score_error": {
+            "n": len(off),
+            "mean": float(off.mean()),
+            "std": float(off.std(ddof=1)),
+            "largest": float(np.abs(off).max()),
+        },
         "standard_error_of_scores": float(np.median(errors)),
-        "rank_correlation": float(stats.spearmanr(rough, score).statistic) if np.ptp(rough) and np.ptp(score) else None,
+        "rank_correlation": float(stats.spearmanr(rough, score).statistic)
+        if np.ptp(rough) and np.ptp(score)
+        else None,
     }
 
 
 def check_losses(losses_f, losses_g, pair):
-    """Raise WrongUse if one encoder's losses of all scored images, (N,), show that nothing can be measured.
+    """Raise WrongUse if one encoder's losses of all scored images, (N,), show that nothing can be
+    measured.
 
     A single image may well have views that are all alike, such as one of a single colour.
     """
     for role, losses in zip(ROLES, (losses_f, losses_g)):
         if not losses.any():
-            raise WrongUse(f"{pair}/{role}: all views are represented alike: the recipe has no chance in it, or it collapsed")
+            raise WrongUse(
+                f"{pair}/{role}: all views are represented alike: the recipe has no chance in it, or it collapsed"
+            )
 
 
 @torch.inference_mode()
 def score_batch(f, g, split, indices, normalization, seed, config):
     """L_align of f and of g, and the jackknife error of their difference, (B,) each."""
-    recipes = config.augmentation.views if config.scores.augmentation == "training" else config.scores.augmentation
+    recipes = (
+        config.augmentation.views
+        if config.scores.augmentation == "training"
+        else config.scores.augmentation
+    )
     recipes = [measuring_recipe(recipes, view) for view in range(config.scores.views)]
-    views = augment_all(split, indices, recipes, normalization, seed, "scoring", patch=config.encoder.patch)
+    views = augment_all(
+        split, indices, recipes, normalization, seed, "scoring", patch=config.encoder.patch
+    )
     in_bf16 = uses_bf16(config.scores.precision, split.device)
     with torch.autocast(split.device.type, dtype=torch.bfloat16, enabled=in_bf16):
-        distances_f = encoder_distances(f, views, config.scores.representation)  # the same views through f and g:
-        distances_g = encoder_distances(g, views, config.scores.representation)  # their noise cancels in the difference
-    return mean_over_pairs(distances_f), mean_over_pairs(distances_g), jackknife_error(distances_f, distances_g)
+        # the same views through f and g:
+        distances_f = encoder_distances(f, views, config.scores.representation)
+        # their noise cancels in the difference
+        distances_g = encoder_distances(g, views, config.scores.representation)
+    return (
+        mean_over_pairs(distances_f),
+        mean_over_pairs(distances_g),
+        jackknife_error(distances_f, distances_g),
+    )
 
 
 def chosen_rows(subsets, images, per_subset):
-    """The images to score, in subset order, then by index: a dict of (N,) arrays index, split, subset and label."""
+    """The images to score, in subset order, then by index: a dict of (N,) arrays index, split,
+    subset and label.
+    """
     rows = {"index": [], "split": [], "subset": [], "label": []}
     for subset, split in SUBSETS.items():
         indices = np.sort(first_by_hash(getattr(subsets, subset), per_subset, split))
@@ -212,10 +308,12 @@ def chosen_rows(subsets, images, per_subset):
 
 
 def combine(rows, losses_f, losses_g, errors):
-    """All that is known of every image, a dict of (N,) arrays, and per seed "L_f", "L_g" and "jackknife" (S, N).
+    """All that is known of every image, a dict of (N,) arrays, and per seed "L_f", "L_g" and
+    "jackknife" (S, N).
 
-    losses_f, losses_g, errors: (S, N). Losses and scores are means over the seeds. The standard error of a score is the jackknife's over
-    views with one seed; with several, each with views of its own, that of their mean.
+    losses_f, losses_g, errors: (S, N). Losses and scores are means over the seeds. The standard
+    error of a score is the jackknife's over views with one seed; with several, each with views of
+    its own, that of their mean.
     """
     per_seed = memorization_score(losses_f, losses_g)  # (S, N)
     loss_f, loss_g = losses_f.mean(0), losses_g.mean(0)
@@ -225,8 +323,14 @@ def combine(rows, losses_f, losses_g, errors):
         "alignment_loss_f": loss_f,
         "alignment_loss_g": loss_g,
         "score": score,
-        "score_range": score / (score.max() - score.min() or 1.0),  # f against itself: every score is 0
-        "score_ratio": np.divide(per_seed, losses_g + losses_f, out=np.zeros_like(per_seed), where=losses_g + losses_f > 0).mean(0),
+        # f against itself: every score is 0
+        "score_range": score / (score.max() - score.min() or 1.0),
+        "score_ratio": np.divide(
+            per_seed,
+            losses_g + losses_f,
+            out=np.zeros_like(per_seed),
+            where=losses_g + losses_f > 0,
+        ).mean(0),
         "stderr": per_seed.std(0, ddof=1) / seeds**0.5 if seeds > 1 else errors[0],
         "L_f": losses_f,
         "L_g": losses_g,
@@ -237,12 +341,14 @@ def combine(rows, losses_f, losses_g, errors):
 def summarize(scores, seeds):
     """The statistics of summary.json, a dict of plain types."""
     of = {name: scores["score"][scores["subset"] == name] for name in SUBSETS}
-    of = {name: values for name, values in of.items() if len(values)}  # disjoint halves have no shared images
+    # disjoint halves have no shared images
+    of = {name: values for name, values in of.items() if len(values)}
     summary = {
         "seeds": list(seeds),
         "subsets": {
             name: {
-                "raw": describe(values) | {"top_tenth_mean": float(np.sort(values)[-max(1, len(values) // 10) :].mean())},
+                "raw": describe(values)
+                | {"top_tenth_mean": float(np.sort(values)[-max(1, len(values) // 10) :].mean())},
                 "range": describe(scores["score_range"][scores["subset"] == name]),
                 "ratio": describe(scores["score_ratio"][scores["subset"] == name]),
             }
@@ -250,13 +356,23 @@ def summarize(scores, seeds):
         },
         "given_this_pair": {
             "meaning": "tests over samples: they hold for these encoders, not for pairs in general",
-            "welch": {f"{a} > {b}": welch_test(of[a], of[b]) for a, b in COMPARISONS if a in of and b in of},
-            "against_zero": {name: {"alternative": AGAINST_ZERO[name]} | one_sample_test(of[name], AGAINST_ZERO[name]) for name in of},
+            "welch": {
+                f"{a} > {b}": welch_test(of[a], of[b])
+                for a, b in COMPARISONS
+                if a in of and b in of
+            },
+            "against_zero": {
+                name: {"alternative": AGAINST_ZERO[name]}
+                | one_sample_test(of[name], AGAINST_ZERO[name])
+                for name in of
+            },
         },
         "offset_on_unseen_images": float(of["external"].mean()),
         "free_of_the_offset": {
             "candidate - external": contrast(of["candidate"], of["external"], weight=1.0),
-            "(candidate - independent) / 2": contrast(of["candidate"], of["independent"], weight=0.5),
+            "(candidate - independent) / 2": contrast(
+                of["candidate"], of["independent"], weight=0.5
+            ),
         },
     }
     if len(seeds) > 1:
@@ -264,7 +380,11 @@ def summarize(scores, seeds):
         means = {name: per_seed[:, scores["subset"] == name].mean(1) for name in of}
         summary["over_seeds"] = {
             "means": {name: values.tolist() for name, values in means.items()},
-            "paired": {f"{a} > {b}": paired_test(means[a], means[b]) for a, b in COMPARISONS if a in of and b in of},
+            "paired": {
+                f"{a} > {b}": paired_test(means[a], means[b])
+                for a, b in COMPARISONS
+                if a in of and b in of
+            },
         }
     return summary
 
@@ -275,7 +395,10 @@ def contrast(first, second, weight):
     def difference(a, b, axis=-1):
         return weight * (a.mean(axis) - b.mean(axis))
 
-    return {"value": float(difference(first, second)), "interval_95": bootstrap_interval(difference, first, second)}
+    return {
+        "value": float(difference(first, second)),
+        "interval_95": bootstrap_interval(difference, first, second),
+    }
 
 
 def files_of(scores):
@@ -285,21 +408,35 @@ def files_of(scores):
     writer.writerow(COLUMNS)
     writer.writerows(zip(*(scores[column].tolist() for column in COLUMNS)))
     arrays = io.BytesIO()
-    np.savez(arrays, **{name: scores[name] for name in ("index", "split", "subset", "label", "L_f", "L_g", "jackknife")})
+    np.savez(
+        arrays,
+        **{
+            name: scores[name]
+            for name in ("index", "split", "subset", "label", "L_f", "L_g", "jackknife")
+        },
+    )
     matlab = io.BytesIO()
     as_cells = {name: scores[name].astype(object) for name in ("split", "subset")}
     scipy.io.savemat(matlab, scores | as_cells, oned_as="column")
-    return {"scores.csv": table.getvalue().encode(), "scores.npz": arrays.getvalue(), "scores.mat": matlab.getvalue()}
+    return {
+        "scores.csv": table.getvalue().encode(),
+        "scores.npz": arrays.getvalue(),
+        "scores.mat": matlab.getvalue(),
+    }
 
 
 def print_summary(summary, folder):
     """A table of the subsets and the tests."""
-    print(f"\n{'subset':>12} {'n':>7} {'mean score':>12} {'std. error':>11} {'range scale':>12} {'ratio':>9}")
+    print(
+        f"\n{'subset':>12} {'n':>7} {'mean score':>12} {'std. error':>11} {'range scale':>12} {'ratio':>9}"
+    )
     for name, scales in summary["subsets"].items():
         raw = scales["raw"]
         means = f"{raw['mean']:>12.5f} {raw['standard_error']:>11.5f} {scales['range']['mean']:>12.4f} {scales['ratio']['mean']:>9.4f}"
         print(f"{name:>12} {raw['n']:>7} {means}")
-    print(f"\noffset of this pair on unseen images (mean of external): {summary['offset_on_unseen_images']:.5f}")
+    print(
+        f"\noffset of this pair on unseen images (mean of external): {summary['offset_on_unseen_images']:.5f}"
+    )
     for name, difference in summary["free_of_the_offset"].items():
         low, high = difference["interval_95"]
         print(f"{name:>32}: {difference['value']:.5f}  (95 % interval {low:.5f} to {high:.5f})")
@@ -309,14 +446,25 @@ def print_summary(summary, folder):
     if "over_seeds" in summary:
         print(f"\nover {len(summary['seeds'])} seeds, paired t tests of the means:")
         for name, test in summary["over_seeds"]["paired"].items():
-            print(f"{name:>32}: t {test['t']:.2f}  p {test['p']:.2g}  mean difference {test['mean_difference']:.5f}")
+            print(
+                f"{name:>32}: t {test['t']:.2f}  p {test['p']:.2g}  mean difference {test['mean_difference']:.5f}"
+            )
     if summary["error_of_precision"]:
         precision = summary["settings"]["precision"]
-        off, views = (summary["error_of_precision"][name] for name in ("score_error", "standard_error_of_scores"))
-        print(f"\n{precision}, against fp32 on {off['n']} images of one seed: scores are off by {off['mean']:.2g} on average,")
-        print(f"std {off['std']:.2g}, at most {off['largest']:.2g}, where the choice of views leaves a standard error of {views:.2g}")
+        off, views = (
+            summary["error_of_precision"][name]
+            for name in ("score_error", "standard_error_of_scores")
+        )
+        print(
+            f"\n{precision}, against fp32 on {off['n']} images of one seed: scores are off by {off['mean']:.2g} on average,"
+        )
+        print(
+            f"std {off['std']:.2g}, at most {off['largest']:.2g}, where the choice of views leaves a standard error of {views:.2g}"
+        )
     pictures = f"{visible(folder)}: gallery.png, histogram.png, scatter.png"
-    print(f"\n{summary['images_per_second']:.0f} images/s; the pictures are in {pictures}", flush=True)
+    print(
+        f"\n{summary['images_per_second']:.0f} images/s; the pictures are in {pictures}", flush=True
+    )
 
 
 def training_logs(config):

@@ -3,16 +3,17 @@
     python train_mae.py --config configs/mae_cifar10.yaml
     python train_mae.py --config configs/mae_cifar10.yaml --role candidate --subsets.file memorized_500_draw0.npz
 
-Reads the config and the data set. Writes the run folder: config.yaml, subsets.npz, environment.json, and for each seed and role
-(candidate, independent) encoder.pt, last.pt and log.jsonl. The same command goes on where an interrupted run stopped; when all is
-finished it says so and does nothing. Next: memorization_scores.py with the same config.
+Reads the config and the data set. Writes the run folder: config.yaml, subsets.npz,
+environment.json, and for each seed and role (candidate, independent) encoder.pt, last.pt and
+log.jsonl. The same command goes on where an interrupted run stopped; when all is finished it says
+so and does nothing. Next: memorization_scores.py with the same config.
 """
 
 from memorization.config import read_config
-from memorization.data import open_images
-from memorization.errors import one_line_errors
-from memorization.machine import choose_device
-from memorization.training import ROLE_ACTION, train_pair
+from memorization.data.images import open_images
+from memorization.machine.command import one_line_errors
+from memorization.machine.device import choose_device
+from memorization.training.loop import ROLE_ACTION, train_pair
 from models.encoders import make_encoder
 from models.mae import MAE, MAESettings
 
@@ -20,7 +21,8 @@ from models.mae import MAE, MAESettings
 @one_line_errors
 def main(argv=None):
     config = read_config(__doc__, argv, method=MAESettings, actions=ROLE_ACTION)
-    choose_device(config)  # meets the other processes, if there are any: the first one prepares the data
+    # meets the other processes, if there are any: the first one prepares the data
+    choose_device(config)
     images = open_images(config.data)
 
     def make_method():

@@ -1,1 +1,3 @@
-"""Side-by-side timings, one script a question: `make bench`, or `python -m benchmarks.augmentations`."""
+"""Side-by-side timings, one script a question: `make bench`, or `python -m
+benchmarks.augmentations`.
+"""

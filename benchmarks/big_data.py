@@ -1,8 +1,10 @@
-"""Does training wait for 20,000 images of 224 pixels that lie in a map on the disk? The share of a step that goes into data and views.
+"""Does training wait for 20,000 images of 224 pixels that lie in a map on the disk? The share of a
+step that goes into data and views.
 
     python -m benchmarks.big_data [--device cpu]
 
-Also: the memory of the process, without the pages of the map, after half of the steps and after the last.
+Also: the memory of the process, without the pages of the map, after half of the steps and after the
+last.
 """
 
 import statistics
@@ -17,13 +19,13 @@ from numpy.lib.format import open_memmap
 from benchmarks.contest import chosen_device, save, wait_for
 from benchmarks.memory import status
 from benchmarks.peers import normalization, simclr_recipe
-from memorization.augmentations import training_views
 from memorization.config import EncoderSettings, TrainingSettings
-from memorization.data import Split
+from memorization.data.augmentations import training_views
+from memorization.data.images import Split
+from memorization.data.prefetching import prefetched
+from memorization.data.prepared_maps import open_map
 from memorization.optimizers import make_optimizer
-from memorization.prefetching import prefetched
-from memorization.prepared_maps import open_map
-from memorization.training import train_step
+from memorization.training.loop import train_step
 from models.encoders import make_encoder
 from models.simclr import SimCLR, SimCLRSettings
 
@@ -38,23 +40,41 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         split = map_of_noise(Path(folder) / "map.npy").to(device, "cpu")
         encoder = make_encoder(EncoderSettings(name="resnet18", stem="standard"), 3, SIZE)
-        method = SimCLR(encoder, **SimCLRSettings(name="simclr").arguments()).to(device, memory_format=torch.channels_last)
+        method = SimCLR(encoder, **SimCLRSettings(name="simclr").arguments()).to(
+            device, memory_format=torch.channels_last
+        )
         optimizer = make_optimizer(method, SETTINGS)
         waiting, viewing, training, memory = [], [], [], []
-        batches = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(0)).split(batch_size)[:steps]
+        batches = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(0)).split(
+            batch_size
+        )[:steps]
         clock = Clock(device)
         for indices, fetched in prefetched(split, batches):
             waiting.append(clock.lap())
-            views = training_views(fetched, indices, [simclr_recipe(SIZE)], normalization(3), seed=0, epoch=0)
+            views = training_views(
+                fetched, indices, [simclr_recipe(SIZE)], normalization(3), seed=0, epoch=0
+            )
             viewing.append(clock.lap())
             train_step(method, optimizer, views, SETTINGS, progress=0.0)
             training.append(clock.lap())
             memory.append(status("RssAnon") / 1e3)
     of_step = [statistics.median(times[2:]) for times in (waiting, viewing, training)]
-    shares = dict(zip(("waiting for images", "views", "the network"), (part / sum(of_step) for part in of_step)))
-    print(f"SimCLR, ResNet-18, {IMAGES:,} images of {SIZE} pixels in a map, {batch_size} a step, {steps} steps, medians:")
-    print(f"  {batch_size / sum(of_step):.3g} images/s; " + ", ".join(f"{name} {share:.2%}" for name, share in shares.items()))
-    print(f"  memory without the map: {memory[steps // 2]:,.0f} MB after half of the steps, {memory[-1]:,.0f} MB after the last")
+    shares = dict(
+        zip(
+            ("waiting for images", "views", "the network"),
+            (part / sum(of_step) for part in of_step),
+        )
+    )
+    print(
+        f"SimCLR, ResNet-18, {IMAGES:,} images of {SIZE} pixels in a map, {batch_size} a step, {steps} steps, medians:"
+    )
+    print(
+        f"  {batch_size / sum(of_step):.3g} images/s; "
+        + ", ".join(f"{name} {share:.2%}" for name, share in shares.items())
+    )
+    print(
+        f"  memory without the map: {memory[steps // 2]:,.0f} MB after half of the steps, {memory[-1]:,.0f} MB after the last"
+    )
     seconds = {"waiting": waiting, "views": viewing, "network": training}
     save("big_data", [{"seconds": seconds, "shares": shares, "megabytes": memory}], device)
 

@@ -1,4 +1,6 @@
-"""Contestants timed in turn, so that whatever else the machine does falls on all alike: a table on the screen, and the same as JSON."""
+"""Contestants timed in turn, so that whatever else the machine does falls on all alike: a table on
+the screen, and the same as JSON.
+"""
 
 import argparse
 import importlib
@@ -9,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from memorization.machine import describe_machine
-from memorization.storage import write_json
+from memorization.machine.device import describe_machine
+from memorization.machine.files import write_json
 
 RESULTS = Path("runs/benchmarks")
 ROUNDS = 5
@@ -26,8 +28,12 @@ class Contestant:
 
 
 def chosen_device(doc):
-    """The torch.device of `--device`, an option of every benchmark: by default the GPU where there is one. doc: the script's docstring."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The torch.device of `--device`, an option of every benchmark: by default the GPU where there
+    is one. doc: the script's docstring.
+    """
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(parser.parse_args().device)
 
@@ -42,7 +48,8 @@ def peer(module):
 
 
 def contest(question, unit, contestants, device, rounds=ROUNDS):
-    """Time contestants in turn, after one call each to warm up; the first is ours. Prints a table and returns it, a dict of plain types.
+    """Time contestants in turn, after one call each to warm up; the first is ours. Prints a table
+    and returns it, a dict of plain types.
 
     Rates are units a second; the ratio is our median over the contestant's.
     """
@@ -54,12 +61,19 @@ def contest(question, unit, contestants, device, rounds=ROUNDS):
         for contestant in contestants:
             rates[contestant.name].append(contestant.amount / seconds(contestant.work, device))
     ours = statistics.median(rates[contestants[0].name])
-    rows = {name: {"median": statistics.median(found), "rates": found} for name, found in rates.items()}
-    print(f"\n{question}\n{'':>44} {f'median {unit}/s':>22} {'lowest to highest':>24} {'ours is':>9}")
+    rows = {
+        name: {"median": statistics.median(found), "rates": found} for name, found in rates.items()
+    }
+    print(
+        f"\n{question}\n{'':>44} {f'median {unit}/s':>22} {'lowest to highest':>24} {'ours is':>9}"
+    )
     for name, row in rows.items():
         row["ratio"] = ours / row["median"]
         spread = f"{figures(min(row['rates']))} to {figures(max(row['rates']))}"
-        print(f"{name:>44} {figures(row['median']):>22} {spread:>24} {row['ratio']:>8.2f}x", flush=True)
+        print(
+            f"{name:>44} {figures(row['median']):>22} {spread:>24} {row['ratio']:>8.2f}x",
+            flush=True,
+        )
     return {"question": question, "unit": f"{unit}/s", "rounds": rounds, "contestants": rows}
 
 

@@ -1,4 +1,5 @@
-"""How fast is exact search for 100 neighbours? Against scikit-learn's brute force, flat FAISS, and the matrix product that all need.
+"""How fast is exact search for 100 neighbours? Against scikit-learn's brute force, flat FAISS, and
+the matrix product that all need.
 
     python -m benchmarks.neighbors [--device cpu]
 
@@ -21,20 +22,49 @@ ROUNDS = 3
 def main():
     device = chosen_device(__doc__)
     sklearn, faiss = peer("sklearn.neighbors"), peer("faiss")
-    memory = [memory_of(*case, device) for case in CASES]  # before peers have run, and left memory behind that is used again
+    # before peers have run, and left memory behind that is used again
+    memory = [memory_of(*case, device) for case in CASES]
     results = []
     for (Q, N, D), (taken, promised) in zip(CASES, memory):
         queries, bank = vectors(Q, D, device), vectors(N, D, device)
         contestants = [
-            Contestant("this project", lambda queries=queries, bank=bank: nearest_neighbors(queries, bank, K, MEMORY_GB), Q),
-            Contestant("the matrix product alone", lambda queries=queries, bank=bank: product(queries, bank), Q),
+            Contestant(
+                "this project",
+                lambda queries=queries, bank=bank: nearest_neighbors(queries, bank, K, MEMORY_GB),
+                Q,
+            ),
+            Contestant(
+                "the matrix product alone",
+                lambda queries=queries, bank=bank: product(queries, bank),
+                Q,
+            ),
         ]
         if sklearn:
-            contestants.append(Contestant("scikit-learn, brute force", by_sklearn(sklearn, queries.cpu().numpy(), bank.cpu().numpy()), Q))
+            contestants.append(
+                Contestant(
+                    "scikit-learn, brute force",
+                    by_sklearn(sklearn, queries.cpu().numpy(), bank.cpu().numpy()),
+                    Q,
+                )
+            )
         if faiss:
-            contestants.append(Contestant("FAISS, flat, float32", by_faiss(faiss, queries.cpu().numpy(), bank.cpu().numpy()), Q))
-        result = contest(f"{K} neighbours of {Q:,} among {N:,} vectors of {D}", "queries", contestants, device, ROUNDS)
-        print(f"  memory: {taken:,.0f} MB at most, beside {promised:,.0f} MB by the formula of nearest_neighbors")
+            contestants.append(
+                Contestant(
+                    "FAISS, flat, float32",
+                    by_faiss(faiss, queries.cpu().numpy(), bank.cpu().numpy()),
+                    Q,
+                )
+            )
+        result = contest(
+            f"{K} neighbours of {Q:,} among {N:,} vectors of {D}",
+            "queries",
+            contestants,
+            device,
+            ROUNDS,
+        )
+        print(
+            f"  memory: {taken:,.0f} MB at most, beside {promised:,.0f} MB by the formula of nearest_neighbors"
+        )
         results.append(result | {"megabytes": taken, "megabytes_promised": promised})
     save("neighbors", results, device)
 
@@ -44,7 +74,9 @@ def vectors(count, dimensions, device):
 
 
 def memory_of(Q, N, D, device):
-    """Megabytes that a search takes at most, and those of the formula that nearest_neighbors is documented with."""
+    """Megabytes that a search takes at most, and those of the formula that nearest_neighbors is
+    documented with.
+    """
     queries, bank = vectors(Q, D, device), vectors(N, D, device)
     _, taken = measured(lambda: nearest_neighbors(queries, bank, K, MEMORY_GB), device)
     return taken, min(4 * N * (D + QUERY_CHUNK), MEMORY_GB * 2**30) / 1e6

@@ -1,4 +1,6 @@
-"""What the contestants are given: made-up images, and the pipeline that others use, torchvision on PIL images in two workers."""
+"""What the contestants are given: made-up images, and the pipeline that others use, torchvision on
+PIL images in two workers.
+"""
 
 from types import SimpleNamespace
 
@@ -8,11 +10,18 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from memorization.config import ScoreSettings, ViewRecipe
-from memorization.data import Split
+from memorization.data.images import Split
 
 WORKERS = 2
 MEAN, STD = 0.5, 0.25
-RECIPE = {"crop_scale": [0.2, 1.0], "flip": 0.5, "jitter": 0.8, "jitter_strength": [0.4, 0.4, 0.4, 0.1], "grayscale": 0.2}  # SimCLR's
+# SimCLR's
+RECIPE = {
+    "crop_scale": [0.2, 1.0],
+    "flip": 0.5,
+    "jitter": 0.8,
+    "jitter_strength": [0.4, 0.4, 0.4, 0.1],
+    "grayscale": 0.2,
+}
 
 
 def simclr_recipe(size, count=2):
@@ -20,14 +29,22 @@ def simclr_recipe(size, count=2):
 
 
 def scoring_config(encoder, size, **scores):
-    """What scoring reads of a Config: SimCLR's views, by the defaults of `scores:` but for those given. encoder: EncoderSettings."""
+    """What scoring reads of a Config: SimCLR's views, by the defaults of `scores:` but for those
+    given. encoder: EncoderSettings.
+    """
     views = SimpleNamespace(views=[simclr_recipe(size)])
     return SimpleNamespace(scores=ScoreSettings(**scores), augmentation=views, encoder=encoder)
 
 
 def random_split(count, channels, size, device):
     """A Split of noise, with labels of ten classes."""
-    pixels = torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(
+        0,
+        256,
+        (count, channels, size, size),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(0),
+    )
     return Split("train", pixels, torch.arange(count) % 10).to(device)
 
 
@@ -64,6 +81,16 @@ class PilViews(Dataset):
 
 
 def worker_pipeline(split, transform, views, batch_size):
-    """A DataLoader of whole batches; each pass over it draws all images, and leaves nothing to do in the background."""
+    """A DataLoader of whole batches; each pass over it draws all images, and leaves nothing to do
+    in the background.
+    """
     images = PilViews(split, transform, views)
-    return DataLoader(images, batch_size, shuffle=True, num_workers=WORKERS, persistent_workers=True, drop_last=True, pin_memory=False)
+    return DataLoader(
+        images,
+        batch_size,
+        shuffle=True,
+        num_workers=WORKERS,
+        persistent_workers=True,
+        drop_last=True,
+        pin_memory=False,
+    )

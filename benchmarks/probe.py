@@ -9,11 +9,11 @@ import torch.nn.functional as F
 
 from benchmarks.contest import Contestant, chosen_device, contest, save
 from benchmarks.peers import normalization, random_split
-from memorization.augmentations import whole_images
 from memorization.config import EncoderSettings, ProbeSettings
-from memorization.probing import train_layers
-from memorization.representations import Source, stored_examples
-from memorization.threads import encoded
+from memorization.data.augmentations import whole_images
+from memorization.machine.threads import encoded
+from memorization.measuring.probing import train_layers
+from memorization.measuring.representations import Source, stored_examples
 from models.encoders import make_encoder
 
 IMAGES, SIZE, EPOCHS = 2_000, 32, 90
@@ -23,13 +23,25 @@ SETTINGS = ProbeSettings(epochs=EPOCHS)
 def main():
     device = chosen_device(__doc__)
     split = random_split(IMAGES, 3, SIZE, device)
-    encoder = make_encoder(EncoderSettings(name="resnet18"), 3, SIZE).eval().to(device, memory_format=torch.channels_last)
+    encoder = (
+        make_encoder(EncoderSettings(name="resnet18"), 3, SIZE)
+        .eval()
+        .to(device, memory_format=torch.channels_last)
+    )
     source = Source("encoder", encoder, "", 3, SIZE, normalization(3))
     contestants = [
         Contestant("this project: encoded once", lambda: probed(source, split, device), EPOCHS),
-        Contestant("encoded in every epoch (one epoch timed)", lambda: one_epoch(encoder, split, device), 1),
+        Contestant(
+            "encoded in every epoch (one epoch timed)", lambda: one_epoch(encoder, split, device), 1
+        ),
     ]
-    results = contest(f"a linear probe of {EPOCHS} epochs, {IMAGES} images, ResNet-18", "epochs", contestants, device, rounds=3)
+    results = contest(
+        f"a linear probe of {EPOCHS} epochs, {IMAGES} images, ResNet-18",
+        "epochs",
+        contestants,
+        device,
+        rounds=3,
+    )
     save("probe", results, device)
 
 

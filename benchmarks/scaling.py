@@ -1,4 +1,5 @@
-"""How do time and memory grow with the number of images, views and neighbours? Fitted exponents: 1 is linear, 0 is constant.
+"""How do time and memory grow with the number of images, views and neighbours? Fitted exponents: 1
+is linear, 0 is constant.
 
 python -m benchmarks.scaling [--device cpu]
 """
@@ -11,10 +12,10 @@ import torch
 from benchmarks.contest import chosen_device, save
 from benchmarks.memory import measured
 from benchmarks.peers import normalization, random_split, scoring_config, simclr_recipe
-from memorization.augmentations import training_views
 from memorization.config import EncoderSettings
+from memorization.data.augmentations import training_views
+from memorization.measuring.representations import Source, encode_images
 from memorization.neighbors import nearest_neighbors
-from memorization.representations import Source, encode_images
 from memorization_scores import score_batch
 from models.encoders import make_encoder
 
@@ -27,9 +28,14 @@ ENCODER = EncoderSettings(name="resnet_small", width=8)
 
 def main():
     device = chosen_device(__doc__)
-    f, g = (make_encoder(ENCODER, 3, SIZE).eval().to(device, memory_format=torch.channels_last) for _ in range(2))
+    f, g = (
+        make_encoder(ENCODER, 3, SIZE).eval().to(device, memory_format=torch.channels_last)
+        for _ in range(2)
+    )
     source = Source("f", f, "", 3, SIZE, normalization(3))
-    vectors = torch.randn(max(IMAGES), DIMENSIONS, generator=torch.Generator().manual_seed(0)).to(device)
+    vectors = torch.randn(max(IMAGES), DIMENSIONS, generator=torch.Generator().manual_seed(0)).to(
+        device
+    )
     split = random_split(max(IMAGES), 3, SIZE, device)
 
     def views(n):
@@ -45,20 +51,46 @@ def main():
         ("views, by images", IMAGES, views),
         ("scores, by images", IMAGES, scores),
         ("scores of 1,000 images, by views", VIEWS, lambda v: scores(1_000, v)),
-        ("encoding, by images", IMAGES, lambda n: encode_images(source, split, torch.arange(n), device)),
-        ("100 neighbours of as many queries, by vectors", IMAGES[:3], lambda n: nearest_neighbors(vectors[:n], vectors[:n], 100)),
-        ("neighbours of 4,000 among 64,000, by k", NEIGHBORS, lambda k: nearest_neighbors(vectors[:4_000], vectors, k)),
+        (
+            "encoding, by images",
+            IMAGES,
+            lambda n: encode_images(source, split, torch.arange(n), device),
+        ),
+        (
+            "100 neighbours of as many queries, by vectors",
+            IMAGES[:3],
+            lambda n: nearest_neighbors(vectors[:n], vectors[:n], 100),
+        ),
+        (
+            "neighbours of 4,000 among 64,000, by k",
+            NEIGHBORS,
+            lambda k: nearest_neighbors(vectors[:4_000], vectors, k),
+        ),
     ]
     results = []
-    print(f"{'':>46} {'seconds':>36} {'exponent':>9} {'memory above the start, MB':>36} {'exponent':>9}")
+    print(
+        f"{'':>46} {'seconds':>36} {'exponent':>9} {'memory above the start, MB':>36} {'exponent':>9}"
+    )
     for name, sizes, work in studies:
         work(sizes[0])
         times, memory = zip(*(measured(partial(work, size), device) for size in sizes))
         slopes = slope(sizes, times), slope(sizes, np.maximum(memory, 1.0))
-        seconds_column, memory_column = (" ".join(f"{value:8.3g}" for value in values) for values in (times, memory))
-        print(f"{name:>46} {seconds_column:>36} {slopes[0]:>9.2f} {memory_column:>36} {slopes[1]:>9.2f}", flush=True)
+        seconds_column, memory_column = (
+            " ".join(f"{value:8.3g}" for value in values) for values in (times, memory)
+        )
+        print(
+            f"{name:>46} {seconds_column:>36} {slopes[0]:>9.2f} {memory_column:>36} {slopes[1]:>9.2f}",
+            flush=True,
+        )
         results.append(
-            {"study": name, "sizes": sizes, "seconds": times, "megabytes": memory, "exponent": slopes[0], "exponent_of_memory": slopes[1]}
+            {
+                "study": name,
+                "sizes": sizes,
+                "seconds": times,
+                "megabytes": memory,
+                "exponent": slopes[0],
+                "exponent_of_memory": slopes[1],
+            }
         )
     save("scaling", results, device)
 

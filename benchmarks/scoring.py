@@ -1,8 +1,10 @@
-"""How many images are scored a second? Against the loop of the published code: one image at a time, every view a forward pass of its own.
+"""How many images are scored a second? Against the loop of the published code: one image at a time,
+every view a forward pass of its own.
 
 python -m benchmarks.scoring [--device cpu]
 
-With vision transformers the loop is timed twice: with the blocks of this project, and with torch's layers, whose weights they have.
+With vision transformers the loop is timed twice: with the blocks of this project, and with torch's
+layers, whose weights they have.
 """
 
 import copy
@@ -16,13 +18,17 @@ from torchvision.transforms.functional import to_pil_image, to_tensor
 from benchmarks.contest import Contestant, chosen_device, contest, save
 from benchmarks.peers import normalization, random_split, scoring_config, torchvision_transform
 from memorization.config import EncoderSettings
-from memorization.machine import use_exact_arithmetic
+from memorization.machine.device import use_exact_arithmetic
 from memorization_scores import score_batch
 from models.encoders import make_encoder
 
 SIZE, VIEWS = 32, 10
 OURS, THEIRS = {"cpu": 64, "cuda": 256}, 8  # images a call
-ENCODERS = [EncoderSettings(name="resnet18"), EncoderSettings(name="vit_tiny", patch=4), EncoderSettings(name="vit_tiny", patch=2)]
+ENCODERS = [
+    EncoderSettings(name="resnet18"),
+    EncoderSettings(name="vit_tiny", patch=4),
+    EncoderSettings(name="vit_tiny", patch=2),
+]
 
 
 def main():
@@ -32,17 +38,38 @@ def main():
     split = random_split(count, 3, SIZE, device)
     results = []
     for settings in ENCODERS:
-        f, g = (make_encoder(settings, 3, SIZE).eval().to(device, memory_format=torch.channels_last) for _ in range(2))
+        f, g = (
+            make_encoder(settings, 3, SIZE).eval().to(device, memory_format=torch.channels_last)
+            for _ in range(2)
+        )
         contestants = [
             Contestant("this project", partial(scored, f, g, settings, split, "fp32"), count),
-            Contestant("this project in bf16", partial(scored, f, g, settings, split, "bf16"), count),
-            Contestant("one image and one view at a time", partial(scored_one_by_one, f, g, split, device), THEIRS),
+            Contestant(
+                "this project in bf16", partial(scored, f, g, settings, split, "bf16"), count
+            ),
+            Contestant(
+                "one image and one view at a time",
+                partial(scored_one_by_one, f, g, split, device),
+                THEIRS,
+            ),
         ]
         if settings.sees_patches:
             theirs = [by_torch_layers(encoder) for encoder in (f, g)]
-            contestants.append(Contestant("by torch's layers, one at a time", partial(scored_one_by_one, *theirs, split, device), THEIRS))
-        name = settings.name if not settings.sees_patches else f"{settings.name}, patches of {settings.patch}"
-        results.append(contest(f"memorization scores, {name}, {VIEWS} views", "images", contestants, device))
+            contestants.append(
+                Contestant(
+                    "by torch's layers, one at a time",
+                    partial(scored_one_by_one, *theirs, split, device),
+                    THEIRS,
+                )
+            )
+        name = (
+            settings.name
+            if not settings.sees_patches
+            else f"{settings.name}, patches of {settings.patch}"
+        )
+        results.append(
+            contest(f"memorization scores, {name}, {VIEWS} views", "images", contestants, device)
+        )
     save("scoring", results, device)
 
 
@@ -62,7 +89,9 @@ def scored_one_by_one(f, g, split, device):
         for _ in range(VIEWS):
             view, original = transform(image)[None].to(device), to_tensor(image)[None].to(device)
             for encoder in losses:
-                losses[encoder] += F.pairwise_distance(encoder(view), encoder(original)).item() / VIEWS
+                losses[encoder] += (
+                    F.pairwise_distance(encoder(view), encoder(original)).item() / VIEWS
+                )
         scores.append(losses[g] - losses[f])
     return scores
 

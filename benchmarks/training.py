@@ -1,10 +1,12 @@
-"""How many images a second does training take? Against DataLoader workers with the transforms of torchvision, and of lightly if there.
+"""How many images a second does training take? Against DataLoader workers with the transforms of
+torchvision, and of lightly if there.
 
     python -m benchmarks.training [--device cpu]
 
-SimCLR by torchvision's transforms is timed twice: with one forward pass for each view, as here, and with one for both, as in its
-authors' code. Also: the share of a step that goes into data and views, its floating-point operations as a share of what matrix products
-reach here, and the operations that take most of its time; on a GPU the share of the time that it works, which tells whether calling
+SimCLR by torchvision's transforms is timed twice: with one forward pass for each view, as here, and
+with one for both, as in its authors' code. Also: the share of a step that goes into data and views,
+its floating-point operations as a share of what matrix products reach here, and the operations that
+take most of its time; on a GPU the share of the time that it works, which tells whether calling
 operations binds.
 """
 
@@ -19,11 +21,19 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contest import ROUNDS, Contestant, chosen_device, contest, peer, save, seconds
-from benchmarks.peers import WORKERS, PilViews, normalization, random_split, simclr_recipe, torchvision_transform, worker_pipeline
-from memorization.augmentations import View, training_views
+from benchmarks.peers import (
+    WORKERS,
+    PilViews,
+    normalization,
+    random_split,
+    simclr_recipe,
+    torchvision_transform,
+    worker_pipeline,
+)
 from memorization.config import EncoderSettings, TrainingSettings
+from memorization.data.augmentations import View, training_views
 from memorization.optimizers import make_optimizer
-from memorization.training import train_step
+from memorization.training.loop import train_step
 from models.byol import BYOL, BYOLSettings
 from models.encoders import make_encoder
 from models.mae import MAE, MAESettings
@@ -34,7 +44,9 @@ RESNET18 = EncoderSettings(name="resnet18")
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained, by so many steps a round of so many images, which have so many pixels and channels, in so many rounds."""
+    """What is trained, by so many steps a round of so many images, which have so many pixels and
+    channels, in so many rounds.
+    """
 
     method: str
     encoder: EncoderSettings
@@ -46,7 +58,9 @@ class Case:
 
     def __str__(self):
         patches = f", patches of {self.encoder.patch}" if self.encoder.sees_patches else ""
-        images = f"{self.size} x {self.size}, {self.channels} channels, {self.batch_size} images a step"
+        images = (
+            f"{self.size} x {self.size}, {self.channels} channels, {self.batch_size} images a step"
+        )
         return f"{self.method}, {self.encoder.name}{patches}, {images}"
 
 
@@ -55,7 +69,15 @@ CASES = {
         Case("simclr", RESNET18),
         Case("byol", RESNET18),
         Case("mae", EncoderSettings(name="vit_tiny", patch=4)),
-        Case("simclr", EncoderSettings(name="resnet_small", width=32), steps=32, size=28, channels=1, rounds=9),  # the demo's
+        # the demo's
+        Case(
+            "simclr",
+            EncoderSettings(name="resnet_small", width=32),
+            steps=32,
+            size=28,
+            channels=1,
+            rounds=9,
+        ),
     ],
     "cuda": [
         Case("simclr", RESNET18, batch_size=512, steps=20),
@@ -65,7 +87,11 @@ CASES = {
     ],
 }
 HEAVIEST = 6  # operations that are shown
-METHODS = {"simclr": (SimCLR, SimCLRSettings), "byol": (BYOL, BYOLSettings), "mae": (MAE, MAESettings)}
+METHODS = {
+    "simclr": (SimCLR, SimCLRSettings),
+    "byol": (BYOL, BYOLSettings),
+    "mae": (MAE, MAESettings),
+}
 SETTINGS = TrainingSettings(epochs=1, batch_size=64, optimizer="sgd", learning_rate=0.06)
 MASK_RATIO = 0.75
 
@@ -79,9 +105,17 @@ def main():
     for case in CASES[device.type]:
         split = random_split(case.steps * case.batch_size, case.channels, case.size, device)
         ours = OurTraining(case, split, device)
-        limits = contest(str(case), "images", contestants(case, ours, split, device, lightly), device, case.rounds) | ours.limits(rate)
+        limits = contest(
+            str(case),
+            "images",
+            contestants(case, ours, split, device, lightly),
+            device,
+            case.rounds,
+        ) | ours.limits(rate)
         views, reached = limits["share_of_views"], limits["share_of_product_rate"]
-        print(f"  data and views: {views:.1%} of a step; {reached:.0%} of the rate of matrix products")
+        print(
+            f"  data and views: {views:.1%} of a step; {reached:.0%} of the rate of matrix products"
+        )
         print("  " + ", ".join(f"{name} {share:.1%}" for name, share in limits["heaviest"].items()))
         if device.type == "cuda":
             print(f"  the GPU works {limits['share_of_work']:.0%} of the time")
@@ -92,17 +126,44 @@ def main():
 def contestants(case, ours, split, device, lightly):
     """Ours first. lightly: the module with its transforms, or None."""
     yield Contestant("this project", ours.epoch, len(split))
-    if device.type == "cuda" and a_compiler_is_there():  # on a CPU compiling takes minutes, and a ResNet-18 is no faster
-        yield Contestant("this project, compiled", OurTraining(case, split, device, compiled=True).epoch, len(split))
-    loader = worker_pipeline(split, torchvision_transform(case.channels, case.size), 1 if case.method == "mae" else 2, case.batch_size)
-    yield Contestant("torchvision, two workers", TheirTraining(case, loader, device).epoch, len(split))
+    # on a CPU compiling takes minutes, and a ResNet-18 is no faster
+    if device.type == "cuda" and a_compiler_is_there():
+        yield Contestant(
+            "this project, compiled",
+            OurTraining(case, split, device, compiled=True).epoch,
+            len(split),
+        )
+    loader = worker_pipeline(
+        split,
+        torchvision_transform(case.channels, case.size),
+        1 if case.method == "mae" else 2,
+        case.batch_size,
+    )
+    yield Contestant(
+        "torchvision, two workers", TheirTraining(case, loader, device).epoch, len(split)
+    )
     if case.method == "simclr":
-        yield Contestant("torchvision, both views in one pass", TheirTraining(case, loader, device, one_pass=True).epoch, len(split))
+        yield Contestant(
+            "torchvision, both views in one pass",
+            TheirTraining(case, loader, device, one_pass=True).epoch,
+            len(split),
+        )
     if lightly and case.method == "simclr" and case.channels == 3:
         transform = lightly.SimCLRTransform(input_size=case.size, gaussian_blur=0.0)
         images = PilViews(split, lambda image: torch.stack(transform(image)), 1)
-        loader = DataLoader(images, case.batch_size, shuffle=True, num_workers=WORKERS, persistent_workers=True, drop_last=True)
-        yield Contestant("lightly's transform, two workers", TheirTraining(case, loader, device).epoch, len(split))
+        loader = DataLoader(
+            images,
+            case.batch_size,
+            shuffle=True,
+            num_workers=WORKERS,
+            persistent_workers=True,
+            drop_last=True,
+        )
+        yield Contestant(
+            "lightly's transform, two workers",
+            TheirTraining(case, loader, device).epoch,
+            len(split),
+        )
 
 
 def a_compiler_is_there():
@@ -116,7 +177,10 @@ def a_compiler_is_there():
 def make_method(case, **settings):
     """The method of a case with an encoder, in its defaults but for those given."""
     method, schema = METHODS[case.method]
-    return method(make_encoder(case.encoder, case.channels, case.size), **schema(name=case.method, **settings).arguments())
+    return method(
+        make_encoder(case.encoder, case.channels, case.size),
+        **schema(name=case.method, **settings).arguments(),
+    )
 
 
 class OurTraining:
@@ -126,14 +190,26 @@ class OurTraining:
         self.split, self.device, self.channels = split, device, case.channels
         self.patch = case.encoder.patch if case.encoder.sees_patches else None
         recipe = simclr_recipe(case.size)
-        self.recipes = [recipe if case.method != "mae" else recipe.model_copy(update={"count": 1, "mask_ratio": MASK_RATIO})]
+        self.recipes = [
+            recipe
+            if case.method != "mae"
+            else recipe.model_copy(update={"count": 1, "mask_ratio": MASK_RATIO})
+        ]
         self.method = make_method(case).to(device, memory_format=torch.channels_last)
         self.forward = torch.compile(self.method) if compiled else self.method
         self.optimizer = make_optimizer(self.method, SETTINGS)
         self.batches = torch.arange(len(split)).split(case.batch_size)
 
     def views(self, batch):
-        return training_views(self.split, batch, self.recipes, normalization(self.channels), seed=0, epoch=0, patch=self.patch)
+        return training_views(
+            self.split,
+            batch,
+            self.recipes,
+            normalization(self.channels),
+            seed=0,
+            epoch=0,
+            patch=self.patch,
+        )
 
     def step(self, views):
         train_step(self.method, self.optimizer, views, SETTINGS, progress=0.0, forward=self.forward)
@@ -143,20 +219,32 @@ class OurTraining:
             self.step(self.views(batch))
 
     def limits(self, rate):
-        """What bounds a step, a dict: the share of its views, its floating-point operations a second as a share of a rate, the shares of
-        its heaviest operations, and on a GPU the share of the time that it works."""
+        """What bounds a step, a dict: the share of its views, its floating-point operations a
+        second as a share of a rate, the shares of its heaviest operations, and on a GPU the share
+        of the time that it works.
+        """
         views = self.views(self.batches[0])
-        of_views = statistics.median(seconds(lambda: self.views(self.batches[0]), self.device) for _ in range(5))
-        of_step = statistics.median(seconds(lambda: self.step(views), self.device) for _ in range(5))
+        of_views = statistics.median(
+            seconds(lambda: self.views(self.batches[0]), self.device) for _ in range(5)
+        )
+        of_step = statistics.median(
+            seconds(lambda: self.step(views), self.device) for _ in range(5)
+        )
         with FlopCounterMode(display=False) as counter:
             self.step(views)
-        whole = statistics.median(seconds(self.epoch, self.device) for _ in range(3)) / len(self.batches)  # which may overlap on a GPU
+        # which may overlap on a GPU
+        whole = statistics.median(seconds(self.epoch, self.device) for _ in range(3)) / len(
+            self.batches
+        )
         operations = self.profiled()
         work = sum(operations.values())
         return {
             "share_of_views": of_views / (of_views + of_step),
             "share_of_product_rate": counter.get_total_flops() / whole / rate,
-            "heaviest": {name: operations[name] / work for name in sorted(operations, key=operations.get, reverse=True)[:HEAVIEST]},
+            "heaviest": {
+                name: operations[name] / work
+                for name in sorted(operations, key=operations.get, reverse=True)[:HEAVIEST]
+            },
             **({"share_of_work": work / whole} if self.device.type == "cuda" else {}),
         }
 
@@ -164,29 +252,37 @@ class OurTraining:
         """How many seconds the device works on each operation of a step and its views, by name."""
         with profile() as profiler:
             self.step(self.views(self.batches[0]))
-        times = f"self_{'cpu' if self.device.type == 'cpu' else 'device'}_time_total"  # in microseconds
+        # in microseconds
+        times = f"self_{'cpu' if self.device.type == 'cpu' else 'device'}_time_total"
         return {
             event.key.removeprefix("aten::"): getattr(event, times) / 1e6
             for event in profiler.key_averages()
-            if event.device_type == DeviceType.CPU  # where operations are called; kernels count as theirs
+            # where operations are called; kernels count as theirs
+            if event.device_type == DeviceType.CPU
         }
 
 
 class TheirTraining:
-    """The same method on views from a DataLoader, in torch's default layout, with torch's default optimizer. settings: of the method."""
+    """The same method on views from a DataLoader, in torch's default layout, with torch's default
+    optimizer. settings: of the method.
+    """
 
     def __init__(self, case, loader, device, **settings):
         self.loader, self.device = loader, device
         self.patches = (case.size // case.encoder.patch) ** 2 if case.method == "mae" else None
         self.method = make_method(case, **settings).to(device)
-        self.optimizer = torch.optim.SGD(self.method.parameters(), lr=0.06, momentum=0.9, weight_decay=5e-4)
+        self.optimizer = torch.optim.SGD(
+            self.method.parameters(), lr=0.06, momentum=0.9, weight_decay=5e-4
+        )
 
     def epoch(self):
         for views in self.loader:
             if views[0].ndim == 5:  # lightly gives both views of an image at once
                 views = views[0].unbind(1)
             views = [View(view.to(self.device), self.visible(len(view))) for view in views]
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
+            with torch.autocast(
+                self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"
+            ):
                 loss = self.method(*views)
             self.optimizer.zero_grad()
             loss.backward()
@@ -198,11 +294,15 @@ class TheirTraining:
         """Patches drawn for each image, as many as a mask leaves, or None for all."""
         if self.patches is None:
             return None
-        return torch.rand(images, self.patches, device=self.device).argsort(1)[:, : round(self.patches * (1 - MASK_RATIO))]
+        return torch.rand(images, self.patches, device=self.device).argsort(1)[
+            :, : round(self.patches * (1 - MASK_RATIO))
+        ]
 
 
 def product_rate(device):
-    """Floating-point operations a second of a large matrix product, in the precision of training, when it is fastest."""
+    """Floating-point operations a second of a large matrix product, in the precision of training,
+    when it is fastest.
+    """
     size, dtype = (2048, torch.float32) if device.type == "cpu" else (8192, torch.bfloat16)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     a @ b

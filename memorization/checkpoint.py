@@ -1,4 +1,6 @@
-"""last.pt to go on, encoder.pt to measure: plain types and tensors, a checksum, and nothing that is executed on loading."""
+"""last.pt to go on, encoder.pt to measure: plain types and tensors, a checksum, and nothing that is
+executed on loading.
+"""
 
 import errno
 import hashlib
@@ -13,9 +15,18 @@ from pathlib import Path
 
 import torch
 
-from memorization.config import MOST_PIXELS, EncoderSettings, first_difference, read_run_config, shortened, trained_part, with_defaults
+from memorization.config import (
+    MOST_PIXELS,
+    EncoderSettings,
+    first_difference,
+    read_run_config,
+    shortened,
+    trained_part,
+    with_defaults,
+)
+from memorization.data.subsets import ROLES, load_subsets
 from memorization.errors import Broken, Caution, WrongUse, shorten
-from memorization.storage import (
+from memorization.machine.files import (
     delete_file,
     exists,
     names_in,
@@ -26,15 +37,16 @@ from memorization.storage import (
     sync_folder,
     write_atomically,
 )
-from memorization.subsets import ROLES, load_subsets
 from models.encoders import make_encoder
 
 FORMAT = "memorization checkpoint 1"
-GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")  # what torch.save of tensors names
+# what torch.save of tensors names
+GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")
 # Of what is not tensors. Most of it is the losses of an epoch under way, 20 parts and 100 bytes a
 # step.
 MOST_PICKLED, MOST_PARTS = 2**23, 2**21
-KEPT = re.compile(r"encoder_epoch_[0-9]{4,7}\.pt")  # names of the encoders of training.checkpoint_epochs
+# names of the encoders of training.checkpoint_epochs
+KEPT = re.compile(r"encoder_epoch_[0-9]{4,7}\.pt")
 # Errors of the system, whatever a file's content is.
 OF_SYSTEM = (
     errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENODEV, errno.EACCES, errno.ENOSPC,
@@ -67,9 +79,12 @@ def read_checkpoint(path):
             raise
         except _Foreign as error:
             raise WrongUse(f"{path}: a checkpoint of another program ({error})") from None
-        except Exception as error:  # torch raises many kinds for foreign and broken files, with advice that is none here
+        # torch raises many kinds for foreign and broken files, with advice that is none here
+        except Exception as error:
             _raise_if_of_system(error)
-            raise Broken(f"{path}: not a whole checkpoint: truncated, broken, or another kind of file") from None
+            raise Broken(
+                f"{path}: not a whole checkpoint: truncated, broken, or another kind of file"
+            ) from None
     if content.pop("checksum", None) != checksum(content):
         raise Broken(f"{path}: its checksum does not fit; the file is broken")
     return content
@@ -116,7 +131,9 @@ def _copy_of(file, path):
     the process. A copy in memory may be larger than a limit on the size of files; then path itself
     is given.
     """
-    in_memory = os.fdopen(os.memfd_create("checkpoint"), "r+b", 0) if hasattr(os, "memfd_create") else None
+    in_memory = (
+        os.fdopen(os.memfd_create("checkpoint"), "r+b", 0) if hasattr(os, "memfd_create") else None
+    )
     with in_memory or tempfile.NamedTemporaryFile(buffering=0) as copy:
         place = f"/proc/self/fd/{copy.fileno()}" if in_memory else copy.name
         file.seek(0)
@@ -162,8 +179,10 @@ def _check_pickled(archive):
 
 
 def _check_plain(content, most):
-    """Raise ValueError unless a value is what save_checkpoint writes: a tree of dicts and lists of numbers, text and whole tensors, of at
-    most so many bytes. A pickle may hold a list in itself, or a small tensor a million times."""
+    """Raise ValueError unless a value is what save_checkpoint writes: a tree of dicts and lists of
+    numbers, text and whole tensors, of at most so many bytes. A pickle may hold a list in itself,
+    or a small tensor a million times.
+    """
     seen, size = set(), 0
     left = [(content, 0)]
     while left:
@@ -180,7 +199,11 @@ def _check_plain(content, most):
             size += value.nbytes
         elif type(value) is str:
             size += len(value)
-        elif not (value is None or type(value) in (bool, float) or (type(value) is int and abs(value) < 2**64)):
+        elif not (
+            value is None
+            or type(value) in (bool, float)
+            or (type(value) is int and abs(value) < 2**64)
+        ):
             raise ValueError(f"a {type(value).__name__}")
         if size > most:
             raise ValueError("it holds more than its bytes")
@@ -196,7 +219,8 @@ def save_progress(folder, content):
 
 
 def read_progress(folder):
-    """The content of last.pt, of previous.pt if last.pt is missing or broken, or None if neither was written.
+    """The content of last.pt, of previous.pt if last.pt is missing or broken, or None if neither
+    was written.
 
     A broken last.pt is deleted, or the next save would put it in the place of a good previous.pt.
     Raises WrongUse if there is no previous.pt, and if last.pt cannot be read: it may be whole.
@@ -216,7 +240,8 @@ def read_progress(folder):
 
 
 def restore(progress, method, optimizer, folder):
-    """Put the weights of a method and the state of its optimizer back. progress: of read_progress in this folder.
+    """Put the weights of a method and the state of its optimizer back. progress: of read_progress
+    in this folder.
 
     Raises WrongUse where they are not those of this method and optimizer, or not finite.
     """
@@ -225,10 +250,18 @@ def restore(progress, method, optimizer, folder):
     try:
         kept, fresh = progress["optimizer"], optimizer.state_dict()
         groups = [
-            [{key: value for key, value in group.items() if key != "lr"} for group in state["param_groups"]] for state in (kept, fresh)
+            [
+                {key: value for key, value in group.items() if key != "lr"}
+                for group in state["param_groups"]
+            ]
+            for state in (kept, fresh)
         ]
         difference = first_difference(*map(_on_cpu, groups), "optimizer")
-        parameters = dict(enumerate(parameter for group in optimizer.param_groups for parameter in group["params"]))
+        parameters = dict(
+            enumerate(
+                parameter for group in optimizer.param_groups for parameter in group["params"]
+            )
+        )
         for i, state in kept["state"].items():
             for name, value in state.items():
                 if (name, value) != ("momentum_buffer", None) and (
@@ -240,12 +273,15 @@ def restore(progress, method, optimizer, folder):
         optimizer.load_state_dict(kept)
         _lay_out_alike(optimizer)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise WrongUse(f"{folder}/last.pt: its optimizer is not that of this training ({error})") from None
+        raise WrongUse(
+            f"{folder}/last.pt: its optimizer is not that of this training ({error})"
+        ) from None
     method.load_state_dict(progress["method"])
 
 
 def _lay_out_alike(optimizer):
-    """Give what an optimizer keeps of each parameter the parameter's layout in memory, without which a GPU takes them one by one.
+    """Give what an optimizer keeps of each parameter the parameter's layout in memory, without
+    which a GPU takes them one by one.
 
     Files hold contiguous tensors, parameters may be channels_last.
     """
@@ -258,17 +294,20 @@ def _lay_out_alike(optimizer):
 def load_encoder(path):
     """A trained encoder, in eval mode on the CPU, from its file alone.
 
-    Returns (encoder, record); record tells what was trained: config, role, seed, epoch, precision, channels, size, mean, std, subsets
-    (fingerprint).
-    Raises WrongUse where the file is not a whole encoder.pt.
+    Returns (encoder, record); record tells what was trained: config, role, seed, epoch, precision,
+    channels, size, mean, std, subsets (fingerprint). Raises WrongUse where the file is not a whole
+    encoder.pt.
     """
     record = read_checkpoint(path)
     if record.get("kind") != "encoder":
-        raise WrongUse(f"{path}: a checkpoint, but not of an encoder; encoder.pt is what is measured")
+        raise WrongUse(
+            f"{path}: a checkpoint, but not of an encoder; encoder.pt is what is measured"
+        )
     weights = record.pop("weights", None)
     _check_record(record, path)
     try:
-        with torch.device("meta"):  # its shapes alone: a record may claim an encoder larger than the memory
+        # its shapes alone: a record may claim an encoder larger than the memory
+        with torch.device("meta"):
             shapes = _fresh_encoder(record).state_dict()
     except ValueError as error:
         raise WrongUse(f"{path}: {error}") from None
@@ -279,7 +318,9 @@ def load_encoder(path):
 
 
 def _check_record(record, path):
-    """Raise WrongUse unless what a file tells of its encoder has the types and bounds of what is written there."""
+    """Raise WrongUse unless what a file tells of its encoder has the types and bounds of what is
+    written there.
+    """
     epochs = with_defaults(record.get("config"), path)["training"]["epochs"]
     channels, mean, std = (record.get(key) for key in ("channels", "mean", "std"))
     right = {
@@ -305,53 +346,90 @@ def _is_per_channel(values, channels):
 
 
 def check_weights(weights, expected, message):
-    """Raise WrongUse, which begins with a message, unless two state dicts agree in names, shapes and dtypes, and the first is finite."""
+    """Raise WrongUse, which begins with a message, unless two state dicts agree in names, shapes
+    and dtypes, and the first is finite.
+    """
     if type(weights) is not dict or set(weights) != set(expected):
         raise WrongUse(f"{message}: other names")
     for name, wanted in expected.items():
         weight = weights[name]
-        if type(weight) is not torch.Tensor or weight.shape != wanted.shape or weight.dtype != wanted.dtype:
-            found = f"{weight.dtype} {tuple(weight.shape)}" if type(weight) is torch.Tensor else type(weight).__name__
-            raise WrongUse(f"{message}: {name} is {found}, but {wanted.dtype} {tuple(wanted.shape)} is needed")
+        if (
+            type(weight) is not torch.Tensor
+            or weight.shape != wanted.shape
+            or weight.dtype != wanted.dtype
+        ):
+            found = (
+                f"{weight.dtype} {tuple(weight.shape)}"
+                if type(weight) is torch.Tensor
+                else type(weight).__name__
+            )
+            raise WrongUse(
+                f"{message}: {name} is {found}, but {wanted.dtype} {tuple(wanted.shape)} is needed"
+            )
         if not weight.isfinite().all():
             raise WrongUse(f"{message}: {name} is not finite")
 
 
 def untrained_encoder(record, seed):
-    """An encoder like that of a record before its training, in eval mode on the CPU. seed: of its initial weights."""
+    """An encoder like that of a record before its training, in eval mode on the CPU. seed: of its
+    initial weights.
+    """
     torch.manual_seed(seed)
     return _fresh_encoder(record).eval().requires_grad_(False)
 
 
 def _fresh_encoder(record):
-    return make_encoder(EncoderSettings(**record["config"]["encoder"]), record["channels"], record["size"])
+    return make_encoder(
+        EncoderSettings(**record["config"]["encoder"]), record["channels"], record["size"]
+    )
 
 
 def load_pair(run, seed, checkpoint="encoder"):
     """The pair of one seed: (f, g, record), with the record of f.
 
-    run: the run folder; checkpoint: "encoder", or such as "epoch_0100". Raises WrongUse where f and g do not belong together or to this
-    run: another config, role, seed, epoch, split or precision.
+    run: the run folder; checkpoint: "encoder", or such as "epoch_0100". Raises WrongUse where f and
+    g do not belong together or to this run: another config, role, seed, epoch, split or precision.
     """
     (f, record), (g, other) = (load_trained(run, seed, role, checkpoint) for role in ROLES)
     if record["precision"] != other["precision"]:
-        raise WrongUse(f"{run}/seed_{seed}: precision is {record['precision']!r} of f, but {other['precision']!r} of g")
+        raise WrongUse(
+            f"{run}/seed_{seed}: precision is {record['precision']!r} of f, but {other['precision']!r} of g"
+        )
     return f, g, record
 
 
 def load_trained(run, seed, role, checkpoint="encoder"):
-    """One encoder of a run: (encoder, record). Raises WrongUse where it is not of this run, seed, role and epoch; see `load_pair`."""
+    """One encoder of a run: (encoder, record). Raises WrongUse where it is not of this run, seed,
+    role and epoch; see `load_pair`.
+    """
     run = Path(run).expanduser()
-    path = run / f"seed_{seed}" / role / ("encoder.pt" if checkpoint == "encoder" else f"encoder_{checkpoint}.pt")
+    path = (
+        run
+        / f"seed_{seed}"
+        / role
+        / ("encoder.pt" if checkpoint == "encoder" else f"encoder_{checkpoint}.pt")
+    )
     encoder, record = load_encoder(path)
-    subsets, trained = load_subsets(run / "subsets.npz").fingerprint, trained_part(read_run_config(run))
-    epoch = trained["training"]["epochs"] if checkpoint == "encoder" else int(checkpoint.removeprefix("epoch_"))
-    check_belongs(record, {"role": role, "seed": seed, "subsets": subsets, "config": trained, "epoch": epoch}, path)
+    subsets, trained = (
+        load_subsets(run / "subsets.npz").fingerprint,
+        trained_part(read_run_config(run)),
+    )
+    epoch = (
+        trained["training"]["epochs"]
+        if checkpoint == "encoder"
+        else int(checkpoint.removeprefix("epoch_"))
+    )
+    check_belongs(
+        record,
+        {"role": role, "seed": seed, "subsets": subsets, "config": trained, "epoch": epoch},
+        path,
+    )
     return encoder, record
 
 
 def chosen_checkpoints(action, run, seeds, roles=ROLES):
-    """The checkpoints that an action `checkpoint` names, such as ["epoch_0100", "epoch_0200", "encoder"] for "all"; None is "encoder".
+    """The checkpoints that an action `checkpoint` names, such as ["epoch_0100", "epoch_0200",
+    "encoder"] for "all"; None is "encoder".
 
     Raises WrongUse where the encoders of these seeds and roles do not all have it.
     """
@@ -361,13 +439,21 @@ def chosen_checkpoints(action, run, seeds, roles=ROLES):
     if action == "all" and kept:
         return [*kept, "encoder"]
     if action not in kept:
-        has = f"has {', '.join(kept)}" if kept else "kept none; name their epochs in training.checkpoint_epochs"
-        raise WrongUse(f"command line: --checkpoint: {action!r} is not allowed: beside encoder, {run} {has}")
+        has = (
+            f"has {', '.join(kept)}"
+            if kept
+            else "kept none; name their epochs in training.checkpoint_epochs"
+        )
+        raise WrongUse(
+            f"command line: --checkpoint: {action!r} is not allowed: beside encoder, {run} {has}"
+        )
     return [action]
 
 
 def kept_epochs(run, seeds, roles):
-    """The kept checkpoints that the encoders of these seeds and roles all have, such as ["epoch_0100", "epoch_0200"]."""
+    """The kept checkpoints that the encoders of these seeds and roles all have, such as
+    ["epoch_0100", "epoch_0200"].
+    """
     folders = [Path(run, f"seed_{seed}", role) for seed in seeds for role in roles]
     files = [filter(KEPT.fullmatch, names_in(folder)) for folder in folders]
     kept = [{name[len("encoder_") : -len(".pt")] for name in names} for names in files]
@@ -375,21 +461,29 @@ def kept_epochs(run, seeds, roles):
 
 
 def pair_fingerprints(pairs):
-    """{"seed_0/candidate": a hash of that encoder's weights, ...}. pairs: {seed: what load_pair gives}, on the CPU."""
+    """{"seed_0/candidate": a hash of that encoder's weights, ...}. pairs: {seed: what load_pair
+    gives}, on the CPU.
+    """
     return {
-        f"seed_{seed}/{role}": checksum(encoder.state_dict()) for seed, (f, g, _) in pairs.items() for role, encoder in zip(ROLES, (f, g))
+        f"seed_{seed}/{role}": checksum(encoder.state_dict())
+        for seed, (f, g, _) in pairs.items()
+        for role, encoder in zip(ROLES, (f, g))
     }
 
 
 def check_belongs(content, expected, path):
-    """Raise WrongUse where a checkpoint's content differs from what is expected of it, a dict of some of its keys."""
+    """Raise WrongUse where a checkpoint's content differs from what is expected of it, a dict of
+    some of its keys.
+    """
     found = {key: content.get(key) for key in expected}
     if type(found.get("config")) is dict:
         found["config"] = with_defaults(found["config"], path)
     difference = first_difference(found, expected)
     if difference:
         key, value, wanted = difference
-        raise WrongUse(f"{path}: {key.removeprefix('config.')} is {shortened(value)}, but {shortened(wanted)} belongs here")
+        raise WrongUse(
+            f"{path}: {key.removeprefix('config.')} is {shortened(value)}, but {shortened(wanted)} belongs here"
+        )
 
 
 def _on_cpu(value):

@@ -4,8 +4,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-SMALL = 2.0**-60  # vectors whose largest value is below it are raised first: the inverse of a denormal overflows
-MODERATE = (2.0**-20, 2.0**40)  # bounds of largest values whose spread float32 computes without scaling
+# vectors whose largest value is below it are raised first: the inverse of a denormal overflows
+SMALL = 2.0**-60
+# bounds of largest values whose spread float32 computes without scaling
+MODERATE = (2.0**-20, 2.0**40)
 
 
 def normalize(values, dim):

@@ -4,20 +4,27 @@ import math
 
 import torch
 
-from memorization.machine import to_device
+from memorization.machine.device import to_device
 
 ADAM_EPS = 1e-8  # torch's default
 
 
 class LARS(torch.optim.Optimizer):
-    """Layer-wise adaptive rate scaling (You et al. 2017, arXiv 1708.03888), on top of SGD with momentum.
+    """Layer-wise adaptive rate scaling (You et al. 2017, arXiv 1708.03888), on top of SGD with
+    momentum.
 
-    Each weight takes steps in proportion to its own norm: its rate is lr x eta ||w|| / (||g|| + weight_decay ||w||). With clip, never more
-    than lr itself. Groups with `adapt` false (biases and norms, as is the custom) take plain momentum steps.
+    Each weight takes steps in proportion to its own norm: its rate is lr x eta ||w|| / (||g|| +
+    weight_decay ||w||). With clip, never more than lr itself. Groups with `adapt` false (biases and
+    norms, as is the custom) take plain momentum steps.
     """
 
     def __init__(self, groups, lr, momentum, weight_decay, eta, clip):
-        super().__init__(groups, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, eta=eta, clip=clip, adapt=True))
+        super().__init__(
+            groups,
+            dict(
+                lr=lr, momentum=momentum, weight_decay=weight_decay, eta=eta, clip=clip, adapt=True
+            ),
+        )
 
     @torch.no_grad()
     def step(self):
@@ -31,8 +38,14 @@ class LARS(torch.optim.Optimizer):
         gradients = [parameter.grad for parameter in parameters]
         updates = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
         if group["adapt"]:
-            weight_norms, gradient_norms = (torch.stack(torch._foreach_norm(tensors)) for tensors in (parameters, gradients))
-            trust = group["eta"] * weight_norms / (gradient_norms + group["weight_decay"] * weight_norms)
+            weight_norms, gradient_norms = (
+                torch.stack(torch._foreach_norm(tensors)) for tensors in (parameters, gradients)
+            )
+            trust = (
+                group["eta"]
+                * weight_norms
+                / (gradient_norms + group["weight_decay"] * weight_norms)
+            )
             trust = torch.where((weight_norms > 0) & (gradient_norms > 0), trust, 1.0)
             if group["clip"]:
                 trust = (trust / group["lr"]).clamp(max=1.0)
@@ -102,13 +115,19 @@ class StackedOptimizer:
 
 def make_optimizer(method, settings):
     """The optimizer of a method. settings: the config's `training:` section."""
-    groups = method.parameter_groups() if hasattr(method, "parameter_groups") else default_parameter_groups(method, settings)
+    groups = (
+        method.parameter_groups()
+        if hasattr(method, "parameter_groups")
+        else default_parameter_groups(method, settings)
+    )
     groups = [{"weight_decay": settings.weight_decay, **group} for group in groups]
     return optimizer_of(groups, scaled_learning_rate(settings), settings)
 
 
 def optimizer_of(groups, learning_rate, settings):
-    """The optimizer that settings.optimizer names. groups: of parameters, each with its weight_decay; settings: OptimizerSettings."""
+    """The optimizer that settings.optimizer names. groups: of parameters, each with its
+    weight_decay; settings: OptimizerSettings.
+    """
     return OPTIMIZERS[settings.optimizer](groups, learning_rate, settings)
 
 
@@ -120,10 +139,15 @@ OPTIMIZERS = {
 
 
 def default_parameter_groups(method, settings):
-    """Two groups: weights, and biases and norms, which are neither decayed nor adapted to their own norm."""
+    """Two groups: weights, and biases and norms, which are neither decayed nor adapted to their own
+    norm.
+    """
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
     weights = [parameter for parameter in trained if parameter.ndim > 1]
-    plain = {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0}
+    plain = {
+        "params": [parameter for parameter in trained if parameter.ndim <= 1],
+        "weight_decay": 0.0,
+    }
     if settings.optimizer == "lars":
         plain["adapt"] = False
     return [group for group in ({"params": weights}, plain) if group["params"]]
@@ -137,13 +161,17 @@ def scaled_learning_rate(settings):
 
 
 def schedule(step, steps, warmup_steps):
-    """The share of the learning rate to use in a step: a linear warm-up to 1, then half a cosine towards 0."""
+    """The share of the learning rate to use in a step: a linear warm-up to 1, then half a cosine
+    towards 0.
+    """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))
 
 
 def set_learning_rate(optimizer, rate, full_rate):
-    """Set the rate of every group; a group's `lr_scale` multiplies it, and `constant_lr` keeps it at the full rate."""
+    """Set the rate of every group; a group's `lr_scale` multiplies it, and `constant_lr` keeps it
+    at the full rate.
+    """
     for group in optimizer.param_groups:
         group["lr"] = group.get("lr_scale", 1.0) * (full_rate if group.get("constant_lr") else rate)

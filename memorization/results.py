@@ -8,8 +8,7 @@ from pathlib import Path
 
 from memorization.config import Config, first_difference, shortened
 from memorization.errors import WrongUse, visible
-from memorization.removal import DRAWN
-from memorization.storage import (
+from memorization.machine.files import (
     check_writable,
     delete_file,
     exists,
@@ -24,6 +23,7 @@ from memorization.storage import (
     stage,
     sync_folder,
 )
+from memorization.measuring.removal import DRAWN
 
 SUMMARY = "summary.json"
 MOST_NAME = 100  # characters of a folder's name
@@ -41,10 +41,12 @@ PLAIN = {
 
 @dataclass(frozen=True)
 class Result:
-    """One result: its folder, and what it is of. A result of something else in that folder is never overwritten.
+    """One result: its folder, and what it is of. A result of something else in that folder is never
+    overwritten.
 
     again: the command that makes it. settings: {"section.name": value} of those that change its
-    numbers, plain types. seeds: of the pairs. fingerprints: of the measured subsets, data and boxes.
+    numbers, plain types. seeds: of the pairs. fingerprints: of the measured subsets, data and
+    boxes.
     """
 
     folder: Path
@@ -56,8 +58,8 @@ class Result:
     def check_place(self, encoders=None):
         """Raise WrongUse if the folder holds the result of something else, or cannot be written to.
 
-        encoders: {name: hash} of the measured ones, if they are known already. Returns a sentence that
-        says why the result in the folder may be replaced; None if there is none, or the same.
+        encoders: {name: hash} of the measured ones, if they are known already. Returns a sentence
+        that says why the result in the folder may be replaced; None if there is none, or the same.
         """
         check_writable(self.folder)
         if not exists(self.folder / SUMMARY):
@@ -68,17 +70,27 @@ class Result:
             found, fingerprints = settings_in(there, self.settings), there.get("fingerprints", {})
             if found.get("probe.datasets") == []:
                 found.pop("probe.datasets")  # the one of training
-            found |= {name: fingerprints[name] for name in self.fingerprints if name in fingerprints}
+            found |= {
+                name: fingerprints[name] for name in self.fingerprints if name in fingerprints
+            }
             seeds, trained = _seeds_in(there), fingerprints.get("encoders", {})
-            retrained = [name for name in trained if trained[name] != (encoders or trained).get(name, trained[name])]
-        wanted = {key: value for key, value in (self.settings | self.fingerprints).items() if key in found}
+            retrained = [
+                name
+                for name in trained
+                if trained[name] != (encoders or trained).get(name, trained[name])
+            ]
+        wanted = {
+            key: value for key, value in (self.settings | self.fingerprints).items() if key in found
+        }
         difference = first_difference(found, json.loads(json.dumps(wanted)))
         if difference:
             key, value, other = difference
             both = f"{key} is {shortened(value)}, but {shortened(other)} belongs here"
             raise WrongUse(f"{self.folder}: holds another result: {both}{advice}")
         if not set(seeds) <= set(self.seeds):
-            raise WrongUse(f"{self.folder}: holds another result: seeds is {seeds}, but {self.seeds} belongs here{advice}")
+            raise WrongUse(
+                f"{self.folder}: holds another result: seeds is {seeds}, but {self.seeds} belongs here{advice}"
+            )
         if retrained:
             return f"{retrained[0]} was trained again since the result that was there"
         if 0 < len(seeds) < len(self.seeds):
@@ -94,9 +106,12 @@ class Result:
         """Put a result in place: all files are new, or all are old, or there is no summary.
 
         files: {name: bytes}; summary: the dict of summary.json; pictures: names of the result's
-        pictures. They are deleted if the files change. The body draws them, while the folder is locked.
+        pictures. They are deleted if the files change. The body draws them, while the folder is
+        locked.
         """
-        summary = summary | {"files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}}
+        summary = summary | {
+            "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        }
         with self.lock():
             reason = self.check_place(summary["fingerprints"].get("encoders"))
             if reason:
@@ -104,7 +119,10 @@ class Result:
             written = self._written_files()
             with ExitStack() as stack:
                 contents = files | {SUMMARY: json_text(summary).encode()}
-                new = {name: stack.enter_context(stage(self.folder / name, content)) for name, content in contents.items()}
+                new = {
+                    name: stack.enter_context(stage(self.folder / name, content))
+                    for name, content in contents.items()
+                }
                 delete_file(self.folder / SUMMARY)
                 sync_folder(self.folder)  # from here on nothing is taken for whole
                 for name in pictures if summary["files"] != written else ():
@@ -124,7 +142,9 @@ class Result:
 
 
 def settings_in(summary, keys):
-    """{"section.name": value} of a summary, of the sections that it has. A setting that is newer than it has its default."""
+    """{"section.name": value} of a summary, of the sections that it has. A setting that is newer
+    than it has its default.
+    """
     sections = {key.split(".")[0] for key in keys}
     found = summary["settings"]
     if len(sections) == 1 and not set(found) <= set(Config.model_fields):
@@ -185,16 +205,30 @@ def deja_vu_result(config, subsets, checkpoint="encoder"):
     """The Result of dejavu.py for a checkpoint of a run."""
     settings = config.dejavu
     keys = ["query", "reference", "k", "public", "public_split", "public_images", "normalize"]
-    keys += {"training": ["views"], "corner": ["corner", "corner_fraction"], "center_masked": ["masked_fraction"]}.get(settings.query, [])
+    keys += {
+        "training": ["views"],
+        "corner": ["corner", "corner_fraction"],
+        "center_masked": ["masked_fraction"],
+    }.get(settings.query, [])
     keys += ["boxes"] if settings.query == "boxes" else []
     keys += ["reference_epochs"] if settings.reference == "crops" else []
-    return _result("dejavu", "dejavu.py", [f"dejavu.{key}" for key in keys], config, subsets, [checkpoint], _score_keys())
+    return _result(
+        "dejavu",
+        "dejavu.py",
+        [f"dejavu.{key}" for key in keys],
+        config,
+        subsets,
+        [checkpoint],
+        _score_keys(),
+    )
 
 
 def probe_result(config, encoder=None):
     """The Result of linear_probing_train.py. encoder: the identity of one that is not of the run."""
     named = [] if encoder is None else [f"encoder_{encoder[:HASH]}"]
-    return _result("probe", "linear_probing_train.py", _probe_keys(config.probe), config, None, named)
+    return _result(
+        "probe", "linear_probing_train.py", _probe_keys(config.probe), config, None, named
+    )
 
 
 def curve_result(config, subsets):
@@ -209,7 +243,10 @@ def curve_result(config, subsets):
 
 
 def _score_keys():
-    return [f"scores.{name}" for name in ("representation", "augmentation", "precision", "views", "per_subset")]
+    return [
+        f"scores.{name}"
+        for name in ("representation", "augmentation", "precision", "views", "per_subset")
+    ]
 
 
 def _probe_keys(settings):
@@ -217,15 +254,27 @@ def _probe_keys(settings):
     if settings.fine_tune:
         names += ["fine_tune_epochs", "fine_tune_batch_size", "fine_tune_learning_rate"]
     else:
-        names += ["epochs", "batch_size", "optimizer", "learning_rates", "weight_decays", "warmup_epochs"]
-        names += {"sgd": ["momentum"], "lars": ["momentum", "lars_eta", "lars_clip"], "adamw": ["betas"]}[settings.optimizer]
+        names += [
+            "epochs",
+            "batch_size",
+            "optimizer",
+            "learning_rates",
+            "weight_decays",
+            "warmup_epochs",
+        ]
+        names += {
+            "sgd": ["momentum"],
+            "lars": ["momentum", "lars_eta", "lars_clip"],
+            "adamw": ["betas"],
+        }[settings.optimizer]
     return [f"probe.{name}" for name in names]
 
 
 def _result(kind, again, keys, config, subsets, named, other_keys=()):
     """A Result, in a folder named after its differences from the settings of the run's config.yaml.
 
-    named: further parts of the name; other_keys: settings of other measurements that this one builds on.
+    named: further parts of the name; other_keys: settings of other measurements that this one
+    builds on.
     """
     run = config.recorded
     names = [name for name in named if name != "encoder"]
@@ -234,7 +283,11 @@ def _result(kind, again, keys, config, subsets, named, other_keys=()):
         value, plain = _value(config, key), _value(run, key)
         if section == kind and key in PLAIN:
             names += [_text(key, value)] if value != PLAIN[key] else []
-            if key == "dejavu.query" and value == "boxes" and config.dejavu.boxes != run.dejavu.boxes:
+            if (
+                key == "dejavu.query"
+                and value == "boxes"
+                and config.dejavu.boxes != run.dejavu.boxes
+            ):
                 names[-1] += f"_{_hash_of_path(config.dejavu.boxes)}"
         elif value != plain and key != "dejavu.boxes":
             is_plain = section == kind and name != "seeds"  # seeds alone are those of the run
@@ -245,7 +298,9 @@ def _result(kind, again, keys, config, subsets, named, other_keys=()):
     fingerprints = {} if subsets is None else {"subsets": subsets.fingerprint, "data": subsets.data}
     if "dejavu.boxes" in keys:
         fingerprints["boxes"] = _hash_of_path(config.dejavu.boxes)
-    return Result(config.folder / kind / _joined(names), again, settings, list(config.seeds), fingerprints)
+    return Result(
+        config.folder / kind / _joined(names), again, settings, list(config.seeds), fingerprints
+    )
 
 
 def _value(config, key):
@@ -279,11 +334,16 @@ def _joined(names):
 
 
 def _hash_of_path(path):
-    """A short hash of what lies at a path: of a file, or of the XML files in a folder; of nothing if it is missing."""
+    """A short hash of what lies at a path: of a file, or of the XML files in a folder; of nothing
+    if it is missing.
+    """
     path, content = Path(path).expanduser(), b""
     with refuse_broken(path, "cannot be read"):
         if is_folder(path):
-            lines = [f"{file.relative_to(path)} {_hash_of_file(file)}\n" for file in sorted(path.rglob("*.xml"))]
+            lines = [
+                f"{file.relative_to(path)} {_hash_of_file(file)}\n"
+                for file in sorted(path.rglob("*.xml"))
+            ]
             content = "".join(lines).encode(errors="surrogateescape")
         elif exists(path):
             return _hash_of_file(path)[:HASH]

@@ -1,7 +1,8 @@
 """Is it more than chance? Tests between subsets, effect sizes, and intervals.
 
-Tests over samples hold *given this pair*: all samples share the two encoders, whose own offset is in every score. Contrasts between subsets
-cancel that offset; only several seeds show how much pairs differ.
+Tests over samples hold *given this pair*: all samples share the two encoders, whose own offset is
+in every score. Contrasts between subsets cancel that offset; only several seeds show how much pairs
+differ.
 """
 
 import numpy as np
@@ -21,32 +22,59 @@ def describe(values):
 
 
 def mean_and_spread(values):
-    """Mean, standard deviation (n - 1) and n of some values, a dict; the deviation of a single value is None."""
-    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else None, "n": len(values)}
+    """Mean, standard deviation (n - 1) and n of some values, a dict; the deviation of a single
+    value is None.
+    """
+    return {
+        "mean": float(np.mean(values)),
+        "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "n": len(values),
+    }
 
 
 def plus_minus(value, form, scale=1):
-    """What is printed after a mean: its deviation, of `mean_and_spread`, times a scale; nothing where there is none."""
+    """What is printed after a mean: its deviation, of `mean_and_spread`, times a scale; nothing
+    where there is none.
+    """
     return "" if value["std"] is None else f" ± {scale * value['std']:{form}}"
 
 
 def welch_test(greater, smaller):
-    """Welch's one-sided t test that the mean of `greater` is above that of `smaller`; t, p and Cohen's d as a dict."""
+    """Welch's one-sided t test that the mean of `greater` is above that of `smaller`; t, p and
+    Cohen's d as a dict.
+    """
     result = stats.ttest_ind(greater, smaller, equal_var=False, alternative="greater")
-    return {"t": float(result.statistic), "p": float(result.pvalue), "d": cohens_d(greater, smaller)}
+    return {
+        "t": float(result.statistic),
+        "p": float(result.pvalue),
+        "d": cohens_d(greater, smaller),
+    }
 
 
 def one_sample_test(values, alternative):
-    """One-sample t test of a mean against 0, as in SSLMem; t, p and Cohen's d as a dict. alternative: "greater", "less", "two-sided"."""
+    """One-sample t test of a mean against 0, as in SSLMem; t, p and Cohen's d as a dict.
+    alternative: "greater", "less", "two-sided".
+    """
     result = stats.ttest_1samp(values, 0.0, alternative=alternative)
-    return {"t": float(result.statistic), "p": float(result.pvalue), "d": _standardized(np.mean(values), np.std(values, ddof=1))}
+    return {
+        "t": float(result.statistic),
+        "p": float(result.pvalue),
+        "d": _standardized(np.mean(values), np.std(values, ddof=1)),
+    }
 
 
 def paired_test(first, second):
-    """Paired one-sided t test that `first` is above `second`, (n,) each, one value a seed; t, p, n and the mean difference as a dict."""
+    """Paired one-sided t test that `first` is above `second`, (n,) each, one value a seed; t, p, n
+    and the mean difference as a dict.
+    """
     result = stats.ttest_rel(first, second, alternative="greater")
     difference = float(np.mean(np.subtract(first, second)))
-    return {"t": float(result.statistic), "p": float(result.pvalue), "n": len(first), "mean_difference": difference}
+    return {
+        "t": float(result.statistic),
+        "p": float(result.pvalue),
+        "n": len(first),
+        "mean_difference": difference,
+    }
 
 
 def cohens_d(first, second):
@@ -61,7 +89,8 @@ def _standardized(difference, deviation):
 
 
 def bootstrap_interval(statistic, *samples, seed=0):
-    """95 % percentile interval of a statistic of independent samples, each resampled on its own. Returns [low, high].
+    """95 % percentile interval of a statistic of independent samples, each resampled on its own.
+    Returns [low, high].
 
     statistic: takes the samples as arrays (..., n) and an `axis`.
     """

@@ -1,4 +1,5 @@
-"""Networks only: encoders, and one whole training method a file. Nothing here knows of experiments, data sets or files.
+"""Networks only: encoders, and one whole training method a file. Nothing here knows of experiments,
+data sets or files.
 
 A method is a torch module that the training loop knows by this contract, and by nothing else:
 
@@ -11,12 +12,13 @@ A method is a torch module that the training loop knows by this contract, and by
     pictures(views)            optional; {title: (n, C, H, W) pixels, normalized as the views are}, drawn as rows of pictures every
                                training.pictures_every epochs
 
-Where several processes train together, forward sees one process's part of the batch, and the gradient is the mean over the processes: a
-loss that is a mean over images needs nothing more, one that compares images puts the parts together by models/gather.py first.
+Where several processes train together, forward sees one process's part of the batch, and the
+gradient is the mean over the processes: a loss that is a mean over images needs nothing more, one
+that compares images puts the parts together by models/gather.py first.
 
-All its state lives in parameters and buffers. Beside the module stands the schema of its settings, a pydantic model whose fields are the
-keys of the config's `method:` section and whose `arguments()` are those of the module. Adding a method is one file here, one train script
-and one config.
+All its state lives in parameters and buffers. Beside the module stands the schema of its settings,
+a pydantic model whose fields are the keys of the config's `method:` section and whose `arguments()`
+are those of the module. Adding a method is one file here, one train script and one config.
 
 An encoder maps normalized pixels to representations:
 
@@ -26,6 +28,7 @@ An encoder maps normalized pixels to representations:
     encoder.dim                                          D
     encoder.patch                                        of a vision transformer: height and width of its patches
 
-Whatever does not fit together (a method and an encoder, or its views) is a ValueError, raised when the method is made or first called,
-whose message is one line that names the setting; it is called once on blank views before training starts.
+Whatever does not fit together (a method and an encoder, or its views) is a ValueError, raised when
+the method is made or first called, whose message is one line that names the setting; it is called
+once on blank views before training starts.
 """

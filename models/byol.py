@@ -18,18 +18,35 @@ class BYOLSettings(MethodSettings):
     """The config's `method:` section."""
 
     name: Literal["byol"]
-    hidden_dim: int = Field(4096, ge=1, le=16384, description="width of the hidden layers of projector and predictor")
-    projection_dim: int = Field(256, ge=1, le=16384, description="width of what the projector gives and the predictor predicts")
-    momentum: float = Field(0.99, ge=0, le=1, description="momentum of the slow network at the start; it rises to 1 by half a cosine")
-    head_norm: Literal["batch", "layer", "none"] = Field("batch", description="normalization in projector and predictor")
-    kept: Literal["online", "momentum"] = Field("online", description="which of the two encoders is measured and kept")
+    hidden_dim: int = Field(
+        4096, ge=1, le=16384, description="width of the hidden layers of projector and predictor"
+    )
+    projection_dim: int = Field(
+        256,
+        ge=1,
+        le=16384,
+        description="width of what the projector gives and the predictor predicts",
+    )
+    momentum: float = Field(
+        0.99,
+        ge=0,
+        le=1,
+        description="momentum of the slow network at the start; it rises to 1 by half a cosine",
+    )
+    head_norm: Literal["batch", "layer", "none"] = Field(
+        "batch", description="normalization in projector and predictor"
+    )
+    kept: Literal["online", "momentum"] = Field(
+        "online", description="which of the two encoders is measured and kept"
+    )
 
 
 class BYOL(nn.Module):
-    """From one view of an image, the online network predicts what the momentum network, its slow copy, makes of the other.
+    """From one view of an image, the online network predicts what the momentum network, its slow
+    copy, makes of the other.
 
-    As in the paper's code, the batch norms of the momentum network normalize by their own batch and keep running statistics of their own;
-    only parameters are averaged. Each view passes by itself.
+    As in the paper's code, the batch norms of the momentum network normalize by their own batch and
+    keep running statistics of their own; only parameters are averaged. Each view passes by itself.
     """
 
     def __init__(self, encoder, hidden_dim, projection_dim, momentum, head_norm, kept):
@@ -48,10 +65,18 @@ class BYOL(nn.Module):
         return self.momentum_encoder if self.kept == "momentum" else self.online_encoder
 
     def forward(self, first, second):
-        """Two views of the same B images. Returns the loss, a scalar: that of predicting either view from the other (eq. 2, symmetric)."""
-        p1, p2 = (self.predictor(self.projector(self.online_encoder(view.pixels, view.visible))) for view in (first, second))
+        """Two views of the same B images. Returns the loss, a scalar: that of predicting either
+        view from the other (eq. 2, symmetric).
+        """
+        p1, p2 = (
+            self.predictor(self.projector(self.online_encoder(view.pixels, view.visible)))
+            for view in (first, second)
+        )
         with torch.no_grad():
-            z1, z2 = (self.momentum_projector(self.momentum_encoder(view.pixels, view.visible)) for view in (first, second))
+            z1, z2 = (
+                self.momentum_projector(self.momentum_encoder(view.pixels, view.visible))
+                for view in (first, second)
+            )
         return prediction_loss(p1, z2) + prediction_loss(p2, z1)
 
     def after_step(self, progress):
@@ -62,7 +87,8 @@ class BYOL(nn.Module):
 
 
 def prediction_loss(p, z):
-    """2 - 2 cos(p, z), the squared distance of the two once l2-normalized, mean over B, a scalar; computed in at least float32.
+    """2 - 2 cos(p, z), the squared distance of the two once l2-normalized, mean over B, a scalar;
+    computed in at least float32.
 
     p: (B, D), predictions; z: (B, D), what they should be.
     """
@@ -71,5 +97,7 @@ def prediction_loss(p, z):
 
 
 def momentum_at(progress, base):
-    """The momentum of a step: half a cosine from base to 1 (section 3.1). progress: in [0, 1], the share of the training that is done."""
+    """The momentum of a step: half a cosine from base to 1 (section 3.1). progress: in [0, 1], the
+    share of the training that is done.
+    """
     return 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2

@@ -17,8 +17,9 @@ ENCODERS = {
 def make_encoder(settings, channels, size):
     """A fresh encoder, its weights drawn from torch's global generator.
 
-    settings: has .name and what that encoder takes (.stem, .width, .patch, ...); channels, size: of the images, (B, channels, size, size).
-    Raises ValueError, which names the setting, for an unknown name and for settings that do not fit the images.
+    settings: has .name and what that encoder takes (.stem, .width, .patch, ...); channels, size: of
+    the images, (B, channels, size, size). Raises ValueError, which names the setting, for an
+    unknown name and for settings that do not fit the images.
     """
     if settings.name not in ENCODERS:
         raise ValueError(f"encoder.name: {settings.name!r} is not one of {', '.join(ENCODERS)}")

@@ -5,10 +5,12 @@ import torch.distributed as dist
 
 
 def gather(part):
-    """The rows of all processes, (processes B, D), in their order; of one process, its own. part: (B, D).
+    """The rows of all processes, (processes B, D), in their order; of one process, its own. part:
+    (B, D).
 
-    The gradient flows back to the process that each row is from, summed over all: where every process computes the same loss from the
-    gathered rows, their mean gradient, which DistributedDataParallel takes, is that of one process with the whole batch.
+    The gradient flows back to the process that each row is from, summed over all: where every
+    process computes the same loss from the gathered rows, their mean gradient, which
+    DistributedDataParallel takes, is that of one process with the whole batch.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return part
@@ -18,7 +20,10 @@ def gather(part):
 class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(context, part):
-        parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        parts = [
+            torch.empty_like(part, memory_format=torch.contiguous_format)
+            for _ in range(dist.get_world_size())
+        ]
         dist.all_gather(parts, part.contiguous())
         return torch.cat(parts)
 

@@ -1,4 +1,6 @@
-"""The small networks on top of an encoder that exist only while training: projectors and predictors."""
+"""The small networks on top of an encoder that exist only while training: projectors and
+predictors.
+"""
 
 import torch.nn as nn
 
@@ -6,7 +8,9 @@ HEAD_NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "none": lambda dim
 
 
 def projection_head(inputs, hidden, outputs, norm):
-    """A perceptron of one hidden layer, (B, inputs) -> (B, outputs). norm: of the hidden layer, "batch", "layer" or "none"."""
+    """A perceptron of one hidden layer, (B, inputs) -> (B, outputs). norm: of the hidden layer,
+    "batch", "layer" or "none".
+    """
     return nn.Sequential(
         nn.Linear(inputs, hidden, bias=norm == "none"),
         HEAD_NORMS[norm](hidden),

@@ -7,30 +7,51 @@ import torch.nn as nn
 from pydantic import Field
 
 from models.settings import MethodSettings
-from models.vit import Positions, VisionTransformer, initialize_linear, patchify, take_tokens, transformer_blocks, unpatchify
+from models.vit import (
+    Positions,
+    VisionTransformer,
+    initialize_linear,
+    patchify,
+    take_tokens,
+    transformer_blocks,
+    unpatchify,
+)
 
 PICTURED = 8  # images a picture
 
 
 class MAESettings(MethodSettings):
-    """The config's `method:` section. How much is hidden belongs to the view: mask_ratio in augmentation.views."""
+    """The config's `method:` section. How much is hidden belongs to the view: mask_ratio in
+    augmentation.views.
+    """
 
     name: Literal["mae"]
     decoder_dim: int = Field(512, ge=4, le=4096, multiple_of=4, description="width of the decoder")
     decoder_depth: int = Field(8, ge=1, le=64, description="blocks of the decoder")
-    decoder_heads: int = Field(16, ge=1, description="attention heads of the decoder, a divisor of decoder_dim")
-    normalize_pixels: bool = Field(True, description="reconstruct each patch's pixels less their mean, over their standard deviation")
+    decoder_heads: int = Field(
+        16, ge=1, description="attention heads of the decoder, a divisor of decoder_dim"
+    )
+    normalize_pixels: bool = Field(
+        True,
+        description="reconstruct each patch's pixels less their mean, over their standard deviation",
+    )
 
 
 class MAE(nn.Module):
-    """The encoder sees the visible patches of an image; from its tokens a small decoder reconstructs the hidden ones."""
+    """The encoder sees the visible patches of an image; from its tokens a small decoder
+    reconstructs the hidden ones.
+    """
 
     def __init__(self, encoder, decoder_dim, decoder_depth, decoder_heads, normalize_pixels):
         super().__init__()
         if not isinstance(encoder, VisionTransformer):
-            raise ValueError("encoder.name: MAE hides patches, which only a vision transformer (vit_...) can leave out")
+            raise ValueError(
+                "encoder.name: MAE hides patches, which only a vision transformer (vit_...) can leave out"
+            )
         if decoder_dim % decoder_heads:
-            raise ValueError(f"method.decoder_heads: {decoder_heads} does not divide decoder_dim ({decoder_dim})")
+            raise ValueError(
+                f"method.decoder_heads: {decoder_heads} does not divide decoder_dim ({decoder_dim})"
+            )
         self.encoder = encoder
         self.embed = nn.Linear(encoder.dim, decoder_dim)
         self.mask_token = nn.Parameter(0.02 * torch.randn(decoder_dim))
@@ -43,13 +64,18 @@ class MAE(nn.Module):
             initialize_linear(module)
 
     def forward(self, view):
-        """One masked view of B images. Returns the loss, a scalar: the mean squared error over the pixels of the hidden patches."""
+        """One masked view of B images. Returns the loss, a scalar: the mean squared error over the
+        pixels of the hidden patches.
+        """
         if view.visible is None:
             raise ValueError("augmentation.views: MAE needs a mask_ratio above 0, such as 0.75")
         hidden = hidden_patches(view.visible, self.encoder.grid**2)
         if hidden.shape[1] == 0:
-            raise ValueError(f"augmentation.views: mask_ratio hides none of the {self.encoder.grid**2} patches of an image")
-        predicted = take_tokens(self.reconstruct(view.pixels, view.visible), hidden)  # (B, T - K, C patch^2)
+            raise ValueError(
+                f"augmentation.views: mask_ratio hides none of the {self.encoder.grid**2} patches of an image"
+            )
+        # (B, T - K, C patch^2)
+        predicted = take_tokens(self.reconstruct(view.pixels, view.visible), hidden)
         target = take_tokens(patchify(view.pixels, self.encoder.patch), hidden)
         if self.normalize_pixels:
             mean, std = patch_statistics(target)
@@ -57,17 +83,22 @@ class MAE(nn.Module):
         return (predicted - target).square().mean()
 
     def reconstruct(self, pixels, visible):
-        """All patches as the decoder predicts them from the visible ones, (B, T, C patch^2), in the order of the image."""
+        """All patches as the decoder predicts them from the visible ones, (B, T, C patch^2), in the
+        order of the image.
+        """
         tokens = self.embed(self.encoder.tokens(pixels, visible))  # (B, 1 + K, decoder_dim)
-        patches = restore_order(tokens[:, 1:], visible, self.mask_token, self.encoder.grid**2)  # (B, T, decoder_dim)
+        # (B, T, decoder_dim)
+        patches = restore_order(tokens[:, 1:], visible, self.mask_token, self.encoder.grid**2)
         tokens = torch.cat([tokens[:, :1], patches + self.positions(self.encoder.grid)], dim=1)
         return self.predict(self.norm(self.blocks(tokens)))[:, 1:]
 
     @torch.no_grad()
     def pictures(self, views):
-        """Some images, what the encoder saw of them, and with the hidden patches as reconstructed, each (n, C, H, W).
+        """Some images, what the encoder saw of them, and with the hidden patches as reconstructed,
+        each (n, C, H, W).
 
-        With normalize_pixels the true mean and standard deviation of each hidden patch are put back, which the decoder does not predict.
+        With normalize_pixels the true mean and standard deviation of each hidden patch are put
+        back, which the decoder does not predict.
         """
         pixels, visible = views[0].pixels[:PICTURED], views[0].visible[:PICTURED]
         patches = patchify(pixels, self.encoder.patch)
@@ -75,16 +106,24 @@ class MAE(nn.Module):
         if self.normalize_pixels:
             mean, std = patch_statistics(patches)
             predicted = predicted * std + mean
-        hidden = hidden_patches(visible, self.encoder.grid**2)[:, :, None].expand(-1, -1, patches.shape[2])
+        hidden = hidden_patches(visible, self.encoder.grid**2)[:, :, None].expand(
+            -1, -1, patches.shape[2]
+        )
         masked = patches.scatter(1, hidden, 0.0)
         reconstruction = patches.scatter(1, hidden, predicted.gather(1, hidden))
-        masked, reconstruction = (unpatchify(x, self.encoder.patch) for x in (masked, reconstruction))
+        masked, reconstruction = (
+            unpatchify(x, self.encoder.patch) for x in (masked, reconstruction)
+        )
         return {"original": pixels, "masked": masked, "reconstruction": reconstruction}
 
 
 def hidden_patches(visible, T):
-    """The patches that are not visible, in ascending order. visible: (B, K) of T patches. Returns (B, T - K) int64."""
-    is_visible = torch.zeros(len(visible), T, dtype=torch.int8, device=visible.device).scatter_(1, visible, 1)
+    """The patches that are not visible, in ascending order. visible: (B, K) of T patches. Returns
+    (B, T - K) int64.
+    """
+    is_visible = torch.zeros(len(visible), T, dtype=torch.int8, device=visible.device).scatter_(
+        1, visible, 1
+    )
     return is_visible.argsort(dim=1, stable=True)[:, : T - visible.shape[1]]
 
 
@@ -99,6 +138,8 @@ def restore_order(tokens, visible, mask_token, T):
 
 
 def patch_statistics(patches):
-    """Mean and standard deviation of the pixels of each patch, (B, T, 1) each, over all its channels. patches: (B, T, C patch^2)."""
+    """Mean and standard deviation of the pixels of each patch, (B, T, 1) each, over all its
+    channels. patches: (B, T, C patch^2).
+    """
     variance, mean = torch.var_mean(patches, dim=2, keepdim=True)
     return mean, (variance + 1e-6).sqrt()

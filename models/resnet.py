@@ -33,8 +33,8 @@ class ResNetEncoder(nn.Module):
 def resnet(name, channels, stem):
     """torchvision's ResNet (He et al. 2016) without its classifier.
 
-    name: resnet18, resnet34 or resnet50; stem: "standard", or "small" for images of about 32 pixels, a 3x3 convolution of stride 1 and no
-    max-pool (Chen et al. 2020, B.9).
+    name: resnet18, resnet34 or resnet50; stem: "standard", or "small" for images of about 32
+    pixels, a 3x3 convolution of stride 1 and no max-pool (Chen et al. 2020, B.9).
     """
     network = torchvision.models.get_model(name, weights=None)
     if stem == "small":
@@ -49,7 +49,9 @@ def resnet(name, channels, stem):
 
 
 def resnet_small(channels, width):
-    """A ResNet of three blocks for 28 to 32 pixels on a CPU: a stem of stride 2, then width, 2 width and 4 width channels."""
+    """A ResNet of three blocks for 28 to 32 pixels on a CPU: a stem of stride 2, then width, 2
+    width and 4 width channels.
+    """
     layers = nn.Sequential(
         nn.Conv2d(channels, width, kernel_size=3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(width),
@@ -65,5 +67,7 @@ def resnet_small(channels, width):
 
 
 def _downsampling_block(inputs, outputs):
-    shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, kernel_size=1, stride=2, bias=False), nn.BatchNorm2d(outputs))
+    shortcut = nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel_size=1, stride=2, bias=False), nn.BatchNorm2d(outputs)
+    )
     return BasicBlock(inputs, outputs, stride=2, downsample=shortcut)

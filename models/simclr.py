@@ -1,4 +1,6 @@
-"""SimCLR: A Simple Framework for Contrastive Learning of Visual Representations (Chen et al. 2020, arXiv 2002.05709)."""
+"""SimCLR: A Simple Framework for Contrastive Learning of Visual Representations (Chen et al. 2020,
+arXiv 2002.05709).
+"""
 
 from typing import Literal
 
@@ -16,11 +18,25 @@ class SimCLRSettings(MethodSettings):
     """The config's `method:` section."""
 
     name: Literal["simclr"]
-    hidden_dim: int = Field(512, ge=1, le=16384, description="width of the projector's hidden layer")
-    projection_dim: int = Field(128, ge=1, le=16384, description="width of the projector's output, in which views are compared")
-    temperature: float = Field(0.5, gt=0, description="temperature of the softmax over similarities")
-    head_norm: Literal["batch", "layer", "none"] = Field("batch", description="normalization in the projector")
-    one_pass: bool = Field(False, description="both views through the encoder in one batch: batch norm then sees them together")
+    hidden_dim: int = Field(
+        512, ge=1, le=16384, description="width of the projector's hidden layer"
+    )
+    projection_dim: int = Field(
+        128,
+        ge=1,
+        le=16384,
+        description="width of the projector's output, in which views are compared",
+    )
+    temperature: float = Field(
+        0.5, gt=0, description="temperature of the softmax over similarities"
+    )
+    head_norm: Literal["batch", "layer", "none"] = Field(
+        "batch", description="normalization in the projector"
+    )
+    one_pass: bool = Field(
+        False,
+        description="both views through the encoder in one batch: batch norm then sees them together",
+    )
 
 
 class SimCLR(nn.Module):
@@ -38,7 +54,10 @@ class SimCLR(nn.Module):
         if self.one_pass:
             z1, z2 = self.project(*joined(first, second)).chunk(2)
         else:
-            z1, z2 = self.project(first.pixels, first.visible), self.project(second.pixels, second.visible)
+            z1, z2 = (
+                self.project(first.pixels, first.visible),
+                self.project(second.pixels, second.visible),
+            )
         return nt_xent(gather(z1), gather(z2), self.temperature)
 
     def project(self, pixels, visible):
@@ -47,8 +66,13 @@ class SimCLR(nn.Module):
 
 
 def joined(first, second):
-    """Two views of B images as one batch: pixels (2B, C, H, W), and visible (2B, K) or None. Raises ValueError where they do not fit."""
-    shapes = [(view.pixels.shape, None if view.visible is None else view.visible.shape) for view in (first, second)]
+    """Two views of B images as one batch: pixels (2B, C, H, W), and visible (2B, K) or None. Raises
+    ValueError where they do not fit.
+    """
+    shapes = [
+        (view.pixels.shape, None if view.visible is None else view.visible.shape)
+        for view in (first, second)
+    ]
     if shapes[0] != shapes[1]:
         raise ValueError("method.one_pass: True needs two views of one size, under one mask ratio")
     visible = None if first.visible is None else torch.cat([first.visible, second.visible])
@@ -58,12 +82,14 @@ def joined(first, second):
 def nt_xent(z1, z2, temperature):
     """The normalized temperature-scaled cross entropy (eq. 1 of the paper), a scalar.
 
-    z1, z2: (B, D), projections of two views of the same B images, in the same order. Each of the 2B views has to find its partner among the
-    2B - 1 others by cosine similarity; the loss is the mean over all 2B. Computed in at least float32.
+    z1, z2: (B, D), projections of two views of the same B images, in the same order. Each of the 2B
+    views has to find its partner among the 2B - 1 others by cosine similarity; the loss is the mean
+    over all 2B. Computed in at least float32.
     """
     B = len(z1)
     z = torch.cat([z1, z2])
-    z = F.normalize(z.float() if z.dtype in (torch.float16, torch.bfloat16) else z, dim=1)  # (2B, D)
+    # (2B, D)
+    z = F.normalize(z.float() if z.dtype in (torch.float16, torch.bfloat16) else z, dim=1)
     with torch.autocast(z.device.type, enabled=False):
         similarity = z @ z.T / temperature  # (2B, 2B)
     itself = torch.eye(2 * B, dtype=torch.bool, device=z.device)

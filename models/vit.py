@@ -1,4 +1,6 @@
-"""Vision transformers (Dosovitskiy et al. 2021, arXiv 2010.11929) as encoders that may see some of an image's patches only."""
+"""Vision transformers (Dosovitskiy et al. 2021, arXiv 2010.11929) as encoders that may see some of
+an image's patches only.
+"""
 
 import math
 
@@ -6,16 +8,20 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-VIT_SIZES = {"vit_tiny": (192, 12, 3), "vit_small": (384, 12, 6), "vit_base": (768, 12, 12)}  # width, depth, heads
+# width, depth, heads
+VIT_SIZES = {"vit_tiny": (192, 12, 3), "vit_small": (384, 12, 6), "vit_base": (768, 12, 12)}
 MINI_HEAD_DIM = 32  # vit_mini has a head for every 32 channels
-IMAGES_IN_CACHE = 16  # worked on at a time on a CPU where no gradient is wanted: a fifth faster than many
+# worked on at a time on a CPU where no gradient is wanted: a fifth faster than many
+IMAGES_IN_CACHE = 16
 
 
 class VisionTransformer(nn.Module):
-    """A class token and a token for every visible patch, through transformer blocks that normalize first.
+    """A class token and a token for every visible patch, through transformer blocks that normalize
+    first.
 
-    channels, size: of the images; patch: height and width of a patch, a divisor of size; dim: D; positions: "sincos" or "learned"; pooling:
-    "mean" of the visible patches' tokens, or "class", the class token.
+    channels, size: of the images; patch: height and width of a patch, a divisor of size; dim: D;
+    positions: "sincos" or "learned"; pooling: "mean" of the visible patches' tokens, or "class",
+    the class token.
     """
 
     def __init__(self, channels, size, patch, dim, depth, heads, positions, pooling):
@@ -32,25 +38,34 @@ class VisionTransformer(nn.Module):
         initialize_linear(self)
 
     def forward(self, pixels, visible=None):
-        """pixels: (B, C, H, W), normalized; visible: (B, K), the patches to look at, or None for all. Returns (B, D)."""
+        """pixels: (B, C, H, W), normalized; visible: (B, K), the patches to look at, or None for
+        all. Returns (B, D).
+        """
         tokens = self.tokens(pixels, visible)
         return tokens[:, 0] if self.pooling == "class" else tokens[:, 1:].mean(1)
 
     def tokens(self, pixels, visible=None):
-        """pixels, visible: as above; patches are numbered row by row. Returns (B, 1 + K, D), the class token, then the patches as given."""
+        """pixels, visible: as above; patches are numbered row by row. Returns (B, 1 + K, D), the
+        class token, then the patches as given.
+        """
         patches = patchify(pixels, self.patch)  # (B, T, C patch^2)
-        positions = self.positions(pixels.shape[2] // self.patch).expand(len(pixels), -1, -1)  # (B, T, D)
+        # (B, T, D)
+        positions = self.positions(pixels.shape[2] // self.patch).expand(len(pixels), -1, -1)
         if visible is not None:
             patches, positions = take_tokens(patches, visible), take_tokens(positions, visible)
         tokens = self.embed(patches) + positions  # (B, K, D)
         tokens = torch.cat([self.class_token.expand(len(tokens), 1, -1), tokens], dim=1)
         if tokens.device.type == "cpu" and not torch.is_grad_enabled():
-            return torch.cat([self.norm(self.blocks(part)) for part in tokens.split(IMAGES_IN_CACHE)])
+            return torch.cat(
+                [self.norm(self.blocks(part)) for part in tokens.split(IMAGES_IN_CACHE)]
+            )
         return self.norm(self.blocks(tokens))
 
 
 class Positions(nn.Module):
-    """Where a patch is: a vector for each place of a square grid, "sincos" (fixed) or "learned"; interpolated for other grids."""
+    """Where a patch is: a vector for each place of a square grid, "sincos" (fixed) or "learned";
+    interpolated for other grids.
+    """
 
     def __init__(self, dim, grid, kind):
         super().__init__()
@@ -69,18 +84,24 @@ class Positions(nn.Module):
 
 
 def vit(name, settings, channels, size):
-    """A vision transformer by name: vit_tiny, vit_small, vit_base, or vit_mini, whose width and depth are settings.
+    """A vision transformer by name: vit_tiny, vit_small, vit_base, or vit_mini, whose width and
+    depth are settings.
 
-    settings: has .patch, .positions and .pooling, and for vit_mini .width, a multiple of 32, and .depth.
-    Raises ValueError, which names the setting, where they do not fit the images or each other.
+    settings: has .patch, .positions and .pooling, and for vit_mini .width, a multiple of 32, and
+    .depth. Raises ValueError, which names the setting, where they do not fit the images or each
+    other.
     """
     if name == "vit_mini":
         if settings.width % MINI_HEAD_DIM:
-            raise ValueError(f"encoder.width: {settings.width} is no multiple of {MINI_HEAD_DIM}, as vit_mini needs")
+            raise ValueError(
+                f"encoder.width: {settings.width} is no multiple of {MINI_HEAD_DIM}, as vit_mini needs"
+            )
         dim, depth, heads = settings.width, settings.depth, settings.width // MINI_HEAD_DIM
     else:
         dim, depth, heads = VIT_SIZES[name]
-    return VisionTransformer(channels, size, settings.patch, dim, depth, heads, settings.positions, settings.pooling)
+    return VisionTransformer(
+        channels, size, settings.patch, dim, depth, heads, settings.positions, settings.pooling
+    )
 
 
 def transformer_blocks(dim, depth, heads):
@@ -89,21 +110,34 @@ def transformer_blocks(dim, depth, heads):
 
 
 class Block(nn.TransformerEncoderLayer):
-    """Attention and a perceptron of 4 dim, each normalized first and added to what went in; (B, T, dim) -> (B, T, dim), without dropout.
+    """Attention and a perceptron of 4 dim, each normalized first and added to what went in; (B, T,
+    dim) -> (B, T, dim), without dropout.
 
-    The weights are those of torch's layer. Its forward pass is not taken: it copies queries, keys and values, and where no gradient is
-    wanted it may be a fused one, which on a GPU measures with the tanh approximation of gelu what was trained with gelu itself.
+    The weights are those of torch's layer. Its forward pass is not taken: it copies queries, keys
+    and values, and where no gradient is wanted it may be a fused one, which on a GPU measures with
+    the tanh approximation of gelu what was trained with gelu itself.
     """
 
     def __init__(self, dim, heads):
-        super().__init__(dim, heads, 4 * dim, dropout=0.0, activation="gelu", layer_norm_eps=1e-6, batch_first=True, norm_first=True)
+        super().__init__(
+            dim,
+            heads,
+            4 * dim,
+            dropout=0.0,
+            activation="gelu",
+            layer_norm_eps=1e-6,
+            batch_first=True,
+            norm_first=True,
+        )
 
     def forward(self, tokens):
         tokens = tokens + self.attention(self.norm1(tokens))
         return tokens + self.linear2(F.gelu(self.linear1(self.norm2(tokens))))
 
     def attention(self, tokens):
-        """Every token becomes a mean of the values of all, weighted by how well its query fits their keys; (B, T, D) -> (B, T, D)."""
+        """Every token becomes a mean of the values of all, weighted by how well its query fits
+        their keys; (B, T, D) -> (B, T, D).
+        """
         B, T, D = tokens.shape
         layer, heads = self.self_attn, self.self_attn.num_heads
         packed = F.linear(tokens, layer.in_proj_weight, layer.in_proj_bias)  # (B, T, 3 D)
@@ -123,7 +157,9 @@ def initialize_linear(module):
 
 
 def patchify(pixels, patch):
-    """(B, C, H, W) -> (B, T, C patch^2): the patches row by row, each with its channels outermost. Undone by `unpatchify`."""
+    """(B, C, H, W) -> (B, T, C patch^2): the patches row by row, each with its channels outermost.
+    Undone by `unpatchify`.
+    """
     B, C, H, W = pixels.shape
     if H % patch or W % patch:
         raise ValueError(f"encoder.patch: {patch} does not divide images of {H} x {W} pixels")
@@ -140,13 +176,17 @@ def unpatchify(patches, patch):
 
 
 def take_tokens(tokens, indices):
-    """The tokens at some places of each image. tokens: (B, T, D); indices: (B, K) int64. Returns (B, K, D)."""
+    """The tokens at some places of each image. tokens: (B, T, D); indices: (B, K) int64. Returns
+    (B, K, D).
+    """
     return tokens.gather(1, indices[:, :, None].expand(-1, -1, tokens.shape[2]))
 
 
 def sincos_positions(dim, grid):
-    """Fixed positions (grid^2, dim), row by row: sines and cosines of the column in one half, of the row in the other, at wavelengths from
-    2 pi to 20,000 pi (Vaswani et al. 2017, in two dimensions as in MoCo v3 and MAE). Raises ValueError unless 4 divides dim."""
+    """Fixed positions (grid^2, dim), row by row: sines and cosines of the column in one half, of
+    the row in the other, at wavelengths from 2 pi to 20,000 pi (Vaswani et al. 2017, in two
+    dimensions as in MoCo v3 and MAE). Raises ValueError unless 4 divides dim.
+    """
     if dim % 4:
         raise ValueError(f"fixed positions need a width that 4 divides, {dim} given")
     frequency = 10_000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))

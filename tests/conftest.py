@@ -1,4 +1,6 @@
-"""A whole experiment small enough for tests: a tiny ResNet on made-up images, trained in a second or two."""
+"""A whole experiment small enough for tests: a tiny ResNet on made-up images, trained in a second
+or two.
+"""
 
 import copy
 import shutil
@@ -11,7 +13,7 @@ import memorization_scores
 import train_byol
 import train_mae
 import train_simclr
-from memorization.augmentations import View
+from memorization.data.augmentations import View
 from models.byol import BYOLSettings
 from models.mae import MAESettings
 from models.simclr import SimCLRSettings
@@ -24,15 +26,33 @@ EXPERIMENT = {
     "device": "cpu",
     "data": {"name": "fake", "size": 16},
     "subsets": {"shared": 32, "candidate": 24, "independent": 24, "external": 40},
-    "augmentation": {"views": [{"count": 2, "size": 16, "crop_scale": [0.5, 1.0], "flip": 0.5, "jitter": 0.8, "grayscale": 0.2}]},
+    "augmentation": {
+        "views": [
+            {
+                "count": 2,
+                "size": 16,
+                "crop_scale": [0.5, 1.0],
+                "flip": 0.5,
+                "jitter": 0.8,
+                "grayscale": 0.2,
+            }
+        ]
+    },
     "encoder": {"name": "resnet_small", "width": 8},
     "method": {"name": "simclr", "hidden_dim": 8, "projection_dim": 8},
-    "training": {"epochs": 3, "batch_size": 16, "optimizer": "adamw", "learning_rate": 0.01, "base_batch_size": None},
+    "training": {
+        "epochs": 3,
+        "batch_size": 16,
+        "optimizer": "adamw",
+        "learning_rate": 0.01,
+        "base_batch_size": None,
+    },
     "scores": {"views": 4},
     "dejavu": {"k": 20, "views": 3},
 }
 
-# Of every method: its script, the schema of its settings, and what it changes in the tiny experiment.
+# Of every method: its script, the schema of its settings, and what it changes in the tiny
+# experiment.
 METHODS = {
     "simclr": (train_simclr, SimCLRSettings, {}),
     "byol": (
@@ -41,7 +61,10 @@ METHODS = {
         {
             "method": {"name": "byol", "hidden_dim": 8, "projection_dim": 8, "momentum": 0.9},
             "augmentation": {
-                "views": [{"size": 16, "crop_scale": [0.5, 1.0], "jitter": 0.8}, {"size": 16, "crop_scale": [0.5, 1.0], "solarize": 0.5}]
+                "views": [
+                    {"size": 16, "crop_scale": [0.5, 1.0], "jitter": 0.8},
+                    {"size": 16, "crop_scale": [0.5, 1.0], "solarize": 0.5},
+                ]
             },
         },
     ),
@@ -58,7 +81,9 @@ METHODS = {
 
 
 def write_experiment(folder, changes=()):
-    """Write a config into a folder: the tiny experiment with dotted keys changed; a value of None takes a key out. Returns its path."""
+    """Write a config into a folder: the tiny experiment with dotted keys changed; a value of None
+    takes a key out. Returns its path.
+    """
     experiment = copy.deepcopy(EXPERIMENT)
     for key, value in copy.deepcopy({"run": str(folder / "run"), **dict(changes)}).items():
         *sections, last = key.split(".")
@@ -74,7 +99,9 @@ def write_experiment(folder, changes=()):
 
 
 def with_hidden_pixels(view, value, patch=4):
-    """A masked view with the pixels of its hidden patches set to a value; what sees only the visible ones cannot tell."""
+    """A masked view with the pixels of its hidden patches set to a value; what sees only the
+    visible ones cannot tell.
+    """
     patches = patchify(view.pixels, patch)
     seen = torch.zeros(patches.shape[:2], dtype=torch.bool).scatter_(1, view.visible, True)
     return View(unpatchify(torch.where(seen[:, :, None], patches, value), patch), view.visible)
@@ -82,15 +109,21 @@ def with_hidden_pixels(view, value, patch=4):
 
 @pytest.fixture
 def write_config(tmp_path):
-    """write_config(changes) -> path of a config whose run folder is tmp_path / "run"; see write_experiment."""
+    """write_config(changes) -> path of a config whose run folder is tmp_path / "run"; see
+    write_experiment.
+    """
     return lambda changes=(): write_experiment(tmp_path, changes)
 
 
 @pytest.fixture(scope="session")
 def scored_run(tmp_path_factory):
-    """(config path, run folder) of a tiny pair of two seeds, trained with a checkpoint after epoch 2, and scored. Not to be changed."""
+    """(config path, run folder) of a tiny pair of two seeds, trained with a checkpoint after epoch
+    2, and scored. Not to be changed.
+    """
     folder = tmp_path_factory.mktemp("scored")
-    path = write_experiment(folder, {"seeds": [0, 1], "training.checkpoint_epochs": [2], "training.knn_every": 1})
+    path = write_experiment(
+        folder, {"seeds": [0, 1], "training.checkpoint_epochs": [2], "training.knn_every": 1}
+    )
     train_simclr.main(["--config", path])
     memorization_scores.main(["--config", path])
     return path, folder / "run"
@@ -106,7 +139,9 @@ def run_copy(scored_run, tmp_path):
 
 @pytest.fixture
 def refusal(capsys):
-    """refusal(main, argv) -> the one line with which a script refuses wrong use; fails where it does not."""
+    """refusal(main, argv) -> the one line with which a script refuses wrong use; fails where it
+    does not.
+    """
 
     def refuse(main, argv):
         capsys.readouterr()

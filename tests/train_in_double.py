@@ -1,4 +1,5 @@
-"""Train the pair of a config in float64, whatever its method: what test_processes.py starts as one process, or as several by torchrun.
+"""Train the pair of a config in float64, whatever its method: what test_processes.py starts as one
+process, or as several by torchrun.
 
     python tests/train_in_double.py CONFIG METHOD [STEPS]
 
@@ -16,11 +17,11 @@ sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
 from conftest import METHODS  # noqa: E402
 
-from memorization import training  # noqa: E402
 from memorization.config import read_config  # noqa: E402
-from memorization.data import open_images  # noqa: E402
-from memorization.errors import one_line_errors  # noqa: E402
-from memorization.machine import choose_device  # noqa: E402
+from memorization.data.images import open_images  # noqa: E402
+from memorization.machine.command import one_line_errors  # noqa: E402
+from memorization.machine.device import choose_device  # noqa: E402
+from memorization.training import loop as training  # noqa: E402
 from models.encoders import make_encoder  # noqa: E402
 
 
@@ -28,15 +29,23 @@ from models.encoders import make_encoder  # noqa: E402
 def main(argv):
     path, method, *told_after = argv
     script, schema, _ = METHODS[method]
-    config = read_config(script.__doc__, ["--config", path], method=schema, actions=training.ROLE_ACTION)
+    config = read_config(
+        script.__doc__, ["--config", path], method=schema, actions=training.ROLE_ACTION
+    )
     choose_device(config)
     images = open_images(config.data)
     step, steps = training.train_step, 0
 
     def make_method():
         encoder = make_encoder(config.encoder, images.channels, config.augmentation.size)
-        encoder.embed.register_forward_pre_hook(lambda module, pixels: tuple(values.double() for values in pixels))
-        (of_method,) = (value for value in vars(script).values() if isinstance(value, type) and issubclass(value, torch.nn.Module))
+        encoder.embed.register_forward_pre_hook(
+            lambda module, pixels: tuple(values.double() for values in pixels)
+        )
+        (of_method,) = (
+            value
+            for value in vars(script).values()
+            if isinstance(value, type) and issubclass(value, torch.nn.Module)
+        )
         return of_method(encoder, **config.method.arguments()).double()
 
     def counted_step(*arguments):

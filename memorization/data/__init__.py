@@ -1,0 +1,1 @@
+"""Images by name, subsets, and views that (seed, purpose, image) decide."""

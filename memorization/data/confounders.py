@@ -1,0 +1,94 @@
+"""Confounders: warnings if subsets, which should differ in membership alone, share images or differ
+in their classes.
+"""
+
+import itertools
+import warnings
+
+import numpy as np
+
+from memorization.data.subsets import SUBSETS
+from memorization.errors import Caution
+from memorization.machine import processes
+
+FAR = 0.5  # share of the way from the distance of random splits to that of disjoint classes
+RANDOM_SPLITS, ROUNDS = 1000, 10  # random splits of a round, and rounds
+
+
+def warn_of_confounders(subsets, images, settings):
+    """Warn if images of two subsets are the same, or if the classes of two subsets hardly overlap.
+
+    images: prepared ones; settings: the config's `subsets:` section. Pixels of published datasets
+    are hashed in a second or less; those of a folder were hashed when its map was made.
+    """
+    if subsets.role is not None or not processes.is_first():
+        return
+    twins = count_twins(subsets, images)
+    if twins:
+        pairs = ", ".join(f"{count} of {one} in {other}" for (one, other), count in twins.items())
+        message = f"subsets: the same image (equal pixels) stands in two subsets: {pairs}; such images are not what their subset says"
+        warnings.warn(Caution(message), stacklevel=3)
+    distances = find_distant_classes(subsets, images)
+    if distances:
+        parts = [f"{' and '.join(pair)} ({share:.0%} differ)" for pair, share in distances.items()]
+        advice = (
+            "; set subsets.order to shuffled"
+            if settings.order == "file" and not settings.file
+            else ""
+        )
+        message = f"subsets: classes hardly overlap: {', '.join(parts)}; what differs between them may be the classes' doing{advice}"
+        warnings.warn(Caution(message), stacklevel=3)
+
+
+def count_twins(subsets, images):
+    """{(one, other): how many images of one subset have the pixels of an image of the other},
+    without zeros.
+    """
+    digests = {}
+    for name, split in SUBSETS.items():
+        rows = getattr(images, split).digests_of(getattr(subsets, name))
+        digests[name] = [row.tobytes() for row in rows]
+    counts = {}
+    for one, other in itertools.combinations(SUBSETS, 2):
+        in_other = set(digests[other])
+        count = sum(digest in in_other for digest in digests[one])
+        if count:
+            counts[one, other] = count
+    return counts
+
+
+def find_distant_classes(subsets, images):
+    """{(one, other): total variation distance of their classes, in [0, 1]} of the subsets that
+    hardly overlap.
+
+    Their distance is larger than that of every random split of their images, and at least FAR of
+    the way from the mean of the random splits to 1. Images without a label do not count.
+    """
+    histograms = {}
+    for name, split in SUBSETS.items():
+        labels = getattr(images, split).labels.numpy()[getattr(subsets, name)]
+        histograms[name] = np.bincount(labels[labels >= 0], minlength=len(images.classes))
+    generator, distances = np.random.default_rng(0), {}
+    for one, other in itertools.combinations(SUBSETS, 2):
+        counts, all_counts = histograms[one], histograms[one] + histograms[other]
+        if not 0 < counts.sum() < all_counts.sum():
+            continue
+        distance = _total_variation(counts, histograms[other])
+        if distance < FAR:
+            continue
+        for _ in range(ROUNDS):
+            drawn = all_counts, counts.sum(), RANDOM_SPLITS
+            splits = generator.multivariate_hypergeometric(*drawn, method="marginals")
+            by_chance = _total_variation(splits, all_counts - splits)
+            mean = by_chance.mean()
+            if distance <= by_chance.max() or distance < mean + FAR * (1 - mean):
+                break
+        else:
+            distances[one, other] = float(distance)
+    return distances
+
+
+def _total_variation(counts, others):
+    """Half the sum of the absolute differences of two histograms' shares, along their last axis."""
+    shares, of_others = (values / values.sum(-1, keepdims=True) for values in (counts, others))
+    return np.abs(shares - of_others).sum(-1) / 2

@@ -1,0 +1,444 @@
+"""Datasets by name, as uint8 pixels and labels: `open_images`.
+
+A folder of images is listed when it is opened; the images that an experiment uses are decoded once,
+by `Images.prepared`, into a memory map that every later run opens again.
+"""
+
+import functools
+import hashlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from memorization.config import first_difference, shortened
+from memorization.data.catalogue import read_published
+from memorization.data.image_folder import list_image_folder
+from memorization.data.prepared_maps import (
+    KNOWN,
+    Selection,
+    digest_rows,
+    prepare_map,
+    unfinished_path,
+)
+from memorization.data.randomness import sample_keys, stream, uniform
+from memorization.errors import WrongUse
+from memorization.machine import processes
+from memorization.machine.device import to_device
+from memorization.machine.files import exists, size_in_words
+from memorization.machine.resources import pin
+
+# Published mean and standard deviation of each channel, of pixels in [0, 1]; ImageNet's for any
+# folder of images.
+NORMALIZATION = {
+    "fashion_mnist": ((0.2860,), (0.3530,)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "stl10": ((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
+    "image_folder": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "fake": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+NAMED = 5  # broken images that a message names
+FAKE_COUNTS = {"train": 1024, "test": 256}
+FAKE_CLASSES = 10
+FAKE_GRID = 4  # height and width of the random grid behind a smooth pattern
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The training or the test images of a dataset.
+
+    name: "train" or "test". pixels: (rows, C, H, W) uint8, in memory or over a memory map. labels:
+    (N,) int64, -1 where there is none. row_of: (N,) int64, the row of pixels that holds image i, -1
+    where image i was not prepared; None where row i is image i. For a folder of images also files,
+    the N paths; geometry: (rows, 3) float64, scale and x and y offset of each row, prepared pixel =
+    original pixel * scale - offset; digests: (rows, bytes) uint8, of the pixels of each row; and
+    sha256, of the prepared images; the last two were computed when their map was made. device:
+    where images are gathered and views made.
+    """
+
+    name: str
+    pixels: torch.Tensor
+    labels: torch.Tensor
+    row_of: torch.Tensor | None = None
+    files: tuple | None = None
+    geometry: np.ndarray | None = None
+    digests: np.ndarray | None = None
+    sha256: str | None = None
+    device: torch.device = torch.device("cpu")
+
+    def __len__(self):
+        return len(self.labels)
+
+    @property
+    def size(self):
+        """Height and width of the images, which are square."""
+        return self.pixels.shape[2]
+
+    def gather(self, indices):
+        """The images of these indices, (B, C, H, W) uint8 on `device`. indices: (B,) int64 on the
+        CPU, all of them prepared.
+        """
+        if self.row_of is not None:
+            indices = self.row_of[indices]
+            assert (indices >= 0).all(), "images are gathered that were not prepared"
+        return to_device(
+            self.pixels.index_select(0, to_device(indices, self.pixels.device)), self.device
+        )
+
+    def to(self, device, data_device="auto"):
+        """The Split with its images gathered on the device. data_device: where its pixels are kept,
+        "cuda" or "cpu"; "auto" moves them to a GPU if they take less than a fifth of its memory
+        left, whose rest the training will need.
+        """
+        fits = device.type == "cuda" and self.pixels.nbytes < torch.cuda.mem_get_info(device)[0] / 5
+        moves = device.type == "cuda" and (
+            data_device == "cuda" or (data_device == "auto" and fits)
+        )
+        return replace(self, pixels=self.pixels.to(device) if moves else self.pixels, device=device)
+
+    @property
+    def is_far(self):
+        """Whether to gather images takes long: from the memory to a GPU, or from a map on the disk."""
+        return self.pixels.device.type != self.device.type or (
+            self.row_of is not None and self.pixels.device.type == "cpu"
+        )
+
+    def fetched(self, indices):
+        """The Split with these images alone, copied into memory from which a GPU can take them.
+        indices: (B,) int64, each once.
+        """
+        pixels = replace(self, device=self.pixels.device).gather(indices)
+        pixels = pin(pixels) if self.device.type == "cuda" else pixels
+        rows = torch.full((len(self),), -1).index_put((indices,), torch.arange(len(indices)))
+        return replace(self, pixels=pixels, row_of=rows)
+
+    @functools.cached_property
+    def fingerprint(self):
+        """{"count": N, "shape": [rows, C, H, W], "sha256": hex digits}; computed once."""
+        return {
+            "count": len(self),
+            "shape": list(self.pixels.shape),
+            "sha256": self.sha256 or _sha256(self),
+        }
+
+    def digests_of(self, indices):
+        """Digests of the pixels of some images, (n, bytes) uint8, equal exactly if the pixels are.
+        indices: (n,) int64.
+        """
+        if self.digests is not None:
+            return self.digests[self.row_of[torch.as_tensor(indices)].numpy()]
+        parts = [
+            replace(self, device=torch.device("cpu")).gather(part)
+            for part in torch.as_tensor(indices).split(256)
+        ]
+        return np.concatenate(
+            [digest_rows(part.flatten(1).numpy()) for part in parts]
+            or [np.empty((0, 16), np.uint8)]
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """A dataset: two splits, the mean and std (C floats each) that normalize pixels in [0, 1], and
+    the names of its classes.
+
+    For a folder of images also prepared_folder, where its decoded maps lie; skip_broken: whether
+    images that cannot be decoded may be left out; and left_out: {split: {index: Fault}} of those
+    that are.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    mean: tuple
+    std: tuple
+    classes: tuple
+    prepared_folder: Path | None = None
+    skip_broken: bool = False
+    left_out: dict = field(default_factory=lambda: {"train": {}, "test": {}})
+
+    @property
+    def channels(self):
+        return self.train.pixels.shape[1]
+
+    @property
+    def normalization(self):
+        """(mean, std) of the channels."""
+        return self.mean, self.std
+
+    def to(self, device, data_device="auto"):
+        """The Images with both splits gathered on the device; see `Split.to`."""
+        return replace(
+            self, train=self.train.to(device, data_device), test=self.test.to(device, data_device)
+        )
+
+    @property
+    def fingerprint(self):
+        """What the data are, as plain types: the name, and count, shape and sha256 of each split.
+        Of a folder, what is prepared counts.
+        """
+        return {"name": self.name, "train": self.train.fingerprint, "test": self.test.fingerprint}
+
+    def prepared(self, train_indices, test_indices):
+        """The Images from which these indices can be gathered: a folder's are decoded, where no
+        earlier run did; the others are at hand.
+
+        Raises WrongUse, naming the images that cannot be decoded or the map that cannot be written;
+        what was decoded is kept.
+        """
+        images, faults = self._prepare(train_indices, test_indices)
+        all_faults = [*faults["train"].values(), *faults["test"].values()]
+        if all_faults:
+            used = len(np.unique(train_indices)) + len(np.unique(test_indices))
+            raise WrongUse(self._state_faults(all_faults, used))
+        return images
+
+    def find_broken(self, train_indices, test_indices):
+        """{split: {index: Fault}} of the images among these whose files are broken.
+
+        If earlier runs found broken ones, those are returned without looking for more. Else all are
+        decoded. Raises WrongUse if a file is there and cannot be read.
+        """
+        faults = self._prepare(train_indices, test_indices, known_suffice=True)[1]
+        not_broken = [
+            fault for of_split in faults.values() for fault in of_split.values() if not fault.broken
+        ]
+        if not_broken:
+            used = len(train_indices) + len(test_indices)
+            raise WrongUse(self._state_faults(not_broken, used))
+        return faults
+
+    def leave_out(self, broken):
+        """The Images without some broken ones, of `find_broken`."""
+        return replace(
+            self,
+            left_out={split: faults | broken[split] for split, faults in self.left_out.items()},
+        )
+
+    def leave_out_broken(self, train_indices, test_indices):
+        """The Images without the broken ones among these, whose number is printed; all of them
+        unless `skip_broken`.
+        """
+        images, indices = self, {"train": train_indices, "test": test_indices}
+        while self.skip_broken:
+            broken = images.find_broken(*(images.keep(split, indices[split]) for split in indices))
+            if not any(broken.values()):
+                break
+            images = images.leave_out(broken)
+        count = sum(len(faults) for faults in images.left_out.values()) - sum(
+            len(faults) for faults in self.left_out.values()
+        )
+        if count:
+            print(f"{count} broken images are left out", flush=True)
+        return images
+
+    def keep(self, split, indices):
+        """The indices of a split without those that are left out, (n,) int64."""
+        return indices[~np.isin(indices, list(self.left_out[split]))]
+
+    def _prepare(self, train_indices, test_indices, known_suffice=False):
+        """(the Images from which these indices can be gathered, {split: {index: Fault}} of those
+        that cannot be had).
+        """
+        faults = {"train": {}, "test": {}}
+        if self.prepared_folder is None:
+            return self, faults
+        prepare = functools.partial(
+            _prepare_split, folder=self.prepared_folder, known_suffice=known_suffice
+        )
+        with processes.first_before_others():
+            train, faults["train"] = prepare(self.train, train_indices)
+            test, faults["test"] = prepare(self.test, test_indices)
+        return replace(self, train=train, test=test), faults
+
+    def _state_faults(self, faults, used):
+        """One line about the images that cannot be had."""
+        first, *others = faults
+        folder, line = self.prepared_folder, f"{first.file}: {first.reason}"
+        if others:
+            named = ", ".join(fault.file for fault in others[: NAMED - 1])
+            line += f"; so are {len(others)} more of the {used} images: {named}"
+            if len(faults) > NAMED:
+                line += f" and others; {folder / KNOWN} lists those that cannot be decoded"
+        line += f"; repair or delete {'them' if others else 'it'}"
+        line += ", or leave broken images out with data.skip_broken: true"
+        unfinished = [unfinished_path(folder, split) for split in (self.train, self.test)]
+        kept = [
+            f"{path} ({size_in_words(path.stat().st_size)})" for path in unfinished if exists(path)
+        ]
+        return f"{line}; what was decoded is kept in {' and '.join(kept)}" if kept else line
+
+
+def open_images(settings):
+    """The Images of a dataset, by settings.name.
+
+    settings: DataSettings. A folder of images is only listed; call `prepared` on it before pixels
+    are needed. Raises WrongUse, which names the dataset, where it was looked for and the reason,
+    when files are missing or damaged.
+    """
+    return OPENERS[settings.name](settings)
+
+
+def images_of_run(subsets, config):
+    """The Images of the four subsets that a run was trained and is measured with.
+
+    Raises WrongUse where `data.root` holds others than those of training.
+    """
+    images = open_images(config.data).prepared(subsets.train, subsets.external)
+    difference = first_difference(images.fingerprint, subsets.data)
+    if difference:
+        key, found, trained = difference
+        raise WrongUse(
+            f"data.root: {config.data.root} holds other images than {config.run} was trained on: {key} is {shortened(found)}, not "
+            f"{shortened(trained)}"
+        )
+    return images
+
+
+# --- published datasets ---------------------------------------------------------------------------
+
+
+def _open_published(settings):
+    train, test, classes = read_published(
+        settings.name, Path(settings.root).expanduser(), settings.verify
+    )
+    try:
+        splits = [
+            _split(name, *arrays, classes) for name, arrays in (("train", train), ("test", test))
+        ]
+    except ValueError as error:
+        raise WrongUse(
+            f"{settings.name}: cannot be read ({error}); looked for in {settings.root}"
+        ) from None
+    return Images(settings.name, *splits, *NORMALIZATION[settings.name], classes)
+
+
+def _split(name, pixels, labels, classes):
+    """Arrays as a Split. Raises ValueError if images and labels do not fit together."""
+    if not 0 < len(pixels) == len(labels):
+        raise ValueError(f"{len(pixels)} {name} images, but {len(labels)} labels")
+    if not -1 <= labels.min() <= labels.max() < len(classes):
+        raise ValueError(f"a {name} label outside of the {len(classes)} classes")
+    return Split(name, torch.from_numpy(np.array(pixels, order="C")), torch.from_numpy(labels))
+
+
+# --- a folder of images ---------------------------------------------------------------------------
+
+
+def _open_image_folder(settings):
+    classes, listings = list_image_folder(Path(settings.root).expanduser())
+    splits = [_listed(name, listing, settings.size) for name, listing in listings.items()]
+    folder = Path(settings.prepared).expanduser()
+    return Images(
+        settings.name, *splits, *NORMALIZATION[settings.name], classes, folder, settings.skip_broken
+    )
+
+
+def _listed(name, listing, size):
+    """A Split of which no image is prepared."""
+    files = listing.files
+    pixels = torch.empty(0, 3, size, size, dtype=torch.uint8)
+    return Split(
+        name,
+        pixels,
+        torch.tensor(listing.labels),
+        row_of=torch.full((len(files),), -1),
+        files=files,
+    )
+
+
+def _prepare_split(split, indices, folder, known_suffice=False):
+    """(the Split with the images of these indices, and only these, in a map in folder; {index:
+    Fault} of those that cannot be had).
+
+    The rows of the map are in ascending order of index.
+    """
+    indices = torch.as_tensor(indices, dtype=torch.int64).unique()
+    if len(indices) and not 0 <= indices.min() <= indices.max() < len(split):
+        raise WrongUse(
+            f"image_folder: image {indices.max()} is asked for, but the {split.name} folder has only {len(split)} images"
+        )
+    split = replace(
+        split,
+        row_of=torch.full((len(split),), -1).index_put((indices,), torch.arange(len(indices))),
+    )
+    if len(indices) == 0:
+        return split, {}
+    files = [split.files[i] for i in indices.tolist()]
+    selection = Selection(
+        split.name, indices.numpy(), files, split.labels[indices].numpy(), split.size
+    )
+    prepared, faults = prepare_map(selection, folder, known_suffice)
+    if faults:
+        return split, faults
+    of_rows = {
+        "pixels": prepared.pixels,
+        "geometry": prepared.geometry,
+        "digests": prepared.digests,
+        "sha256": prepared.sha256,
+    }
+    return replace(split, **of_rows), {}
+
+
+def _sha256(split):
+    """Hex digits over labels and pixels; where images were prepared, over their indices, labels and
+    pixels.
+    """
+    digest, labels = hashlib.sha256(), split.labels
+    if split.row_of is not None:
+        indices = (split.row_of >= 0).nonzero().squeeze(1)
+        digest.update(indices.numpy())
+        labels = labels[indices]
+    digest.update(labels.numpy())
+    for rows in split.pixels.split(256):
+        digest.update(rows.cpu().numpy())
+    return digest.hexdigest()
+
+
+# --- images made up for tests ---------------------------------------------------------------------
+
+
+def _open_fake(settings):
+    splits = [_fake_split(name, settings.size) for name in FAKE_COUNTS]
+    return Images(
+        settings.name, *splits, *NORMALIZATION[settings.name], tuple(map(str, range(FAKE_CLASSES)))
+    )
+
+
+def _fake_split(name, size):
+    """Images from which both class and instance can be learned: the pattern of the class, one of
+    the image's own, and a little noise.
+    """
+    of_classes = _smooth_patterns(
+        sample_keys(stream(0, "fake", view=0), torch.arange(FAKE_CLASSES)), size
+    )
+    labels = torch.arange(FAKE_COUNTS[name]) % FAKE_CLASSES
+    pixels = []
+    for indices in torch.arange(len(labels)).split(128):
+        keys = sample_keys(stream(0, "fake", name, view=1), indices)
+        noise = uniform(
+            sample_keys(stream(0, "fake", name, view=2), indices), torch.arange(3 * size * size)
+        ).view(-1, 3, size, size)
+        # (B, 3, size, size)
+        mixture = (
+            0.45 * of_classes[labels[indices]] + 0.45 * _smooth_patterns(keys, size) + 0.1 * noise
+        )
+        pixels.append((255 * mixture).round().to(torch.uint8))
+    return Split(name, torch.cat(pixels), labels)
+
+
+def _smooth_patterns(keys, size):
+    """One smooth random pattern a key, (B, 3, size, size) float64 in [0, 1)."""
+    grid = uniform(keys, torch.arange(3 * FAKE_GRID**2)).view(-1, 3, FAKE_GRID, FAKE_GRID)
+    return F.interpolate(grid, size=(size, size), mode="bilinear")
+
+
+OPENERS = {
+    **dict.fromkeys(("fashion_mnist", "cifar10", "cifar100", "svhn", "stl10"), _open_published),
+    "image_folder": _open_image_folder,
+    "fake": _open_fake,
+}

@@ -1,0 +1,79 @@
+"""Randomness as a function: numbers decided by what they are for, not by what was drawn before.
+
+A counter-based hash in place of a generator: the finaliser of splitmix64 (Steele, Lea and Flood
+2014), applied once for every part of the key. It gives the same numbers on every device, in every
+order and batch size.
+"""
+
+import torch
+
+# What a draw is for. No two purposes ever share a number, so no measurement meets a view that was
+# trained on.
+PURPOSES = {
+    name: number
+    for number, name in enumerate(
+        ["training", "scoring", "probing", "query", "order", "subsets", "fake", "removal"]
+    )
+}
+SPLITS = {"train": 0, "test": 1}
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_WORD = (1 << 64) - 1
+
+
+def stream(seed, purpose, split="train", epoch=0, view=0):
+    """The stream of one (seed, purpose, split, epoch, view): an int64 that, with a sample's index,
+    decides its numbers.
+    """
+    key = 0
+    for part in (seed, PURPOSES[purpose], SPLITS[split], epoch, view):
+        key = _mix_int((key ^ _mix_int(part + 1)) + _GOLDEN)
+    return _signed(key)
+
+
+def sample_keys(stream, indices):
+    """One key a sample. stream: an int from `stream`; indices: (B,) int64. Returns (B,) int64."""
+    return _mix(_mix(indices + 1) ^ stream)
+
+
+def uniform(keys, slots):
+    """Uniform numbers in [0, 1).
+
+    keys: (B,) int64 from sample_keys; slots: (S,) int64, which of a sample's numbers are wanted.
+    Returns (B, S) float64.
+    """
+    words = _mix(keys[:, None] + (slots[None, :] + 1) * _signed(_GOLDEN))  # (B, S)
+    return _shift_right(words, 11).double() * 2.0**-53
+
+
+def shuffled(count, seed, purpose, split="train", epoch=0):
+    """A permutation of range(count), int64, decided by the arguments alone."""
+    keys = sample_keys(stream(seed, purpose, split, epoch), torch.arange(count))
+    return torch.argsort(keys, stable=True)
+
+
+def _mix(x):
+    """splitmix64's finaliser on int64, which wraps around as uint64 does."""
+    x = (x ^ _shift_right(x, 30)) * _signed(_FIRST)
+    x = (x ^ _shift_right(x, 27)) * _signed(_SECOND)
+    return x ^ _shift_right(x, 31)
+
+
+def _shift_right(x, bits):
+    """Logical shift: int64's own shift would copy the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix_int(x):
+    """_mix for one Python integer."""
+    x &= _WORD
+    x = ((x ^ (x >> 30)) * _FIRST) & _WORD
+    x = ((x ^ (x >> 27)) * _SECOND) & _WORD
+    return x ^ (x >> 31)
+
+
+def _signed(word):
+    """The int64 with the same 64 bits."""
+    word &= _WORD
+    return word - (1 << 64) if word >> 63 else word

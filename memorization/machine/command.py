@@ -1,0 +1,88 @@
+"""How a script's main runs: wrong use ends it with one line and exit code 2, a signal with its own
+exit code.
+"""
+
+import functools
+import os
+import sys
+import warnings
+
+from memorization.errors import Caution, Interrupted, WrongUse, exhausted_memory, one_line
+from memorization.machine import processes
+from memorization.machine.screen import loss_of_screen, open_screens
+
+
+def one_line_errors(main):
+    """Decorate a script's main(argv=None): errors that are not the program's become one line on
+    stderr.
+
+    WrongUse, memory that ran out and other errors of the system end it with exit code 2,
+    Interrupted with its own. A Caution is one line too. A reader of the screen that leaves, as
+    `head` does, changes no exit code; a screen that cannot be written to for another reason is
+    wrong use.
+    """
+
+    @functools.wraps(main)
+    @open_screens()
+    def run(argv=None):
+        before, warnings.formatwarning = warnings.formatwarning, _one_line
+        try:
+            result = main(argv)
+            processes.leave()
+            _check_screen()
+            return result
+        except WrongUse as error:
+            if processes.tells():
+                print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except processes.Parted:
+            raise SystemExit(2) from None
+        except (MemoryError, RuntimeError, OSError) as error:
+            memory = exhausted_memory(error)
+            if memory is not None:
+                reason = (
+                    f"this needs more than {memory}; end what else uses it, or take less at a time"
+                )
+            elif isinstance(error, OSError):
+                place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+                reason = one_line(f"{place}{error.strerror or error}")
+            elif processes.is_lost(error):
+                reason = (
+                    f"one of the {processes.count()} processes has ended before its work was done"
+                )
+            else:
+                raise
+            if processes.tells():
+                print(f"error: {reason}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except Interrupted as stop:
+            if processes.is_first():  # all processes are interrupted together
+                print(f"stopped: {stop}", file=sys.stderr)
+            raise SystemExit(stop.exit_code) from None
+        except KeyboardInterrupt:
+            print("stopped: the same command starts again, from what was kept", file=sys.stderr)
+            raise SystemExit(130) from None
+        finally:
+            warnings.formatwarning = before
+
+    return run
+
+
+def _check_screen():
+    """Raise WrongUse if something could not be printed, unless the reader had left."""
+    loss = loss_of_screen()
+    if loss is not None and not isinstance(loss, BrokenPipeError):
+        raise WrongUse(
+            f"the screen (stdout): cannot be written to ({loss.strerror}); the work is done, and its files are whole"
+        )
+
+
+_as_python_does = warnings.formatwarning
+
+
+def _one_line(message, category, *place, **line):
+    return (
+        f"warning: {message}\n"
+        if issubclass(category, Caution)
+        else _as_python_does(message, category, *place, **line)
+    )

@@ -1,0 +1,128 @@
+"""The machine a script runs on: its device, and what a result should say of it."""
+
+import platform
+import subprocess
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from memorization.errors import Caution, WrongUse
+from memorization.machine import meeting, processes
+from memorization.machine.resources import pin
+
+
+def choose_device(config):
+    """The torch.device of a script, which joins the other processes of its job; sets the number of
+    CPU threads where the config names one.
+
+    From then on float32 is multiplied as such. Raises WrongUse for an absent GPU.
+    """
+    use_exact_arithmetic()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if meeting.started() > 1 and device.type == "cuda":
+        if device.index is not None:
+            raise WrongUse(
+                f"device: {name!r} is one GPU for {meeting.started()} processes; with cuda or auto each has its own"
+            )
+        device = meeting.own_gpu()
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise WrongUse(
+            f"device: {config.device!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices"
+        )
+    meeting.join(device)
+    return device
+
+
+def to_device(tensor, device):
+    """The tensor on the device. The host goes on at once: a GPU takes it from pinned memory when it
+    comes to it.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = pin(tensor)
+    return tensor.to(device, non_blocking=device.type != "cpu")
+
+
+def uses_bf16(precision, device):
+    """Whether networks multiply in bfloat16.
+
+    precision: "bf16", "fp32", or "auto", which is bf16 on GPUs made for it. Older GPUs, before
+    compute capability 8 (Ampere), only emulate it.
+    """
+    if precision == "auto":
+        return device.type == "cuda" and is_made_for_bf16(device)
+    return precision == "bf16"
+
+
+def is_made_for_bf16(device):
+    """Whether a GPU multiplies in bfloat16 itself."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def warn_of_emulation(setting, precision, device):
+    """Warn if a GPU has to multiply in bfloat16 but only emulates it. setting: the key of the
+    precision.
+    """
+    emulated = precision == "bf16" and device.type == "cuda" and not is_made_for_bf16(device)
+    if emulated and processes.is_first():
+        name = torch.cuda.get_device_name(device)
+        message = f"{setting}: bf16 is only emulated by {name}, and no faster there than fp32"
+        warnings.warn(Caution(message), stacklevel=2)
+
+
+def use_exact_arithmetic():
+    """Multiply float32 as float32: no TF32 in CUDA's matrix products and convolutions."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def describe_machine(device):
+    """Versions, device and git commit, a dict of plain types."""
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "torchvision", "numpy", "scipy")},
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu ({processor()})",
+        "threads": torch.get_num_threads(),
+        "processes": processes.count(),
+        "commit": _commit(),
+    }
+
+
+def processor():
+    """The processor's model, if the system tells it, and the vector instructions that torch uses on
+    it, in words.
+    """
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        model = names[0] if names else model
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _commit():
+    """The git commit of this code, with + where the files differ from it; None outside a git
+    checkout.
+    """
+    try:
+        git = [
+            "git",
+            "-C",
+            str(Path(__file__).parent),
+            "describe",
+            "--always",
+            "--abbrev=40",
+            "--exclude=*",
+            "--dirty=+",
+        ]
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

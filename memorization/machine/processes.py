@@ -1,0 +1,199 @@
+"""Several processes at one job, once they have met (meeting.py): each works on its part, and the
+first one alone writes.
+
+Outside of torchrun there is one process, which is the first, and nothing here does anything.
+"""
+
+import os
+import re
+import time
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+# that a process waits for the others: the first may have a data set to decode
+PATIENCE = timedelta(hours=12)
+# seconds that the other processes wait before they print an error, if they have not met
+SILENCE = 2
+# in the errors of torch when another process is gone
+LOST = re.compile("gloo|NCCL|TCPStore", re.IGNORECASE)
+
+meeting_point = None  # the store in which the processes met
+
+
+class Parted(Exception):
+    """Another process has failed, and prints why."""
+
+
+def count():
+    """How many processes work together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank():
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_first():
+    """Whether this is the process that writes."""
+    return rank() == 0
+
+
+def leave():
+    """Part from the other processes, once all is done."""
+    if dist.is_initialized():
+        wait_for_all()
+        dist.destroy_process_group()
+
+
+def tells():
+    """Whether this process is to print why all of them end: it is the first one that asks."""
+    if meeting_point is not None:
+        try:
+            return meeting_point.add("told", 1) == 1
+        except dist.DistError:  # the process of the store is gone, and may have printed nothing
+            return True
+    # The processes have not met. The first one of a host prints what they all see, then torchrun
+    # ends the others.
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(SILENCE)
+    return True
+
+
+def is_lost(error):
+    """Whether an error says that another process is gone."""
+    return (
+        count() > 1
+        and isinstance(error, RuntimeError)
+        and (isinstance(error, dist.DistError) or bool(LOST.search(str(error))))
+    )
+
+
+def hidden_bar():
+    """tqdm's `disable`: bars are for a terminal, and for the first process."""
+    return None if is_first() else True
+
+
+@contextmanager
+def first_before_others():
+    """Let the first process run the body before the others, such as to make a file that they then
+    find.
+
+    The others raise Parted if the first one fails.
+    """
+    if not is_first() and not agreed(None):
+        raise Parted
+    try:
+        yield
+    except Exception:
+        if is_first():
+            with suppress(RuntimeError):  # the others may be gone
+                agreed(False)
+        raise
+    if is_first():
+        agreed(True)
+
+
+def wait_for_all():
+    """Go on once all processes are here."""
+    largest(0)  # unlike NCCL's barrier, it fails at once if a process is gone
+
+
+def divided(work, parts, name):
+    """[work(part) for part in parts], each part worked on by one process. name: of the work, at its
+    bar.
+
+    What work returns is to be of plain types and arrays, and of tensors on the CPU: it is pickled
+    on its way.
+    """
+    own = [
+        work(part)
+        for part in tqdm(parts[rank() :: count()], desc=name, leave=False, disable=hidden_bar())
+    ]
+    if count() == 1:
+        return own
+    shares = [None] * count()
+    dist.all_gather_object(shares, own)
+    return [shares[i % count()][i // count()] for i in range(len(parts))]
+
+
+def agreed(value):
+    """The value that the first process has, in all."""
+    if count() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+    return values[0]
+
+
+def largest(*numbers):
+    """For each of these ints the largest among the processes, a list."""
+    if count() == 1:
+        return list(numbers)
+    numbers = torch.tensor(numbers)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return numbers.tolist()
+
+
+# --- training together ----------------------------------------------------------------------------
+
+
+def own_part(batch):
+    """This process's part of a batch, whose length is a multiple of the number of processes."""
+    return batch.chunk(count())[rank()]
+
+
+@torch.no_grad()
+def mean(value):
+    """The mean of a tensor over the processes, on its device."""
+    if count() > 1:
+        dist.all_reduce(value)
+        value /= count()
+    return value
+
+
+@torch.no_grad()
+def rows_of_all(values):
+    """The rows (n, D) of all processes, one after the other, (count n, D)."""
+    if count() == 1:
+        return values
+    parts = [torch.empty_like(values) for _ in range(count())]
+    dist.all_gather(parts, values.contiguous())
+    return torch.cat(parts)
+
+
+def norm_that_cannot_be_shared(module, device):
+    """The name of a batch norm that would see this process's part of a batch alone, or None: on
+    GPUs they are shared, on CPUs not.
+    """
+    if count() == 1 or device.type == "cuda":
+        return None
+    return next(
+        (
+            name
+            for name, part in module.named_modules()
+            if isinstance(part, nn.modules.batchnorm._BatchNorm)
+        ),
+        None,
+    )
+
+
+def with_shared_norms(module):
+    """The module, with batch norms that see the whole batch on all GPUs."""
+    return nn.SyncBatchNorm.convert_sync_batchnorm(module) if count() > 1 else module
+
+
+def with_shared_gradients(module):
+    """What to call in the place of a module, so that its gradients are means over the processes;
+    its weights become the first one's.
+    """
+    if count() == 1:
+        return module
+    # Buffers are alike everywhere already: norms see the whole batch.
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)

@@ -1,0 +1,121 @@
+"""Work that a CPU's threads share, each of them doing all of an operation alone."""
+
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import cache
+from itertools import islice
+
+import torch
+
+# that a thread encodes at most: what they become in a network is to stay in its cache
+IMAGES_TOGETHER, PIXELS_TOGETHER = 64, 2**18
+PIXELS_TOGETHER_ELSEWHERE = 2**22  # on a device that does not tell the size of its memory
+# of a GPU's memory, for each pixel it encodes at a time: a ResNet-50 takes 2**12
+BYTES_A_PIXEL = 2**14
+
+
+def count(device):
+    """How many threads share: one on a GPU, and in a thread that has its share already."""
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
+def shared(work, parts, device):
+    """[work(part) for part in parts], shared among threads."""
+    # which hold for one thread alone, as autocast does
+    gradients, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    halved = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+
+    def work_on(part):
+        with (
+            torch.inference_mode(inference),
+            torch.set_grad_enabled(gradients),
+            torch.autocast("cpu", halved) if halved else nullcontext(),
+        ):
+            return work(part)
+
+    threads = count(device)
+    return list(map(work, parts) if threads == 1 else _pool(threads).map(work_on, parts))
+
+
+def encoded(encode, views):
+    """[encode(view.pixels, view.visible) for view in views], in fewer or more calls.
+
+    encode: its rows must not depend on each other. On a CPU threads share the images. A GPU encodes
+    views of one shape together, as far as its memory allows: every call costs the host time, and
+    under autocast casts all weights.
+    """
+    device = views[0].pixels.device
+    if device.type != "cpu":
+        return _encode_together(encode, views, _pixels_at_once(device))
+    share = math.ceil(sum(len(view.pixels) for view in views) / count(device))
+    parts = [_parts(view, min(IMAGES_TOGETHER, share)) for view in views]
+    made = iter(shared(lambda part: encode(*part), sum(parts, []), device))
+    return [torch.cat(list(islice(made, len(of_view)))) for of_view in parts]
+
+
+def _encode_together(encode, views, most):
+    """What `encoded` returns. A call encodes views of one shape, with at most `most` pixels in all.
+
+    A view that has more pixels is encoded by itself.
+    """
+    places_of = {}
+    for place, (pixels, visible) in enumerate(views):
+        shapes = pixels.shape, None if visible is None else visible.shape
+        places_of.setdefault(shapes, []).append(place)
+    encodings = [None] * len(views)
+    for (shape, visible_shape), places in places_of.items():
+        calls = math.ceil(len(places) / max(1, most // max(1, shape[0] * shape[2] * shape[3])))
+        length = math.ceil(len(places) / calls)
+        for group in (places[start : start + length] for start in range(0, len(places), length)):
+            pixels = _join([views[place].pixels for place in group])
+            visible = (
+                None if visible_shape is None else _join([views[place].visible for place in group])
+            )
+            for place, rows in zip(group, encode(pixels, visible).tensor_split(len(group))):
+                encodings[place] = rows
+    return encodings
+
+
+def _pixels_at_once(device):
+    """How many pixels a device encodes in one call.
+
+    The same for all GPUs of a kind, however full they are, so that results are rounded alike.
+    """
+    if device.type != "cuda":
+        return PIXELS_TOGETHER_ELSEWHERE
+    return torch.cuda.get_device_properties(device).total_memory // BYTES_A_PIXEL
+
+
+def _join(parts):
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _parts(view, most):
+    """(pixels, visible) of so many images at most, and of fewer if they are large; a list."""
+    height, width = view.pixels.shape[2:]
+    length = max(1, min(most, PIXELS_TOGETHER // (height * width)))
+    pixels = view.pixels.split(length)
+    return list(
+        zip(pixels, [None] * len(pixels) if view.visible is None else view.visible.split(length))
+    )
+
+
+@cache
+def _pool(threads):
+    """Threads that each do all of an operation alone: it is too small to be shared, and torch
+    rounds a shared sum in another way.
+    """
+    return ThreadPoolExecutor(threads, initializer=_alone)
+
+
+def _alone():
+    """Have torch do operations in this thread alone."""
+    torch.set_num_threads(1)
+    # else torch would take the number that was set last, by any thread, at the first operation in
+    # this one
+    torch.get_num_threads()
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not follow into a forked process

@@ -1,0 +1,1 @@
+"""Measurements of trained encoders, one a file."""

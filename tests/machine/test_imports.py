@@ -1,0 +1,102 @@
+"""The packages work together, and the house's arrows point down; else other tests fail for reasons
+that are hard to see.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# From the bottom up. A module imports modules of its own layer and of those below it.
+LAYERS = [
+    ["memorization.errors"],
+    ["memorization.machine"],
+    ["models"],
+    [
+        f"memorization.{name}"
+        for name in (
+            "alignment",
+            "config",
+            "neighbors",
+            "normalization",
+            "optimizers",
+            "significance",
+        )
+    ],
+    ["memorization.data"],
+    ["memorization.checkpoint"],
+    ["memorization.figures", "memorization.measuring", "memorization.results"],
+    ["memorization.training"],
+]
+FILES = sorted(path for room in ("models", "memorization") for path in ROOT.glob(f"{room}/**/*.py"))
+SCRIPTS = sorted(ROOT.glob("*.py"))
+
+
+def test_torch_and_torchvision_import_together():
+    import torch
+    import torchvision
+
+    boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 2.0]])
+    kept = torchvision.ops.nms(boxes, torch.tensor([0.5, 0.9]), 0.5)  # a compiled operation
+    assert kept.tolist() == [1]
+
+
+def imported_modules(path):
+    """The modules that a file imports, with what it imports from packages as modules."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                module = f"{node.module}.{alias.name}"
+                is_module = (ROOT / module.replace(".", "/")).with_suffix(".py").exists()
+                yield module if is_module else node.module
+
+
+def module_name(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def layer(module):
+    for number, packages in enumerate(LAYERS):
+        if any(module == package or module.startswith(f"{package}.") for package in packages):
+            return number
+    return None
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_arrows_point_down_only(path):
+    own = layer(module_name(path))
+    for module in imported_modules(path):
+        number = layer(module)
+        assert number is None or own is None or number <= own, f"{path.name} imports {module}"
+        assert module not in {script.stem for script in SCRIPTS}, f"{path.name} imports {module}"
+        if module_name(path).startswith("models"):
+            assert not module.startswith("memorization"), f"{path.name} imports {module}"
+
+
+def test_every_module_has_a_layer():
+    without = [module_name(path) for path in FILES if layer(module_name(path)) is None]
+    assert without == ["memorization"]
+
+
+def test_no_script_imports_a_script():
+    names = {path.stem for path in SCRIPTS}
+    for path in SCRIPTS:
+        assert not names & set(imported_modules(path)), path.name
+
+
+def test_no_module_imports_itself_through_others():
+    imports = {module_name(path): set(imported_modules(path)) for path in FILES}
+
+    def visit(module, above):
+        assert module not in above, " imports ".join([*above[above.index(module) :], module])
+        if module in unvisited:
+            for other in imports[module] & imports.keys():
+                visit(other, [*above, module])
+            unvisited.discard(module)
+
+    unvisited = set(imports)
+    for module in imports:
+        visit(module, [])

@@ -1,0 +1,76 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from memorization.data.images import Split
+from memorization.data.prefetching import AHEAD, prefetched
+
+PIXELS = torch.arange(40 * 3 * 4 * 4).view(40, 3, 4, 4).to(torch.uint8)
+BATCHES = list(torch.randperm(40, generator=torch.Generator().manual_seed(0)).split(8))
+
+
+def in_a_map(indices):
+    """A Split of 100 images of which these are prepared, as a folder of images has them."""
+    rows = torch.full((100,), -1).index_put((indices,), torch.arange(40))
+    return Split("train", PIXELS, torch.arange(100), row_of=rows)
+
+
+def test_images_at_hand_are_left_where_they_are():
+    split = Split("train", PIXELS, torch.arange(40))
+    assert not split.is_far and all(found is split for _, found in prefetched(split, BATCHES))
+
+
+def test_images_of_a_map_are_the_same_once_fetched():
+    prepared = torch.arange(50, 90)
+    split, batches = in_a_map(prepared), [50 + batch for batch in BATCHES]
+    assert split.is_far
+    found = list(prefetched(split, batches))
+    assert [indices.tolist() for indices, _ in found] == [batch.tolist() for batch in batches]
+    for indices, fetched in found:
+        assert torch.equal(fetched.gather(indices), split.gather(indices))
+        assert torch.equal(fetched.gather(indices[3:5]), split.gather(indices[3:5]))
+        assert (
+            len(fetched.pixels) == 8
+            and len(fetched) == 100
+            and torch.equal(fetched.labels, split.labels)
+        )
+        with pytest.raises(AssertionError, match="not prepared"):
+            fetched.gather(
+                torch.tensor([next(i for i in range(50, 90) if i not in indices.tolist())])
+            )
+
+
+def test_only_some_batches_are_fetched_ahead(monkeypatch):
+    asked = []
+    fetch = Split.fetched
+    monkeypatch.setattr(
+        Split, "fetched", lambda split, indices: asked.append(None) or fetch(split, indices)
+    )
+    for done, _ in enumerate(prefetched(in_a_map(torch.arange(40)), BATCHES)):
+        assert len(asked) <= done + 1 + AHEAD
+    assert len(asked) == len(BATCHES)
+
+
+def test_an_error_of_fetching_comes_out_and_leaving_early_ends_the_thread():
+    split = in_a_map(torch.arange(40))
+    with pytest.raises(AssertionError, match="not prepared"):
+        list(prefetched(split, [*BATCHES, torch.tensor([99])]))
+    left_early = prefetched(split, BATCHES)
+    next(left_early)
+    left_early.close()
+
+
+def test_pixels_stay_where_they_are_told_to(monkeypatch):
+    moved = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * PIXELS.nbytes, 0))
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *target: moved.append(target) or tensor)
+    split, gpu = Split("train", PIXELS, torch.arange(40)), torch.device("cuda")
+    for place, moves in (("auto", 1), ("cuda", 1), ("cpu", 0)):
+        moved.clear()
+        assert split.to(gpu, place).device == gpu and len(moved) == moves
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5 * PIXELS.nbytes, 0))
+    for place, moves in (("auto", 0), ("cuda", 1)):
+        moved.clear()
+        assert split.to(gpu, place).is_far and len(moved) == moves
+    assert replace(split, device=gpu).is_far

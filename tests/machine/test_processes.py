@@ -1,0 +1,453 @@
+"""Several processes, as torchrun starts them: they give what one gives, and what they cannot share
+is refused by name.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+import torch.nn as nn
+import train_in_double
+from conftest import METHODS, write_experiment
+
+import dejavu
+import linear_probing_train
+import memorization_scores
+import remove_samples
+from memorization.checkpoint import read_checkpoint
+from memorization.errors import WrongUse
+from memorization.machine import meeting, processes
+from memorization.training import loop as training
+
+IN_DOUBLE = {
+    "encoder": {"name": "vit_mini", "width": 32, "depth": 1},
+    "training.epochs": 5,  # of four steps
+    "training.batch_size": 14,
+    "training.clip_gradient": 1.0,
+    "training.knn_every": 5,
+}
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def torchrun(*command, count=2):
+    """The ended processes of a command under torchrun."""
+    address = ["--master_addr", "127.0.0.1", "--master_port", free_port()]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        str(count),
+        *address,
+        "--",
+    ]
+    return subprocess.run([*torchrun, *command], capture_output=True, text=True)
+
+
+def weights_of(run, role):
+    return read_checkpoint(run / "seed_0" / role / "last.pt")["method"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_train_what_one_trains_and_what_they_began_one_ends(method, tmp_path):
+    settings = METHODS[method][2] | IN_DOUBLE
+    if method != "mae":
+        settings = settings | {
+            "method": {"name": method, "hidden_dim": 8, "projection_dim": 8, "head_norm": "layer"}
+        }
+    (tmp_path / "one").mkdir()
+    alone = write_experiment(tmp_path / "one", settings)
+    train_in_double.main([alone, method])
+    together = write_experiment(tmp_path, settings)
+    # f's 20 steps, and 12 of g's
+    ended = torchrun("tests/train_in_double.py", together, method, "32")
+    assert "independent is saved after step 12 of 20" in ended.stderr, ended.stderr
+    assert not (tmp_path / "run/seed_0/independent/encoder.pt").exists()
+    assert read_checkpoint(tmp_path / "run/seed_0/independent/last.pt")["step"] == 12
+    log = [
+        json.loads(line)
+        for line in (tmp_path / "run/seed_0/candidate/log.jsonl").read_text().splitlines()
+    ]
+    of_one = [
+        json.loads(line)
+        for line in (tmp_path / "one/run/seed_0/candidate/log.jsonl").read_text().splitlines()
+    ]
+    for key in ("loss", "spread", "knn_accuracy"):
+        assert [line[key] for line in log if line[key]] == pytest.approx(
+            [line[key] for line in of_one if line[key]], abs=1e-6
+        )
+    train_in_double.main([together, method])
+    for role in ("candidate", "independent"):
+        expected, found = (
+            weights_of(run, role) for run in (tmp_path / "one/run", tmp_path / "run")
+        )
+        assert next(iter(found.values())).dtype == torch.float64
+        for name in expected:
+            assert (found[name] - expected[name]).abs().max() < 1e-6, (role, name)
+
+
+def test_several_processes_measure_what_one_measures(scored_run, tmp_path):
+    path, run = scored_run
+    measure = [
+        "--probe.train_images",
+        "300",
+        "--probe.epochs",
+        "3",
+        "--probe.warmup_epochs",
+        "1",
+        "--dejavu.k",
+        "5",
+        "--scores.batch_size",
+        "16",
+    ]
+    for folder in ("one", "two"):
+        shutil.copytree(run, tmp_path / folder)
+    for script in (memorization_scores, dejavu, linear_probing_train):
+        script.main(["--config", path, *measure, "--run", str(tmp_path / "one")])
+        ended = torchrun(
+            f"{script.__name__}.py", "--config", path, *measure, "--run", str(tmp_path / "two")
+        )
+        assert ended.returncode == 0, ended.stderr
+    for name in ("scores/scores.csv", "dejavu/k_5/dejavu.csv"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    one, two = (
+        json.loads(next((tmp_path / folder).glob("probe/*/summary.json")).read_text())
+        for folder in ("one", "two")
+    )
+    assert one["results"] == two["results"]
+    assert (one["machine"]["processes"], two["machine"]["processes"]) == (1, 2)
+
+
+@pytest.fixture
+def two_processes(monkeypatch):
+    """As in the first of two processes, as far as one process alone can tell."""
+    monkeypatch.setattr(processes, "count", lambda: 2)
+
+
+def test_batch_norm_of_several_processes_on_cpus_is_refused_by_name(
+    two_processes, write_config, refusal, tmp_path
+):
+    line = refusal(METHODS["simclr"][0].main, ["--config", write_config()])
+    assert (
+        "encoder.name: resnet_small" in line
+        and "(encoder.layers.1)" in line
+        and "2 processes can share on GPUs only" in line
+    )
+    config = write_config({"encoder": {"name": "vit_mini", "width": 32, "depth": 1}})
+    assert "(projector.1)" in refusal(METHODS["simclr"][0].main, ["--config", config])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(two_processes, write_config, refusal):
+    line = refusal(
+        METHODS["simclr"][0].main, ["--config", write_config({"training.batch_size": 15})]
+    )
+    assert "training.batch_size: 15 is not a multiple of the 2 processes" in line
+
+
+def test_compiling_for_several_processes_is_refused_by_name(
+    two_processes, write_config, refusal, tmp_path
+):
+    changes = {"encoder": {"name": "vit_mini", "width": 32, "depth": 1}, "training.compile": True}
+    line = refusal(METHODS["simclr"][0].main, ["--config", write_config(changes)])
+    assert (
+        "training.compile: True is not allowed with 2 processes" in line
+        and not (tmp_path / "run").exists()
+    )
+
+
+def test_several_processes_ask_for_a_signal_every_tenth_step_or_every_second(monkeypatch):
+    assert training._steps_between_questions(3) == 1  # one process asks itself
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    steps = {
+        milliseconds: training._steps_between_questions(milliseconds)
+        for milliseconds in (0, 3, 100, 250, 900, 5000)
+    }
+    assert steps == {0: 10, 3: 10, 100: 10, 250: 4, 900: 1, 5000: 1}
+
+
+def test_a_signal_between_two_questions_is_saved_at_the_next_one(
+    write_config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(training, "_steps_between_questions", lambda milliseconds: 10)
+    step, largest, order = training.train_step, processes.largest, []
+
+    def signalling(*arguments, **named):
+        order.append("step")
+        if order.count("step") == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments, **named)
+
+    monkeypatch.setattr(training, "train_step", signalling)
+    monkeypatch.setattr(
+        processes, "largest", lambda *numbers: order.append("question") or largest(*numbers)
+    )
+    with pytest.raises(SystemExit):
+        METHODS["simclr"][0].main(["--config", write_config()])
+    # After the first step, at the end of each epoch of three, and once all wait for the end of the
+    # save.
+    assert order == [
+        "step",
+        "question",
+        "step",
+        "step",
+        "question",
+        "step",
+        "step",
+        "step",
+        "question",
+        "question",
+    ]
+    assert read_checkpoint(tmp_path / "run/seed_0/candidate/last.pt")["step"] == 6
+
+
+def test_retraining_is_shared_by_jobs_not_by_processes(two_processes, scored_run, refusal):
+    line = refusal(remove_samples.main, ["--config", scored_run[0], "--removal.counts", "4"])
+    assert "torchrun started 2" in line and "--jobs I/N" in line
+
+
+def test_one_gpu_is_not_named_for_several_processes(scored_run, refusal, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    line = refusal(METHODS["simclr"][0].main, ["--config", scored_run[0], "--device", "cuda:1"])
+    assert "device: 'cuda:1' is one GPU for 2 processes" in line
+
+
+@pytest.mark.parametrize("parts", [[], [3], list(range(7))])
+def test_divided_work_comes_back_in_order(parts, monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    worked = []
+    for rank in range(3):
+
+        def all_gather(shares, own, rank=rank):
+            assert own == [10 * part for part in parts[rank::3]]
+            shares[:] = [[10 * part for part in parts[other::3]] for other in range(3)]
+
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(processes.dist, "all_gather_object", all_gather)
+        assert processes.divided(lambda part: worked.append(part) or 10 * part, parts, "work") == [
+            10 * part for part in parts
+        ]
+    assert sorted(worked) == parts  # each by one process
+
+
+def test_a_batch_is_shared_out_whole(monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: 4)
+    parts = []
+    for rank in range(4):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        parts.append(processes.own_part(torch.arange(12)))
+    assert torch.equal(torch.cat(parts), torch.arange(12)) and {len(part) for part in parts} == {3}
+
+
+def test_batch_norms_are_shared_on_gpus_without_other_weights(monkeypatch):
+    module = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    names = list(module.state_dict())
+    assert (
+        processes.with_shared_norms(module) is module
+        and processes.with_shared_gradients(module) is module
+    )
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    shared = processes.with_shared_norms(module)
+    assert isinstance(shared[1], nn.SyncBatchNorm) and list(shared.state_dict()) == names
+    assert processes.norm_that_cannot_be_shared(module, torch.device("cuda")) is None
+
+
+# --- the meeting ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """environment(WORLD_SIZE="2", ...) sets these variables of a cluster, and no others."""
+    for variable in (*meeting.VARIABLES, "LOCAL_RANK", "TORCHELASTIC_USE_AGENT_STORE"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def set_variables(**variables):
+        for variable, value in variables.items():
+            monkeypatch.setenv(variable, value)
+
+    return set_variables
+
+
+ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize("variables, words", [
+    ({"WORLD_SIZE": "2"}, ["WORLD_SIZE: 2", "not RANK, MASTER_ADDR, MASTER_PORT", "torchrun, or unset WORLD_SIZE to"]),
+    ({"WORLD_SIZE": ""}, ["WORLD_SIZE: ''"]),
+    ({"WORLD_SIZE": "x"}, ["WORLD_SIZE: 'x'", "a number from 1"]),
+    ({"WORLD_SIZE": "0"}, ["WORLD_SIZE: '0'"]),
+    ({"WORLD_SIZE": "\u00b2"}, ["WORLD_SIZE: '\u00b2'"]),
+    ({"WORLD_SIZE": "9" * 5000}, ["WORLD_SIZE: '999"]),
+    ({"WORLD_SIZE": "2", **ADDRESS}, ["but not RANK;", "unset WORLD_SIZE, MASTER_ADDR, MASTER_PORT"]),
+    ({"WORLD_SIZE": "2", "RANK": "", **ADDRESS}, ["but not RANK;"]),
+    ({"WORLD_SIZE": "2", "RANK": "2", **ADDRESS}, ["RANK: '2'", "0 to 1"]),
+    ({"WORLD_SIZE": "1", "RANK": "1"}, ["RANK: '1'", "0 to 0"]),
+    ({"WORLD_SIZE": "2", "RANK": "0", **ADDRESS, "MASTER_PORT": "70000"}, ["MASTER_PORT: '70000'", "1 to 65535"]),
+    ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "29500"}, ["but not MASTER_ADDR"]),
+])  # fmt: skip
+def test_a_clusters_variables_that_lead_to_no_meeting_are_named_at_once(
+    variables, words, environment, write_config, refusal, tmp_path
+):
+    environment(**variables)
+    line = refusal(METHODS["simclr"][0].main, ["--config", write_config()])
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_variables_of_a_batch_system_alone_mean_one_process(environment):
+    environment(SLURM_NTASKS="4", SLURM_PROCID="1")
+    assert meeting.started() == 1
+    environment(WORLD_SIZE="1", RANK="0")
+    assert meeting.started() == 1
+
+
+def test_a_gpu_of_several_is_named_by_the_local_rank(
+    environment, write_config, refusal, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    environment(WORLD_SIZE="2", RANK="0", **ADDRESS)
+    line = refusal(METHODS["simclr"][0].main, ["--config", write_config({"device": "cuda"})])
+    assert "WORLD_SIZE: 2 in the environment, but not LOCAL_RANK" in line
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_process_that_waits_says_for_whom_and_does_not_wait_for_ever(
+    rank, environment, monkeypatch, capsys
+):
+    monkeypatch.setattr(meeting, "FIRST_WORD", 0.2)
+    monkeypatch.setattr(meeting, "PATIENCE", 1.5)
+    place = f"127.0.0.1:{free_port()}"
+    environment(
+        WORLD_SIZE="2", RANK=rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=place.partition(":")[2]
+    )
+    whom = {
+        "0": f"RANK 1: 1 of 2 processes are at {place}",
+        "1": f"the first process, which does not answer at {place}",
+    }[rank]
+    with pytest.raises(WrongUse) as refused:
+        meeting.join(torch.device("cpu"))
+    assert f"process {rank} of 2 (WORLD_SIZE) waits for {whom}" in capsys.readouterr().err
+    assert (
+        "WORLD_SIZE: waited" in str(refused.value)
+        and whom in str(refused.value)
+        and "torchrun" in str(refused.value)
+    )
+
+
+def test_the_address_that_a_process_waits_at_cannot_command_the_terminal(
+    environment, monkeypatch, capsys
+):
+    monkeypatch.setattr(meeting, "FIRST_WORD", 0.1)
+    monkeypatch.setattr(meeting, "PATIENCE", 0.5)
+    environment(WORLD_SIZE="2", RANK="1", MASTER_ADDR="a\x1b[2J", MASTER_PORT="29500")
+    with pytest.raises(WrongUse):
+        meeting.join(torch.device("cpu"))
+    assert "a\\x1b[2J:29500" in capsys.readouterr().err
+
+
+def test_processes_that_were_told_different_world_sizes_do_not_meet(environment, monkeypatch):
+    monkeypatch.setattr(meeting, "PATIENCE", 1)
+    port = free_port()
+    environment(WORLD_SIZE="2", RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    of_three = meeting.Place(3, 1, "127.0.0.1", int(port))
+    with ThreadPoolExecutor(1) as thread:
+        other = thread.submit(lambda: meeting._meet(of_three, meeting._Wait(of_three)))
+        with pytest.raises(WrongUse, match="waited .* for RANK 1: 1 of 2 processes are at"):
+            meeting.join(torch.device("cpu"))
+        assert isinstance(other.exception(), WrongUse)
+
+
+def test_processes_that_cannot_reach_each_other_end_with_one_line_each(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "absent")
+    codes, lines = ended_together(["pass"], tmp_path)
+    assert codes == [2, 2] and len(lines) == 2, lines
+    assert all(line.startswith("error: no connection to the other processes") for line in lines), (
+        lines
+    )
+
+
+def test_a_port_that_is_taken_is_named(environment):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        environment(WORLD_SIZE="2", RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        with pytest.raises(WrongUse, match=f"MASTER_PORT: {port} cannot be used"):
+            meeting.join(torch.device("cpu"))
+
+
+def ended_together(body, tmp_path):
+    """(exit codes, lines on stderr) of two processes that meet, and then do what the body of a
+    function says.
+    """
+    script = tmp_path / "script.py"
+    lines = ["import os, sys, torch", "from memorization.machine import meeting, processes"]
+    lines += [
+        "from memorization.errors import WrongUse",
+        "from memorization.machine.command import one_line_errors",
+        "@one_line_errors",
+        "def main(argv):",
+    ]
+    lines += [
+        "    meeting.join(torch.device('cpu'))",
+        *(f"    {line}" for line in body),
+        "main(None)",
+    ]
+    script.write_text("\n".join(lines))
+    variables = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+        "PYTHONPATH": os.getcwd(),
+    }
+    started = [
+        subprocess.Popen(
+            [sys.executable, script],
+            env=os.environ | variables | {"RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in started]
+    return [process.returncode for process in started], [
+        line for error in errors for line in error.splitlines()
+    ]
+
+
+@pytest.mark.parametrize("body, line", [
+    (["with processes.first_before_others():", "    if processes.is_first():", "        raise WrongUse('no room')"], "no room"),
+    (["raise WrongUse('all see it')"], "all see it"),
+    (["if not processes.is_first():", "    raise WrongUse('the second')", "processes.wait_for_all()"], "the second"),
+    (["if not processes.is_first():", "    os._exit(2)", "processes.wait_for_all()"], "one of the 2 processes has ended"),
+])  # fmt: skip
+def test_an_error_of_one_process_ends_all_with_one_line(body, line, tmp_path):
+    codes, lines = ended_together(body, tmp_path)
+    assert (
+        codes == [2, 2] and len(lines) == 1 and lines[0].startswith("error: ") and line in lines[0]
+    ), lines
+
+
+def test_processes_that_start_together_find_the_data_prepared_by_the_first(
+    environment, write_config, monkeypatch
+):
+    """The scripts that train meet the others before they open the data."""
+    order = []
+    for script, _, changes in METHODS.values():
+        monkeypatch.setattr(script, "choose_device", lambda config: order.append("meet"))
+        monkeypatch.setattr(script, "open_images", lambda settings: order.append("open"))
+        monkeypatch.setattr(script, "train_pair", lambda *_: order.append("train"))
+        script.main(["--config", write_config(changes)])
+    assert order == ["meet", "open", "train"] * 3

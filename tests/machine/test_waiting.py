@@ -1,0 +1,311 @@
+"""A step of training, scoring or probing never waits for its device.
+
+Tried on torch's meta device, whose tensors have no values to wait for, in float32; and on a GPU, in
+bf16.
+"""
+
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import METHODS
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from memorization.config import (
+    DataSettings,
+    DejaVuSettings,
+    EncoderSettings,
+    ProbeSettings,
+    ScoreSettings,
+    ViewRecipe,
+    read_config,
+)
+from memorization.data.augmentations import training_views
+from memorization.data.images import Split, open_images
+from memorization.data.prefetching import prefetched
+from memorization.machine.device import to_device
+from memorization.measuring.crop_classifier import _train_epoch
+from memorization.measuring.probing import _train_all_weights, train_layers
+from memorization.measuring.queries import make_queries
+from memorization.measuring.representations import Examples, Source
+from memorization.neighbors import knn_accuracy
+from memorization.optimizers import make_optimizer
+from memorization.training.loop import train_step
+from memorization_scores import score_batch
+from models.byol import BYOL
+from models.encoders import make_encoder
+from models.mae import MAE
+from models.simclr import SimCLR
+
+CLASSES = {"simclr": SimCLR, "byol": BYOL, "mae": MAE}
+EVERYTHING = {
+    "size": 16, "crop_scale": [0.2, 1.0], "flip": 0.5, "rotate": [0, 90], "jitter": 0.8, "grayscale": 0.5, "blur": 0.5, "solarize": 0.5,
+    "noise": 0.1,
+}  # fmt: skip
+
+
+class NoBlockingCopies(TorchDispatchMode):
+    """Fails at a copy from one device to another that the host waits for."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name, result = str(operation), operation(*args, **kwargs)
+        devices = {
+            tensor.device.type for tensor in (*args[:2], result) if isinstance(tensor, torch.Tensor)
+        }
+        if name.startswith(("aten._to_copy", "aten.copy_")) and len(devices) > 1:
+            assert kwargs.get("non_blocking") or args[2:] == (True,), (
+                f"the host waits for {name} of {tuple(result.shape)}"
+            )
+        return result
+
+
+class NoTensorsOfLists(TorchFunctionMode):
+    """Fails where a tensor is made from Python numbers on a device: a blocking copy that dispatch
+    does not show.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        assert (
+            function not in (torch.tensor, torch.as_tensor)
+            or torch.device(kwargs.get("device") or "cpu").type == "cpu"
+        )
+        return function(*args, **kwargs)
+
+
+def prepared_step(method, optimizer, write_config, device, changes=()):
+    """() -> a step of a method with every operation that a view may have, on a device."""
+    settings = (
+        METHODS[method][2]
+        | {"training.optimizer": optimizer, "training.clip_gradient": 1.0}
+        | dict(changes)
+    )
+    settings["augmentation.views"] = [
+        EVERYTHING | ({"mask_ratio": 0.75} if method == "mae" else {"count": 2})
+    ]
+    config = read_config("", ["--config", write_config(settings)], method=METHODS[method][1])
+    images = open_images(config.data)
+    split = replace(images.train, pixels=images.train.pixels.to(device), device=device)
+    network = CLASSES[method](make_encoder(config.encoder, 3, 16), **config.method.arguments())
+    network.to(device, memory_format=torch.channels_last)
+    optimizer = make_optimizer(network, config.training)
+    indices = torch.arange(config.training.batch_size)
+
+    def step():
+        views = training_views(
+            split,
+            indices,
+            config.augmentation.views,
+            images.normalization,
+            seed=0,
+            epoch=0,
+            patch=config.encoder.patch,
+        )
+        return train_step(network, optimizer, views, config.training, progress=0.5)
+
+    return step
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
+@pytest.mark.parametrize("method", METHODS)
+def test_no_step_waits_for_its_device(method, optimizer, write_config, monkeypatch):
+    # the meta device knows none
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    step = prepared_step(
+        method, optimizer, write_config, torch.device("meta"), {"training.precision": "fp32"}
+    )
+    with NoBlockingCopies(), NoTensorsOfLists():
+        for _ in range(2):  # the first one makes the optimizer's state
+            assert step().device.type == "meta"
+
+
+META = torch.device("meta")
+
+
+def images_on_meta():
+    images = open_images(DataSettings(name="fake", size=16))
+    return replace(
+        images, train=replace(images.train, pixels=images.train.pixels.to(META), device=META)
+    )
+
+
+def small_encoder():
+    return make_encoder(EncoderSettings(name="resnet_small", width=8), 3, 16)
+
+
+@pytest.mark.parametrize("name, mask_ratio, representation", [
+    ("resnet_small", 0.0, "pooled"), ("vit_mini", 0.0, "tokens"), ("vit_mini", 0.75, "pooled"), ("vit_mini", 0.75, "tokens"),
+])  # fmt: skip
+def test_a_batch_is_scored_by_one_call_of_each_encoder_that_waits_for_nothing(
+    name, mask_ratio, representation, monkeypatch
+):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    settings, images, called = EncoderSettings(name=name), images_on_meta(), []
+    f, g = (make_encoder(settings, 3, 16).eval().to(META) for _ in range(2))
+    for encoder in (f, g):
+        inner = encoder.layers if name == "resnet_small" else encoder.blocks
+        inner.register_forward_hook(lambda layers, given, result: called.append(len(given[0])))
+    recipes = SimpleNamespace(views=[ViewRecipe(**EVERYTHING, mask_ratio=mask_ratio)])
+    scores = ScoreSettings(views=10, representation=representation)
+    config = SimpleNamespace(scores=scores, augmentation=recipes, encoder=settings)
+    with NoBlockingCopies(), NoTensorsOfLists():
+        losses = score_batch(f, g, images.train, torch.arange(64), images.normalization, 0, config)
+    assert called == [640, 640] and all(
+        values.shape == (64,) and values.device == META for values in losses
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
+def test_no_step_of_a_probe_waits_for_its_device(optimizer):
+    train = Examples(
+        torch.empty(80, 8, device=META), torch.empty(80, dtype=torch.int64, device=META)
+    )
+    settings = ProbeSettings(epochs=2, warmup_epochs=1, optimizer=optimizer)
+    with NoBlockingCopies(), NoTensorsOfLists():
+        layers = train_layers(train, 4, settings, [(0.1, 0.0), (0.1, 0.1)], seed=0)
+    assert [layer.weight.device for layer in layers] == [META, META]
+
+
+def test_no_step_of_fine_tuning_waits_for_its_device():
+    images, encoder = images_on_meta(), small_encoder().to(META)
+    source = Source("encoder", encoder.eval(), "", 3, 16, images.normalization)
+    settings = ProbeSettings(fine_tune_epochs=1, fine_tune_batch_size=16)
+    with NoBlockingCopies(), NoTensorsOfLists():
+        _train_all_weights(source, images.train, torch.arange(64), 10, settings, 0, META)
+
+
+@pytest.mark.parametrize("query", ["training", "corner", "center_masked"])
+def test_no_step_of_the_crop_classifier_waits_for_its_device(query):
+    images, encoder = images_on_meta(), small_encoder()
+    record = {"size": 16, "mean": images.mean, "std": images.std}
+    recipes = [ViewRecipe(**EVERYTHING)]
+    queries = make_queries(
+        images.train, torch.arange(128), record, DejaVuSettings(query=query), recipes, 0, patch=None
+    )
+    network = torch.nn.Sequential(encoder, torch.nn.Linear(encoder.dim, 10)).to(META)
+    optimizer = torch.optim.AdamW(network.parameters())
+    with NoBlockingCopies(), NoTensorsOfLists():
+        _train_epoch(network, optimizer, queries, images.train.labels, 0, 0, META)
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations called, for each of which a GPU's host takes some time."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += 1
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
+def test_steps_of_a_large_grid_call_no_more_operations_than_those_of_a_small_one(optimizer):
+    train = Examples(torch.rand(80, 8), torch.arange(80) % 4)
+    of_steps = []
+    for size in (2, 19):
+        grid, counts = [(0.1 * rate, 0.0) for rate in range(1, 1 + size)], []
+        for epochs in (2, 5):
+            settings = ProbeSettings(epochs=epochs, warmup_epochs=1, optimizer=optimizer)
+            with Operations() as operations:
+                train_layers(train, 4, settings, grid, seed=0)
+            counts.append(operations.count)
+        of_steps.append(counts[1] - counts[0])
+    assert of_steps[0] == of_steps[1]
+
+
+class NumbersRead(TorchDispatchMode):
+    """Counts how often a number of a tensor is read, for which a GPU's host waits."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += "_local_scalar_dense" in str(operation)
+        return operation(*args, **(kwargs or {}))
+
+
+def test_accuracies_of_many_images_are_read_once():
+    read = []
+    for count in (600, 3000):
+        values, labels = torch.rand(count, 8), torch.arange(count) % 7
+        with NumbersRead() as numbers:
+            knn_accuracy(values, labels, values, labels, 5)
+        read.append(numbers.count)
+    assert read[0] == read[1]
+
+
+def test_images_in_memory_are_sent_without_waiting():
+    split = Split(
+        "train",
+        torch.zeros(9, 3, 4, 4, dtype=torch.uint8),
+        torch.zeros(9),
+        device=torch.device("meta"),
+    )
+    indices = torch.arange(4)
+    with NoBlockingCopies():
+        gathered = [
+            split.gather(indices),
+            *(fetched.gather(indices) for _, fetched in prefetched(split, [indices])),
+        ]
+    assert [(images.device.type, tuple(images.shape)) for images in gathered] == 2 * [
+        ("meta", (4, 3, 4, 4))
+    ]
+
+
+def test_a_gpu_takes_tensors_from_pinned_memory(monkeypatch):
+    pinned = []
+    monkeypatch.setattr(
+        torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor + 1) or pinned[-1]
+    )
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda tensor, device, non_blocking: (tensor, device.type, non_blocking)
+    )
+    tensor = torch.zeros(2)
+    assert to_device(tensor, torch.device("cpu")) == (tensor, "cpu", False) and pinned == []
+    sent, *how = to_device(tensor, torch.device("cuda"))
+    assert sent is pinned[0] and how == ["cuda", True]
+
+
+def test_what_would_be_waited_for_is_seen():
+    meta = torch.device("meta")
+    with NoBlockingCopies():
+        to_device(torch.ones(2), meta)
+        with pytest.raises(AssertionError, match="waits"):
+            torch.ones(2).to(meta)
+    with NoTensorsOfLists(), pytest.raises(AssertionError):
+        torch.tensor([1.0], device=meta)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        torch.ones(2, device=meta).sum().item()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
+@pytest.mark.parametrize("method", METHODS)
+def test_no_step_waits_for_a_gpu(method, optimizer, write_config):
+    step = prepared_step(method, optimizer, write_config, torch.device("cuda"))
+    step()  # prepares libraries, which waits
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss = step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert loss.isfinite()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
+def test_no_step_of_a_probe_waits_for_a_gpu(optimizer):
+    train = Examples(torch.rand(80, 8, device="cuda"), torch.arange(80, device="cuda") % 4)
+    settings = ProbeSettings(epochs=2, warmup_epochs=1, optimizer=optimizer)
+    train_layers(train, 4, settings, [(0.1, 0.0)], seed=0)  # prepares libraries, which waits
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        layers = train_layers(train, 4, settings, [(0.1, 0.0), (0.1, 0.1)], seed=0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(layer.weight.isfinite().all() for layer in layers)

@@ -1,0 +1,544 @@
+import errno
+import fcntl
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from conftest import write_experiment
+
+import train_simclr
+from memorization.checkpoint import read_checkpoint
+from memorization.errors import WrongUse
+from memorization.machine import files as storage
+from memorization.machine.files import (
+    append,
+    check_writable,
+    exists,
+    is_folder,
+    names_in,
+    read_arrays,
+    read_bytes,
+    read_text,
+    refuse_broken,
+    size_in_words,
+    sole_process,
+    sync_folder,
+    temporary_file,
+    write_atomically,
+    write_json,
+)
+
+
+def test_a_file_is_written_with_its_folder(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    write_atomically(path, "text")
+    write_atomically(tmp_path / "new" / "bytes", b"\x00\xff")
+    assert path.read_text() == "text" and (tmp_path / "new" / "bytes").read_bytes() == b"\x00\xff"
+    assert sorted(os.listdir(path.parent)) == ["bytes", "file.txt"]
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(failing, tmp_path, monkeypatch):
+    path = tmp_path / "file.txt"
+    write_atomically(path, "old")
+
+    def fail(*_):
+        assert path.read_text() == "old"  # until the rename, whatever was written went elsewhere
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, failing, fail)
+    with pytest.raises(
+        WrongUse, match=f"{path}: cannot be written .disk full.: it needs 3 bytes, .* free"
+    ):
+        write_atomically(path, "new")
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_a_line_is_appended_to_what_is_there(tmp_path):
+    for line in ("one\n", "two\n"):
+        append(tmp_path / "log", line)
+    assert (tmp_path / "log").read_text() == "one\ntwo\n"
+    with pytest.raises(WrongUse, match=f"{tmp_path}: cannot be written .Is a directory"):
+        append(tmp_path, "three\n")
+
+
+def test_a_run_that_meets_a_full_disk_is_one_line_and_goes_on_bit_identical_once_there_is_room(
+    tmp_path,
+):
+    whole, short = (
+        write_experiment(tmp_path / name, {})
+        for name in ("whole", "short")
+        if not (tmp_path / name).mkdir()
+    )
+    train_simclr.main(["--config", whole])
+    folder = tmp_path / "short/run/seed_0/candidate"
+    folder.parent.mkdir(parents=True)
+    # all but encoder.pt is written
+    shutil.copytree(tmp_path / "whole/run/seed_0/candidate", folder)
+    for name in ("config.yaml", "subsets.npz"):
+        shutil.copy(tmp_path / "whole/run" / name, tmp_path / "short/run")
+    (folder / "encoder.pt").unlink()
+    kept = {name: (folder / name).read_bytes() for name in ("last.pt", "log.jsonl")}
+    command = [sys.executable, train_simclr.__file__, "--config", short]
+    limit = len(kept["last.pt"]) // 2
+
+    def few_bytes():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    ended = subprocess.run(command, preexec_fn=few_bytes, capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
+    assert (
+        f"error: {folder}/next.pt: cannot be written (File too large): it needs 287.2 kB"
+        in ended.stderr
+    )
+    assert {name: (folder / name).read_bytes() for name in kept} == kept
+    assert read_checkpoint(folder / "last.pt")["step"] == 9
+    assert sorted(os.listdir(folder)) == ["last.pt", "log.jsonl"]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    for role in ("candidate", "independent"):
+        name = f"run/seed_0/{role}/encoder.pt"
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "short" / name).read_bytes()
+
+
+def test_json_has_null_for_what_is_no_number(tmp_path):
+    write_json(
+        tmp_path / "a.json", {"t": float("inf"), "list": [1.5, {"p": float("nan")}], "text": "nan"}
+    )
+    assert json.loads((tmp_path / "a.json").read_text()) == {
+        "t": None,
+        "list": [1.5, {"p": None}],
+        "text": "nan",
+    }
+
+
+def test_a_second_process_is_refused_with_the_first_ones_host_and_number(tmp_path):
+    with sole_process(tmp_path / "lock"):
+        with pytest.raises(
+            WrongUse, match=f"process {os.getpid()} of {socket.gethostname()} is writing here"
+        ):
+            with sole_process(tmp_path / "lock"):
+                pass
+        # the refused one left it alone
+        assert json.loads((tmp_path / "lock").read_text())["process"] == os.getpid()
+    assert not (tmp_path / "lock").exists()
+    with sole_process(tmp_path / "lock"):
+        pass
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "\0\0\0",
+        json.dumps({"host": socket.gethostname(), "process": 4_000_000, "since": 0}),
+    ],
+)
+def test_a_lock_left_behind_on_this_host_is_taken_over(content, tmp_path):
+    (tmp_path / "lock").write_text(content)
+    with sole_process(tmp_path / "lock"):
+        assert json.loads((tmp_path / "lock").read_text())["process"] == os.getpid()
+
+
+def test_a_lock_of_another_host_is_refused_with_its_age_and_the_line_that_removes_it(tmp_path):
+    lock = tmp_path / "lock"
+    lock.write_text(json.dumps({"host": "elsewhere", "process": 7, "since": time.time() - 7200}))
+    for _ in range(2):
+        with pytest.raises(
+            WrongUse,
+            match=f"process 7 of elsewhere has written here for 2.0 hours; if it has ended: rm {lock}",
+        ):
+            with sole_process(lock):
+                pass
+    lock.unlink()
+    with sole_process(lock):
+        pass
+
+
+def test_who_waits_goes_on_once_the_first_one_has_ended(tmp_path, capsys):
+    order = []
+
+    def second():
+        with sole_process(tmp_path / "lock", wait=True):
+            order.append("second")
+
+    with sole_process(tmp_path / "lock"):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        while (
+            f"process {os.getpid()} of {socket.gethostname()} is writing here; waiting"
+            not in capsys.readouterr().out
+        ):
+            time.sleep(0.01)
+        order.append("first")
+    waiting.join()
+    assert order == ["first", "second"] and not (tmp_path / "lock").exists()
+
+
+# --- links, special files and what killed writers leave behind ------------------------------------
+
+
+def test_a_temporary_file_has_a_name_that_cannot_be_guessed_and_is_new(tmp_path, monkeypatch):
+    names, opened = set(), os.open
+
+    def noted(path, flags, *mode):
+        if ".partial" in str(path):
+            names.add(str(path))
+            assert flags & os.O_EXCL and flags & os.O_CREAT and flags & os.O_NOFOLLOW
+        return opened(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", noted)
+    for _ in range(3):
+        write_atomically(tmp_path / "file", "text")
+    assert len(names) == 3 and os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("name", [".file.partial", ".file.0123456789abcdef.partial"])
+def test_no_link_in_a_folder_leads_a_write_to_another_file(name, tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / name).symlink_to("victim")
+    write_atomically(tmp_path / "file", "text")
+    assert (tmp_path / "victim").read_text() == "precious" and (
+        tmp_path / "file"
+    ).read_text() == "text"
+    assert (tmp_path / name).is_symlink()  # not ours
+
+
+def test_a_link_in_the_place_of_a_file_is_replaced_and_its_target_left_alone(tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "file").symlink_to("victim")
+    write_atomically(tmp_path / "file", "text")
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert not (tmp_path / "file").is_symlink() and (tmp_path / "file").read_text() == "text"
+
+
+def test_nothing_is_appended_through_a_link_and_no_lock_is_taken_through_one(tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    for target in ("victim", "nowhere"):
+        (tmp_path / "link").symlink_to(target)
+        with pytest.raises(WrongUse, match="link: cannot be written .it is a link"):
+            append(tmp_path / "link", "line")
+        with (
+            pytest.raises(WrongUse, match="link: cannot be written .it is a link"),
+            sole_process(tmp_path / "link"),
+        ):
+            pass
+        (tmp_path / "link").unlink()
+    assert (tmp_path / "victim").read_text() == "precious" and not (tmp_path / "nowhere").exists()
+
+
+def test_a_file_of_something_else_under_the_name_of_a_lock_is_left_as_it_is(tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    os.link(tmp_path / "victim", tmp_path / "lock")
+    with (
+        pytest.raises(WrongUse, match="lock: cannot be written .it is no lock"),
+        sole_process(tmp_path / "lock", wait=True),
+    ):
+        pass
+    assert (tmp_path / "lock").read_text() == (tmp_path / "victim").read_text() == "precious"
+
+
+def test_a_folder_that_is_reached_through_a_link_is_written_and_read_as_any(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to("disk")
+    write_atomically(tmp_path / "run/file", "text")
+    append(tmp_path / "run/file", " and more")
+    with sole_process(tmp_path / "run/lock"):
+        assert read_text(tmp_path / "run/file") == "text and more"
+    (tmp_path / "link").symlink_to("disk/file")  # a reader may follow a link
+    assert read_text(tmp_path / "link") == "text and more" and is_folder(tmp_path / "run")
+
+
+def make_special(path, kind):
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as end:
+            end.bind(os.path.relpath(path))  # such paths are short
+    elif kind == "link to a device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "link to a device", "folder"])
+def test_what_is_no_file_is_refused_at_once_and_never_waited_for(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "special"
+    make_special(path, kind)
+    for read in (read_bytes, read_text, read_arrays):
+        with (
+            pytest.raises(WrongUse, match="special: cannot be read") as refusal,
+            refuse_broken(path, "not whole", "; delete it"),
+        ):
+            read(path)
+        assert "delete" not in str(refusal.value)
+    writers = [append, lambda path, _: sole_process(path).__enter__()]
+    writers += [] if kind == "link to a device" else [write_atomically]
+    for write in writers:
+        with pytest.raises(WrongUse, match="special: cannot be written"):
+            write(path, "text")
+    assert os.listdir(tmp_path) == ["special"] and not stat.S_ISREG(os.lstat(path).st_mode)
+
+
+def test_a_link_that_leads_nowhere_is_not_taken_for_a_missing_file(tmp_path):
+    (tmp_path / "last.pt").symlink_to("nowhere")
+    with pytest.raises(WrongUse, match="last.pt: a link that leads nowhere"):
+        exists(tmp_path / "last.pt")
+    assert (
+        not exists(tmp_path / "missing")
+        and not exists(tmp_path / "missing/below")
+        and exists(tmp_path)
+    )
+
+
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path):
+    write_atomically(tmp_path / "b/file", "")
+    assert names_in(tmp_path / "missing") == [] and names_in(tmp_path) == ["b"]
+    with pytest.raises(WrongUse, match="file: cannot be listed .Not a directory"):
+        names_in(tmp_path / "b/file")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may enter every folder")
+def test_a_folder_that_may_not_be_entered_is_told_as_such(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0)
+    for look in (exists, is_folder):
+        with pytest.raises(WrongUse, match="closed/file: cannot be read .Permission denied"):
+            look(tmp_path / "closed/file")
+    with pytest.raises(WrongUse, match="closed: cannot be written .Permission denied"):
+        check_writable(tmp_path / "closed")
+
+
+def killed_in_the_middle_of_a_write(folder):
+    """The temporary file that a killed writer of folder / "file" leaves behind."""
+    code = (
+        "import os, signal\nfrom memorization.machine.files import *\n"
+        f"with temporary_file(Path({str(folder / 'file')!r})) as (file, _):\n"
+        "    file.write(b'half')\n    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    (temporary,) = folder.glob(".file.*.partial")
+    return temporary
+
+
+def test_what_a_killed_writer_left_is_deleted_by_the_next_one_and_what_one_at_work_has_is_not(
+    tmp_path,
+):
+    dead = killed_in_the_middle_of_a_write(tmp_path)
+    write_atomically(tmp_path / "other", "text")
+    assert dead.exists()
+    with temporary_file(tmp_path / "file") as (_, living):
+        write_atomically(tmp_path / "file", "text")
+        assert not dead.exists() and living.exists()
+    assert sorted(os.listdir(tmp_path)) == ["file", "other"]
+
+
+def test_where_locks_tell_nothing_what_is_left_behind_is_deleted_after_a_day(tmp_path, monkeypatch):
+    dead = killed_in_the_middle_of_a_write(tmp_path)
+    monkeypatch.setattr(fcntl, "flock", refuse_locks)
+    write_atomically(tmp_path / "file", "text")
+    assert dead.exists()
+    os.utime(dead, (0, 0))
+    write_atomically(tmp_path / "file", "text")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+# --- file systems that cannot do something --------------------------------------------------------
+
+
+def refuse_locks(*_):
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF])
+def test_a_folder_that_cannot_be_synced_is_passed_over_and_another_error_is_not(
+    code, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(code, "no")))
+    sync_folder(tmp_path)
+    with pytest.raises(WrongUse, match="file: cannot be written"):
+        write_atomically(tmp_path / "file", "text")  # of the file itself
+    monkeypatch.setattr(
+        os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error"))
+    )
+    with pytest.raises(WrongUse, match="cannot be written .Input/output error"):
+        sync_folder(tmp_path)
+
+
+def test_without_flock_a_lock_is_a_file_that_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", refuse_locks)
+    monkeypatch.setattr(storage, "CONTEST", 0)
+    with sole_process(tmp_path / "lock"):
+        with (
+            pytest.raises(WrongUse, match=f"process {os.getpid()} of .* is writing here"),
+            sole_process(tmp_path / "lock"),
+        ):
+            pass
+        assert (tmp_path / "lock").exists()
+    assert not (tmp_path / "lock").exists()
+    # ended; or its number is ours, as in a container that starts anew
+    for process in (4_000_000, os.getpid()):
+        (tmp_path / "lock").write_text(
+            json.dumps({"host": socket.gethostname(), "process": process, "since": 0})
+        )
+        with sole_process(tmp_path / "lock"):
+            pass
+
+
+def test_without_flock_the_number_of_a_process_in_another_container_tells_nothing(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(fcntl, "flock", refuse_locks)
+    with sole_process(tmp_path / "lock"):
+        record = json.loads((tmp_path / "lock").read_text())
+    for process in (4_000_000, os.getpid()):  # there it may be at work
+        other = record | {"host": "3f2a77c01b9e", "numbering": "pid:[7]", "process": process}
+        (tmp_path / "lock").write_text(json.dumps(other))
+        with (
+            pytest.raises(WrongUse, match=f"process {process} of 3f2a77c01b9e is writing here"),
+            sole_process(tmp_path / "lock"),
+        ):
+            pass
+
+
+def test_a_lock_that_cannot_be_had_is_one_line_and_nothing_is_left(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with (
+        pytest.raises(WrongUse, match="lock: cannot be written .No space left on device"),
+        sole_process(tmp_path / "lock"),
+    ):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_is_found_before_the_work(tmp_path, monkeypatch):
+    check_writable(tmp_path / "not/yet/made")
+    assert os.listdir(tmp_path) == []
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")),
+    )
+    with pytest.raises(WrongUse, match=f"{tmp_path}: cannot be written .No space left on device"):
+        check_writable(tmp_path / "not/yet/made")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_in_the_place_of_a_folder_is_found_before_the_work(tmp_path):
+    write_atomically(tmp_path / "scores", "")
+    for folder in ("scores", "scores/epoch_0100"):
+        with pytest.raises(
+            WrongUse, match=f"{tmp_path}/scores: cannot be written to .it is a file"
+        ):
+            check_writable(tmp_path / folder)
+
+
+def test_half_a_line_is_not_left_in_a_log(tmp_path, monkeypatch):
+    append(tmp_path / "log", "one\n")
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")),
+    )
+    with pytest.raises(WrongUse, match="log: cannot be written .No space left on device"):
+        append(tmp_path / "log", "two\n")
+    assert (tmp_path / "log").read_text() == "one\n"
+
+
+# --- who holds a lock -----------------------------------------------------------------------------
+
+
+def lock_of_another_host(path, silent_for):
+    path.write_text(json.dumps({"host": "elsewhere", "process": 7, "since": time.time() - 7200}))
+    os.utime(path, (time.time() - silent_for,) * 2)
+
+
+def test_a_lock_of_another_host_that_gives_no_sign_of_life_is_taken_over_with_one_line(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(storage, "CONTEST", 0)
+    lock_of_another_host(tmp_path / "lock", silent_for=600)
+    with sole_process(tmp_path / "lock"):
+        assert json.loads((tmp_path / "lock").read_text())["process"] == os.getpid()
+    line = f"{tmp_path}/lock: taken over from process 7 of elsewhere, which gave no sign of life for 10 minutes\n"
+    assert capsys.readouterr().out == line and os.listdir(tmp_path) == []
+
+
+def test_silence_is_measured_by_the_clock_of_the_file_system(tmp_path, monkeypatch):
+    lock_of_another_host(tmp_path / "lock", silent_for=0)
+    monkeypatch.setattr(storage, "_now", lambda path: os.stat(path).st_mtime + 10)
+    monkeypatch.setattr(time, "time", lambda: 4e9)  # the clock of this host is wrong
+    with pytest.raises(WrongUse, match="process 7 of elsewhere"), sole_process(tmp_path / "lock"):
+        pass
+
+
+def test_who_holds_a_lock_renews_its_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "HEARTBEAT", 0.01)
+    with sole_process(tmp_path / "lock"):
+        os.utime(tmp_path / "lock", (0, 0))
+        while os.stat(tmp_path / "lock").st_mtime == 0:
+            time.sleep(0.01)
+    assert not (tmp_path / "lock").exists()
+
+
+def test_a_lock_of_a_container_on_this_machine_that_had_another_name_is_taken_over(tmp_path):
+    with sole_process(tmp_path / "lock"):
+        record = json.loads((tmp_path / "lock").read_text())
+    if record["boot"] is None:
+        pytest.skip("this system does not tell one start of its kernel from another")
+    (tmp_path / "lock").write_text(json.dumps(record | {"host": "3f2a77c01b9e"}))
+    with sole_process(tmp_path / "lock"):
+        assert json.loads((tmp_path / "lock").read_text())["host"] == socket.gethostname()
+
+
+def test_a_lock_that_another_has_taken_over_is_left_to_it(tmp_path):
+    with sole_process(tmp_path / "lock"):
+        # as after a night in which this host slept
+        lock_of_another_host(tmp_path / "lock", silent_for=0)
+    assert json.loads((tmp_path / "lock").read_text())["host"] == "elsewhere"
+    (tmp_path / "lock").unlink()
+    with sole_process(tmp_path / "lock"):
+        (tmp_path / "lock").rename(tmp_path / "aside")
+        (tmp_path / "lock").write_text("another file")
+    assert (tmp_path / "lock").read_text() == "another file"
+
+
+def add_ten(path):
+    for _ in range(10):
+        with sole_process(path.with_name("lock"), wait=True):
+            write_atomically(path, str(int(read_text(path)) + 1))
+
+
+def test_many_processes_change_a_file_one_after_the_other_without_a_word(tmp_path, capfd):
+    write_atomically(tmp_path / "number", "0")
+    writers = [
+        multiprocessing.get_context("fork").Process(target=add_ten, args=(tmp_path / "number",))
+        for _ in range(4)
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == 4 * [0] and capfd.readouterr() == ("", "")
+    assert read_text(tmp_path / "number") == "40" and os.listdir(tmp_path) == ["number"]
+
+
+@pytest.mark.parametrize(
+    "size, words",
+    [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (2e6, "2.0 MB"), (3e10, "30.0 GB")],
+)
+def test_a_size_is_told_in_the_unit_that_shows_it(size, words):
+    assert size_in_words(size) == words

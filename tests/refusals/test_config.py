@@ -1,0 +1,299 @@
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from conftest import METHODS
+
+import memorization_scores
+import train_simclr
+from memorization.config import (
+    Config,
+    first_difference,
+    read_config,
+    read_run_config,
+    save_config,
+    trained_part,
+)
+from memorization.data.images import NORMALIZATION
+from memorization.errors import WrongUse
+from memorization.training.loop import try_method
+from models.simclr import SimCLRSettings
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def read(path, *options):
+    return read_config("A script.", ["--config", path, *options], method=SimCLRSettings)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_is_whole_and_names_its_run_after_itself(path):
+    written = yaml.safe_load(path.read_text())
+    _, schema, _ = METHODS[written["method"]["name"]]
+    config = read_config("A script.", ["--config", str(path)], method=schema)
+    assert config.run == f"runs/{path.stem}"
+    assert {
+        "run",
+        "seeds",
+        "data",
+        "subsets",
+        "augmentation",
+        "encoder",
+        "method",
+        "training",
+        "scores",
+    } <= set(written)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_method_of_every_config_takes_the_views_of_its_augmentation(path, monkeypatch):
+    written, tried = yaml.safe_load(path.read_text()), []
+    script, _, _ = METHODS[written["method"]["name"]]
+    channels = len(NORMALIZATION[written["data"]["name"]][0])
+    monkeypatch.setattr(script, "open_images", lambda settings: SimpleNamespace(channels=channels))
+    monkeypatch.setattr(
+        script,
+        "train_pair",
+        lambda make_method, images, config: tried.append(try_method(make_method, channels, config)),
+    )
+    script.main(["--config", str(path)])
+    assert tried == [None]
+
+
+def test_every_value_of_the_file_is_an_option(write_config):
+    config = read(
+        write_config(), "--training.epochs", "7", "--seeds", "3", "4", "--method.temperature", "0.1", "--data.root", "2024",
+        "--augmentation.views", "[{size: 16, count: 2, flip: 1}]", "--training.clip_gradient", "null", "--training.checkpoint_epochs", "[]",
+    )  # fmt: skip
+    assert (config.training.epochs, config.seeds, config.method.temperature) == (7, [3, 4], 0.1)
+    assert config.data.root == "2024" and config.augmentation.views[0].flip == 1.0
+    assert config.training.clip_gradient is None and config.training.checkpoint_epochs == []
+
+
+def test_numbers_are_decimal_in_the_file_and_on_the_command_line(write_config):
+    path = Path(write_config())
+    path.write_text(path.read_text().replace("seeds:\n- 0\n", "seeds: [8, +10, 0]\n"))
+    config = read(str(path), "--training.learning_rate", "10.50", "--method.temperature", ".5")
+    assert config.seeds == [8, 10, 0]
+    assert (config.training.learning_rate, config.method.temperature) == (10.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    "word, plain", [("010", "10"), ("08", "8"), ("+007", "+7"), ("-010", "-10")]
+)
+def test_a_number_with_zeros_before_it_is_refused(word, plain, write_config):
+    """YAML 1.1 reads 010 as 8, and `seq -w` means 10."""
+    with pytest.raises(
+        WrongUse, match=rf"seeds.0: .*without the zeros before it, as {re.escape(plain)}\)"
+    ):
+        read(write_config(), "--seeds", word)
+    path = Path(write_config())
+    path.write_text(path.read_text().replace("seeds:\n- 0\n", f"seeds: [{word}]\n"))
+    with pytest.raises(WrongUse, match=re.escape(f"seeds.0: '{word}' is not allowed")):
+        read(str(path))
+
+
+TEXTS = [
+    "010",
+    "08",
+    "1:30",
+    "1_000",
+    "0x10",
+    "1e-3",
+    "on",
+    "no",
+    "null",
+    "true",
+    "2024-01-01",
+    "=",
+    "<<",
+    ".5",
+    "-.5",
+    ".inf",
+    "a: b",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_that_looks_like_something_else_is_kept_in_the_run_folder(
+    text, write_config, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    save_config(read(write_config(), "--run", text))
+    assert read_run_config(text).run == text
+    # for others' programs, too
+    assert yaml.safe_load(Path(text, "config.yaml").read_text())["run"] == text
+
+
+@pytest.mark.parametrize(
+    "text", ["010", "08", "1:30", "on", "no", "2024-01-01", "0x10", "1e-3", "="]
+)
+def test_what_is_neither_decimal_nor_true_or_false_is_text(text, write_config):
+    path = Path(write_config())
+    path.write_text(re.sub("run: .*", f"run: {text}", path.read_text()))
+    assert read(str(path)).run == text
+
+
+def offered_options():
+    """The options of every piece of code in README that begins with one, such as "--seeds 0 1 2";
+    names of options alone left out.
+    """
+    readme = Path(__file__).parents[2].joinpath("README.md").read_text()
+    pieces = [
+        piece for line in readme.splitlines() for piece in re.findall("`(--[^`]* [^`]*)`", line)
+    ]
+    assert {
+        "--seeds 0 1 2 --training.epochs 200",
+        "--encoder.name vit_tiny --encoder.patch 4",
+    } <= set(pieces)
+    return sorted(set(pieces))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_option_that_readme_offers_fits_every_config(path, tmp_path, monkeypatch, capsys):
+    """Where it is offered: another encoder to any method but MAE, and what a script does to that
+    script.
+    """
+    monkeypatch.chdir(tmp_path)
+    method = yaml.safe_load(path.read_text())["method"]["name"]
+    _, schema, _ = METHODS[method]
+    queries = [
+        f"--dejavu.query {query}"
+        for query in ("training", "corner", "center_masked", "whole", "boxes --dejavu.boxes b.csv")
+    ]
+    for offered in [*offered_options(), *queries]:
+        if offered.startswith("--encoder") and method == "mae":
+            continue
+        options = ["--config", str(path), "--run", "run", *offered.split()]
+        if offered.startswith("--jobs"):
+            options.append("--retrain")
+        actions = {name: "" for name in ("checkpoint", "jobs", "role", "encoder")}
+        config = read_config("", options, method=schema, actions=actions, flags={"retrain": ""})
+        save_config(config)
+        measured = read_config("", options, actions=actions, flags={"retrain": ""})
+        assert trained_part(measured) == trained_part(config)
+
+
+def test_fewer_epochs_leave_out_the_checkpoints_beyond_them_and_say_so(write_config, capsys):
+    path = write_config({"training.checkpoint_epochs": [1, 2, 3]})
+    assert read(path, "--training.epochs", "1").training.checkpoint_epochs == [1]
+    assert capsys.readouterr().out == "command line: --training.epochs 1: no checkpoint at 2, 3\n"
+    assert read(path, "--training.epochs", "3").training.checkpoint_epochs == [1, 2, 3]
+    assert read(path, "--training.epochs", "4").training.checkpoint_epochs == [1, 2, 3]
+    assert capsys.readouterr().out == ""
+    for epochs in ("3", "5"):  # the file does not fit itself
+        with pytest.raises(WrongUse, match="training: checkpoint_epochs has 9"):
+            read(write_config({"training.checkpoint_epochs": [1, 9]}), "--training.epochs", epochs)
+
+
+def test_another_encoder_leaves_out_the_settings_of_the_one_in_the_file_and_says_so(
+    write_config, capsys
+):
+    config = read(write_config(), "--encoder.name", "vit_tiny", "--encoder.patch", "4")
+    assert (config.encoder.name, config.encoder.patch, config.encoder.width) == ("vit_tiny", 4, 32)
+    assert (
+        capsys.readouterr().out
+        == "command line: --encoder.name vit_tiny: without width of resnet_small\n"
+    )
+    with pytest.raises(WrongUse, match="width is 8, but vit_tiny takes no width"):
+        read(write_config({"encoder.name": "vit_tiny"}))
+
+
+@pytest.mark.parametrize("changes, options, place", [
+    ({"training.warmup_epochs": 2}, ["--training.epochs", "2"], "command line: --training.epochs 2: training: "),
+    ({"training.warmup_epochs": 2}, ["--training.epochs", "2", "--seeds", "3"], "command line: --training.epochs 2: training: "),
+    ({"training.warmup_epochs": 5}, ["--seeds", "3"], "FILE: training: "),
+    ({"training.warmup_epochs": 5, "run": None}, ["--run", "r"], "FILE: training: "),
+    ({"training.warmup_epochs": 5, "training.epochs": None}, ["--training.epochs", "4"], "command line: --training.epochs 4: training: "),
+    ({}, ["--training.epochs", "7", "--training.warmup_epochs", "8"],
+     "command line: --training.epochs 7 --training.warmup_epochs 8: training: "),
+    ({"augmentation.views": [{"size": 16, "count": 2, "mask_ratio": 0.5}], "run": None}, ["--run", "r"], "FILE: augmentation.views: "),
+    ({"encoder": {"name": "vit_tiny"}}, ["--scores.augmentation", "[{size: 17}]"],
+     "command line: --scores.augmentation {'size': 17}: encoder.patch: "),
+    ({"subsets.candidate": 25}, ["--threads", "1"], "FILE: subsets: "),
+    ({"subsets.candidate": 25}, ["--subsets.independent", "26"], "command line: --subsets.independent 26: subsets: "),
+])  # fmt: skip
+def test_a_rule_between_settings_blames_who_broke_it(changes, options, place, write_config):
+    path = write_config(changes)
+    with pytest.raises(WrongUse) as refusal:
+        read(path, *options)
+    assert str(refusal.value).startswith(place.replace("FILE", path)), refusal.value
+
+
+def test_help_is_the_docstring_and_the_settings_with_their_meaning(write_config, capsys):
+    with pytest.raises(SystemExit) as ending:
+        train_simclr.main(["--help"])
+    text = capsys.readouterr().out
+    assert ending.value.code == 0
+    assert train_simclr.__doc__.strip() in text
+    assert "--training.warmup_epochs" in text and "epochs of linear warm-up" in text
+    assert "crop_scale: random resized crop" in text  # a key of the recipes
+
+
+def test_what_was_trained_leaves_out_what_may_differ(write_config):
+    one, other = (
+        read(write_config()),
+        read(
+            write_config(),
+            "--data.root",
+            "elsewhere",
+            "--training.knn_every",
+            "5",
+            "--device",
+            "auto",
+        ),
+    )
+    assert trained_part(one) == trained_part(other)
+    assert trained_part(one) != trained_part(read(write_config(), "--training.epochs", "4"))
+
+
+def test_first_difference_names_the_key_and_both_values():
+    assert first_difference({"a": {"b": 1, "c": [1, 2]}}, {"a": {"b": 1, "c": [1, 3]}}) == (
+        "a.c.1",
+        2,
+        3,
+    )
+    assert first_difference({"a": [1]}, {"a": [1, 2]}) == ("a", [1], [1, 2])
+    assert first_difference({"a": 1}, {"a": 1, "b": 2}) == ("b", None, 2)
+    assert first_difference({"a": 1}, {"a": 1.0}) == ("a", 1, 1.0)
+    assert first_difference({"a": {"b": None}}, {"a": {"b": None}}) is None
+
+
+def test_measuring_takes_what_was_trained_from_the_run(scored_run, write_config):
+    """The file may leave out what was trained by default, but may not contradict the run."""
+    _, run = scored_run
+    config = read_config(
+        "",
+        [
+            "--config",
+            write_config({"run": str(run), "threads": None, "training.checkpoint_epochs": []}),
+        ],
+    )
+    trained = Config.model_validate(yaml.safe_load((run / "config.yaml").read_text()))
+    assert trained_part(config) == trained_part(trained)
+
+
+def test_measuring_needs_no_more_than_the_run(scored_run, tmp_path):
+    _, run = scored_run
+    path = tmp_path / "short.yaml"
+    path.write_text(f"run: {run}\nscores: {{views: 7}}\n")
+    config = read_config(
+        "", ["--config", str(path), "--training.epochs", "3", "--data.root", "elsewhere"]
+    )
+    trained = Config.model_validate(yaml.safe_load((run / "config.yaml").read_text()))
+    assert trained_part(config) == trained_part(trained) and config.scores.views == 7
+    # where the data lie may differ
+    assert config.data.root == "elsewhere" and trained.data.root == "data"
+
+
+def test_measuring_without_a_run_says_so(write_config, refusal, tmp_path):
+    assert "no trained run" in refusal(memorization_scores.main, ["--config", write_config()])
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_use_is_a_value_error_for_those_who_import_the_package(write_config):
+    with pytest.raises(ValueError) as caught:
+        read(write_config(), "--training.epochs", "0")
+    assert isinstance(caught.value, WrongUse)

@@ -1,0 +1,123 @@
+import math
+
+import pytest
+import torch
+import torch.nn as nn
+
+from memorization.config import TrainingSettings
+from memorization.optimizers import (
+    LARS,
+    default_parameter_groups,
+    make_optimizer,
+    scaled_learning_rate,
+    schedule,
+    set_learning_rate,
+)
+
+
+def training(**changes):
+    return TrainingSettings(
+        **{"epochs": 10, "batch_size": 512, "optimizer": "sgd", "learning_rate": 0.06, **changes}
+    )
+
+
+def parameter_with(values, gradient):
+    parameter = nn.Parameter(torch.tensor(values))
+    parameter.grad = torch.tensor(gradient)
+    return parameter
+
+
+def test_lars_takes_two_steps_as_in_the_paper():
+    w = parameter_with([[3.0, 4.0]], [[0.0, 2.0]])  # norms 5 and 2
+    optimizer = LARS([w], lr=0.5, momentum=0.9, weight_decay=0.1, eta=0.01, clip=False)
+    optimizer.step()
+    trust = 0.01 * 5 / (2 + 0.1 * 5)
+    velocity = torch.tensor([[0.3, 2.4]]) * trust  # gradient + weight_decay w
+    after_one = torch.tensor([[3.0, 4.0]]) - 0.5 * velocity
+    assert torch.allclose(w, after_one)
+    optimizer.step()
+    norm = after_one.norm()
+    trust = 0.01 * norm / (2 + 0.1 * norm)
+    velocity = 0.9 * velocity + trust * (torch.tensor([[0.0, 2.0]]) + 0.1 * after_one)
+    assert torch.allclose(w, after_one - 0.5 * velocity)
+
+
+def test_lars_with_clip_never_exceeds_the_plain_rate():
+    w = parameter_with([[300.0, 400.0]], [[0.0, 0.01]])  # eta ||w|| / ||g|| = 500
+    LARS([w], lr=0.5, momentum=0.0, weight_decay=0.0, eta=0.01, clip=True).step()
+    assert torch.allclose(w, torch.tensor([[300.0, 400.0 - 0.5 * 0.01]]))
+
+
+def test_lars_takes_a_plain_step_where_a_norm_is_zero():
+    w = parameter_with([[0.0, 0.0]], [[0.0, 2.0]])
+    LARS([w], lr=0.5, momentum=0.0, weight_decay=0.0, eta=0.01, clip=False).step()
+    assert torch.allclose(w, torch.tensor([[0.0, -1.0]]))
+
+
+def test_lars_leaves_biases_and_norms_unadapted():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    weights, plain = default_parameter_groups(model, training(optimizer="lars"))
+    assert [p.ndim for p in weights["params"]] == [2] and len(plain["params"]) == 3
+    assert plain["adapt"] is False and plain["weight_decay"] == 0
+    optimizer = make_optimizer(
+        model, training(optimizer="lars", weight_decay=0.1, momentum=0.0, base_batch_size=None)
+    )
+    bias, before = model[0].bias, model[0].bias.detach().clone()
+    bias.grad = torch.ones_like(bias)
+    optimizer.step()
+    assert torch.allclose(bias, before - 0.06)
+
+
+@pytest.mark.parametrize("settings, expected", [
+    ({"optimizer": "sgd", "momentum": 0.7}, {"momentum": 0.7, "nesterov": False}),
+    ({"optimizer": "adamw", "betas": [0.8, 0.95]}, {"betas": (0.8, 0.95)}),
+    ({"optimizer": "lars", "momentum": 0.7, "lars_eta": 0.02, "lars_clip": True}, {"momentum": 0.7, "eta": 0.02, "clip": True}),
+])  # fmt: skip
+def test_an_optimizer_follows_its_settings(settings, expected):
+    for group in make_optimizer(
+        nn.Linear(2, 2), training(base_batch_size=128, **settings)
+    ).param_groups:
+        assert expected.items() <= group.items() and group["lr"] == pytest.approx(0.24)
+
+
+def test_biases_and_norms_are_not_decayed():
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    for optimizer in ("sgd", "adamw"):
+        groups = make_optimizer(model, training(optimizer=optimizer, weight_decay=0.1)).param_groups
+        assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [
+            (1, 0.1),
+            (3, 0.0),
+        ]
+
+
+def test_an_optimizer_holds_every_trained_parameter_once():
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
+    model[2].requires_grad_(False)
+    held = [
+        id(p) for group in make_optimizer(model, training()).param_groups for p in group["params"]
+    ]
+    assert sorted(held) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+
+
+def test_a_method_may_bring_its_own_groups():
+    model = nn.Linear(2, 2)
+    model.parameter_groups = lambda: [
+        {"params": [model.weight], "lr_scale": 0.1},
+        {"params": [model.bias], "constant_lr": True},
+    ]
+    optimizer = make_optimizer(model, training())
+    set_learning_rate(optimizer, rate=0.5, full_rate=2.0)
+    assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(0.05), 2.0]
+
+
+def test_learning_rate_is_scaled_by_batch_size():
+    assert scaled_learning_rate(training(base_batch_size=128)) == pytest.approx(0.24)
+    assert scaled_learning_rate(training(base_batch_size=None)) == 0.06
+
+
+def test_schedule_warms_up_linearly_and_ends_as_a_cosine():
+    shares = [schedule(step, steps=10, warmup_steps=4) for step in range(10)]
+    assert shares[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert shares[7] == pytest.approx(0.5)
+    assert shares[9] == pytest.approx(0.5 * (1 + math.cos(math.pi * 5 / 6)))
+    assert schedule(0, steps=10, warmup_steps=0) == 1.0
