@@ -25,7 +25,7 @@ bench: $(INSTALLED)
 	for question in augmentations scoring training big_data neighbors probe scaling; do $(RUN) -m benchmarks.$$question || exit 1; done
 
 # Fashion-MNIST: found here already, downloaded, or from its Debian package where that can be installed.
-FIND_DATA := $(RUN) -c "from memorization.config import DataSettings; from memorization.data.images import open_images; open_images(DataSettings(name='fashion_mnist'))"
+FIND_DATA := $(RUN) -c "from memorization.data.catalogue import DataSettings; from memorization.data.images import open_images; open_images(DataSettings(name='fashion_mnist'))"
 data: $(INSTALLED)
 	@$(FIND_DATA) 2>/dev/null \
 	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y dataset-fashion-mnist; } \

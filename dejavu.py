@@ -27,17 +27,10 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from memorization.checkpoint import (
-    checksum,
-    chosen_checkpoints,
-    load_pair,
-    load_trained,
-    pair_fingerprints,
-)
-from memorization.config import EncoderSettings, read_config
+from memorization.checkpoint import encoder_file
 from memorization.data.augmentations import augment, measuring_recipe, whole_images
-from memorization.data.images import images_of_run
-from memorization.data.subsets import ROLES, first_by_hash, load_subsets
+from memorization.data.subsets import ROLES, first_by_hash
+from memorization.encoder import place_of
 from memorization.errors import WrongUse, visible
 from memorization.figures import (
     draw_deja_vu_cases,
@@ -48,7 +41,7 @@ from memorization.figures import (
 )
 from memorization.machine import processes
 from memorization.machine.command import one_line_errors
-from memorization.machine.device import choose_device, describe_machine
+from memorization.machine.device import describe_machine
 from memorization.machine.files import exists
 from memorization.machine.resources import OTHER_DEVICE, memory_for
 from memorization.measuring.crop_classifier import infer_by_classifier, train_classifier
@@ -64,12 +57,12 @@ from memorization.measuring.label_inference import (
     represent_public,
 )
 from memorization.measuring.queries import make_queries
-from memorization.measuring.representations import encode_images, encoder_source
-from memorization.measuring.scores import load_candidate_scores, scored_folder
+from memorization.measuring.representations import encode_images
 from memorization.normalization import normalize
-from memorization.results import SUMMARY, deja_vu_result, read_summary
+from memorization.results import SUMMARY, read_summary
+from memorization.run import open_run
 from memorization.significance import mean_and_spread, plus_minus
-from models.encoders import make_encoder
+from models.encoders import EncoderSettings, make_encoder
 
 ACTIONS = {
     "checkpoint": "encoder (the default), epoch_NNNN for a kept one, or all for the test over training"
@@ -100,26 +93,22 @@ class Public:
 
 @one_line_errors
 def main(argv=None):
-    config = read_config(__doc__, argv, actions=ACTIONS)
-    device = choose_device(config)
+    run = open_run(__doc__, argv, "dejavu", ACTIONS)
+    config, device, subsets = run.config, run.device, run.subsets
     roles = ROLES if config.dejavu.reference == "independent" else ROLES[:1]
-    names = chosen_checkpoints(config.actions["checkpoint"], config.folder, config.seeds, roles)
-    subsets = load_subsets(config.folder / "subsets.npz")
-    results = {name: deja_vu_result(config, subsets, name) for name in names}
+    results = {name: run.output(checkpoint=name) for name in run.checkpoints(roles)}
     for result in results.values():
         result.check_place()
-    images = images_of_run(subsets, config)
+    images = run.images
     with memory_for("device", config.device, OTHER_DEVICE):
         public = public_images(images, subsets, config.dejavu, device)
         check_labels(images, subsets, public, config.dejavu)
         images = images.to(device)
 
-    scores = {name: scores_of_candidates(name, subsets, config) for name in names}
+    scores = {name: scores_of_candidates(run, name) for name in results}
     with memory_for("dejavu.memory_gb", config.dejavu.memory_gb):
-        for name in names:
-            attack_checkpoint(
-                name, results[name], scores[name], images, subsets, public, config, device
-            )
+        for name, result in results.items():
+            attack_checkpoint(run, name, result, scores[name], images, public)
     if config.actions["checkpoint"] == "all" and processes.is_first():
         summaries = [read_summary(result.folder, result.again) for result in results.values()]
         with result.lock():
@@ -181,29 +170,26 @@ def check_labels(images, subsets, public, settings):
             )
 
 
-def scores_of_candidates(checkpoint, subsets, config):
-    """The CandidateScores of a checkpoint, or None where there are none, or no encoder g any more
-    that they could be checked against.
+def scores_of_candidates(run, checkpoint):
+    """The CandidateScores of a checkpoint, or None if there are none, or no encoder g any more that
+    they could be checked against.
     """
-    scored = exists(scored_folder(config, subsets, checkpoint) / SUMMARY)
-    has_g = all(
-        exists(config.folder / f"seed_{seed}" / "independent" / "encoder.pt")
-        for seed in config.seeds
-    )
-    if not scored or (config.dejavu.reference == "crops" and not has_g):
+    scored = exists(run.scored(checkpoint).folder / SUMMARY)
+    has_g = all(exists(encoder_file(run.folder, seed, "independent")) for seed in run.seeds)
+    if not scored or (run.settings.reference == "crops" and not has_g):
         return None
-    return load_candidate_scores(config, subsets, checkpoint)
+    return run.candidate_scores(checkpoint)
 
 
-def attack_checkpoint(checkpoint, result, scores, images, subsets, public, config, device):
-    """Attack one checkpoint of every seed, and write its folder. result: its Result; scores: of
-    `scores_of_candidates`.
+def attack_checkpoint(run, checkpoint, result, scores, images, public):
+    """Attack one checkpoint of every seed, and write its folder.
+
+    result: its Result; scores: of `scores_of_candidates`.
     """
+    config, device = run.config, run.device
     folder, start = result.folder, time.monotonic()
     attack = attack_pair if config.dejavu.reference == "independent" else attack_one_model
-    found = [
-        attack(seed, checkpoint, images, subsets, public, config, device) for seed in config.seeds
-    ]
+    found = [attack(run, seed, checkpoint, images, public) for seed in run.seeds]
     if not processes.is_first():
         return
     seconds = time.monotonic() - start
@@ -251,37 +237,33 @@ def attack_checkpoint(checkpoint, result, scores, images, subsets, public, confi
 # --- attacks --------------------------------------------------------------------------------------
 
 
-def attack_pair(seed, checkpoint, images, subsets, public, config, device):
+def attack_pair(run, seed, checkpoint, images, public):
     """f and g asked about S_C and S_I: f is the target of S_C and the reference of S_I, g the other
     way round. See `attacked`.
     """
-    f, g, record = load_pair(config.folder, seed, checkpoint)
-    fingerprints = pair_fingerprints({seed: (f, g, record)})
+    pair, subsets = run.pair(seed, checkpoint), run.subsets
     # In order of index, which decides between equal confidences.
     rows = np.concatenate([np.sort(subsets.candidate), np.sort(subsets.independent)])
-    queries = queries_about(images.train, rows, seed, record, config)
+    queries = queries_about(run, images.train, rows, seed, pair.f)
     guesses, knn = {}, {}
-    for name, encoder in (("f", f), ("g", g)):
-        guesses[name], knn[name] = guess_by_neighbors(
-            name, encoder, queries, seed, record, images, subsets, public, config, device
-        )
-    return attacked(queries, guesses, knn, images, subsets, fingerprints, record)
+    for name, encoder in (("f", pair.f), ("g", pair.g)):
+        guesses[name], knn[name] = guess_by_neighbors(run, encoder, queries, seed, images, public)
+    found = attacked(queries, guesses, knn, images, subsets)
+    return found | {"fingerprints": pair.fingerprints, "epoch": pair.epoch}
 
 
-def attack_one_model(seed, checkpoint, images, subsets, public, config, device):
+def attack_one_model(run, seed, checkpoint, images, public):
     """f asked about S_C, and a classifier of queries, trained on those of S_I, which f never saw.
     See `attacked`.
     """
-    f, record = load_trained(config.folder, seed, "candidate", checkpoint)
-    fingerprints = {f"seed_{seed}/candidate": checksum(f.state_dict())}
-    queries = queries_about(images.train, np.sort(subsets.candidate), seed, record, config)
-    guess, knn = guess_by_neighbors(
-        "f", f, queries, seed, record, images, subsets, public, config, device
-    )
-    training = queries_about(images.train, subsets.independent, seed, record, config)
-    held_out = queries_about(public.split, public.held_out.numpy(), seed, record, config)
+    f, subsets = run.encoder(seed, "candidate", checkpoint), run.subsets
+    fingerprints = {place_of(seed, "candidate"): f.weights_fingerprint}
+    queries = queries_about(run, images.train, np.sort(subsets.candidate), seed, f)
+    guess, knn = guess_by_neighbors(run, f, queries, seed, images, public)
+    training = queries_about(run, images.train, subsets.independent, seed, f)
+    held_out = queries_about(run, public.split, public.held_out.numpy(), seed, f)
     torch.manual_seed(seed)
-    encoder = make_encoder(EncoderSettings(name="resnet_small"), record["channels"], record["size"])
+    encoder = make_encoder(EncoderSettings(name="resnet_small"), f.channels, f.size)
     network = nn.Sequential(encoder, nn.Linear(encoder.dim, len(images.classes)))
     labels = images.train.labels
     stopped = train_classifier(
@@ -290,21 +272,16 @@ def attack_one_model(seed, checkpoint, images, subsets, public, config, device):
         labels[training.rows],
         held_out,
         public.split.labels[held_out.rows],
-        config.dejavu.reference_epochs,
+        run.settings.reference_epochs,
         seed,
-        device,
+        run.device,
     )
     reference = infer_by_classifier(network, queries, queries.rows, labels.numpy()[queries.rows])
-    found = attacked(
-        queries,
-        {"f": guess, "reference": reference},
-        {"f": knn},
-        images,
-        subsets,
-        fingerprints,
-        record,
-    )
+    guesses = {"f": guess, "reference": reference}
+    found = attacked(queries, guesses, {"f": knn}, images, subsets)
     return found | {
+        "fingerprints": fingerprints,
+        "epoch": f.record["epoch"],
         "classifier": stopped,
         "trained_on": {
             "f": len(subsets.training_set("candidate")),
@@ -313,56 +290,45 @@ def attack_one_model(seed, checkpoint, images, subsets, public, config, device):
     }
 
 
-def queries_about(split, rows, seed, record, config):
+def queries_about(run, split, rows, seed, encoder):
     """The Queries about some images of a split, (n,) int64."""
-    return make_queries(
-        split,
-        torch.from_numpy(rows),
-        record,
-        config.dejavu,
-        config.augmentation.views,
-        seed,
-        config.encoder.patch,
-    )
+    return make_queries(split, torch.from_numpy(rows), encoder, run.settings, run.recipes, seed)
 
 
-def guess_by_neighbors(
-    name, encoder, queries, seed, record, images, subsets, public, config, device
-):
-    """The Inference of an encoder, and its kNN accuracy on whole test images. name: "f" or "g"."""
-    settings, source = config.dejavu, encoder_source(name, encoder, record)
-    split, normalization = public.split, (record["mean"], record["std"])
+def guess_by_neighbors(run, encoder, queries, seed, images, public):
+    """The Inference of an encoder, and its kNN accuracy on whole test images."""
+    settings, device, split = run.settings, run.device, public.split
 
     def as_public(indices):
         if settings.public == "whole":
-            return whole_images(split, indices, record["size"], normalization)
-        recipe = measuring_recipe(config.augmentation.views, 0)
+            return whole_images(split, indices, encoder.size, encoder.normalization)
+        recipe = measuring_recipe(run.recipes, 0)
         return augment(
-            split, indices, recipe, normalization, seed, "query", patch=config.encoder.patch
+            split, indices, recipe, encoder.normalization, seed, "query", patch=encoder.patch
         )
 
     known = represent_public(
-        source, as_public, public.rows, public.labels, settings.normalize, device
+        encoder, as_public, public.rows, public.labels, settings.normalize, device
     )
     labels = images.train.labels.numpy()[queries.rows]
     guess = infer_by_neighbors(
-        source, queries, queries.rows, labels, known, settings, len(images.classes), device
+        encoder, queries, queries.rows, labels, known, settings, len(images.classes), device
     )
-    return guess, knn_on_test_images(source, known, images, subsets, public, config, device)
+    return guess, knn_on_test_images(run, encoder, known, images, public)
 
 
-def knn_on_test_images(source, known, images, subsets, public, config, device):
+def knn_on_test_images(run, encoder, known, images, public):
     """kNN accuracy of whole test images in the public set as it is embedded: of the public images
     where they are test images, else of S_E.
 
     None where S_E has no labels.
     """
-    settings, classes = config.dejavu, len(images.classes)
+    settings, device, classes = run.settings, run.device, len(images.classes)
     of_test = public.split.name == "test"
     split, rows = (
         (public.split, public.rows)
         if of_test
-        else (images.test, torch.from_numpy(subsets.external))
+        else (images.test, torch.from_numpy(run.subsets.external))
     )
     rows = rows[split.labels[rows] >= 0]
     if len(rows) == 0:
@@ -370,7 +336,7 @@ def knn_on_test_images(source, known, images, subsets, public, config, device):
     if of_test and settings.public == "whole":
         whole = known.values
     else:
-        whole = encode_images(source, split, rows, device).to(device)
+        whole = encode_images(encoder, split, rows, device).to(device)
         whole = normalize(whole, dim=1) if settings.normalize else whole
     return neighbor_accuracy(
         known,
@@ -383,7 +349,7 @@ def knn_on_test_images(source, known, images, subsets, public, config, device):
     )
 
 
-def attacked(queries, guesses, knn, images, subsets, fingerprints, record):
+def attacked(queries, guesses, knn, images, subsets):
     """What was found about the images of one seed, a dict.
 
     rows: {"index", "subset", "label", "outcome"} of the N images; guesses: {model: Inference}, f
@@ -413,7 +379,6 @@ def attacked(queries, guesses, knn, images, subsets, fingerprints, record):
     return {
         "rows": {"index": index, "subset": subset, "label": label, "outcome": outcomes(right_target, right_reference)},
         "queries": queries, "guesses": guesses, "knn": knn, "attacks": attacks, "right": (right_target, right_reference),
-        "fingerprints": fingerprints, "epoch": record["epoch"],
     }  # fmt: skip
 
 

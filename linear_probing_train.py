@@ -15,15 +15,14 @@ settings than those of the run's config.yaml.
 
 from dataclasses import replace
 
-from memorization.checkpoint import load_encoder, load_pair, untrained_encoder
-from memorization.config import read_config, trained_part
-from memorization.data.images import images_of_run, open_images
-from memorization.data.subsets import ROLES, load_subsets
+from memorization.checkpoint import load_encoder, untrained_encoder
+from memorization.data.images import open_images
+from memorization.data.subsets import ROLES
 from memorization.errors import WrongUse, visible
 from memorization.figures import draw_probe
 from memorization.machine import processes
 from memorization.machine.command import one_line_errors
-from memorization.machine.device import choose_device, describe_machine
+from memorization.machine.device import describe_machine
 from memorization.machine.resources import memory_for
 from memorization.measuring.probing import (
     NEIGHBORS,
@@ -33,8 +32,8 @@ from memorization.measuring.probing import (
     probed_data,
     probed_rows,
 )
-from memorization.measuring.representations import encoder_source, raw_pixels, stated_adaptation
-from memorization.results import probe_result
+from memorization.measuring.representations import raw_pixels, stated_adaptation
+from memorization.run import open_run
 from memorization.significance import mean_and_spread, paired_test, plus_minus
 
 ACTIONS = {"encoder": "an encoder.pt to probe in the place of those of the run"}
@@ -42,14 +41,14 @@ ACTIONS = {"encoder": "an encoder.pt to probe in the place of those of the run"}
 
 @one_line_errors
 def main(argv=None):
-    config = read_config(__doc__, argv, actions=ACTIONS)
-    device = choose_device(config)
-    sources = chosen_sources(config)
-    result = probe_result(config, foreign_identity(config, sources))
+    run = open_run(__doc__, argv, "probe", ACTIONS)
+    config, device = run.config, run.device
+    encoders = chosen_encoders(run)
+    foreign = encoders[0].identity if run.actions["encoder"] is not None else None
+    result = run.output(encoder=foreign)
     result.check_place()
     if config.data.name in (data.name for data in probed_data(config)):
-        # refuses other images than those of training
-        images_of_run(load_subsets(config.folder / "subsets.npz"), config)
+        _ = run.images  # refuses other images than those of training
     datasets = [
         prepared_for_probing(open_images(data), config.probe) for data in probed_data(config)
     ]
@@ -61,14 +60,14 @@ def main(argv=None):
     result.check_place()
     folder, rows = result.folder, []
     for images in datasets:
-        for source in sources:
+        for encoder in encoders:
             if config.probe.fine_tune:
                 with memory_for("probe.fine_tune_batch_size", config.probe.fine_tune_batch_size):
-                    found = fine_tune(source, images, config.probe, device)
+                    found = fine_tune(encoder, images, config.probe, device)
             else:
                 with memory_for("probe.train_images", config.probe.train_images):
                     found = probe(
-                        source,
+                        encoder,
                         images,
                         config.probe,
                         config.folder / "probe" / "representations",
@@ -77,8 +76,8 @@ def main(argv=None):
             rows.append(
                 {
                     "dataset": images.name,
-                    "encoder": source.name,
-                    "adapted": stated_adaptation(source, images),
+                    "encoder": encoder.name,
+                    "adapted": stated_adaptation(encoder, images),
                     **found,
                 }
             )
@@ -90,10 +89,10 @@ def main(argv=None):
         "seeds": config.seeds,
         "results": rows,
         "over_pairs": compare_roles(rows, config.seeds),
-        "trained": trained_part(config),
+        "trained": config.trained_part(),
         "settings": config.probe.model_dump(),
         "fingerprints": {
-            "encoders": {source.name: source.identity for source in sources},
+            "encoders": {encoder.name: encoder.identity for encoder in encoders},
             **result.fingerprints,
         },
         "machine": describe_machine(device),
@@ -105,33 +104,21 @@ def main(argv=None):
     print(f"\nthe picture is in {visible(folder)}: probe.png", flush=True)
 
 
-def chosen_sources(config):
-    """The Sources to probe: f and g of every seed, or the encoder of --encoder, and beside them a
+def chosen_encoders(run):
+    """The Encoders to probe: f and g of every seed, or the one of --encoder, and beside them a
     random encoder and raw pixels.
     """
-    if config.actions["encoder"] is not None:
+    path = run.actions["encoder"]
+    if path is not None:
         try:
-            encoder, record = load_encoder(config.actions["encoder"])
+            encoders = [load_encoder(path)]
         except WrongUse as error:
             raise WrongUse(f"command line: --encoder: {error}") from None
-        sources = [encoder_source(config.actions["encoder"], encoder, record)]
     else:
-        sources = []
-        for seed in config.seeds:
-            *pair, record = load_pair(config.folder, seed)
-            sources += [
-                encoder_source(f"{role} seed {seed}", encoder, record)
-                for role, encoder in zip(ROLES, pair)
-            ]
-    sources.append(
-        encoder_source("random encoder", untrained_encoder(record, config.seeds[0]), record)
-    )
-    return sources if config.probe.fine_tune else [*sources, raw_pixels(record)]
-
-
-def foreign_identity(config, sources):
-    """What identifies the encoder of --encoder, or None if those of the run are probed."""
-    return None if config.actions["encoder"] is None else sources[0].identity
+        encoders = [encoder for pair in run.pairs() for encoder in pair]
+    last = encoders[-1]
+    encoders.append(untrained_encoder(last, run.seeds[0]))
+    return encoders if run.settings.fine_tune else [*encoders, raw_pixels(last)]
 
 
 def print_left_out(datasets, config):

@@ -30,18 +30,16 @@ from memorization.alignment import (
     mean_over_pairs,
     memorization_score,
 )
-from memorization.checkpoint import chosen_checkpoints, load_pair, pair_fingerprints
-from memorization.config import read_config
+from memorization.checkpoint import folder_of
 from memorization.data.augmentations import augment_all, measuring_recipe
 from memorization.data.confounders import warn_of_confounders
-from memorization.data.images import images_of_run
-from memorization.data.subsets import ROLES, SUBSETS, first_by_hash, load_subsets
+from memorization.data.subsets import SUBSETS, first_by_hash
+from memorization.encoder import Pair
 from memorization.errors import WrongUse, visible
 from memorization.figures import draw_gallery, draw_histogram, draw_scatter, draw_training_curve
 from memorization.machine import processes
 from memorization.machine.command import one_line_errors
 from memorization.machine.device import (
-    choose_device,
     describe_machine,
     uses_bf16,
     warn_of_emulation,
@@ -49,7 +47,8 @@ from memorization.machine.device import (
 from memorization.machine.files import exists
 from memorization.machine.resources import OTHER_DEVICE, memory_for, print_estimate, seconds_of
 from memorization.measuring.scores import FORMAT
-from memorization.results import read_summary, score_result
+from memorization.results import read_summary
+from memorization.run import open_run
 from memorization.significance import (
     bootstrap_interval,
     describe,
@@ -97,14 +96,12 @@ AGAINST_ZERO = {
 
 @one_line_errors
 def main(argv=None):
-    config = read_config(__doc__, argv, actions=ACTIONS)
-    device = choose_device(config)
-    names = chosen_checkpoints(config.actions["checkpoint"], config.folder, config.seeds)
-    subsets = load_subsets(config.folder / "subsets.npz")
-    results = {name: score_result(config, subsets, name) for name in names}
+    run = open_run(__doc__, argv, "scores", ACTIONS)
+    config, device, subsets = run.config, run.device, run.subsets
+    results = {name: run.output(checkpoint=name) for name in run.checkpoints()}
     for result in results.values():
         result.check_place()
-    images = images_of_run(subsets, config)
+    images = run.images
     warn_of_confounders(subsets, images, config.subsets)
     with memory_for("device", config.device, OTHER_DEVICE):
         images = images.to(device)
@@ -112,33 +109,32 @@ def main(argv=None):
 
     logs = training_logs(config) if config.actions["checkpoint"] == "all" else None
     for name, result in results.items():
-        score_checkpoint(name, result, images, subsets, config, device)
+        score_checkpoint(name, result, run.pairs(name), images, subsets, config, device)
     if logs and processes.is_first():
         summaries = [read_summary(result.folder, result.again) for result in results.values()]
         with result.lock():
             draw_training_curve(summaries, logs, result.folder / "training_curve.png")
 
 
-def score_checkpoint(checkpoint, result, images, subsets, config, device):
+def score_checkpoint(checkpoint, result, pairs, images, subsets, config, device):
     """Score one checkpoint of every seed, and write its folder. result: its Result."""
-    pairs = {seed: load_pair(config.folder, seed, checkpoint) for seed in config.seeds}
-    encoders = pair_fingerprints(pairs)
+    encoders = {name: value for pair in pairs for name, value in pair.fingerprints.items()}
     rows = chosen_rows(subsets, images, config.scores.per_subset)
     with memory_for("scores.batch_size", config.scores.batch_size):
         print_plan(pairs, rows, images, config, device)
         start = time.monotonic()
         losses = []
-        for seed in config.seeds:
-            losses.append(score_pair(*pairs[seed], seed, rows, images, config, device))
-            check_losses(*losses[-1][:2], f"{config.run}/seed_{seed}")
+        for pair in pairs:
+            losses.append(score_pair(pair, rows, images, config, device))
+            check_losses(*losses[-1][:2], pair)
         seconds = time.monotonic() - start
-        error, seed = None, config.seeds[0]
+        error = None
         if config.scores.precision != "fp32":
-            error = error_of_precision(losses[0], pairs[seed], seed, rows, images, config, device)
+            error = error_of_precision(losses[0], pairs[0], rows, images, config, device)
     if not processes.is_first():
         return
     scores = combine(rows, *(np.stack(parts) for parts in zip(*losses)))
-    epoch = pairs[seed][2]["epoch"]
+    epoch = pairs[0].epoch
     summary = {
         "format": FORMAT,
         **summarize(scores, config.seeds),
@@ -169,25 +165,19 @@ def print_plan(pairs, rows, images, config, device):
     images_to_score = len(rows["index"]) * len(config.seeds)
     if images_to_score < LONG * config.scores.batch_size:
         return
-    seed = config.seeds[0]
-    f, g, record = pairs[seed]
-    f, g = (encoder.to(device, memory_format=torch.channels_last) for encoder in (f, g))
+    pair = pairs[0]
     batch = torch.from_numpy(rows["index"][rows["split"] == "train"][: config.scores.batch_size])
-    normalization = record["mean"], record["std"]
-    seconds = seconds_of(
-        lambda: score_batch(f, g, images.train, batch, normalization, seed, config), device
-    )
+    seconds = seconds_of(lambda: score_batch(pair, images.train, batch, config), device)
     seconds *= images_to_score / len(batch) / processes.count()
     what = f"scoring {images_to_score} images by {config.scores.views} views through two encoders"
     print_estimate(what, seconds, device, BYTES_A_ROW * len(rows["index"]), config.folder)
 
 
-def score_pair(f, g, record, seed, rows, images, config, device):
+def score_pair(pair, rows, images, config, device):
     """L_align of f and of g, and the jackknife error of their difference, for every row: three (N,)
     float64 arrays.
     """
-    f, g = (encoder.to(device, memory_format=torch.channels_last) for encoder in (f, g))
-    normalization = record["mean"], record["std"]
+    pair = Pair(*(encoder.to(device) for encoder in pair), pair.seed)
     # Rows are in subset order: those of the training set come before those of the test set.
     indices = {
         split: torch.from_numpy(rows["index"][rows["split"] == split.name])
@@ -201,26 +191,24 @@ def score_pair(f, g, record, seed, rows, images, config, device):
 
     def scored(batch):
         # one transfer: a GPU waits for each
-        measured = torch.stack(score_batch(f, g, *batch, normalization, seed, config)).cpu()
-        for role, losses in zip(ROLES, measured):
+        measured = torch.stack(score_batch(pair, *batch, config)).cpu()
+        for encoder, losses in zip(pair, measured):
             if not losses.isfinite().all():
-                raise WrongUse(
-                    f"{config.run}/seed_{seed}/{role}: the encoder gives representations that are not finite"
-                )
+                raise WrongUse(f"{encoder.name}: its representations are not finite")
         return measured
 
     return tuple(
-        torch.cat(processes.divided(scored, batches, f"scoring seed {seed}"), dim=1)
+        torch.cat(processes.divided(scored, batches, f"scoring seed {pair.seed}"), dim=1)
         .double()
         .numpy()
     )
 
 
-def error_of_precision(losses, pair, seed, rows, images, config, device):
+def error_of_precision(losses, pair, rows, images, config, device):
     """How far the scores of a seed are off those in fp32, for some images of every subset: a dict
     of plain types.
 
-    losses: of `score_pair`, for all rows; pair: its encoders and their record. score_error is a
+    losses: of `score_pair`, for all rows. score_error is a
     score less that in fp32; beside it stands the median standard error that the choice of views
     leaves in a score.
     """
@@ -232,7 +220,7 @@ def error_of_precision(losses, pair, seed, rows, images, config, device):
         update={"scores": config.scores.model_copy(update={"precision": "fp32"})}
     )
     loss_f, loss_g, errors = score_pair(
-        *pair, seed, {name: values[checked] for name, values in rows.items()}, images, exact, device
+        pair, {name: values[checked] for name, values in rows.items()}, images, exact, device
     )
     score, rough = (
         memorization_score(loss_f, loss_g),
@@ -241,7 +229,7 @@ def error_of_precision(losses, pair, seed, rows, images, config, device):
     off = rough - score
     return {
         "against": "fp32",
-        "seed": seed,
+        "seed": pair.seed,
         "score_error": {
             "n": len(off),
             "mean": float(off.mean()),
@@ -261,15 +249,15 @@ def check_losses(losses_f, losses_g, pair):
 
     A single image may well have views that are all alike, such as one of a single colour.
     """
-    for role, losses in zip(ROLES, (losses_f, losses_g)):
+    for encoder, losses in zip(pair, (losses_f, losses_g)):
         if not losses.any():
             raise WrongUse(
-                f"{pair}/{role}: all views are represented alike: the recipe has no chance in it, or it collapsed"
+                f"{encoder.name}: all views are represented alike: the recipe has no chance in it, or it collapsed"
             )
 
 
 @torch.inference_mode()
-def score_batch(f, g, split, indices, normalization, seed, config):
+def score_batch(pair, split, indices, config):
     """L_align of f and of g, and the jackknife error of their difference, (B,) each."""
     recipes = (
         config.augmentation.views
@@ -278,14 +266,14 @@ def score_batch(f, g, split, indices, normalization, seed, config):
     )
     recipes = [measuring_recipe(recipes, view) for view in range(config.scores.views)]
     views = augment_all(
-        split, indices, recipes, normalization, seed, "scoring", patch=config.encoder.patch
+        split, indices, recipes, pair.f.normalization, pair.seed, "scoring", patch=pair.f.patch
     )
     in_bf16 = uses_bf16(config.scores.precision, split.device)
     with torch.autocast(split.device.type, dtype=torch.bfloat16, enabled=in_bf16):
         # the same views through f and g:
-        distances_f = encoder_distances(f, views, config.scores.representation)
+        distances_f = encoder_distances(pair.f.network, views, config.scores.representation)
         # their noise cancels in the difference
-        distances_g = encoder_distances(g, views, config.scores.representation)
+        distances_g = encoder_distances(pair.g.network, views, config.scores.representation)
     return (
         mean_over_pairs(distances_f),
         mean_over_pairs(distances_g),
@@ -469,7 +457,7 @@ def print_summary(summary, folder):
 
 def training_logs(config):
     """The lines of log.jsonl of every f, a list for each seed."""
-    logs = [config.folder / f"seed_{seed}" / "candidate" / "log.jsonl" for seed in config.seeds]
+    logs = [folder_of(config.folder, seed, "candidate") / "log.jsonl" for seed in config.seeds]
     for log in logs:
         if not exists(log):
             raise WrongUse(f"--checkpoint all: {log} is missing")

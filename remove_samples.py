@@ -27,21 +27,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from memorization.checkpoint import load_pair, load_trained
-from memorization.config import (
-    ProbeSettings,
-    first_difference,
-    read_config,
-    read_run_config,
-    trained_part,
-)
-from memorization.data.images import images_of_run, open_images
+from memorization.checkpoint import encoder_file, folder_of, load_pair, load_trained
+from memorization.config import read_run_config
+from memorization.data.images import open_images
 from memorization.data.subsets import load_subsets, save_subsets
 from memorization.errors import WrongUse, visible
 from memorization.figures import draw_removal_curve
+from memorization.fingerprints import first_difference
 from memorization.machine import processes
 from memorization.machine.command import one_line_errors
-from memorization.machine.device import choose_device, describe_machine
+from memorization.machine.device import describe_machine
 from memorization.machine.files import (
     check_writable,
     exists,
@@ -53,7 +48,7 @@ from memorization.machine.files import (
 )
 from memorization.machine.interruption import run_child, stop_requests
 from memorization.machine.resources import memory_for, print_estimate
-from memorization.measuring.probing import prepared_for_probing, probe, probed_data
+from memorization.measuring.probing import ProbeSettings, prepared_for_probing, probe, probed_data
 from memorization.measuring.removal import (
     DRAWN,
     distances_to_centres,
@@ -61,9 +56,8 @@ from memorization.measuring.removal import (
     removal_order,
     remove_in_order,
 )
-from memorization.measuring.representations import encode_images, encoder_source, raw_pixels
-from memorization.measuring.scores import load_candidate_scores, scored_folder
-from memorization.results import curve_result
+from memorization.measuring.representations import encode_images, raw_pixels
+from memorization.run import open_run
 from memorization.significance import mean_and_spread, paired_test
 from memorization.training.loop import whole_lines
 
@@ -89,18 +83,17 @@ class Removal:
 
 @one_line_errors
 def main(argv=None):
-    config = read_config(__doc__, argv, actions=ACTIONS, flags=FLAGS)
-    device = choose_device(config)
+    run = open_run(__doc__, argv, "removal", ACTIONS, FLAGS)
+    config, device, subsets = run.config, run.device, run.subsets
     check_actions(config)
-    subsets = load_subsets(config.folder / "subsets.npz")
-    images = images_of_run(subsets, config)
-    ranked = ranked_samples(subsets, config)
+    images = run.images
+    ranked = ranked_samples(run)
     removals = planned_removals(ranked, subsets, config)
     mine = share(removals, config.actions["jobs"])
     if config.actions["retrain"]:
         for seed in config.seeds:
             # of this run, or the curve would begin at another encoder
-            load_trained(config.folder, seed, "candidate")
+            run.encoder(seed, "candidate")
     if config.actions["jobs"] == "list":
         print(
             "\n".join(
@@ -109,7 +102,7 @@ def main(argv=None):
         )
         return
     check_writable(config.folder / "removal")
-    result, trained_on = curve_result(config, subsets), len(subsets.training_set("candidate"))
+    result, trained_on = run.output(), len(subsets.training_set("candidate"))
     if config.actions["retrain"]:
         result.check_place()
         check_epochs(removals, trained_on, config)
@@ -155,23 +148,24 @@ def check_actions(config):
         )
 
 
-def ranked_samples(subsets, config):
+def ranked_samples(run):
     """What is known of the samples that may be removed, in the order of the training set: (N,)
     arrays index, label and score, and `seeds`, over which the scores are means.
 
     Raises WrongUse where shared samples, which have no score, are in the way, or the scores are not
     those of this run's encoders.
     """
+    config, subsets = run.config, run.subsets
     if len(subsets.shared) and not config.removal.candidates_only:
         raise WrongUse(
             f"subsets.shared: {len(subsets.shared)} samples trained both encoders and have no score; train disjoint halves "
             "(configs/removal_demo.yaml: subsets.shared 0), or rank the candidates alone with --removal.candidates_only true"
         )
-    scores = load_candidate_scores(config, subsets)
+    scores = run.candidate_scores()
     places = {index: place for place, index in enumerate(scores.index.tolist())}
     missing = [index for index in subsets.candidate.tolist() if index not in places]
     if missing:
-        where, total = scored_folder(config, subsets), len(subsets.candidate)
+        where, total = run.scored().folder, len(subsets.candidate)
         raise WrongUse(
             f"{where}: {len(missing)} of {total} candidates have no score; score all (scores.per_subset null)"
         )
@@ -256,8 +250,8 @@ def representations(ranked, images, config, what):
     """Representations of the ranked samples, (N, D), made on the CPU, alike everywhere: of "g", of
     the first scored seed, or "pixels".
     """
-    _, g, record = load_pair(config.folder, ranked["seeds"][0])
-    source = raw_pixels(record) if what == "pixels" else encoder_source("g", g, record)
+    g = load_pair(config.folder, ranked["seeds"][0]).g
+    source = raw_pixels(g) if what == "pixels" else g
     return encode_images(
         source, images.train, torch.from_numpy(ranked["index"]), torch.device("cpu")
     ).numpy()
@@ -345,9 +339,9 @@ def print_retrainings(removals, subsets, config, device):
         (removal, seed)
         for removal in removals
         for seed in config.seeds
-        if not exists(encoder_file(removal, seed, config))
+        if not exists(retrained_file(removal, seed, config))
     ]
-    log = config.folder / f"seed_{config.seeds[0]}" / "candidate" / "log.jsonl"
+    log = folder_of(config.folder, config.seeds[0], "candidate") / "log.jsonl"
     if not left or not exists(log):
         return
     speeds = [
@@ -425,9 +419,9 @@ def check_epochs(removals, trained_on, config):
             )
 
 
-def encoder_file(removal, seed, config):
+def retrained_file(removal, seed, config):
     """Where a retrained encoder lies."""
-    return removal_folder(removal, config) / f"seed_{seed}" / "candidate" / "encoder.pt"
+    return encoder_file(removal_folder(removal, config), seed, "candidate")
 
 
 def retrain(removal, seed, trained_on, config, stop):
@@ -444,7 +438,7 @@ def retrain(removal, seed, trained_on, config, stop):
     }  # fmt: skip
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     with sole_process(removal_folder(removal, config) / "lock", wait=True):
-        with sole_process(encoder_file(removal, seed, config).parent / "lock", wait=True):
+        with sole_process(retrained_file(removal, seed, config).parent / "lock", wait=True):
             pass  # a child whose parent was killed may still be saving
         code = run_script(training_script(config), words, stop)
     if code == 128 + signal.SIGPIPE:  # nobody reads what both scripts print
@@ -486,13 +480,13 @@ def probe_all(removals, datasets, config, device, stop):
         ]
     rows, precisions, identities = [], {}, {}
     for (policy, count, draw, seed), folder in encoders:
-        path = folder / f"seed_{seed}" / "candidate" / "encoder.pt"
-        encoder, record = load_trained(folder, seed, "candidate")
-        if precisions.setdefault(seed, record["precision"]) != record["precision"]:
+        path = encoder_file(folder, seed, "candidate")
+        source = load_trained(folder, seed, "candidate")
+        precision = source.record["precision"]
+        if precisions.setdefault(seed, precision) != precision:
             raise WrongUse(
-                f"{path}: trained in {record['precision']}, but f in {precisions[seed]}; retrain on the same kind of device"
+                f"{path}: trained in {precision}, but f in {precisions[seed]}; retrain on the same kind of device"
             )
-        source = encoder_source(str(path), encoder, record)
         identities[str(path.parent.relative_to(config.folder))] = source.identity
         for images in datasets:
             accuracy = kept_probe(source, images, config, device)
@@ -573,7 +567,7 @@ def write_curve(result, rows, encoders, removals, ranked, groups, subsets, confi
         "groups_of_near_duplicates": None
         if groups is None
         else int((np.bincount(groups) > 1).sum()),
-        "trained": trained_part(config),
+        "trained": config.trained_part(),
         "settings": {
             section: getattr(config, section).model_dump()
             for section in ("removal", "probe", "scores")

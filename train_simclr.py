@@ -22,7 +22,7 @@ from models.simclr import SimCLR, SimCLRSettings
 def main(argv=None):
     config = read_config(__doc__, argv, method=SimCLRSettings, actions=ROLE_ACTION)
     # meets the other processes, if there are any: the first one prepares the data
-    choose_device(config)
+    choose_device(config.device, config.threads)
     images = open_images(config.data)
 
     def make_method():

@@ -19,14 +19,14 @@ from numpy.lib.format import open_memmap
 from benchmarks.contest import chosen_device, save, wait_for
 from benchmarks.memory import status
 from benchmarks.peers import normalization, simclr_recipe
-from memorization.config import EncoderSettings, TrainingSettings
 from memorization.data.augmentations import training_views
 from memorization.data.images import Split
 from memorization.data.prefetching import prefetched
 from memorization.data.prepared_maps import open_map
 from memorization.optimizers import make_optimizer
+from memorization.settings import TrainingSettings
 from memorization.training.loop import train_step
-from models.encoders import make_encoder
+from models.encoders import EncoderSettings, make_encoder
 from models.simclr import SimCLR, SimCLRSettings
 
 IMAGES, SIZE = 20_000, 224

@@ -9,8 +9,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from memorization.config import ScoreSettings, ViewRecipe
 from memorization.data.images import Split
+from memorization.data.recipes import ViewRecipe
+from memorization.measuring.scores import ScoreSettings
 
 WORKERS = 2
 MEAN, STD = 0.5, 0.25

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 
 from benchmarks.contest import Contestant, chosen_device, contest, save
 from benchmarks.peers import normalization, random_split
-from memorization.config import EncoderSettings, ProbeSettings
 from memorization.data.augmentations import whole_images
+from memorization.encoder import Encoder
 from memorization.machine.threads import encoded
-from memorization.measuring.probing import train_layers
-from memorization.measuring.representations import Source, stored_examples
-from models.encoders import make_encoder
+from memorization.measuring.probing import ProbeSettings, train_layers
+from memorization.measuring.representations import stored_examples
+from models.encoders import EncoderSettings, make_encoder
 
 IMAGES, SIZE, EPOCHS = 2_000, 32, 90
 SETTINGS = ProbeSettings(epochs=EPOCHS)
@@ -28,7 +28,7 @@ def main():
         .eval()
         .to(device, memory_format=torch.channels_last)
     )
-    source = Source("encoder", encoder, "", 3, SIZE, normalization(3))
+    source = Encoder("encoder", encoder, 3, SIZE, normalization(3))
     contestants = [
         Contestant("this project: encoded once", lambda: probed(source, split, device), EPOCHS),
         Contestant(

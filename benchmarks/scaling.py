@@ -12,12 +12,12 @@ import torch
 from benchmarks.contest import chosen_device, save
 from benchmarks.memory import measured
 from benchmarks.peers import normalization, random_split, scoring_config, simclr_recipe
-from memorization.config import EncoderSettings
 from memorization.data.augmentations import training_views
-from memorization.measuring.representations import Source, encode_images
+from memorization.encoder import Encoder
+from memorization.measuring.representations import encode_images
 from memorization.neighbors import nearest_neighbors
 from memorization_scores import score_batch
-from models.encoders import make_encoder
+from models.encoders import EncoderSettings, make_encoder
 
 SIZE, BATCH, DIMENSIONS = 16, 256, 128
 IMAGES = [1_000, 4_000, 16_000, 64_000]
@@ -32,7 +32,7 @@ def main():
         make_encoder(ENCODER, 3, SIZE).eval().to(device, memory_format=torch.channels_last)
         for _ in range(2)
     )
-    source = Source("f", f, "", 3, SIZE, normalization(3))
+    source = Encoder("f", f, 3, SIZE, normalization(3))
     vectors = torch.randn(max(IMAGES), DIMENSIONS, generator=torch.Generator().manual_seed(0)).to(
         device
     )

@@ -17,10 +17,9 @@ from torchvision.transforms.functional import to_pil_image, to_tensor
 
 from benchmarks.contest import Contestant, chosen_device, contest, save
 from benchmarks.peers import normalization, random_split, scoring_config, torchvision_transform
-from memorization.config import EncoderSettings
 from memorization.machine.device import use_exact_arithmetic
 from memorization_scores import score_batch
-from models.encoders import make_encoder
+from models.encoders import EncoderSettings, make_encoder
 
 SIZE, VIEWS = 32, 10
 OURS, THEIRS = {"cpu": 64, "cuda": 256}, 8  # images a call

@@ -30,12 +30,12 @@ from benchmarks.peers import (
     torchvision_transform,
     worker_pipeline,
 )
-from memorization.config import EncoderSettings, TrainingSettings
 from memorization.data.augmentations import View, training_views
 from memorization.optimizers import make_optimizer
+from memorization.settings import TrainingSettings
 from memorization.training.loop import train_step
 from models.byol import BYOL, BYOLSettings
-from models.encoders import make_encoder
+from models.encoders import EncoderSettings, make_encoder
 from models.mae import MAE, MAESettings
 from models.simclr import SimCLR, SimCLRSettings
 

@@ -3,7 +3,6 @@ executed on loading.
 """
 
 import errno
-import hashlib
 import io
 import os
 import pickletools
@@ -15,17 +14,11 @@ from pathlib import Path
 
 import torch
 
-from memorization.config import (
-    MOST_PIXELS,
-    EncoderSettings,
-    first_difference,
-    read_run_config,
-    shortened,
-    trained_part,
-    with_defaults,
-)
 from memorization.data.subsets import ROLES, load_subsets
-from memorization.errors import Broken, Caution, WrongUse, shorten
+from memorization.encoder import Encoder, Pair, place_of
+from memorization.errors import Broken, Caution, WrongUse, shorten, shortened
+from memorization.fields import MOST_PIXELS
+from memorization.fingerprints import checksum, first_difference, on_cpu
 from memorization.machine.files import (
     delete_file,
     exists,
@@ -37,7 +30,8 @@ from memorization.machine.files import (
     sync_folder,
     write_atomically,
 )
-from models.encoders import make_encoder
+from memorization.settings import read_trained, with_defaults
+from models.encoders import EncoderSettings, make_encoder
 
 FORMAT = "memorization checkpoint 1"
 # what torch.save of tensors names
@@ -60,7 +54,7 @@ class _Foreign(ValueError):
 
 def save_checkpoint(path, content):
     """Write a dict of plain types and tensors, with its checksum. Equal contents give equal bytes."""
-    content = _on_cpu({"format": FORMAT, **content})
+    content = on_cpu({"format": FORMAT, **content})
     file = io.BytesIO()
     torch.save({**content, "checksum": checksum(content)}, file)
     write_atomically(path, file.getvalue())
@@ -256,7 +250,7 @@ def restore(progress, method, optimizer, folder):
             ]
             for state in (kept, fresh)
         ]
-        difference = first_difference(*map(_on_cpu, groups), "optimizer")
+        difference = first_difference(*map(on_cpu, groups), "optimizer")
         parameters = dict(
             enumerate(
                 parameter for group in optimizer.param_groups for parameter in group["params"]
@@ -291,11 +285,11 @@ def _lay_out_alike(optimizer):
                 state[name] = torch.empty_like(parameter).copy_(value)
 
 
-def load_encoder(path):
-    """A trained encoder, in eval mode on the CPU, from its file alone.
+def load_encoder(path, name=None):
+    """The Encoder in an encoder.pt, on the CPU, from its file alone.
 
-    Returns (encoder, record); record tells what was trained: config, role, seed, epoch, precision,
-    channels, size, mean, std, subsets (fingerprint). Raises WrongUse where the file is not a whole
+    name: in messages and tables; the path if None. Its record tells what was trained: config, role,
+    seed, epoch, precision, subsets (fingerprint). Raises WrongUse if the file is no whole
     encoder.pt.
     """
     record = read_checkpoint(path)
@@ -308,13 +302,31 @@ def load_encoder(path):
     try:
         # its shapes alone: a record may claim an encoder larger than the memory
         with torch.device("meta"):
-            shapes = _fresh_encoder(record).state_dict()
+            shapes = _fresh_network(record).state_dict()
     except ValueError as error:
         raise WrongUse(f"{path}: {error}") from None
     check_weights(weights, shapes, f"{path}: its weights do not fit its encoder")
-    encoder = _fresh_encoder(record)
-    encoder.load_state_dict(weights)
-    return encoder.eval().requires_grad_(False), record
+    network = _fresh_network(record)
+    network.load_state_dict(weights)
+    return _encoder(str(path) if name is None else name, network, record)
+
+
+def _encoder(name, network, record):
+    """The Encoder of a network with a record. It is frozen, and in eval mode."""
+    network.eval().requires_grad_(False)
+    return Encoder(
+        name=name,
+        network=network,
+        channels=record["channels"],
+        size=record["size"],
+        normalization=(record["mean"], record["std"]),
+        patch=getattr(network, "patch", None),
+        # Two may differ in their pooling alone.
+        identity=checksum(
+            {"encoder": record["config"]["encoder"], "weights": network.state_dict()}
+        ),
+        record=record,
+    )
 
 
 def _check_record(record, path):
@@ -370,61 +382,54 @@ def check_weights(weights, expected, message):
             raise WrongUse(f"{message}: {name} is not finite")
 
 
-def untrained_encoder(record, seed):
-    """An encoder like that of a record before its training, in eval mode on the CPU. seed: of its
-    initial weights.
-    """
+def untrained_encoder(encoder, seed):
+    """An Encoder like another one before its training. seed: of its initial weights."""
     torch.manual_seed(seed)
-    return _fresh_encoder(record).eval().requires_grad_(False)
+    return _encoder("random encoder", _fresh_network(encoder.record), encoder.record)
 
 
-def _fresh_encoder(record):
-    return make_encoder(
-        EncoderSettings(**record["config"]["encoder"]), record["channels"], record["size"]
-    )
+def _fresh_network(record):
+    settings = EncoderSettings(**record["config"]["encoder"])
+    return make_encoder(settings, record["channels"], record["size"])
+
+
+def folder_of(run, seed, role):
+    """The folder of one encoder in a run folder, a Path."""
+    return Path(run).expanduser() / place_of(seed, role)
+
+
+def encoder_file(run, seed, role, checkpoint="encoder"):
+    """The file of one encoder in a run folder, a Path. checkpoint: see `load_pair`."""
+    name = "encoder.pt" if checkpoint == "encoder" else f"encoder_{checkpoint}.pt"
+    return folder_of(run, seed, role) / name
 
 
 def load_pair(run, seed, checkpoint="encoder"):
-    """The pair of one seed: (f, g, record), with the record of f.
+    """The Pair of one seed.
 
-    run: the run folder; checkpoint: "encoder", or such as "epoch_0100". Raises WrongUse where f and
-    g do not belong together or to this run: another config, role, seed, epoch, split or precision.
+    run: the run folder; checkpoint: "encoder", or such as "epoch_0100". Raises WrongUse if f and g
+    do not belong together or to this run: another config, role, seed, epoch, split or precision.
     """
-    (f, record), (g, other) = (load_trained(run, seed, role, checkpoint) for role in ROLES)
-    if record["precision"] != other["precision"]:
-        raise WrongUse(
-            f"{run}/seed_{seed}: precision is {record['precision']!r} of f, but {other['precision']!r} of g"
-        )
-    return f, g, record
+    pair = Pair(*(load_trained(run, seed, role, checkpoint) for role in ROLES), seed)
+    of_f, of_g = (encoder.record["precision"] for encoder in pair)
+    if of_f != of_g:
+        raise WrongUse(f"{run}: seed {seed}: precision is {of_f!r} of f, but {of_g!r} of g")
+    return pair
 
 
 def load_trained(run, seed, role, checkpoint="encoder"):
-    """One encoder of a run: (encoder, record). Raises WrongUse where it is not of this run, seed,
-    role and epoch; see `load_pair`.
-    """
+    """One Encoder of a run. Raises WrongUse if it is not of this run, seed, role and epoch."""
+    path = encoder_file(run, seed, role, checkpoint)
+    encoder = load_encoder(path, f"{role} seed {seed}")
     run = Path(run).expanduser()
-    path = (
-        run
-        / f"seed_{seed}"
-        / role
-        / ("encoder.pt" if checkpoint == "encoder" else f"encoder_{checkpoint}.pt")
-    )
-    encoder, record = load_encoder(path)
-    subsets, trained = (
-        load_subsets(run / "subsets.npz").fingerprint,
-        trained_part(read_run_config(run)),
-    )
-    epoch = (
-        trained["training"]["epochs"]
-        if checkpoint == "encoder"
-        else int(checkpoint.removeprefix("epoch_"))
-    )
-    check_belongs(
-        record,
-        {"role": role, "seed": seed, "subsets": subsets, "config": trained, "epoch": epoch},
-        path,
-    )
-    return encoder, record
+    trained = read_trained(run).trained_part()
+    epoch = trained["training"]["epochs"]
+    if checkpoint != "encoder":
+        epoch = int(checkpoint.removeprefix("epoch_"))
+    subsets = load_subsets(run / "subsets.npz").fingerprint
+    expected = {"role": role, "seed": seed, "subsets": subsets, "config": trained, "epoch": epoch}
+    check_belongs(encoder.record, expected, path)
+    return encoder
 
 
 def chosen_checkpoints(action, run, seeds, roles=ROLES):
@@ -454,21 +459,10 @@ def kept_epochs(run, seeds, roles):
     """The kept checkpoints that the encoders of these seeds and roles all have, such as
     ["epoch_0100", "epoch_0200"].
     """
-    folders = [Path(run, f"seed_{seed}", role) for seed in seeds for role in roles]
+    folders = [folder_of(run, seed, role) for seed in seeds for role in roles]
     files = [filter(KEPT.fullmatch, names_in(folder)) for folder in folders]
     kept = [{name[len("encoder_") : -len(".pt")] for name in names} for names in files]
     return sorted(set.intersection(*kept), key=lambda name: int(name.removeprefix("epoch_")))
-
-
-def pair_fingerprints(pairs):
-    """{"seed_0/candidate": a hash of that encoder's weights, ...}. pairs: {seed: what load_pair
-    gives}, on the CPU.
-    """
-    return {
-        f"seed_{seed}/{role}": checksum(encoder.state_dict())
-        for seed, (f, g, _) in pairs.items()
-        for role, encoder in zip(ROLES, (f, g))
-    }
 
 
 def check_belongs(content, expected, path):
@@ -484,38 +478,3 @@ def check_belongs(content, expected, path):
         raise WrongUse(
             f"{path}: {key.removeprefix('config.')} is {shortened(value)}, but {shortened(wanted)} belongs here"
         )
-
-
-def _on_cpu(value):
-    """The same nested value, with its tensors contiguous on the CPU."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().cpu().contiguous()
-    if isinstance(value, dict):
-        return {key: _on_cpu(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_on_cpu(item) for item in value]
-    return value
-
-
-def checksum(value):
-    """SHA-256 over a nested value of plain types and tensors, hexadecimal."""
-    digest = hashlib.sha256()
-
-    def add(item):
-        if isinstance(item, torch.Tensor):
-            digest.update(f"{item.dtype} {tuple(item.shape)} ".encode())
-            digest.update(item.contiguous().flatten().view(torch.uint8).numpy())
-        elif isinstance(item, dict):
-            digest.update(f"dict {len(item)} ".encode())
-            for key, part in item.items():
-                digest.update(f"{key!r}: ".encode())
-                add(part)
-        elif isinstance(item, list):
-            digest.update(f"list {len(item)} ".encode())
-            for part in item:
-                add(part)
-        else:
-            digest.update(f"{item!r} ".encode())
-
-    add(value)
-    return digest.hexdigest()

@@ -35,6 +35,17 @@ def shorten(text, most=MOST_OF_A_VALUE):
     return text if len(text) <= most else f"{text[: kept - kept // 3]} ... {text[-(kept // 3) :]}"
 
 
+def shortened(value):
+    """A value as it is shown: of a SHA-256 the first 12 digits, of a long one its beginning and its
+    end.
+    """
+    return (
+        f"{value[:12]}..."
+        if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
+        else shorten(repr(value))
+    )
+
+
 def one_line(message):
     """A message as one short line without control characters."""
     return shorten(visible(" ".join(str(message).splitlines())), MOST_SHOWN)

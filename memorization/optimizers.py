@@ -1,12 +1,26 @@
 """Optimizers by name, parameter groups, and the schedule of the learning rate."""
 
 import math
+from typing import Annotated
 
 import torch
+from pydantic import Field
 
 from memorization.machine.device import to_device
+from models.settings import Settings
 
 ADAM_EPS = 1e-8  # torch's default
+
+
+class OptimizerSettings(Settings):
+    """What an optimizer needs beside its kind, learning rate and weight decay."""
+
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd and lars: momentum")
+    betas: Annotated[
+        list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)
+    ] = Field([0.9, 0.999], description="adamw: decay of the two moments")
+    lars_eta: float = Field(0.001, gt=0, description="lars: trust coefficient")
+    lars_clip: bool = Field(False, description="lars: never step further than the plain rate would")
 
 
 class LARS(torch.optim.Optimizer):

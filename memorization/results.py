@@ -6,13 +6,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from memorization.config import Config, first_difference, shortened
-from memorization.errors import WrongUse, visible
+from memorization.errors import WrongUse, shortened, visible
+from memorization.fingerprints import first_difference
 from memorization.machine.files import (
     check_writable,
     delete_file,
     exists,
-    is_folder,
     json_text,
     open_regular,
     parse_json,
@@ -23,20 +22,10 @@ from memorization.machine.files import (
     stage,
     sync_folder,
 )
-from memorization.measuring.removal import DRAWN
 
 SUMMARY = "summary.json"
 MOST_NAME = 100  # characters of a folder's name
 HASH = 8  # digits of a hash in a name
-# Values that add nothing to a folder's name, whatever the run's config.yaml says; others are named.
-PLAIN = {
-    "scores.representation": "pooled",
-    "scores.augmentation": "training",
-    "scores.precision": "fp32",
-    "dejavu.query": "training",
-    "dejavu.reference": "independent",
-    "probe.fine_tune": False,
-}
 
 
 @dataclass(frozen=True)
@@ -45,13 +34,14 @@ class Result:
     overwritten.
 
     again: the command that makes it. settings: {"section.name": value} of those that change its
-    numbers, plain types. seeds: of the pairs. fingerprints: of the measured subsets, data and
-    boxes.
+    numbers, plain types; defaults: {"section.name": value}, for summaries of earlier versions,
+    which lack some. seeds: of the pairs. fingerprints: of the measured subsets, data and boxes.
     """
 
     folder: Path
     again: str
     settings: dict
+    defaults: dict
     seeds: list
     fingerprints: dict
 
@@ -67,7 +57,7 @@ class Result:
         advice = f"; to measure anew, delete {self.folder / SUMMARY}"
         with refuse_broken(self.folder / SUMMARY, "not a whole summary of a result", advice):
             there = parse_json(read_text(self.folder / SUMMARY))
-            found, fingerprints = settings_in(there, self.settings), there.get("fingerprints", {})
+            found, fingerprints = self.settings_in(there), there.get("fingerprints", {})
             if found.get("probe.datasets") == []:
                 found.pop("probe.datasets")  # the one of training
             found |= {
@@ -134,27 +124,25 @@ class Result:
                 sync_folder(self.folder)
             yield
 
+    def settings_in(self, summary):
+        """The settings that a summary names, {"section.name": value}; see `defaults`."""
+        sections = {key.split(".")[0] for key in self.settings}
+        found = summary["settings"]
+        if len(sections) == 1 and not sections >= set(found):
+            (section,) = sections
+            found = {section: found}
+        values = {}
+        for key in self.settings:
+            section, name = key.split(".")
+            if section in found:
+                values[key] = found[section].get(name, self.defaults[key])
+        return values
+
     def _written_files(self):
         """The hashes of files in the summary that is there, or None."""
         if not exists(self.folder / SUMMARY):
             return None
         return parse_json(read_text(self.folder / SUMMARY)).get("files")
-
-
-def settings_in(summary, keys):
-    """{"section.name": value} of a summary, of the sections that it has. A setting that is newer
-    than it has its default.
-    """
-    sections = {key.split(".")[0] for key in keys}
-    found = summary["settings"]
-    if len(sections) == 1 and not set(found) <= set(Config.model_fields):
-        found = {section: found for section in sections}
-    values = {}
-    for section, name in (key.split(".") for key in keys):
-        default = Config.model_fields[section].annotation.model_fields[name].default
-        if section in found:
-            values[f"{section}.{name}"] = found[section].get(name, default)
-    return values
 
 
 def _seeds_in(summary):
@@ -187,170 +175,13 @@ def check_files(folder, files, again):
         if Path(name).name != name or not exists(path):
             continue
         with refuse_broken(path, "cannot be read"):
-            found = _hash_of_file(path)
+            found = hash_of_file(path)
         if found != written:
             both = f"{name} is {shortened(found)}, but {shortened(written)} belongs here"
             raise WrongUse(f"{folder}: files of different results: {both}; run {again} again")
 
 
-# --- folders --------------------------------------------------------------------------------------
-
-
-def score_result(config, subsets, checkpoint="encoder"):
-    """The Result of memorization_scores.py for a checkpoint of a run."""
-    return _result("scores", "memorization_scores.py", _score_keys(), config, subsets, [checkpoint])
-
-
-def deja_vu_result(config, subsets, checkpoint="encoder"):
-    """The Result of dejavu.py for a checkpoint of a run."""
-    settings = config.dejavu
-    keys = ["query", "reference", "k", "public", "public_split", "public_images", "normalize"]
-    keys += {
-        "training": ["views"],
-        "corner": ["corner", "corner_fraction"],
-        "center_masked": ["masked_fraction"],
-    }.get(settings.query, [])
-    keys += ["boxes"] if settings.query == "boxes" else []
-    keys += ["reference_epochs"] if settings.reference == "crops" else []
-    return _result(
-        "dejavu",
-        "dejavu.py",
-        [f"dejavu.{key}" for key in keys],
-        config,
-        subsets,
-        [checkpoint],
-        _score_keys(),
-    )
-
-
-def probe_result(config, encoder=None):
-    """The Result of linear_probing_train.py. encoder: the identity of one that is not of the run."""
-    named = [] if encoder is None else [f"encoder_{encoder[:HASH]}"]
-    return _result(
-        "probe", "linear_probing_train.py", _probe_keys(config.probe), config, None, named
-    )
-
-
-def curve_result(config, subsets):
-    """The Result of remove_samples.py --retrain."""
-    settings = config.removal
-    keys = ["counts", "percentages", "policies", "fixed_steps", "group_duplicates"]
-    keys += ["draws"] if set(DRAWN) & set(settings.policies) else []
-    keys += ["clusters"] if "typical" in settings.policies else []
-    keys += ["duplicates_in", "duplicate_similarity"] if settings.group_duplicates else []
-    keys = [*(f"removal.{key}" for key in keys), *_probe_keys(config.probe), *_score_keys()]
-    return _result("removal", "remove_samples.py --retrain", keys, config, subsets, [])
-
-
-def _score_keys():
-    return [
-        f"scores.{name}"
-        for name in ("representation", "augmentation", "precision", "views", "per_subset")
-    ]
-
-
-def _probe_keys(settings):
-    names = ["fine_tune", "datasets", "seeds", "train_images"]
-    if settings.fine_tune:
-        names += ["fine_tune_epochs", "fine_tune_batch_size", "fine_tune_learning_rate"]
-    else:
-        names += [
-            "epochs",
-            "batch_size",
-            "optimizer",
-            "learning_rates",
-            "weight_decays",
-            "warmup_epochs",
-        ]
-        names += {
-            "sgd": ["momentum"],
-            "lars": ["momentum", "lars_eta", "lars_clip"],
-            "adamw": ["betas"],
-        }[settings.optimizer]
-    return [f"probe.{name}" for name in names]
-
-
-def _result(kind, again, keys, config, subsets, named, other_keys=()):
-    """A Result, in a folder named after its differences from the settings of the run's config.yaml.
-
-    named: further parts of the name; other_keys: settings of other measurements that this one
-    builds on.
-    """
-    run = config.recorded
-    names = [name for name in named if name != "encoder"]
-    for key in (*keys, *other_keys):
-        section, name = key.split(".")
-        value, plain = _value(config, key), _value(run, key)
-        if section == kind and key in PLAIN:
-            names += [_text(key, value)] if value != PLAIN[key] else []
-            if (
-                key == "dejavu.query"
-                and value == "boxes"
-                and config.dejavu.boxes != run.dejavu.boxes
-            ):
-                names[-1] += f"_{_hash_of_path(config.dejavu.boxes)}"
-        elif value != plain and key != "dejavu.boxes":
-            is_plain = section == kind and name != "seeds"  # seeds alone are those of the run
-            names.append("_".join([*([] if is_plain else [section]), name, _text(key, value)]))
-    if set(config.seeds) != set(run.seeds):
-        names.append("_".join(["seeds", *map(str, config.seeds)]))
-    settings = {key: _value(config, key) for key in keys if key != "dejavu.boxes"}
-    fingerprints = {} if subsets is None else {"subsets": subsets.fingerprint, "data": subsets.data}
-    if "dejavu.boxes" in keys:
-        fingerprints["boxes"] = _hash_of_path(config.dejavu.boxes)
-    return Result(
-        config.folder / kind / _joined(names), again, settings, list(config.seeds), fingerprints
-    )
-
-
-def _value(config, key):
-    """A setting as a plain value; settings that mean the same have the same value."""
-    section, name = key.split(".")
-    value = getattr(config, section).model_dump()[name]
-    if key == "probe.datasets":
-        return value or [config.data.name]
-    return value
-
-
-def _text(key, value):
-    """A value as a part of a folder's name."""
-    if key == "probe.fine_tune":
-        return "fine_tuned"
-    if key == "scores.augmentation" and value != "training":
-        return f"augmentation_{hashlib.sha256(json.dumps(value).encode()).hexdigest()[:HASH]}"
-    if value is None:
-        return "all"
-    if isinstance(value, list):
-        return "_".join(_text(key, part) for part in value) or "none"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _joined(names):
-    """The name of a folder; one that is too long ends in a hash."""
-    name = "_".join(names)
-    if len(name) <= MOST_NAME:
-        return name
-    return f"{name[: MOST_NAME - HASH - 1]}_{hashlib.sha256(name.encode()).hexdigest()[:HASH]}"
-
-
-def _hash_of_path(path):
-    """A short hash of what lies at a path: of a file, or of the XML files in a folder; of nothing
-    if it is missing.
-    """
-    path, content = Path(path).expanduser(), b""
-    with refuse_broken(path, "cannot be read"):
-        if is_folder(path):
-            lines = [
-                f"{file.relative_to(path)} {_hash_of_file(file)}\n"
-                for file in sorted(path.rglob("*.xml"))
-            ]
-            content = "".join(lines).encode(errors="surrogateescape")
-        elif exists(path):
-            return _hash_of_file(path)[:HASH]
-    return hashlib.sha256(content).hexdigest()[:HASH]
-
-
-def _hash_of_file(path):
+def hash_of_file(path):
     """The SHA-256 of a file, in hexadecimal."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

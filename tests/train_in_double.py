@@ -32,7 +32,7 @@ def main(argv):
     config = read_config(
         script.__doc__, ["--config", path], method=schema, actions=training.ROLE_ACTION
     )
-    choose_device(config)
+    choose_device(config.device, config.threads)
     images = open_images(config.data)
     step, steps = training.train_step, 0
 

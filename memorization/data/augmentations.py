@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from memorization.config import ViewRecipe
 from memorization.data.randomness import sample_keys, stream, uniform
+from memorization.data.recipes import ViewRecipe
 from memorization.machine import threads
 from memorization.machine.device import to_device
 

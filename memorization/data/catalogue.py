@@ -11,12 +11,15 @@ import shutil
 import tarfile
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+import pydantic
+from pydantic import Field
 from torchvision import datasets
 
 from memorization.errors import WrongUse
+from memorization.fields import LEAST_PIXELS, MOST_PIXELS, NOT_COMPARED, possible_path
 from memorization.machine import processes
 from memorization.machine.files import (
     exists,
@@ -25,6 +28,7 @@ from memorization.machine.files import (
     reason_of,
     sole_process,
 )
+from models.settings import Settings
 
 # Of each data set: torchvision's class, and its arguments for the training and for the test images.
 DATASETS = {
@@ -45,6 +49,50 @@ UNPACKED = {
 }
 # Where the package dataset-fashion-mnist puts its .gz files.
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+
+class DataSettings(Settings):
+    name: Literal[
+        "fashion_mnist", "cifar10", "cifar100", "svhn", "stl10", "image_folder", "fake"
+    ] = Field(description="the dataset")
+    root: str = Field("data", description="folder of the dataset", json_schema_extra=NOT_COMPARED)
+    prepared: str = Field(
+        "data/prepared",
+        description="folder for the decoded maps of image_folder",
+        json_schema_extra=NOT_COMPARED,
+    )
+    size: int | None = Field(
+        None,
+        ge=LEAST_PIXELS,
+        le=MOST_PIXELS,
+        description="image_folder and fake: height and width of the prepared images",
+    )
+    skip_broken: bool = Field(
+        False,
+        json_schema_extra=NOT_COMPARED,
+        description="image_folder: leave images out that cannot be decoded, and take others instead",
+    )
+    verify: bool = Field(
+        True,
+        json_schema_extra=NOT_COMPARED,
+        description="published datasets: refuse a file whose checksum is not the published one",
+    )
+
+    @pydantic.field_validator("root", "prepared")
+    @classmethod
+    def _possible_paths(cls, path):
+        return possible_path(path)
+
+    @pydantic.model_validator(mode="after")
+    def _size_where_needed(self):
+        needs_size = self.name in ("image_folder", "fake")
+        if needs_size and self.size is None:
+            raise ValueError(f"size is missing: {self.name} needs one, such as 224")
+        if not needs_size and self.size is not None:
+            raise ValueError(
+                f"size is {self.size}, but the images of {self.name} have a size of their own; leave it out"
+            )
+        return self
 
 
 class Source(NamedTuple):

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from memorization.config import first_difference, shortened
 from memorization.data.catalogue import read_published
 from memorization.data.image_folder import list_image_folder
 from memorization.data.prepared_maps import (
@@ -281,22 +280,6 @@ def open_images(settings):
     when files are missing or damaged.
     """
     return OPENERS[settings.name](settings)
-
-
-def images_of_run(subsets, config):
-    """The Images of the four subsets that a run was trained and is measured with.
-
-    Raises WrongUse where `data.root` holds others than those of training.
-    """
-    images = open_images(config.data).prepared(subsets.train, subsets.external)
-    difference = first_difference(images.fingerprint, subsets.data)
-    if difference:
-        key, found, trained = difference
-        raise WrongUse(
-            f"data.root: {config.data.root} holds other images than {config.run} was trained on: {key} is {shortened(found)}, not "
-            f"{shortened(trained)}"
-        )
-    return images
 
 
 # --- published datasets ---------------------------------------------------------------------------

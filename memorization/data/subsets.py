@@ -5,18 +5,59 @@ import io
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import pydantic
 import torch
+from pydantic import Field
 
 from memorization.data.randomness import sample_keys, shuffled, stream
 from memorization.errors import WrongUse
+from memorization.fields import NOT_COMPARED, Seed, possible_path
 from memorization.machine.files import parse_json, read_arrays, refuse_broken, write_atomically
+from models.settings import Settings
 
 # In the order of every table; external images come from the test set, the others from the training
 # set.
 SUBSETS = {"shared": "train", "candidate": "train", "independent": "train", "external": "test"}
 ROLES = ("candidate", "independent")  # of the two encoders, f and g
+
+
+class SubsetSettings(Settings):
+    shared: int = Field(
+        ge=0, description="size of S_S, in both encoders' training sets; 0 gives disjoint halves"
+    )
+    candidate: int = Field(ge=2, description="size of S_C, in f's training set only")
+    independent: int = Field(
+        ge=2, description="size of S_I, in g's training set only; equal to candidate"
+    )
+    external: int = Field(
+        ge=2, description="size of S_E, from the test set, in neither training set"
+    )
+    order: Literal["file", "shuffled"] = Field(
+        "file",
+        description="take the images in file order, as the papers do, or shuffled; image_folder is shuffled if nothing is given",
+    )
+    seed: Seed = Field(0, description="order: shuffled: which shuffle")
+    file: str | None = Field(
+        None,
+        json_schema_extra=NOT_COMPARED,
+        description="a file of remove_samples.py, in place of the counts",
+    )
+
+    @pydantic.field_validator("file")
+    @classmethod
+    def _possible_path(cls, path):
+        return possible_path(path)
+
+    @pydantic.model_validator(mode="after")
+    def _candidates_are_replaced(self):
+        if self.candidate != self.independent:
+            raise ValueError(
+                f"independent is {self.independent}, but must equal candidate ({self.candidate}): candidates are replaced, not left out"
+            )
+        return self
 
 
 @dataclass(frozen=True)

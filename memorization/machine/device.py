@@ -13,16 +13,16 @@ from memorization.machine import meeting, processes
 from memorization.machine.resources import pin
 
 
-def choose_device(config):
-    """The torch.device of a script, which joins the other processes of its job; sets the number of
-    CPU threads where the config names one.
+def choose_device(name, threads=None):
+    """The torch.device of a script, which joins the other processes of its job.
 
-    From then on float32 is multiplied as such. Raises WrongUse for an absent GPU.
+    name: "auto", "cpu", "cuda" or such as "cuda:1"; threads: of the CPU; None leaves their number
+    to torch. From then on float32 is multiplied as such. Raises WrongUse for an absent GPU.
     """
     use_exact_arithmetic()
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    name = config.device
+    if threads:
+        torch.set_num_threads(threads)
+    given = name
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
@@ -34,7 +34,7 @@ def choose_device(config):
         device = meeting.own_gpu()
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise WrongUse(
-            f"device: {config.device!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices"
+            f"device: {given!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices"
         )
     meeting.join(device)
     return device

@@ -14,6 +14,7 @@ from yaml.resolver import BaseResolver
 from yaml.scanner import Scanner
 
 from memorization.errors import WrongUse, shorten
+from memorization.machine.files import read_text
 
 MOST_YAML = 2**18  # bytes of a config, and characters of it with its aliases written out
 MOST_DIGITS = 1000  # of an integer; Python itself reads 4,300
@@ -168,3 +169,23 @@ for name, construct in {
     None: SafeConstructor.construct_undefined,
 }.items():
     _Loader.add_constructor(name and PREFIX + name, construct)
+
+
+def read_yaml(path):
+    """The mapping in a YAML file; a key that stands twice is refused."""
+    try:
+        text = read_text(path, MOST_YAML)
+    except FileNotFoundError:
+        raise WrongUse(f"{path}: no such file") from None
+    except OSError as error:
+        raise WrongUse(
+            f"{shorten(str(path))}: cannot be read ({error.strerror or error})"
+        ) from None
+    except ValueError as error:
+        raise WrongUse(f"{path}: cannot be read ({error})") from None
+    content = parse_yaml(text, path)
+    if not isinstance(content, dict):
+        raise WrongUse(
+            f"{path}: holds {type(content).__name__}, but a config is a mapping of keys to values"
+        )
+    return content

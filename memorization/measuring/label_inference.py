@@ -3,15 +3,20 @@
 """
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
+import pydantic
 import torch
+from pydantic import Field
 from scipy import stats
 
 from memorization.errors import WrongUse
+from memorization.fields import MOST_EPOCHS, MOST_VIEWS, possible_path
 from memorization.measuring.representations import encode_views, varying_dimensions
 from memorization.neighbors import count_votes, elected, nearest_neighbors, vote_confidence
 from memorization.normalization import normalize
+from models.settings import Settings
 
 SHOWN = 4  # neighbours kept for a picture
 RESAMPLES = 2000
@@ -22,6 +27,86 @@ OUTCOMES = {
     (False, True): "forgotten",
     (False, False): "unassociated",
 }
+
+
+class DejaVuSettings(Settings):
+    query: Literal["training", "corner", "center_masked", "boxes", "whole"] = Field(
+        "training",
+        description="what is asked with: views of training, a corner, all but the middle, the largest part between bounding boxes, or the "
+        "whole image (a control)",
+    )
+    k: int = Field(100, ge=1, description="neighbours that vote for a label")
+    views: int = Field(
+        10,
+        ge=1,
+        le=MOST_VIEWS,
+        description="query training: views of an image, whose votes are summed",
+    )
+    corner: Literal["lower_left", "lower_right", "upper_left", "upper_right"] = Field(
+        "lower_left", description="query corner: which"
+    )
+    corner_fraction: float = Field(
+        0.3, gt=0, le=1, description="query corner: its share of each side"
+    )
+    masked_fraction: float = Field(
+        0.5, gt=0, lt=1, description="query center_masked: what is blanked, as a share of each side"
+    )
+    boxes: str | None = Field(
+        None,
+        description="query boxes: a CSV file (index,xmin,ymin,xmax,ymax, in original pixels) or a folder of ImageNet's XML files",
+    )
+    public: Literal["whole", "training"] = Field(
+        "whole", description="how the public set is embedded: whole images, or a training view"
+    )
+    public_split: Literal["test", "train"] = Field(
+        "test",
+        description="the public set: the labelled test images, or those of the training set that neither encoder saw",
+    )
+    public_images: int | None = Field(
+        None, ge=2, description="take so many public images only, the first by hash; null for all"
+    )
+    normalize: bool = Field(
+        False, description="l2-normalize representations before neighbours are searched"
+    )
+    reference: Literal["independent", "crops"] = Field(
+        "independent",
+        description="what f is compared with: g, or a classifier of the queries alone, for people with one encoder",
+    )
+    reference_epochs: int = Field(
+        100,
+        ge=1,
+        le=MOST_EPOCHS,
+        description="reference crops: epochs of the classifier at most; it stops early",
+    )
+    memory_gb: float = Field(
+        0.25, gt=0, le=10**6, description="memory for the search, beside representations"
+    )
+
+    @pydantic.field_validator("boxes")
+    @classmethod
+    def _possible_path(cls, path):
+        return possible_path(path)
+
+    @pydantic.model_validator(mode="after")
+    def _boxes_where_needed(self):
+        if (self.query == "boxes") != (self.boxes is not None):
+            raise ValueError(
+                f"boxes is {self.boxes!r}, but query is {self.query}; query boxes needs a file or folder, the others take none"
+            )
+        return self
+
+    PLAIN: ClassVar = {"query": "training", "reference": "independent"}  # see ScoreSettings
+
+    def determining(self):
+        """The names of the settings that determine the numbers of a result."""
+        names = ["query", "reference", "k", "public", "public_split", "public_images", "normalize"]
+        names += {
+            "training": ["views"],
+            "corner": ["corner", "corner_fraction"],
+            "center_masked": ["masked_fraction"],
+            "boxes": ["boxes"],
+        }.get(self.query, [])
+        return names + (["reference_epochs"] if self.reference == "crops" else [])
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,21 @@ representations.
 """
 
 import copy
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+import pydantic
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from pydantic import Field
 from tqdm import tqdm
 
 from memorization.data.augmentations import whole_images
 from memorization.data.randomness import shuffled
 from memorization.data.subsets import first_by_hash
 from memorization.errors import WrongUse
+from memorization.fields import MOST_EPOCHS, Rate, Seed, each_once
 from memorization.machine import processes
 from memorization.machine.device import to_device
 from memorization.measuring.representations import (
@@ -25,7 +29,7 @@ from memorization.measuring.representations import (
 )
 from memorization.neighbors import knn_accuracy
 from memorization.normalization import moderate_scales
-from memorization.optimizers import StackedOptimizer, schedule, set_learning_rate
+from memorization.optimizers import OptimizerSettings, StackedOptimizer, schedule, set_learning_rate
 from memorization.significance import mean_and_spread
 
 VALIDATION_SHARE = 0.1  # of the training images: they choose learning rate and weight decay
@@ -34,8 +38,74 @@ FEWEST = 10  # labelled training images, of which one is held out
 NEIGHBORS = {"knn_20": {"k": 20}, "knn_200": {"k": 200, "temperature": 0.1}}
 
 
-def probe(source, images, settings, cache, device):
-    """What a linear layer and nearest neighbours find in a source's representations of a dataset, a
+class ProbeSettings(OptimizerSettings):
+    datasets: list[Literal["fashion_mnist", "cifar10", "cifar100", "svhn", "stl10"]] = Field(
+        [], description="the probed datasets, looked for in data.root; [] for the one of training"
+    )
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
+        [0, 1, 2], description="each seed trains one probe"
+    )
+    train_images: int | None = Field(
+        None,
+        ge=200,
+        description="probe with so many training images only, the first by hash; null for all",
+    )
+    epochs: int = Field(90, ge=1, le=MOST_EPOCHS, description="passes over the training images")
+    batch_size: int = Field(
+        4096, ge=1, description="images a step; a quarter of the training images where that is less"
+    )
+    optimizer: Literal["sgd", "adamw", "lars"] = Field("lars", description="the optimizer")
+    learning_rates: Annotated[list[Rate], Field(min_length=1, max_length=100)] = Field(
+        [1.6, 6.4, 25.6],
+        description="learning rates to choose from, for batch_size; less where the batch is less",
+    )
+    weight_decays: Annotated[
+        list[Annotated[float, Field(ge=0)]], Field(min_length=1, max_length=100)
+    ] = Field([0.0, 0.001, 0.003, 0.01, 0.03], description="weight decays to choose from")
+    warmup_epochs: int = Field(10, ge=0, description="epochs of linear warm-up, before the cosine")
+    fine_tune: bool = Field(False, description="train all weights, not the linear layer alone")
+    fine_tune_epochs: int = Field(
+        30, ge=1, le=MOST_EPOCHS, description="fine_tune: passes over the training images"
+    )
+    fine_tune_batch_size: int = Field(
+        256,
+        ge=1,
+        description="fine_tune: images a step; a quarter of the training images where that is less",
+    )
+    fine_tune_learning_rate: Rate = Field(0.001, description="fine_tune: learning rate of AdamW")
+
+    @pydantic.field_validator("datasets", "seeds", "learning_rates", "weight_decays")
+    @classmethod
+    def _each_once(cls, values):
+        return each_once(values)
+
+    @pydantic.model_validator(mode="after")
+    def _warmup_within_the_epochs(self):
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs is {self.warmup_epochs}, but must be less than epochs ({self.epochs})"
+            )
+        return self
+
+    PLAIN: ClassVar = {"fine_tune": False}  # see ScoreSettings
+
+    def determining(self):
+        """The names of the settings that determine the numbers of a result."""
+        names = ["fine_tune", "datasets", "seeds", "train_images"]
+        if self.fine_tune:
+            names += ["fine_tune_epochs", "fine_tune_batch_size", "fine_tune_learning_rate"]
+            return names
+        names += ["epochs", "batch_size", "optimizer", "learning_rates", "weight_decays"]
+        of_optimizer = {
+            "sgd": ["momentum"],
+            "lars": ["momentum", "lars_eta", "lars_clip"],
+            "adamw": ["betas"],
+        }
+        return [*names, "warmup_epochs", *of_optimizer[self.optimizer]]
+
+
+def probe(encoder, images, settings, cache, device):
+    """What a linear layer and nearest neighbours find in an encoder's representations of a dataset, a
     dict of plain types.
 
     images: of open_images; settings: the config's `probe:` section; cache: folder in which
@@ -45,7 +115,7 @@ def probe(source, images, settings, cache, device):
     diverges.
     """
     train, test = (
-        stored_examples(source, split, rows, cache, device)
+        stored_examples(encoder, split, rows, cache, device)
         for split, rows in probed_rows(images, settings)
     )
     classes = len(images.classes)
@@ -237,7 +307,7 @@ def probed_rows(images, settings):
 # --- fine-tuning ----------------------------------------------------------------------------------
 
 
-def fine_tune(source, images, settings, device):
+def fine_tune(encoder, images, settings, device):
     """What an encoder finds in a dataset once all its weights are trained with a linear layer on
     top, a dict of plain types.
 
@@ -245,7 +315,7 @@ def fine_tune(source, images, settings, device):
     no augmentation; once for each seed.
     """
     runs = processes.divided(
-        lambda seed: _fine_tune_once(source, images, settings, seed, device),
+        lambda seed: _fine_tune_once(encoder, images, settings, seed, device),
         settings.seeds,
         "fine-tuning",
     )
@@ -255,39 +325,39 @@ def fine_tune(source, images, settings, device):
     return {"classes": list(images.classes), "seeds": runs, **shares}
 
 
-def _fine_tune_once(source, images, settings, seed, device):
+def _fine_tune_once(encoder, images, settings, seed, device):
     (train, train_rows), (test, test_rows) = (
-        (in_channels(split, source.channels).to(device), rows)
+        (in_channels(split, encoder.channels).to(device), rows)
         for split, rows in probed_rows(images, settings)
     )
     model = _train_all_weights(
-        source, train, train_rows, len(images.classes), settings, seed, device
+        encoder, train, train_rows, len(images.classes), settings, seed, device
     )
     model.eval()
     with torch.inference_mode():
         views = (
-            whole_images(test, rows, source.size, source.normalization).pixels
+            whole_images(test, rows, encoder.size, encoder.normalization).pixels
             for rows in test_rows.split(ENCODING_BATCH)
         )
         logits = torch.cat([model(pixels) for pixels in views])
     return {"seed": seed, **accuracies(logits, test.labels[test_rows].to(device))}
 
 
-def _train_all_weights(source, train, train_rows, classes, settings, seed, device):
+def _train_all_weights(encoder, train, train_rows, classes, settings, seed, device):
     """A copy of an encoder with a linear layer on top, both trained on some images of a split.
 
     Returns a module, (B, C, H, W) -> (B, classes).
     """
-    encoder = copy.deepcopy(source.encode).to(device)
+    network = copy.deepcopy(encoder.network).to(device)
     with torch.no_grad():  # still in eval mode, so that no batch norm takes note
-        dim = encoder(
-            whole_images(train, train_rows[:2], source.size, source.normalization).pixels
+        dim = network(
+            whole_images(train, train_rows[:2], encoder.size, encoder.normalization).pixels
         ).shape[1]
-    encoder.requires_grad_(True).train()
+    network.requires_grad_(True).train()
     layer = nn.Linear(dim, classes, device=device)
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
-    model = nn.Sequential(encoder, layer)
+    model = nn.Sequential(network, layer)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.fine_tune_learning_rate, weight_decay=0.01
     )
@@ -306,7 +376,7 @@ def _train_all_weights(source, train, train_rows, classes, settings, seed, devic
             settings.fine_tune_learning_rate * schedule(step, steps, 0),
             settings.fine_tune_learning_rate,
         )
-        logits = model(whole_images(train, rows, source.size, source.normalization).pixels)
+        logits = model(whole_images(train, rows, encoder.size, encoder.normalization).pixels)
         loss = F.cross_entropy(logits, to_device(train.labels[rows], device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

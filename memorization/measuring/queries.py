@@ -35,7 +35,7 @@ class Queries:
     views: int
     rows: torch.Tensor
     dropped: dict
-    patch: int
+    patch: int | None
     boxes: dict = field(default_factory=dict)
 
     def pixels(self, indices, view):
@@ -51,17 +51,17 @@ class Queries:
         return pixels * seen.repeat_interleave(self.patch, 2).repeat_interleave(self.patch, 3)
 
 
-def make_queries(split, rows, record, settings, recipes, seed, patch):
+def make_queries(split, rows, encoder, settings, recipes, seed):
     """The Queries of the kind that `settings.query` names.
 
-    split: of the images; rows: (n,) int64, those that are asked about; record: of the encoder that
-    is asked; settings: the `dejavu:` section; recipes: of the training views; seed: of the pair;
-    patch: of the encoder. "training" draws views by the training recipes, masks included; "corner"
+    split: of the images; rows: (n,) int64, those that are asked about; encoder: the
+    Encoder that is asked, or another that takes the same images; settings: the `dejavu:` section;
+    recipes: of the training views; seed: of the pair. "training" draws views by the training recipes, masks included; "corner"
     shows a corner and "boxes" the largest rectangle between bounding boxes, both resized to the
     encoder's input; "center_masked" the image without its middle; "whole" all of it, a control.
     Raises WrongUse where boxes are missing or broken, or leave too little.
     """
-    size, normalization = record["size"], (record["mean"], record["std"])
+    size, normalization, patch = encoder.size, encoder.normalization, encoder.patch
     if settings.query == "training":
 
         def drawn(indices, view):

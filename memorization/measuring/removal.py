@@ -2,18 +2,78 @@
 together.
 """
 
+from typing import Annotated, ClassVar, Literal
+
 import numpy as np
+import pydantic
+from pydantic import Field
 from scipy.cluster.vq import kmeans2
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 
 from memorization.data.randomness import shuffled
+from memorization.fields import each_once
 from memorization.normalization import normalize_rows
+from models.settings import Settings
 
 # the policies with chance in them, drawn `removal.draws` times
 DRAWN = ("random", "random_matched")
 MOST_DUPLICATES = 100  # a sample, on average
 NEIGHBORS_AT_ONCE = 1024  # rows of the similarity matrix made at a time
+
+
+class RemovalSettings(Settings):
+    counts: list[Annotated[int, Field(ge=1)]] = Field(
+        [], description="how many samples to remove from f's training set"
+    )
+    percentages: list[Annotated[float, Field(gt=0, lt=100)]] = Field(
+        [], description="the same as shares of the ranked samples, in per cent"
+    )
+    policies: Annotated[
+        list[Literal["memorized", "least", "random", "random_matched", "typical"]],
+        Field(min_length=1),
+    ] = Field(
+        ["memorized", "random"],
+        description="most or least memorized first, by chance, by chance with the classes of the most memorized, or closest to the "
+        "centres of clusters of g's representations",
+    )
+    draws: int = Field(2, ge=1, le=1000, description="draws of each policy with chance in it")
+    candidates_only: bool = Field(
+        False, description="with shared samples, which have no score: rank the candidates alone"
+    )
+    fixed_steps: bool = Field(
+        True,
+        description="train a smaller set for more epochs, as many steps as the whole one takes",
+    )
+    clusters: int | None = Field(
+        None, ge=1, description="typical: clusters of k-means; null for the number of classes"
+    )
+    group_duplicates: bool = Field(
+        False, description="remove near duplicates together, by every policy alike"
+    )
+    duplicates_in: Literal["pixels", "g"] = Field(
+        "pixels", description="near duplicates are found in pixels or in g's representations"
+    )
+    duplicate_similarity: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="cosine similarity, the mean taken away, from which two are duplicates",
+    )
+
+    @pydantic.field_validator("counts", "percentages", "policies")
+    @classmethod
+    def _each_once(cls, values):
+        return each_once(values)
+
+    PLAIN: ClassVar = {}  # see ScoreSettings
+
+    def determining(self):
+        """The names of the settings that determine the numbers of a result."""
+        names = ["counts", "percentages", "policies", "fixed_steps", "group_duplicates"]
+        names += ["draws"] if set(DRAWN) & set(self.policies) else []
+        names += ["clusters"] if "typical" in self.policies else []
+        return names + (["duplicates_in", "duplicate_similarity"] if self.group_duplicates else [])
 
 
 def removal_order(policy, scores, labels, count, seed, typicality=None, groups=None):

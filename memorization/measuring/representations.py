@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from memorization.checkpoint import checksum
 from memorization.data.augmentations import GRAY_WEIGHTS, whole_images
 from memorization.errors import WrongUse, visible
 from memorization.machine import processes, threads
@@ -36,23 +35,6 @@ MOST_PIXELS = 32  # height and width to which raw pixels are shrunk before they 
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where representations come from: an encoder, or the pixels themselves.
-
-    name: in messages; encode: module, (B, C, H, W) normalized pixels -> (B, D), in eval mode;
-    identity: hexadecimal, equal only where the representations are; channels, size, normalization
-    (mean, std): of the images it takes.
-    """
-
-    name: str
-    encode: nn.Module
-    identity: str
-    channels: int
-    size: int
-    normalization: tuple
-
-
-@dataclass(frozen=True)
 class Examples:
     """Representations and labels of some images, on one device."""
 
@@ -63,7 +45,7 @@ class Examples:
         return Examples(self.values[rows], self.labels[rows])
 
 
-def stored_examples(source, split, rows, cache, device):
+def stored_examples(encoder, split, rows, cache, device):
     """Representations of some images of a split, seen whole, as Examples on the device; kept in the
     cache, which is safe to delete.
 
@@ -71,9 +53,9 @@ def stored_examples(source, split, rows, cache, device):
     """
     labels = split.labels[rows].to(device)
     if cache is None:
-        return Examples(encode_images(source, split, rows, device).to(device), labels)
+        return Examples(encode_images(encoder, split, rows, device).to(device), labels)
     what = {
-        "source": source.identity, "sees": [source.channels, source.size, source.normalization], "split": split.fingerprint,
+        "source": encoder.identity, "sees": [encoder.channels, encoder.size, encoder.normalization], "split": split.fingerprint,
         "rows": hashlib.sha256(rows.numpy()).hexdigest(),
     }  # fmt: skip
     path = (
@@ -94,7 +76,7 @@ def stored_examples(source, split, rows, cache, device):
             values = None
     if values is None:
         check_writable(cache)
-        values = encode_images(source, split, rows, device, kept_in=cache).numpy()
+        values = encode_images(encoder, split, rows, device, kept_in=cache).numpy()
         if processes.is_first():
             write_atomically(path, representation_file(values, what))
     return Examples(torch.from_numpy(values).to(device), labels)
@@ -135,21 +117,21 @@ def read_representations(path, count, what=None):
     return values
 
 
-def encode_images(source, split, rows, device, kept_in=None):
+def encode_images(encoder, split, rows, device, kept_in=None):
     """Representations of some images of a split, seen whole, (n, D) float32, on the CPU; see
     `encode_views`.
     """
-    split = in_channels(split, source.channels).to(device)
+    split = in_channels(split, encoder.channels).to(device)
     return encode_views(
-        source,
-        lambda batch: whole_images(split, batch, source.size, source.normalization),
+        encoder,
+        lambda batch: whole_images(split, batch, encoder.size, encoder.normalization),
         rows,
         device,
         kept_in,
     )
 
 
-def encode_views(source, make_view, rows, device, kept_in=None):
+def encode_views(encoder, make_view, rows, device, kept_in=None):
     """Representations of one view of each of some images, (n, D) float32, on the CPU. Raises
     WrongUse where one is not finite.
 
@@ -157,16 +139,16 @@ def encode_views(source, make_view, rows, device, kept_in=None):
     the caller will keep them, or None.
     """
     # The encoder moves outside of inference mode: weights that are made inside cannot be trained.
-    encoder, batches = source.encode.to(device), rows.split(ENCODING_BATCH)
+    network, batches = encoder.network.to(device), rows.split(ENCODING_BATCH)
 
     def encode(pixels, visible):
-        return encoder(pixels) if visible is None else encoder(pixels, visible)
+        return network(pixels) if visible is None else network(pixels, visible)
 
     @torch.inference_mode()
     def represented(batch):
         values = threads.encoded(encode, [make_view(batch)])[0].float().cpu()
         if not values.isfinite().all():
-            raise WrongUse(f"{source.name}: its representations are not finite")
+            raise WrongUse(f"{encoder.name}: its representations are not finite")
         return values
 
     if len(batches) >= LONG:
@@ -175,9 +157,9 @@ def encode_views(source, make_view, rows, device, kept_in=None):
             len(batches) / processes.count() * seconds_of(lambda: represented(batches[0]), device)
         )
         print_estimate(
-            f"encoding {len(rows)} images by {source.name}", seconds, device, disk, kept_in or "."
+            f"encoding {len(rows)} images by {encoder.name}", seconds, device, disk, kept_in or "."
         )
-    return torch.cat(processes.divided(represented, batches, f"encoding by {source.name}"))
+    return torch.cat(processes.divided(represented, batches, f"encoding by {encoder.name}"))
 
 
 def varying_dimensions(values):
@@ -207,34 +189,23 @@ def in_channels(split, channels):
     return replace(split, pixels=split.pixels.expand(-1, channels, -1, -1))
 
 
-def encoder_source(name, encoder, record):
-    """The Source of an encoder. encoder, record: of load_encoder."""
-    # two may differ in their pooling alone
-    identity = checksum({"encoder": record["config"]["encoder"], "weights": encoder.state_dict()})
-    return Source(
-        name, encoder, identity, record["channels"], record["size"], (record["mean"], record["std"])
-    )
-
-
-def raw_pixels(record):
-    """The Source whose representation is the image as the recorded encoder takes it, shrunk to at
-    most 32 x 32 pixels.
+def raw_pixels(encoder):
+    """The Encoder whose representation is the image as another one takes it, shrunk to at most
+    32 x 32 pixels.
     """
-    return Source(
-        "raw pixels",
-        nn.Flatten(),
-        "pixels",
-        record["channels"],
-        min(record["size"], MOST_PIXELS),
-        (record["mean"], record["std"]),
-    )
+    size = min(encoder.size, MOST_PIXELS)
+    network = nn.Flatten()
+    return replace(
+        encoder,
+        name="raw pixels", network=network, size=size, patch=None, identity="pixels", record={},
+    )  # fmt: skip
 
 
-def stated_adaptation(source, images):
-    """What was done to a dataset's images for a source, in words."""
+def stated_adaptation(encoder, images):
+    """What was done to a dataset's images for an encoder, in words."""
     channels, size = images.channels, images.train.size
     colors = {(1, 3): "gray repeated in three channels", (3, 1): "colours turned gray"}.get(
-        (channels, source.channels)
+        (channels, encoder.channels)
     )
-    resized = None if size == source.size else f"resized from {size} to {source.size} pixels"
+    resized = None if size == encoder.size else f"resized from {size} to {encoder.size} pixels"
     return ", ".join(done for done in (colors, resized) if done) or "as they are"

@@ -1,18 +1,56 @@
-"""The scores of a run's candidates, read back for what builds on them."""
+"""Memorization scores: their settings, and those of the candidates, read back."""
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from memorization.alignment import memorization_score
-from memorization.checkpoint import load_pair, pair_fingerprints
-from memorization.config import first_difference, shortened
+from memorization.data.recipes import Recipes
 from memorization.data.subsets import SUBSETS
-from memorization.errors import WrongUse
+from memorization.errors import WrongUse, shortened
+from memorization.fields import MOST_VIEWS
+from memorization.fingerprints import first_difference
 from memorization.machine.files import exists, parse_json, read_arrays, read_text, refuse_broken
-from memorization.results import SUMMARY, check_files, score_result, settings_in
+from memorization.results import SUMMARY, check_files
+from models.settings import Settings
 
 FORMAT = "memorization scores 1"  # of summary.json and scores.npz
+
+
+class ScoreSettings(Settings):
+    views: int = Field(
+        10, ge=3, le=MOST_VIEWS, description="views of each image, compared pair by pair"
+    )
+    representation: Literal["pooled", "tokens"] = Field(
+        "pooled", description="the encoder's output, or all its positions before pooling"
+    )
+    augmentation: Literal["training"] | Recipes = Field(
+        "training", description="the views: those of training, or a list of other recipes"
+    )
+    per_subset: int | None = Field(
+        None,
+        ge=2,
+        description="score only so many images of each subset, the first by hash; null for all",
+    )
+    batch_size: int = Field(
+        256,
+        ge=1,
+        le=10**6,
+        description="images worked on together; scores do not depend on it, but for rounding",
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="bf16 lets the encoders multiply in bfloat16; how far its scores are from those of fp32 is measured as well",
+    )
+
+    # Values that add nothing to the name of a result's folder, whatever the run's config.yaml says.
+    PLAIN: ClassVar = {"representation": "pooled", "augmentation": "training", "precision": "fp32"}
+
+    def determining(self):
+        """The names of the settings that determine the numbers of a result."""
+        return ["representation", "augmentation", "precision", "views", "per_subset"]
 
 
 @dataclass(frozen=True)
@@ -36,85 +74,71 @@ class CandidateScores:
         return memorization_score(self.losses_f, self.losses_g)
 
 
-def scored_folder(config, subsets, checkpoint="encoder"):
-    """The folder of scores by a config's settings, a Path: of its seeds, or else of all seeds of
-    the run if its own are scored there.
+def scored_seeds(result):
+    """The seeds of the scores in a folder, a list; empty if it does not say.
+
+    result: a Result of memorization_scores.py. Raises WrongUse if it is missing, broken or of
+    another format.
     """
-    own = score_result(config, subsets, checkpoint).folder
-    with_all_seeds = config.model_copy(update={"seeds": config.recorded.seeds})
-    of_all = score_result(with_all_seeds, subsets, checkpoint).folder
-    if exists(own / SUMMARY) or not exists(of_all / SUMMARY):
-        return own
-    scored = _read_summary(of_all, config.folder / "scores").get("seeds")
-    has_all = isinstance(scored, list) and all(seed in scored for seed in config.seeds)
-    return of_all if has_all else own
+    seeds = _read_summary(result).get("seeds")
+    return seeds if isinstance(seeds, list) else []
 
 
-def load_candidate_scores(config, subsets, checkpoint="encoder"):
+def load_candidate_scores(result, checkpoint, subsets, load_pair):
     """The CandidateScores that memorization_scores.py wrote for a checkpoint of a run.
 
-    subsets: of the run. Raises WrongUse if files are missing, broken, of another format or not of
-    one scoring, or the scores are those of another split, checkpoint or settings, or of other
-    encoders.
+    result: the Result of those scores; subsets: of the run; load_pair: seed -> its Pair. Raises
+    WrongUse if files are missing, broken, of another format or not of one scoring, or the scores
+    are those of another split, checkpoint or settings, or of other encoders.
     """
-    folder = scored_folder(config, subsets, checkpoint)
-    summary = _read_summary(folder, config.folder / "scores")
-    settings = score_result(config, subsets, checkpoint).settings
+    folder, summary = result.folder, _read_summary(result)
     with refuse_broken(folder, "not whole scores"):
         fingerprints, seeds = summary["fingerprints"], list(summary["seeds"])
         _check_seeds(seeds)
         found = {"subsets": fingerprints["subsets"], "checkpoint": summary["checkpoint"]["name"]}
-        found |= {
-            key.removeprefix("scores."): value
-            for key, value in settings_in(summary, settings).items()
-        }
-        encoders, files = (
-            fingerprints["encoders"],
-            summary.get("files", {}) | {"scores.npz": fingerprints["scores"]},
-        )
+        found |= _without_section(result.settings_in(summary))
+        encoders = fingerprints["encoders"]
+        files = summary.get("files", {}) | {"scores.npz": fingerprints["scores"]}
         file = read_arrays(folder / "scores.npz")
         arrays = {name: file[name] for name in ("index", "label", "subset", "L_f", "L_g")}
         _check_shapes(arrays, len(seeds))
     wanted = {"subsets": subsets.fingerprint, "checkpoint": checkpoint}
-    _check_equal(
-        found,
-        wanted | {key.removeprefix("scores."): value for key, value in settings.items()},
-        folder,
-    )
+    _check_equal(found, wanted | _without_section(result.settings), folder)
     check_files(folder, files, "memorization_scores.py")
+    trained = {}
     try:
-        trained = pair_fingerprints(
-            {seed: load_pair(config.folder, seed, checkpoint) for seed in seeds}
-        )
+        for seed in seeds:
+            trained |= load_pair(seed).fingerprints
     except WrongUse as error:
         raise WrongUse(f"{folder}: scores of encoders that cannot be read: {error}") from None
     _check_equal({"encoders": encoders}, {"encoders": trained}, folder)
     # in the order of the losses
     _check_equal({"seeds": list(encoders)}, {"seeds": list(trained)}, folder)
     chosen = arrays["subset"] == "candidate"
-    if (
-        not np.isfinite(arrays["L_f"][:, chosen]).all()
-        or not np.isfinite(arrays["L_g"][:, chosen]).all()
-    ):
-        raise WrongUse(f"{folder}: scores that are not finite")
+    for losses in (arrays["L_f"], arrays["L_g"]):
+        if not np.isfinite(losses[:, chosen]).all():
+            raise WrongUse(f"{folder}: scores that are not finite")
     index = arrays["index"][chosen]
     if not np.isin(index, subsets.candidate).all() or (np.diff(index) <= 0).any():
-        raise WrongUse(
-            f"{folder}: scores of images that are no candidates, or not in ascending order of index"
-        )
-    return CandidateScores(
-        arrays["index"][chosen], arrays["label"][chosen], arrays["L_f"][:, chosen], arrays["L_g"][:, chosen], seeds
-    )  # fmt: skip
+        not_candidates = "scores of images that are no candidates"
+        raise WrongUse(f"{folder}: {not_candidates}, or not in ascending order of index")
+    losses_f, losses_g = arrays["L_f"][:, chosen], arrays["L_g"][:, chosen]
+    return CandidateScores(index, arrays["label"][chosen], losses_f, losses_g, seeds)
 
 
-def _read_summary(folder, all_scores):
-    """The dict in the summary.json of a folder. Raises WrongUse if it is missing, broken or of
-    another format.
+def _without_section(settings):
+    """Settings by their own names: {"views": 10} of {"scores.views": 10}."""
+    return {key.removeprefix("scores."): value for key, value in settings.items()}
 
-    all_scores: the folder of all scores of the run, of which another is named if this one is
-    missing.
+
+def _read_summary(result):
+    """The dict in the summary.json of a Result of memorization_scores.py.
+
+    Raises WrongUse if it is missing, broken or of another format.
     """
+    folder = result.folder
     if not exists(folder / SUMMARY):
+        all_scores = next(place for place in (folder, *folder.parents) if place.name == "scores")
         others = sorted(all_scores.rglob(SUMMARY))
         hint = f"; there are scores by other settings, such as {others[0].parent}" if others else ""
         raise WrongUse(
@@ -122,11 +146,8 @@ def _read_summary(folder, all_scores):
         )
     with refuse_broken(folder, "not whole scores"):
         summary = parse_json(read_text(folder / SUMMARY))
-    _check_equal(
-        {"format": summary.get("format") if isinstance(summary, dict) else None},
-        {"format": FORMAT},
-        folder,
-    )
+    has_format = summary.get("format") if isinstance(summary, dict) else None
+    _check_equal({"format": has_format}, {"format": FORMAT}, folder)
     return summary
 
 

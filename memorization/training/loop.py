@@ -18,20 +18,14 @@ from tqdm import tqdm
 
 from memorization.checkpoint import (
     check_belongs,
+    folder_of,
     read_checkpoint,
     read_progress,
     restore,
     save_checkpoint,
     save_progress,
 )
-from memorization.config import (
-    MOST_EPOCHS,
-    first_difference,
-    read_run_config,
-    save_config,
-    shortened,
-    trained_part,
-)
+from memorization.config import read_run_config, save_config
 from memorization.data.augmentations import blank_views, training_views, whole_images
 from memorization.data.confounders import warn_of_confounders
 from memorization.data.prefetching import prefetched
@@ -45,8 +39,11 @@ from memorization.data.subsets import (
     prepare_subsets,
     save_subsets,
 )
-from memorization.errors import Caution, WrongUse, visible
+from memorization.encoder import place_of
+from memorization.errors import Caution, WrongUse, shortened, visible
+from memorization.fields import MOST_EPOCHS
 from memorization.figures import draw_pictures
+from memorization.fingerprints import first_difference
 from memorization.machine import processes
 from memorization.machine.device import (
     choose_device,
@@ -106,7 +103,7 @@ def train_pair(make_method, images, config):
     set needs it. Ctrl-C and SIGTERM save at the next step. Raises WrongUse, before anything is
     written, where the config does not fit the data, the method or the run folder.
     """
-    device = choose_device(config)
+    device = choose_device(config.device, config.threads)
     subsets = draw_subsets(config.subsets, images)
     check_subsets(subsets)
     roles = _chosen_roles(subsets, config)
@@ -133,7 +130,7 @@ def train_pair(make_method, images, config):
         _print_estimate(make_method, images, subsets, roles, config, device)
         for seed in config.seeds:
             for role in roles:
-                folder = config.folder / f"seed_{seed}" / role
+                folder = folder_of(config.folder, seed, role)
                 writes = processes.is_first() and not exists(folder / "encoder.pt")
                 # Several processes ask each other, in `train_encoder`. If the screen is lost, a
                 # step is done first: the folder then has something to go on from.
@@ -153,10 +150,10 @@ def train_encoder(make_method, images, subsets, role, seed, config, device, stop
     `stop_requests`; raises Interrupted, saved, once a signal has come.
     """
     settings = config.training
-    folder = config.folder / f"seed_{seed}" / role
+    folder = folder_of(config.folder, seed, role)
     precision = "bf16" if uses_bf16(settings.precision, device) else "fp32"
     identity = {
-        "config": trained_part(config),
+        "config": config.trained_part(),
         "subsets": subsets.fingerprint,
         "role": role,
         "seed": seed,
@@ -184,7 +181,7 @@ def train_encoder(make_method, images, subsets, role, seed, config, device, stop
     with processes.first_before_others():
         step, losses = _resume(folder, identity, method, optimizer, steps, steps_per_epoch, device)
     if processes.is_first():
-        _note_environment(config.folder, f"seed_{seed}/{role}", device, resumed=step > 0)
+        _note_environment(config.folder, place_of(seed, role), device, resumed=step > 0)
     log = (
         _open_log(folder, finished_epochs=step // steps_per_epoch) if processes.is_first() else None
     )
@@ -480,7 +477,7 @@ def _trained_config(config):
     if not exists(config.folder / "config.yaml"):
         return None
     run = read_run_config(config.run)
-    difference = first_difference(trained_part(config), trained_part(run))
+    difference = first_difference(config.trained_part(), run.trained_part())
     if difference:
         key, value, trained = difference
         raise WrongUse(
@@ -491,7 +488,7 @@ def _trained_config(config):
 
 def _unfinished(roles, config):
     """The folders of the encoders that are still to be trained."""
-    folders = [config.folder / f"seed_{seed}" / role for seed in config.seeds for role in roles]
+    folders = [folder_of(config.folder, seed, role) for seed in config.seeds for role in roles]
     return [folder for folder in folders if not exists(folder / "encoder.pt")]
 
 
@@ -546,7 +543,7 @@ def _check_trained(subsets, config):
 
     Raises WrongUse if one was trained on other subsets, or with other settings, than these.
     """
-    expected, checked = {"config": trained_part(config), "subsets": subsets.fingerprint}, []
+    expected, checked = {"config": config.trained_part(), "subsets": subsets.fingerprint}, []
     for role in ROLES:
         for folder in sorted(config.folder.glob(f"seed_*/{role}")):
             paths = [folder / name for name in ("encoder.pt", "last.pt", "previous.pt")]

@@ -14,21 +14,17 @@ LAYERS = [
     ["memorization.machine"],
     ["models"],
     [
-        f"memorization.{name}"
-        for name in (
-            "alignment",
-            "config",
-            "neighbors",
-            "normalization",
-            "optimizers",
-            "significance",
-        )
+        "memorization.alignment", "memorization.fields", "memorization.fingerprints",
+        "memorization.neighbors", "memorization.normalization", "memorization.optimizers",
+        "memorization.significance", "memorization.validation",
     ],
     ["memorization.data"],
-    ["memorization.checkpoint"],
-    ["memorization.figures", "memorization.measuring", "memorization.results"],
-    ["memorization.training"],
-]
+    ["memorization.settings"],
+    ["memorization.encoder", "memorization.checkpoint", "memorization.results"],
+    ["memorization.figures", "memorization.measuring"],
+    ["memorization.config"],
+    ["memorization.run", "memorization.training"],
+]  # fmt: skip
 FILES = sorted(path for room in ("models", "memorization") for path in ROOT.glob(f"{room}/**/*.py"))
 SCRIPTS = sorted(ROOT.glob("*.py"))
 

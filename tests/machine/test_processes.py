@@ -446,7 +446,7 @@ def test_processes_that_start_together_find_the_data_prepared_by_the_first(
     """The scripts that train meet the others before they open the data."""
     order = []
     for script, _, changes in METHODS.values():
-        monkeypatch.setattr(script, "choose_device", lambda config: order.append("meet"))
+        monkeypatch.setattr(script, "choose_device", lambda *_: order.append("meet"))
         monkeypatch.setattr(script, "open_images", lambda settings: order.append("open"))
         monkeypatch.setattr(script, "train_pair", lambda *_: order.append("train"))
         script.main(["--config", write_config(changes)])

@@ -4,10 +4,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from memorization.config import EncoderSettings
 from memorization.data.augmentations import View
 from memorization.machine import threads
-from models.encoders import make_encoder
+from models.encoders import EncoderSettings, make_encoder
 
 CPU = torch.device("cpu")
 

@@ -14,29 +14,26 @@ from conftest import METHODS
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from memorization.config import (
-    DataSettings,
-    DejaVuSettings,
-    EncoderSettings,
-    ProbeSettings,
-    ScoreSettings,
-    ViewRecipe,
-    read_config,
-)
+from memorization.config import read_config
 from memorization.data.augmentations import training_views
+from memorization.data.catalogue import DataSettings
 from memorization.data.images import Split, open_images
 from memorization.data.prefetching import prefetched
+from memorization.data.recipes import ViewRecipe
+from memorization.encoder import Encoder
 from memorization.machine.device import to_device
 from memorization.measuring.crop_classifier import _train_epoch
-from memorization.measuring.probing import _train_all_weights, train_layers
+from memorization.measuring.label_inference import DejaVuSettings
+from memorization.measuring.probing import ProbeSettings, _train_all_weights, train_layers
 from memorization.measuring.queries import make_queries
-from memorization.measuring.representations import Examples, Source
+from memorization.measuring.representations import Examples
+from memorization.measuring.scores import ScoreSettings
 from memorization.neighbors import knn_accuracy
 from memorization.optimizers import make_optimizer
 from memorization.training.loop import train_step
 from memorization_scores import score_batch
 from models.byol import BYOL
-from models.encoders import make_encoder
+from models.encoders import EncoderSettings, make_encoder
 from models.mae import MAE
 from models.simclr import SimCLR
 
@@ -172,7 +169,7 @@ def test_no_step_of_a_probe_waits_for_its_device(optimizer):
 
 def test_no_step_of_fine_tuning_waits_for_its_device():
     images, encoder = images_on_meta(), small_encoder().to(META)
-    source = Source("encoder", encoder.eval(), "", 3, 16, images.normalization)
+    source = Encoder("encoder", encoder.eval(), 3, 16, images.normalization, identity="meta")
     settings = ProbeSettings(fine_tune_epochs=1, fine_tune_batch_size=16)
     with NoBlockingCopies(), NoTensorsOfLists():
         _train_all_weights(source, images.train, torch.arange(64), 10, settings, 0, META)
@@ -181,10 +178,10 @@ def test_no_step_of_fine_tuning_waits_for_its_device():
 @pytest.mark.parametrize("query", ["training", "corner", "center_masked"])
 def test_no_step_of_the_crop_classifier_waits_for_its_device(query):
     images, encoder = images_on_meta(), small_encoder()
-    record = {"size": 16, "mean": images.mean, "std": images.std}
+    asked = Encoder("encoder", encoder, 3, 16, images.normalization)
     recipes = [ViewRecipe(**EVERYTHING)]
     queries = make_queries(
-        images.train, torch.arange(128), record, DejaVuSettings(query=query), recipes, 0, patch=None
+        images.train, torch.arange(128), asked, DejaVuSettings(query=query), recipes, 0
     )
     network = torch.nn.Sequential(encoder, torch.nn.Linear(encoder.dim, 10)).to(META)
     optimizer = torch.optim.AdamW(network.parameters())

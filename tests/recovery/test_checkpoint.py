@@ -16,9 +16,9 @@ from memorization.checkpoint import (
     save_checkpoint,
     save_progress,
 )
-from memorization.config import TrainingSettings
 from memorization.errors import Broken, Caution, WrongUse
 from memorization.optimizers import OPTIMIZERS, make_optimizer
+from memorization.settings import TrainingSettings
 
 CONTENT = {
     "numbers": [1, 2.5, None],
@@ -157,22 +157,26 @@ def test_an_encoder_loads_from_its_file_alone(scored_run, tmp_path):
     _, run = scored_run
     path = run / "seed_0" / "candidate" / "encoder.pt"
     lonely = shutil.copy(path, tmp_path / "encoder.pt")
-    encoder, record = load_encoder(lonely)
-    assert not encoder.training and not any(p.requires_grad for p in encoder.parameters())
+    encoder = load_encoder(lonely)
+    network, record = encoder.network, encoder.record
+    assert not network.training and not any(p.requires_grad for p in network.parameters())
     assert (record["role"], record["seed"], record["epoch"]) == ("candidate", 0, 3)
-    assert (record["channels"], record["size"], record["mean"]) == (3, 16, [0.5, 0.5, 0.5])
+    assert (encoder.channels, encoder.size, encoder.normalization[0]) == (3, 16, [0.5] * 3)
     weights = read_checkpoint(path)["weights"]
-    assert all(torch.equal(value, weights[name]) for name, value in encoder.state_dict().items())
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
 
 
 def test_a_pair_is_f_and_g_of_one_seed(scored_run):
     _, run = scored_run
-    f, g, record = load_pair(run, seed=1)
-    candidate, _ = load_encoder(run / "seed_1" / "candidate" / "encoder.pt")
-    independent, _ = load_encoder(run / "seed_1" / "independent" / "encoder.pt")
+    pair = load_pair(run, seed=1)
+    f, g = (encoder.network for encoder in pair)
+    candidate, independent = (
+        load_encoder(run / "seed_1" / role / "encoder.pt").network
+        for role in ("candidate", "independent")
+    )
     pixels = torch.rand(2, 3, 16, 16)
     assert torch.equal(f(pixels), candidate(pixels)) and torch.equal(g(pixels), independent(pixels))
-    assert not torch.equal(f(pixels), g(pixels)) and record["seed"] == 1
+    assert not torch.equal(f(pixels), g(pixels)) and pair.f.record["seed"] == 1
 
 
 def test_an_encoder_of_an_earlier_version_is_at_the_defaults_of_the_settings_that_came_since(
@@ -186,13 +190,13 @@ def test_an_encoder_of_an_earlier_version_is_at_the_defaults_of_the_settings_tha
             del record["config"]["encoder"][key]
         del record["config"]["augmentation"]["views"][0]["mask_ratio"]
         save_checkpoint(run / f"seed_0/{role}/encoder.pt", record)
-    assert load_pair(run, seed=0)[2]["role"] == "candidate"
+    assert load_pair(run, seed=0).f.record["role"] == "candidate"
 
 
 def test_a_run_folder_may_lie_in_the_home_folder(scored_run, monkeypatch):
     _, run = scored_run
     monkeypatch.setenv("HOME", str(run.parent))
-    assert load_pair("~/run", seed=0)[2]["role"] == "candidate"
+    assert load_pair("~/run", seed=0).f.record["role"] == "candidate"
 
 
 def test_a_missing_encoder_is_one_line(scored_run):

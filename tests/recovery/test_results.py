@@ -11,18 +11,10 @@ import pytest
 
 import memorization_scores
 import train_simclr
-from memorization.config import read_config, read_run_config
-from memorization.data.subsets import load_subsets
+from memorization.config import read_run_config
 from memorization.errors import WrongUse
-from memorization.measuring.scores import load_candidate_scores, scored_folder
-from memorization.results import (
-    Result,
-    check_files,
-    deja_vu_result,
-    probe_result,
-    read_summary,
-    score_result,
-)
+from memorization.results import Result, check_files, read_summary
+from memorization.run import open_run
 
 OLD, NEW = ({"a.csv": word, "b.npz": word * 2, "c.mat": word * 3} for word in (b"old", b"new"))
 
@@ -32,6 +24,7 @@ def result_in(folder, seeds=(0,), **settings):
         folder / "scores",
         "score.py",
         {"scores.views": 4} | settings,
+        {"scores.views": 10} | settings,
         list(seeds),
         {"subsets": "s" * 64},
     )
@@ -218,12 +211,10 @@ def test_more_seeds_and_encoders_trained_again_replace_a_result_with_a_line(tmp_
 
 
 @pytest.fixture
-def config_of(scored_run):
-    """config_of(*options) -> the Config of a measuring script for the scored run, which has seeds 0
-    and 1.
-    """
+def run_of(scored_run):
+    """run_of(*options) -> the Run of a measuring script for the scored run, with seeds 0 and 1."""
     path, run = scored_run
-    return lambda *options: read_config("", ["--config", path, "--run", str(run), *options])
+    return lambda *options: open_run("", ["--config", path, "--run", str(run), *options])
 
 
 @pytest.mark.parametrize("options, name", [
@@ -234,10 +225,9 @@ def config_of(scored_run):
     (["--scores.representation", "tokens", "--scores.precision", "bf16", "--scores.views", "5", "--seeds", "0"],
      "scores/tokens_bf16_views_5_seeds_0"),
 ])  # fmt: skip
-def test_scores_lie_in_a_folder_named_after_what_differs_from_the_run(options, name, config_of):
-    config = config_of(*options)
-    subsets = load_subsets(config.folder / "subsets.npz")
-    assert score_result(config, subsets).folder == config.folder / name
+def test_scores_lie_in_a_folder_named_after_what_differs_from_the_run(options, name, run_of):
+    run = run_of(*options)
+    assert run.output("scores").folder == run.folder / name
 
 
 @pytest.mark.parametrize("options, name", [
@@ -247,31 +237,28 @@ def test_scores_lie_in_a_folder_named_after_what_differs_from_the_run(options, n
     (["--dejavu.reference", "crops", "--dejavu.reference_epochs", "7"], "dejavu/crops_reference_epochs_7"),
     (["--dejavu.public_images", "50", "--scores.views", "5"], "dejavu/public_images_50_scores_views_5"),
 ])  # fmt: skip
-def test_deja_vu_lies_in_a_folder_named_after_what_matters_for_its_query(options, name, config_of):
-    config = config_of(*options)
-    subsets = load_subsets(config.folder / "subsets.npz")
-    assert deja_vu_result(config, subsets).folder == config.folder / name
+def test_deja_vu_lies_in_a_folder_named_after_what_matters_for_its_query(options, name, run_of):
+    run = run_of(*options)
+    assert run.output("dejavu").folder == run.folder / name
 
 
 @pytest.mark.parametrize("file", ["boxes.csv", "boxes/a/1.xml"])
-def test_boxes_are_told_apart_by_their_content(file, config_of, tmp_path):
+def test_boxes_are_told_apart_by_their_content(file, run_of, tmp_path):
     path, names = tmp_path / file, []
     path.parent.mkdir(parents=True, exist_ok=True)
     for content in ("10", "20", "10"):  # of one size
         path.write_text(content)
-        config = config_of(
+        run = run_of(
             "--dejavu.query", "boxes", "--dejavu.boxes", str(tmp_path / file.split("/")[0])
         )
-        names.append(
-            deja_vu_result(config, load_subsets(config.folder / "subsets.npz")).folder.name
-        )
+        names.append(run.output("dejavu").folder.name)
     assert names[0] == names[2] != names[1] and all(
         re.fullmatch("boxes_[0-9a-f]{8}", name) for name in names
     )
 
 
-def test_the_order_of_seeds_makes_no_other_result(config_of):
-    assert config_of("--seeds", "1", "0") == config_of("--seeds", "0", "1")
+def test_the_order_of_seeds_makes_no_other_result(run_of):
+    assert run_of("--seeds", "1", "0").config == run_of("--seeds", "0", "1").config
 
 
 @pytest.mark.parametrize("options, name", [
@@ -282,14 +269,14 @@ def test_the_order_of_seeds_makes_no_other_result(config_of):
     (["--probe.betas", "[0.5, 0.9]", "--probe.fine_tune_epochs", "3"], "probe"),
     (["--probe.fine_tune", "true", "--probe.epochs", "11", "--probe.fine_tune_epochs", "3"], "probe/fine_tuned_fine_tune_epochs_3"),
 ])  # fmt: skip
-def test_probes_lie_in_a_folder_named_after_what_differs(options, name, config_of):
-    config = config_of(*options)
-    assert probe_result(config).folder == config.folder / name
+def test_probes_lie_in_a_folder_named_after_what_differs(options, name, run_of):
+    run = run_of(*options)
+    assert run.output("probe").folder == run.folder / name
 
 
-def test_a_long_name_ends_in_a_hash(config_of):
+def test_a_long_name_ends_in_a_hash(run_of):
     rates = [[str(rate / 7) for rate in range(first, first + 12)] for first in (1, 2)]
-    names = [probe_result(config_of("--probe.learning_rates", *some)).folder.name for some in rates]
+    names = [run_of("--probe.learning_rates", *some).output("probe").folder.name for some in rates]
     assert (
         all(len(name) == 100 and name.startswith("learning_rates_") for name in names)
         and names[0] != names[1]
@@ -307,10 +294,9 @@ def test_scores_by_other_settings_leave_those_of_the_run_alone(scored_run, tmp_p
         "per_subset_16",
         "seeds_0",
     }
-    config = read_config("", ["--config", path, "--run", str(run), "--seeds", "1"])
-    subsets = load_subsets(run / "subsets.npz")
-    assert scored_folder(config, subsets) == run / "scores"  # which holds seed 1, too
-    assert load_candidate_scores(config, subsets).seeds == [0, 1]
+    opened = open_run("", ["--config", path, "--run", str(run), "--seeds", "1"])
+    assert opened.scored().folder == run / "scores"  # which holds seed 1, too
+    assert opened.candidate_scores().seeds == [0, 1]
 
 
 def test_new_seeds_keep_how_a_run_is_measured(write_config, tmp_path):

@@ -8,16 +8,10 @@ from conftest import METHODS
 
 import memorization_scores
 import train_simclr
-from memorization.config import (
-    Config,
-    first_difference,
-    read_config,
-    read_run_config,
-    save_config,
-    trained_part,
-)
+from memorization.config import Config, read_config, read_run_config, save_config
 from memorization.data.images import NORMALIZATION
 from memorization.errors import WrongUse
+from memorization.fingerprints import first_difference
 from memorization.training.loop import try_method
 from models.simclr import SimCLRSettings
 
@@ -173,7 +167,7 @@ def test_every_option_that_readme_offers_fits_every_config(path, tmp_path, monke
         config = read_config("", options, method=schema, actions=actions, flags={"retrain": ""})
         save_config(config)
         measured = read_config("", options, actions=actions, flags={"retrain": ""})
-        assert trained_part(measured) == trained_part(config)
+        assert measured.trained_part() == config.trained_part()
 
 
 def test_fewer_epochs_leave_out_the_checkpoints_beyond_them_and_say_so(write_config, capsys):
@@ -245,8 +239,8 @@ def test_what_was_trained_leaves_out_what_may_differ(write_config):
             "auto",
         ),
     )
-    assert trained_part(one) == trained_part(other)
-    assert trained_part(one) != trained_part(read(write_config(), "--training.epochs", "4"))
+    assert one.trained_part() == other.trained_part()
+    assert one.trained_part() != read(write_config(), "--training.epochs", "4").trained_part()
 
 
 def test_first_difference_names_the_key_and_both_values():
@@ -272,7 +266,7 @@ def test_measuring_takes_what_was_trained_from_the_run(scored_run, write_config)
         ],
     )
     trained = Config.model_validate(yaml.safe_load((run / "config.yaml").read_text()))
-    assert trained_part(config) == trained_part(trained)
+    assert config.trained_part() == trained.trained_part()
 
 
 def test_measuring_needs_no_more_than_the_run(scored_run, tmp_path):
@@ -283,7 +277,7 @@ def test_measuring_needs_no_more_than_the_run(scored_run, tmp_path):
         "", ["--config", str(path), "--training.epochs", "3", "--data.root", "elsewhere"]
     )
     trained = Config.model_validate(yaml.safe_load((run / "config.yaml").read_text()))
-    assert trained_part(config) == trained_part(trained) and config.scores.views == 7
+    assert config.trained_part() == trained.trained_part() and config.scores.views == 7
     # where the data lie may differ
     assert config.data.root == "elsewhere" and trained.data.root == "data"
 

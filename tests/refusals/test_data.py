@@ -22,10 +22,10 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from memorization.config import DataSettings
 from memorization.data import catalogue as published_datasets
 from memorization.data import images as data
 from memorization.data import prepared_maps
+from memorization.data.catalogue import DataSettings
 from memorization.data.images import open_images
 from memorization.errors import Interrupted, WrongUse
 

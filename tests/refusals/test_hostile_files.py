@@ -32,22 +32,23 @@ import memorization_scores
 import remove_samples
 import train_simclr
 from memorization.checkpoint import (
-    checksum,
     load_trained,
     read_checkpoint,
     read_progress,
     restore,
     save_checkpoint,
 )
-from memorization.config import DataSettings, read_config, read_run_config
+from memorization.config import read_config, read_run_config
+from memorization.data.catalogue import DataSettings
 from memorization.data.images import Split, open_images
 from memorization.data.subsets import load_subsets, save_subsets
 from memorization.errors import Broken, WrongUse
+from memorization.fingerprints import checksum
 from memorization.machine.files import read_arrays
 from memorization.measuring.boxes import boxes_of
 from memorization.measuring.representations import read_representations
-from memorization.measuring.scores import load_candidate_scores
 from memorization.optimizers import make_optimizer
+from memorization.run import open_run
 from memorization.training import loop as training
 from memorization.training.loop import read_log
 from models.encoders import make_encoder
@@ -307,8 +308,8 @@ def test_an_encoder(run, tmp_path, monkeypatch):
     path = run / "seed_0/candidate/encoder.pt"
 
     def read():
-        encoder, record = load_trained(run, 0, "candidate")
-        return checksum({"weights": encoder.state_dict(), **record})
+        encoder = load_trained(run, 0, "candidate")
+        return checksum({"weights": encoder.network.state_dict(), **encoder.record})
 
     fuzz(path, read, hostile_checkpoints(path.read_bytes()) + resaved(path, ENCODER_CHANGES))
     assert not (tmp_path / "executed").exists()
@@ -426,8 +427,8 @@ def test_subsets(run):
 
 
 def scores_read(run):
-    config = read_config("", ["--config", str(run / "config.yaml"), "--run", str(run)])
-    found = load_candidate_scores(config, load_subsets(run / "subsets.npz"))
+    opened = open_run("", ["--config", str(run / "config.yaml"), "--run", str(run)])
+    found = opened.candidate_scores()
     return [
         found.seeds,
         *(getattr(found, name).tolist() for name in ("index", "label", "losses_f", "losses_g")),

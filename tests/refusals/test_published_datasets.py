@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from torchvision import datasets
 
-from memorization.config import DataSettings
 from memorization.data import catalogue as published_datasets
+from memorization.data.catalogue import DataSettings
 from memorization.data.images import open_images
 from memorization.errors import WrongUse
 

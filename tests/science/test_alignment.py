@@ -15,10 +15,9 @@ from memorization.alignment import (
     represent,
     view_distances,
 )
-from memorization.config import EncoderSettings
 from memorization.data.augmentations import View
 from memorization.normalization import normalize, normalize_rows
-from models.encoders import make_encoder
+from models.encoders import EncoderSettings, make_encoder
 
 
 def random_views(B, V, D, seed=0):

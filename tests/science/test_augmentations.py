@@ -10,7 +10,6 @@ from scipy import stats
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from memorization.config import ViewRecipe
 from memorization.data import augmentations
 from memorization.data.augmentations import (
     augment,
@@ -28,6 +27,7 @@ from memorization.data.augmentations import (
 )
 from memorization.data.images import Split
 from memorization.data.randomness import sample_keys, stream
+from memorization.data.recipes import ViewRecipe
 
 EVERYTHING = {
     "crop_scale": [0.2, 1.0],

@@ -6,10 +6,9 @@ import torch
 import torch.nn as nn
 from conftest import with_hidden_pixels
 
-from memorization.config import EncoderSettings
 from memorization.data.augmentations import View
 from models.byol import BYOL, BYOLSettings, momentum_at, prediction_loss
-from models.encoders import make_encoder
+from models.encoders import EncoderSettings, make_encoder
 from models.heads import HEAD_NORMS
 
 

@@ -15,10 +15,11 @@ from PIL import Image
 
 import memorization_scores
 import train_simclr
-from memorization.config import DataSettings, SubsetSettings, read_config, read_run_config
+from memorization.config import read_config, read_run_config
+from memorization.data.catalogue import DataSettings
 from memorization.data.confounders import count_twins, find_distant_classes, warn_of_confounders
 from memorization.data.images import open_images
-from memorization.data.subsets import Subsets, draw_subsets, load_subsets
+from memorization.data.subsets import Subsets, SubsetSettings, draw_subsets, load_subsets
 from memorization.errors import Caution, WrongUse
 from models.simclr import SimCLRSettings
 

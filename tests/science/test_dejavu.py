@@ -18,12 +18,14 @@ import dejavu
 import memorization_scores
 import train_simclr
 from memorization.checkpoint import load_pair, read_checkpoint, save_checkpoint, untrained_encoder
-from memorization.config import DataSettings, DejaVuSettings
+from memorization.data.catalogue import DataSettings
 from memorization.data.images import open_images
 from memorization.data.subsets import load_subsets
+from memorization.encoder import Pair
 from memorization.errors import WrongUse
-from memorization.measuring.label_inference import deja_vu, mcnemar_p, outcomes
-from memorization.measuring.representations import encode_images, encoder_source
+from memorization.measuring.label_inference import DejaVuSettings, deja_vu, mcnemar_p, outcomes
+from memorization.measuring.representations import encode_images
+from memorization.run import Run
 
 OPTIONS = ["--dejavu.k", "20", "--dejavu.views", "3"]
 
@@ -152,8 +154,7 @@ def test_the_summary_tells_what_the_score_is_to_be_compared_with(tmp_path):
         assert seed["over_confidence"]["acc_target"] == pytest.approx(
             sweep(rows, "f", "g"), abs=1e-12
         )
-        f, _, record = load_pair(run, 0)
-        source = encoder_source("f", f, record)
+        source = load_pair(run, 0).f
         split, queries = (
             images.test,
             torch.from_numpy(subsets.external) if options is of_train else public.rows,
@@ -234,11 +235,11 @@ def test_a_repeated_command_gives_the_same_bytes(run_copy):
 
 
 def test_f_against_itself_scores_exactly_nothing(run_copy, monkeypatch, capsys):
-    def twice_f(*arguments):
-        f, _, record = load_pair(*arguments)
-        return f, f, record
+    def twice_f(run, seed, checkpoint="encoder"):
+        f, g = load_pair(run.folder, seed, checkpoint)
+        return Pair(f, replace(g, network=f.network), seed)
 
-    monkeypatch.setattr(dejavu, "load_pair", twice_f)
+    monkeypatch.setattr(Run, "pair", twice_f)
     shutil.rmtree(run_copy[1] / "scores")
     _, summary = ask(*run_copy)
     for seed in summary["seeds"]:
@@ -263,11 +264,11 @@ def test_untrained_encoders_score_nothing_beyond_chance(tmp_path, monkeypatch):
     )
     train_simclr.main(["--config", path])
 
-    def untrained(*arguments):
-        record = load_pair(*arguments)[2]
-        return untrained_encoder(record, 7), untrained_encoder(record, 8), record
+    def untrained(run, seed, checkpoint="encoder"):
+        f, g = load_pair(run.folder, seed, checkpoint)
+        return Pair(untrained_encoder(f, 7), untrained_encoder(g, 8), seed)
 
-    monkeypatch.setattr(dejavu, "load_pair", untrained)
+    monkeypatch.setattr(Run, "pair", untrained)
     _, summary = ask(path, tmp_path / "run")
     for percent in ("100", "20"):
         at = summary["seeds"][0]["at"][percent]

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from memorization.config import EncoderSettings
-from models.encoders import ENCODERS, make_encoder
+from models.encoders import ENCODERS, EncoderSettings, make_encoder
 
 
 def test_the_config_offers_the_encoders_that_there_are():

@@ -4,11 +4,12 @@ import torch
 import torch.nn as nn
 from scipy import stats
 
-from memorization.config import DejaVuSettings
 from memorization.data.augmentations import View
 from memorization.data.images import Split
+from memorization.encoder import Encoder
 from memorization.errors import WrongUse
 from memorization.measuring.label_inference import (
+    DejaVuSettings,
     PublicSet,
     accuracies_at,
     agreement,
@@ -22,7 +23,6 @@ from memorization.measuring.label_inference import (
     represent_public,
 )
 from memorization.measuring.queries import Queries, make_queries
-from memorization.measuring.representations import Source
 
 CPU = torch.device("cpu")
 
@@ -142,12 +142,11 @@ def images_whose_corner_tells_nothing(name, count, seed):
 
 
 def guesses(encoder, train, rows, test, query="corner", k=20):
-    source = Source("f", encoder, "", 1, 8, ([0.0], [1.0]))
+    source = Encoder("f", encoder, 1, 8, ([0.0], [1.0]))
     settings = DejaVuSettings(query=query, corner_fraction=0.5, k=k)
-    record = {"size": 8, "mean": [0.0], "std": [1.0]}
-    queries = make_queries(train, rows, record, settings, [], seed=0, patch=4)
+    queries = make_queries(train, rows, source, settings, [], seed=0)
     whole = make_queries(
-        test, torch.arange(len(test)), record, DejaVuSettings(query="whole"), [], seed=0, patch=4
+        test, torch.arange(len(test)), source, DejaVuSettings(query="whole"), [], seed=0
     )
     public = represent_public(
         source, lambda batch: whole.make_view(batch, 0), whole.rows, test.labels.numpy(), False, CPU
@@ -223,7 +222,7 @@ class Shade(nn.Module):
 
 def infer(make_view, views, bank, labels, indices=None, normalized=False, k=1):
     """The Inference of `Shade` about one image of label 0, in a public set of given vectors."""
-    source = Source("f", Shade(), "", 1, 2, ([0.0], [1.0]))
+    source = Encoder("f", Shade(), 1, 2, ([0.0], [1.0]))
     queries = Queries(make_view, views, torch.tensor([0]), {}, 1)
     values = torch.tensor(bank)
     values = nn.functional.normalize(values, dim=1) if normalized else values
@@ -271,7 +270,7 @@ def test_queries_are_normalized_where_that_is_asked_for():
 
 def test_public_images_are_normalized_where_that_is_asked_for():
     source, vectors = (
-        Source("f", Shade(), "", 1, 2, ([0.0], [1.0])),
+        Encoder("f", Shade(), 1, 2, ([0.0], [1.0])),
         torch.tensor([[3.0, 4.0], [0.5, 0.0]]),
     )
 

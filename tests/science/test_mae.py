@@ -2,9 +2,8 @@ import pytest
 import torch
 from conftest import with_hidden_pixels
 
-from memorization.config import EncoderSettings
 from memorization.data.augmentations import View
-from models.encoders import make_encoder
+from models.encoders import EncoderSettings, make_encoder
 from models.mae import MAE, MAESettings, hidden_patches, patch_statistics, restore_order
 from models.vit import patchify
 

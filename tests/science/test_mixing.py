@@ -20,9 +20,9 @@ import remove_samples
 import train_byol
 import train_simclr
 from memorization.checkpoint import read_checkpoint, save_checkpoint
-from memorization.config import DataSettings, SubsetSettings
 from memorization.data import images as data
-from memorization.data.subsets import draw_subsets, load_subsets, save_subsets
+from memorization.data.catalogue import DataSettings
+from memorization.data.subsets import SubsetSettings, draw_subsets, load_subsets, save_subsets
 
 MEASURING = {
     memorization_scores: [],

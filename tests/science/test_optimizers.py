@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn as nn
 
-from memorization.config import TrainingSettings
 from memorization.optimizers import (
     LARS,
     default_parameter_groups,
@@ -13,6 +12,7 @@ from memorization.optimizers import (
     schedule,
     set_learning_rate,
 )
+from memorization.settings import TrainingSettings
 
 
 def training(**changes):

@@ -11,14 +11,16 @@ import torch.nn.functional as F
 import yaml
 
 import linear_probing_train
-from memorization.checkpoint import checksum, read_checkpoint, save_checkpoint
-from memorization.config import DataSettings, EncoderSettings, ProbeSettings
+from memorization.checkpoint import _encoder, checksum, read_checkpoint, save_checkpoint
 from memorization.data.augmentations import whole_images
+from memorization.data.catalogue import DataSettings
 from memorization.data.images import Split, open_images
 from memorization.data.randomness import shuffled
+from memorization.encoder import Encoder
 from memorization.errors import WrongUse
 from memorization.measuring import probing, representations
 from memorization.measuring.probing import (
+    ProbeSettings,
     Standardization,
     accuracies,
     confusion_matrix,
@@ -30,8 +32,6 @@ from memorization.measuring.probing import (
 )
 from memorization.measuring.representations import (
     Examples,
-    Source,
-    encoder_source,
     in_channels,
     raw_pixels,
     stated_adaptation,
@@ -39,7 +39,7 @@ from memorization.measuring.representations import (
 )
 from memorization.optimizers import optimizer_of, schedule, set_learning_rate
 from memorization.significance import mean_and_spread
-from models.encoders import make_encoder
+from models.encoders import EncoderSettings, make_encoder
 
 CPU = torch.device("cpu")
 
@@ -242,7 +242,7 @@ class Counting(nn.Module):
 
 
 def flat_source(channels=3, size=8, identity="a", normalization=((0.5,) * 3, (0.5,) * 3)):
-    return Source("flat pixels", Counting(), identity, channels, size, normalization)
+    return Encoder("flat pixels", Counting(), channels, size, normalization, identity=identity)
 
 
 def test_only_labelled_images_are_probed_and_a_cap_takes_the_first_by_hash():
@@ -464,8 +464,8 @@ def test_two_encoders_that_differ_in_their_pooling_alone_are_kept_apart():
             "mean": [0.5] * 3,
             "std": [0.5] * 3,
         }
-        sources.append(encoder_source(pooling, make_encoder(settings, 3, 8), record))
-    assert checksum(sources[0].encode.state_dict()) == checksum(sources[1].encode.state_dict())
+        sources.append(_encoder(pooling, make_encoder(settings, 3, 8), record))
+    assert checksum(sources[0].network.state_dict()) == checksum(sources[1].network.state_dict())
     assert sources[0].identity != sources[1].identity
 
 

@@ -1,18 +1,23 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+import torch.nn as nn
 
-from memorization.config import DejaVuSettings, ViewRecipe
 from memorization.data.augmentations import augment, measuring_recipe
 from memorization.data.images import Split
+from memorization.data.recipes import ViewRecipe
+from memorization.encoder import Encoder
 from memorization.errors import WrongUse
+from memorization.measuring.label_inference import DejaVuSettings
 from memorization.measuring.queries import corner_rectangle, make_queries, without_middle
 
 RECIPES = [
     ViewRecipe(size=8, crop_scale=[0.3, 1.0], jitter=0.5),
     ViewRecipe(size=8, crop_scale=[0.3, 1.0], mask_ratio=0.75),
 ]
-RECORD = {"size": 8, "mean": [0.0], "std": [1.0]}
+ENCODER = Encoder("f", nn.Identity(), 1, 8, ([0.0], [1.0]), patch=2)
 
 
 def random_split(count=6, size=8):
@@ -24,10 +29,10 @@ def random_split(count=6, size=8):
     )
 
 
-def queries(record=RECORD, split=None, **settings):
+def queries(encoder=ENCODER, split=None, **settings):
     split = split or random_split()
     return make_queries(
-        split, torch.tensor([4, 1]), record, DejaVuSettings(**settings), RECIPES, seed=3, patch=2
+        split, torch.tensor([4, 1]), encoder, DejaVuSettings(**settings), RECIPES, seed=3
     )
 
 
@@ -70,7 +75,9 @@ def test_what_a_mask_hides_is_blank_in_the_pixels_of_a_query():
 ])  # fmt: skip
 def test_a_corner_is_that_corner(corner, rows, columns):
     split = random_split()
-    made = queries(RECORD | {"size": 4}, split, query="corner", corner=corner, corner_fraction=0.5)
+    made = queries(
+        replace(ENCODER, size=4), split, query="corner", corner=corner, corner_fraction=0.5
+    )
     found = made.make_view(torch.tensor([4, 1]), 0).pixels
     assert made.views == 1
     assert torch.allclose(found, split.pixels[[4, 1]][:, :, rows, columns] / 255, atol=1e-6)
@@ -114,11 +121,10 @@ def test_boxes_show_the_largest_part_between_them_and_drop_images_with_too_littl
     made = make_queries(
         split,
         torch.tensor([4, 1, 2, 3]),
-        RECORD,
+        ENCODER,
         DejaVuSettings(query="boxes", boxes=str(path)),
         RECIPES,
         seed=0,
-        patch=2,
     )
     assert made.rows.tolist() == [4, 3] and made.dropped == {
         "without boxes": 1,
@@ -128,11 +134,10 @@ def test_boxes_show_the_largest_part_between_them_and_drop_images_with_too_littl
     outside = make_queries(
         split,
         torch.tensor([4, 3]),
-        RECORD,
+        ENCODER,
         DejaVuSettings(query="boxes", boxes=str(path)),
         RECIPES,
         seed=0,
-        patch=2,
     )
     assert outside.rows.tolist() == [4]  # image 3 is not shown whole
     assert (
@@ -147,9 +152,8 @@ def test_boxes_show_the_largest_part_between_them_and_drop_images_with_too_littl
         make_queries(
             split,
             torch.tensor([1]),
-            RECORD,
+            ENCODER,
             DejaVuSettings(query="boxes", boxes=str(path)),
             RECIPES,
             seed=0,
-            patch=2,
         )

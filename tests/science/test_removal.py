@@ -14,7 +14,7 @@ import memorization_scores
 import remove_samples
 import train_simclr
 from memorization.checkpoint import read_checkpoint, save_checkpoint
-from memorization.config import DataSettings
+from memorization.data.catalogue import DataSettings
 from memorization.data.images import open_images
 from memorization.data.subsets import load_subsets
 from memorization.errors import WrongUse

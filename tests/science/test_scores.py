@@ -14,12 +14,15 @@ import memorization_scores
 import train_mae
 import train_simclr
 from memorization.checkpoint import load_pair, read_checkpoint, save_checkpoint
-from memorization.config import DataSettings, ViewRecipe, read_config
+from memorization.config import read_config
 from memorization.data.augmentations import augment
+from memorization.data.catalogue import DataSettings
 from memorization.data.images import open_images
+from memorization.data.recipes import ViewRecipe
 from memorization.data.subsets import load_subsets
+from memorization.encoder import Pair
 from memorization.machine.device import choose_device
-from memorization.measuring.scores import load_candidate_scores
+from memorization.run import Run, open_run
 from memorization.significance import cohens_d
 
 COLUMNS = [
@@ -97,9 +100,10 @@ def test_scores_equal_the_definition_written_out(subset, row, split, recipes, ru
     with np.load(folder / "scores.npz") as arrays:
         arrays = dict(arrays)
     assert arrays["subset"][row] == subset and arrays["split"][row] == split
-    f, g, record = load_pair(run, seed=1)
+    pair = load_pair(run, seed=1)
+    f, g = pair.f.network, pair.g.network
     if recipes == "training":
-        recipes = record["config"]["augmentation"]["views"]
+        recipes = pair.f.record["config"]["augmentation"]["views"]
     recipes = [ViewRecipe(**recipe) for recipe in recipes if recipe["size"] == 16]
     images = open_images(DataSettings(name="fake", size=16))
     source, index = getattr(images, split), torch.tensor([arrays["index"][row]])
@@ -160,9 +164,10 @@ def test_scores_of_a_masked_autoencoder_equal_the_definition_written_out(
     settings = json.loads((folder / "summary.json").read_text())["settings"]
     if recipe != "training":
         assert recipe.items() <= settings["augmentation"][0].items()
-    f, g, record = load_pair(run, seed=0)
+    pair = load_pair(run, seed=0)
+    f, g = pair.f.network, pair.g.network
     drawn = ViewRecipe(
-        **record["config"]["augmentation"]["views"][0] if recipe == "training" else recipe
+        **pair.f.record["config"]["augmentation"]["views"][0] if recipe == "training" else recipe
     )
     images, row = open_images(DataSettings(name="fake", size=16)), 40
     with np.load(folder / "scores.npz") as arrays:
@@ -364,7 +369,7 @@ def test_an_image_of_one_colour_alone_in_its_batch_is_scored(run_copy, monkeypat
     path, run = run_copy
     images = open_images(DataSettings(name="fake", size=16))
     images.train.pixels[33] = 128  # S_C begins at 32
-    monkeypatch.setattr(memorization_scores, "images_of_run", lambda subsets, config: images)
+    monkeypatch.setattr(Run, "images", images)
     recipe = "[{size: 16, crop_scale: [0.3, 1.0]}]"
     tables = []
     for size in ("1", "256"):
@@ -458,15 +463,12 @@ def test_bf16_of_an_encoder_against_itself_has_no_rank_correlation(run_copy):
 
 def test_scores_of_before_there_were_two_precisions_are_read_as_fp32(run_copy):
     path, run = run_copy
-    config, subsets = (
-        read_config("", ["--config", path, "--run", str(run)]),
-        load_subsets(run / "subsets.npz"),
-    )
-    expected = load_candidate_scores(config, subsets).score
+    opened = open_run("", ["--config", path, "--run", str(run)])
+    expected = opened.candidate_scores().score
     summary = json.loads((run / "scores/summary.json").read_text())
     del summary["settings"]["precision"]
     (run / "scores/summary.json").write_text(json.dumps(summary))
-    assert np.array_equal(load_candidate_scores(config, subsets).score, expected)
+    assert np.array_equal(opened.candidate_scores().score, expected)
 
 
 def test_scores_in_fp32_have_no_error_of_precision(scored_run):
@@ -578,12 +580,10 @@ def test_jackknife_errors_predict_scores_with_fresh_views(scored_run):
     config = read_config("", ["--config", path, "--scores.views", "10"])
     subsets = load_subsets(run / "subsets.npz")
     images = open_images(config.data)
-    f, g, record = load_pair(run, seed=0)
+    f, g = load_pair(run, seed=0)
     rows = memorization_scores.chosen_rows(subsets, images, 20)
     repeats = [
-        memorization_scores.score_pair(
-            f, g, record, seed, rows, images, config, torch.device("cpu")
-        )
+        memorization_scores.score_pair(Pair(f, g, seed), rows, images, config, torch.device("cpu"))
         for seed in range(100, 120)
     ]
     scores = np.stack([loss_g - loss_f for loss_f, loss_g, _ in repeats])  # (repeats, N)
@@ -665,9 +665,9 @@ def test_disjoint_halves_are_scored_without_shared_images(write_config, tmp_path
     assert not any("shared" in name for name in summary["given_this_pair"]["welch"])
 
 
-def test_float32_is_never_tf32(write_config):
+def test_float32_is_never_tf32():
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-    choose_device(read_config("", ["--config", write_config()], method=METHODS["simclr"][1]))
+    choose_device("cpu")
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 
 
@@ -694,7 +694,7 @@ DAMAGE = [
     (
         lambda run: nan_weights(run / "seed_1/independent/encoder.pt"),
         [],
-        ["seed_1/independent", "not finite"],
+        ["independent seed 1", "not finite"],
     ),
     (
         lambda run: (run / "seed_1/independent/encoder.pt").unlink(),

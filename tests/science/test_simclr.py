@@ -5,9 +5,8 @@ import torch
 import torch.nn as nn
 from conftest import with_hidden_pixels
 
-from memorization.config import EncoderSettings
 from memorization.data.augmentations import View
-from models.encoders import make_encoder
+from models.encoders import EncoderSettings, make_encoder
 from models.simclr import SimCLR, SimCLRSettings, nt_xent
 
 

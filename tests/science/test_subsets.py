@@ -3,9 +3,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from memorization.config import DataSettings, SubsetSettings
+from memorization.data.catalogue import DataSettings
 from memorization.data.images import open_images
-from memorization.data.subsets import Subsets, draw_subsets, load_subsets, save_subsets
+from memorization.data.subsets import (
+    Subsets,
+    SubsetSettings,
+    draw_subsets,
+    load_subsets,
+    save_subsets,
+)
 from memorization.errors import WrongUse
 
 IMAGES = open_images(DataSettings(name="fake", size=8))

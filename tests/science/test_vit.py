@@ -6,9 +6,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from memorization.config import EncoderSettings
 from memorization.machine.device import use_exact_arithmetic
-from models.encoders import make_encoder
+from models.encoders import EncoderSettings, make_encoder
 from models.vit import Block, Positions, patchify, sincos_positions, transformer_blocks, unpatchify
 
 

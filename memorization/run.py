@@ -1,0 +1,247 @@
+"""Run: a trained experiment, opened once, for whatever measures it."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from memorization import checkpoint as checkpoints
+from memorization.config import Config, read_config
+from memorization.data.images import open_images
+from memorization.data.subsets import ROLES, load_subsets
+from memorization.errors import WrongUse, shortened
+from memorization.fingerprints import first_difference
+from memorization.machine.device import choose_device
+from memorization.machine.files import exists, is_folder, refuse_broken
+from memorization.measuring.scores import load_candidate_scores, scored_seeds
+from memorization.results import SUMMARY, Result, hash_of_file
+
+# Of every measurement: the script that makes its results, and the sections that it builds on. The
+# last two sections of a removal curve determine its numbers, too; others only name its folder.
+SCRIPTS = {
+    "scores": "memorization_scores.py",
+    "dejavu": "dejavu.py",
+    "probe": "linear_probing_train.py",
+    "removal": "remove_samples.py --retrain",
+}
+BUILT_ON = {"scores": [], "dejavu": ["scores"], "probe": [], "removal": ["probe", "scores"]}
+DETERMINED_BY = {"scores": [], "dejavu": [], "probe": [], "removal": ["probe", "scores"]}
+MOST_NAME = 100  # characters of a folder's name
+HASH = 8  # digits of a hash in a name
+
+
+def open_run(doc, argv=None, section="scores", actions=None, flags=None):
+    """The Run of a measuring script, from its YAML file, its command line and the run folder.
+
+    doc: the script's docstring, shown by --help; section: of the measurement; actions, flags: see
+    `read_config`. Raises WrongUse, one line, if what was given does not belong to the run.
+    """
+    config = read_config(doc, argv, actions=actions, flags=flags)
+    device = choose_device(config.device, config.threads)
+    subsets = load_subsets(config.folder / "subsets.npz")
+    return Run(config, section, device, subsets)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A trained experiment, opened once.
+
+    config: what was trained, and how it is measured; section: of the measurement; device: where it
+    is measured; subsets: the Subsets of training.
+    """
+
+    config: Config
+    section: str
+    device: object
+    subsets: object
+
+    @property
+    def folder(self):
+        """The run folder, a Path."""
+        return self.config.folder
+
+    @property
+    def name(self):
+        """The run folder as it was given, for messages."""
+        return self.config.run
+
+    @property
+    def seeds(self):
+        """The seeds of the measured pairs, a list."""
+        return self.config.seeds
+
+    @property
+    def settings(self):
+        """The settings of the measurement."""
+        return getattr(self.config, self.section)
+
+    @property
+    def recipes(self):
+        """The recipes of the views of training, a list."""
+        return self.config.augmentation.views
+
+    @property
+    def actions(self):
+        """The command line's actions, such as {"checkpoint": "all"}."""
+        return self.config.actions
+
+    @cached_property
+    def images(self):
+        """The Images of the four subsets. Raises WrongUse if others than those of training lie in
+        `data.root`.
+        """
+        data = self.config.data
+        images = open_images(data).prepared(self.subsets.train, self.subsets.external)
+        difference = first_difference(images.fingerprint, self.subsets.data)
+        if difference:
+            key, value, trained = (shortened(part) for part in difference)
+            others = f"{data.root} holds other images than {self.name} was trained on"
+            raise WrongUse(f"data.root: {others}: {difference[0]} is {value}, not {trained}")
+        return images
+
+    def checkpoints(self, roles=ROLES):
+        """The checkpoints that the action `checkpoint` names; see `chosen_checkpoints`."""
+        action = self.actions["checkpoint"]
+        return checkpoints.chosen_checkpoints(action, self.folder, self.seeds, roles)
+
+    def folder_of(self, seed, role):
+        """The folder of one encoder, a Path."""
+        return checkpoints.folder_of(self.folder, seed, role)
+
+    def encoder(self, seed, role, checkpoint="encoder"):
+        """One Encoder; see `load_trained`."""
+        return checkpoints.load_trained(self.folder, seed, role, checkpoint)
+
+    def pair(self, seed, checkpoint="encoder"):
+        """The Pair of a seed; see `load_pair`."""
+        return checkpoints.load_pair(self.folder, seed, checkpoint)
+
+    def pairs(self, checkpoint="encoder"):
+        """The Pair of every seed, a list."""
+        return [self.pair(seed, checkpoint) for seed in self.seeds]
+
+    def output(self, section=None, checkpoint="encoder", encoder=None, seeds=None):
+        """The Result of a measurement, in a folder named after its differences from the settings of
+        the run's config.yaml.
+
+        section: of the measurement, by default this run's own; encoder: the identity of one that
+        is not of the run; seeds: of other pairs than those of this run.
+        """
+        section = self.section if section is None else section
+        seeds = list(self.seeds if seeds is None else seeds)
+        keys = self._keys(section)
+        for other in DETERMINED_BY[section]:
+            keys += self._keys(other)
+        names = [] if checkpoint == "encoder" else [checkpoint]
+        names += [] if encoder is None else [f"encoder_{encoder[:HASH]}"]
+        names += self._differences(section)
+        if set(seeds) != set(self.config.recorded.seeds):
+            names.append("_".join(["seeds", *map(str, seeds)]))
+        fingerprints = {"subsets": self.subsets.fingerprint, "data": self.subsets.data}
+        if section == "probe":
+            fingerprints = {}  # of the probed data sets, which are not open yet
+        if "dejavu.boxes" in keys:
+            keys.remove("dejavu.boxes")
+            fingerprints["boxes"] = _hash_of_path(self.config.dejavu.boxes)
+        return Result(
+            folder=self.folder / section / _joined(names),
+            again=SCRIPTS[section],
+            settings={key: self._value(self.config, key) for key in keys},
+            defaults={key: _default(key) for key in keys},
+            seeds=seeds,
+            fingerprints=fingerprints,
+        )
+
+    def scored(self, checkpoint="encoder"):
+        """The Result of scores of this run's seeds, or of all seeds of training if its own are
+        scored there alone.
+        """
+        own = self.output("scores", checkpoint)
+        of_all = self.output("scores", checkpoint, seeds=self.config.recorded.seeds)
+        if exists(own.folder / SUMMARY) or not exists(of_all.folder / SUMMARY):
+            return own
+        return of_all if set(self.seeds) <= set(scored_seeds(of_all)) else own
+
+    def candidate_scores(self, checkpoint="encoder"):
+        """The CandidateScores of a checkpoint; see `load_candidate_scores`."""
+        result = self.scored(checkpoint)
+        return load_candidate_scores(
+            result, checkpoint, self.subsets, lambda seed: self.pair(seed, checkpoint)
+        )
+
+    def _keys(self, section):
+        """The settings of a section that determine its numbers, such as "scores.views"."""
+        return [f"{section}.{name}" for name in getattr(self.config, section).determining()]
+
+    def _differences(self, section):
+        """The parts of a folder's name that tell settings from those of the run's config.yaml."""
+        run, names = self.config.recorded, []
+        for part in (section, *BUILT_ON[section]):
+            plain_values = getattr(self.config, part).PLAIN if part == section else {}
+            for key in self._keys(part):
+                name = key.split(".")[1]
+                value = self._value(self.config, key)
+                if name in plain_values:
+                    names += [_text(key, value)] if value != plain_values[name] else []
+                    if key == "dejavu.query" and value == "boxes":
+                        names[-1] += self._text_of_boxes()
+                elif value != self._value(run, key) and key != "dejavu.boxes":
+                    # seeds alone are those of the run
+                    words = [name] if part == section and name != "seeds" else [part, name]
+                    names.append("_".join([*words, _text(key, value)]))
+        return names
+
+    def _text_of_boxes(self):
+        boxes = self.config.dejavu.boxes
+        return "" if boxes == self.config.recorded.dejavu.boxes else f"_{_hash_of_path(boxes)}"
+
+    @staticmethod
+    def _value(config, key):
+        """A setting as a plain value; settings that mean the same have the same value."""
+        section, name = key.split(".")
+        value = getattr(config, section).model_dump()[name]
+        return value or [config.data.name] if key == "probe.datasets" else value
+
+
+def _default(key):
+    """The default of a setting, for summaries of earlier versions, which lack it."""
+    section, name = key.split(".")
+    return Config.model_fields[section].annotation.model_fields[name].default
+
+
+def _text(key, value):
+    """A value as a part of a folder's name."""
+    if key == "probe.fine_tune":
+        return "fine_tuned"
+    if key == "scores.augmentation" and value != "training":
+        digest = hashlib.sha256(json.dumps(value).encode()).hexdigest()
+        return f"augmentation_{digest[:HASH]}"
+    if value is None:
+        return "all"
+    if isinstance(value, list):
+        return "_".join(_text(key, part) for part in value) or "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _joined(names):
+    """The name of a folder; one that is too long ends in a hash."""
+    name = "_".join(names)
+    if len(name) <= MOST_NAME:
+        return name
+    return f"{name[: MOST_NAME - HASH - 1]}_{hashlib.sha256(name.encode()).hexdigest()[:HASH]}"
+
+
+def _hash_of_path(path):
+    """A short hash of what lies at a path: of a file, or of the XML files in a folder; of nothing
+    if it is missing.
+    """
+    path, content = Path(path).expanduser(), b""
+    with refuse_broken(path, "cannot be read"):
+        if is_folder(path):
+            files = sorted(path.rglob("*.xml"))
+            lines = [f"{file.relative_to(path)} {hash_of_file(file)}\n" for file in files]
+            content = "".join(lines).encode(errors="surrogateescape")
+        elif exists(path):
+            return hash_of_file(path)[:HASH]
+    return hashlib.sha256(content).hexdigest()[:HASH]

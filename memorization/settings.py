@@ -1,0 +1,198 @@
+"""What was trained: the part of a config that training reads."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import BaseModel, Field
+
+from memorization.data.catalogue import DataSettings
+from memorization.data.recipes import AugmentationSettings
+from memorization.data.subsets import SubsetSettings
+from memorization.errors import WrongUse
+from memorization.fields import LEAST_PIXELS, MOST_EPOCHS, NOT_COMPARED, Rate
+from memorization.machine.files import exists
+from memorization.machine.strict_yaml import read_yaml
+from memorization.optimizers import OptimizerSettings
+from memorization.validation import validated
+from models.encoders import EncoderSettings
+from models.settings import Settings
+
+
+class TrainingSettings(OptimizerSettings):
+    epochs: int = Field(ge=1, le=MOST_EPOCHS, description="passes over the training set")
+    batch_size: int = Field(
+        ge=2, description="source images a step; the last partial batch of an epoch is dropped"
+    )
+    optimizer: Literal["sgd", "adamw", "lars"] = Field(description="the optimizer")
+    learning_rate: Rate = Field(description="learning rate for a batch of base_batch_size")
+    base_batch_size: int | None = Field(
+        256,
+        ge=1,
+        description="the rate used is learning_rate x batch_size / base_batch_size; null leaves it as it is",
+    )
+    weight_decay: float = Field(0.0, ge=0, description="weight decay; biases and norms have none")
+    warmup_epochs: int = Field(0, ge=0, description="epochs of linear warm-up, before the cosine")
+    clip_gradient: float | None = Field(
+        None, gt=0, description="bound on the norm of the whole gradient; null for none"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="auto is bf16 autocast on GPUs made for it (from Ampere on), else fp32; fp32 is never TF32",
+    )
+    compile: bool = Field(
+        False,
+        description="compile the method with torch.compile, which takes a C++ compiler or a GPU, and minutes at the start",
+    )
+    data_device: Literal["auto", "cuda", "cpu"] = Field(
+        "auto",
+        json_schema_extra=NOT_COMPARED,
+        description="where images are kept: cpu is memory or disk, and auto the GPU if a fifth of its memory holds them",
+    )
+    knn_every: int = Field(
+        0,
+        ge=0,
+        json_schema_extra=NOT_COMPARED,
+        description="epochs between kNN accuracies, which need labels; 0 for none",
+    )
+    checkpoint_minutes: float = Field(
+        10.0,
+        gt=0,
+        json_schema_extra=NOT_COMPARED,
+        description="minutes between two saves of last.pt",
+    )
+    pictures_every: int = Field(
+        0,
+        ge=0,
+        json_schema_extra=NOT_COMPARED,
+        description="epochs between pictures, of methods that draw some; 0 for none",
+    )
+    checkpoint_epochs: list[Annotated[int, Field(ge=1)]] = Field(
+        [],
+        json_schema_extra=NOT_COMPARED,
+        description="epochs after which encoder_epoch_NNNN.pt is kept",
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _within_the_epochs(self):
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs is {self.warmup_epochs}, but must be less than epochs ({self.epochs})"
+            )
+        for epoch in self.checkpoint_epochs:
+            if epoch > self.epochs:
+                raise ValueError(
+                    f"checkpoint_epochs has {epoch}, but training ends after {self.epochs} epochs"
+                )
+        return self
+
+
+class Trained(Settings):
+    """What was trained: data, subsets, views, encoder, method, and the training itself.
+
+    method: the schema of its settings while it is trained; a plain dict where it is read back.
+    """
+
+    data: DataSettings
+    subsets: SubsetSettings
+    augmentation: AugmentationSettings
+    encoder: EncoderSettings
+    method: Any = None
+    training: TrainingSettings
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _shuffle_folders(cls, values):
+        """Take the images of a folder shuffled unless an order is given.
+
+        In file order they come class by class, and the subsets would be of other classes.
+        """
+        sections = (
+            [values.get(name) for name in ("data", "subsets")] if type(values) is dict else []
+        )
+        if not sections or not all(type(section) is dict for section in sections):
+            return values
+        data, subsets = sections
+        if data.get("name") != "image_folder" or "order" in subsets:
+            return values
+        return {**values, "subsets": {**subsets, "order": "shuffled"}}
+
+    @pydantic.model_validator(mode="after")
+    def _views_fit_the_encoder(self):
+        check_views(self.augmentation.views, "augmentation.views", self.encoder)
+        return self
+
+    @property
+    def size(self):
+        """Height and width of the encoder's input, pixels."""
+        return self.augmentation.size
+
+    def trained_part(self):
+        """The settings that say what was trained, a dict of plain types.
+
+        Those that may differ between training and measuring are left out.
+        """
+        return {section: _compared(getattr(self, section)) for section in TRAINED}
+
+
+# The sections of a config that say what was trained; the rest says how it is measured.
+TRAINED = tuple(Trained.model_fields)
+
+
+def check_views(recipes, key, encoder):
+    """Raise ValueError if an encoder cannot take the views of recipes.
+
+    key: of the recipes, such as "augmentation.views"; encoder: EncoderSettings.
+    """
+    for recipe in recipes:
+        if recipe.size < LEAST_PIXELS:
+            least = f"a view has at least {LEAST_PIXELS} pixels a side"
+            raise ValueError(f"{key}: size is {recipe.size}, but {least}")
+        if encoder.sees_patches and recipe.size % encoder.patch:
+            view = f"the {recipe.size} pixels of a view in {key}"
+            raise ValueError(f"encoder.patch: {encoder.patch} does not divide {view}")
+        if recipe.mask_ratio and not encoder.sees_patches:
+            whole = f"{encoder.name} sees whole images; only a vit_... takes a mask"
+            raise ValueError(f"{key}: mask_ratio is {recipe.mask_ratio}, but {whole}")
+
+
+def read_trained(run):
+    """What was Trained in a run folder, with its method as a plain dict.
+
+    Raises WrongUse if there is none.
+    """
+    path, values = read_run_file(run)
+    return validated(Trained, {key: values[key] for key in TRAINED if key in values}, path)
+
+
+def read_run_file(run):
+    """The path of config.yaml in a run folder, and the mapping in it. Raises WrongUse if there is
+    none.
+    """
+    path = Path(run).expanduser() / "config.yaml"
+    if not exists(path):
+        missing = f"no trained run here ({path} is missing)"
+        raise WrongUse(f"{run}: {missing}; train it first, with the same config")
+    return path, read_yaml(path)
+
+
+def with_defaults(trained, source):
+    """What `trained_part` gave in an earlier version, with the settings that came since at their
+    defaults.
+
+    Raises WrongUse, which names the source, if it is no such thing.
+    """
+    return validated(Trained, trained, source).trained_part()
+
+
+def _compared(section):
+    """A section as plain types, without the settings that may differ in measuring."""
+    if not isinstance(section, BaseModel):
+        return section
+    return section.model_dump(exclude=not_compared(section))
+
+
+def not_compared(section):
+    """The names of a section's settings that may differ between training and measuring."""
+    fields = type(section).model_fields.items()
+    return {name for name, field in fields if field.json_schema_extra == NOT_COMPARED}
