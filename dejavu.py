@@ -45,7 +45,7 @@ from memorization.machine.device import describe_machine
 from memorization.machine.files import exists
 from memorization.machine.resources import OTHER_DEVICE, memory_for
 from memorization.measuring.crop_classifier import infer_by_classifier, train_classifier
-from memorization.measuring.label_inference import (
+from memorization.measuring.deja_vu import (
     OUTCOMES,
     agreement,
     deja_vu,

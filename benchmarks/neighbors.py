@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.contest import Contestant, chosen_device, contest, peer, save
 from benchmarks.memory import measured
-from memorization.measuring.label_inference import DejaVuSettings
+from memorization.measuring.deja_vu import DejaVuSettings
 from memorization.neighbors import QUERY_CHUNK, nearest_neighbors
 
 CASES = [(5_000, 40_000, 512), (2_000, 100_000, 2048)]  # queries, vectors in the bank, dimensions

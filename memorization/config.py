@@ -19,7 +19,7 @@ from memorization.fields import Seed, each_once, possible_path
 from memorization.fingerprints import first_difference
 from memorization.machine.files import exists, write_atomically
 from memorization.machine.strict_yaml import dump_yaml, parse_yaml, read_yaml
-from memorization.measuring.label_inference import DejaVuSettings
+from memorization.measuring.deja_vu import DejaVuSettings
 from memorization.measuring.probing import ProbeSettings
 from memorization.measuring.removal import RemovalSettings
 from memorization.measuring.scores import ScoreSettings

@@ -13,7 +13,7 @@ from memorization.data.randomness import shuffled
 from memorization.errors import WrongUse
 from memorization.machine import processes
 from memorization.machine.device import to_device
-from memorization.measuring.label_inference import Inference
+from memorization.measuring.deja_vu import Inference
 
 BATCH = 64
 LEARNING_RATE = 0.001

@@ -23,7 +23,7 @@ from memorization.data.recipes import ViewRecipe
 from memorization.encoder import Encoder
 from memorization.machine.device import to_device
 from memorization.measuring.crop_classifier import _train_epoch
-from memorization.measuring.label_inference import DejaVuSettings
+from memorization.measuring.deja_vu import DejaVuSettings
 from memorization.measuring.probing import ProbeSettings, _train_all_weights, train_layers
 from memorization.measuring.queries import make_queries
 from memorization.measuring.representations import Examples

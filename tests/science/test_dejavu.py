@@ -23,7 +23,7 @@ from memorization.data.images import open_images
 from memorization.data.subsets import load_subsets
 from memorization.encoder import Pair
 from memorization.errors import WrongUse
-from memorization.measuring.label_inference import DejaVuSettings, deja_vu, mcnemar_p, outcomes
+from memorization.measuring.deja_vu import DejaVuSettings, deja_vu, mcnemar_p, outcomes
 from memorization.measuring.representations import encode_images
 from memorization.run import Run
 

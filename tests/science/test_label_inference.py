@@ -8,7 +8,7 @@ from memorization.data.augmentations import View
 from memorization.data.images import Split
 from memorization.encoder import Encoder
 from memorization.errors import WrongUse
-from memorization.measuring.label_inference import (
+from memorization.measuring.deja_vu import (
     DejaVuSettings,
     PublicSet,
     accuracies_at,

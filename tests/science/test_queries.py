@@ -10,7 +10,7 @@ from memorization.data.images import Split
 from memorization.data.recipes import ViewRecipe
 from memorization.encoder import Encoder
 from memorization.errors import WrongUse
-from memorization.measuring.label_inference import DejaVuSettings
+from memorization.measuring.deja_vu import DejaVuSettings
 from memorization.measuring.queries import corner_rectangle, make_queries, without_middle
 
 RECIPES = [
