@@ -1,5 +1,6 @@
 # make demo   train a small pair on Fashion-MNIST, show which images it memorized, and ask it for labels (Deja Vu, linear probes)
 # make test   run the tests
+# make lint   check the style of the code: ruff
 # make faults kill trainings at random moments, and see that they end as if nothing had happened; give the scripts hostile files
 #             and disks that fail
 # make bench  time this project beside others, 20 to 40 minutes on two CPU cores; results in runs/benchmarks
@@ -7,7 +8,7 @@ PYTHON ?= python3
 INSTALLED := .venv/installed
 RUN := .venv/bin/python
 
-.PHONY: demo test faults bench data
+.PHONY: demo test lint faults bench data
 
 demo: $(INSTALLED) data
 	$(RUN) train_simclr.py --config configs/demo.yaml
@@ -17,6 +18,10 @@ demo: $(INSTALLED) data
 
 test: $(INSTALLED)
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+lint: $(INSTALLED)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
 
 faults: $(INSTALLED)
 	KILLS=18 FUZZ=3 DISK_ERRORS=0 $(RUN) -m pytest -s tests/recovery/test_faults.py tests/refusals/test_hostile_files.py tests/recovery/test_disk_errors.py
@@ -31,7 +36,7 @@ data: $(INSTALLED)
 	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y dataset-fashion-mnist; } \
 	|| true # where neither worked, train_simclr.py says what to do
 
-$(INSTALLED): requirements.txt
+$(INSTALLED): requirements.txt tests/requirements.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install -q -r requirements.txt
+	.venv/bin/pip install -q -r requirements.txt -r tests/requirements.txt
 	touch $@
