@@ -2,15 +2,15 @@
 
 import platform
 import subprocess
-import warnings
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from memorization.errors import Caution, WrongUse
+from memorization.errors import WrongUse
 from memorization.machine import meeting, processes
 from memorization.machine.resources import pin
+from memorization.machine.screen import caution
 
 
 def choose_device(name, threads=None):
@@ -69,11 +69,9 @@ def warn_of_emulation(setting, precision, device):
     """Warn if a GPU has to multiply in bfloat16 but only emulates it. setting: the key of the
     precision.
     """
-    emulated = precision == "bf16" and device.type == "cuda" and not is_made_for_bf16(device)
-    if emulated and processes.is_first():
+    if precision == "bf16" and device.type == "cuda" and not is_made_for_bf16(device):
         name = torch.cuda.get_device_name(device)
-        message = f"{setting}: bf16 is only emulated by {name}, and no faster there than fp32"
-        warnings.warn(Caution(message), stacklevel=2)
+        caution(f"{setting}: bf16 is only emulated by {name}, and no faster there than fp32")
 
 
 def use_exact_arithmetic():

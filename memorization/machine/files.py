@@ -1,4 +1,8 @@
-"""Files that are either whole or not there, and folders in which one process alone writes."""
+"""Files that are either whole or not there, and folders in which one process alone writes.
+
+Of several processes that work together, which share a disk, the first one alone writes: in the
+others the functions that write, and locks, do nothing.
+"""
 
 import errno
 import fcntl
@@ -20,6 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from memorization.errors import Broken, WrongUse, visible
+from memorization.machine.processes import is_first, on_first_process
+from memorization.machine.screen import say
 
 MOST_TEXT = 2**25  # bytes of a text file that is read at once: of a log, 100,000 epochs
 MOST_JSON = 2**23  # characters; small lists take twenty times as much memory
@@ -39,6 +45,19 @@ AS_IT_IS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 # --- writing --------------------------------------------------------------------------------------
 
 
+@contextmanager
+def atomically(path):
+    """Give a binary file, whose content is written to path once the body has ended; see
+    `write_atomically`.
+
+    It is in memory until then, so that its size is known if the disk does not take it.
+    """
+    content = io.BytesIO()
+    yield content
+    write_atomically(path, content.getbuffer())
+
+
+@on_first_process
 def write_atomically(path, content):
     """Write bytes or text to path: a temporary file in the same folder, flushed, synced, renamed.
 
@@ -60,6 +79,9 @@ def stage(path, content):
 
     Raises WrongUse if the disk does not take it, or if something else than a file lies at path.
     """
+    if not is_first():
+        yield path
+        return
     with ExitStack() as stack:
         with named_on_failure(path, len(content)):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,6 +91,7 @@ def stage(path, content):
         yield temporary
 
 
+@on_first_process
 def append(path, text):
     """Write text behind what a file holds, flushed and synced.
 
@@ -143,6 +166,7 @@ def closing_descriptor(descriptor):
         os.close(descriptor)
 
 
+@on_first_process
 def check_writable(folder):
     """Raise WrongUse unless files can be written into a folder, or into where it will be made."""
     for place in (Path(folder), *Path(folder).parents):
@@ -153,18 +177,21 @@ def check_writable(folder):
         _write_through(file, bytes(TRIED_BYTES))
 
 
+@on_first_process
 def make_folder(folder):
     """Make a folder and those above it. Raises WrongUse if that cannot be done."""
     with named_on_failure(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
 
 
+@on_first_process
 def delete_file(path):
     """Delete a file or a link, if it is there. Raises WrongUse if that cannot be done."""
     with named_on_failure(path):
         Path(path).unlink(missing_ok=True)
 
 
+@on_first_process
 def rename(path, new):
     """Rename a file, over a file or a link that is there. Raises WrongUse if that cannot be done."""
     with named_on_failure(path):
@@ -174,6 +201,7 @@ def rename(path, new):
         os.replace(path, new)
 
 
+@on_first_process
 def sync_folder(folder):
     """Make a rename in this folder durable, if its file system can do that for folders."""
     with named_on_failure(folder):
@@ -487,6 +515,9 @@ def sole_process(path, wait=False):
     this one waits, with a line on the screen after PATIENCE, or, unless `wait`, raises WrongUse.
     Raises WrongUse also if the lock file cannot be written.
     """
+    if not is_first():
+        yield
+        return
     path = Path(path)
     lock = _Lock(path)
     start, pause, is_silent = time.monotonic(), 0.01, True
@@ -499,10 +530,8 @@ def sole_process(path, wait=False):
         if not wait:
             raise WrongUse(_refusal(path, holder))
         if is_silent and time.monotonic() - start > PATIENCE:
-            print(
-                f"{visible(path.parent)}: {_stated_holder(holder)} is writing here; waiting for it to end",
-                flush=True,
-            )
+            who = f"{visible(path.parent)}: {_stated_holder(holder)}"
+            say(f"{who} is writing here; waiting for it to end")
             is_silent = False
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
@@ -594,10 +623,7 @@ class _Lock:
             return holder
         if not _is_here(holder):
             silence = f"which gave no sign of life for {age / 60:.0f} minutes"
-            print(
-                f"{visible(self.path)}: taken over from {_stated_holder(holder)}, {silence}",
-                flush=True,
-            )
+            say(f"{visible(self.path)}: taken over from {_stated_holder(holder)}, {silence}")
         _write_holder(descriptor, self.record)
         if not locked or not _is_here(holder):
             time.sleep(CONTEST)  # the last one who wrote into it has it

@@ -4,6 +4,7 @@ first one alone writes.
 Outside of torchrun there is one process, which is the first, and nothing here does anything.
 """
 
+import functools
 import os
 import re
 import time
@@ -43,6 +44,27 @@ def rank():
 def is_first():
     """Whether this is the process that writes."""
     return rank() == 0
+
+
+def is_heard():
+    """Whether this process prints and warns. Before the processes meet, the environment alone tells
+    which one is the first.
+    """
+    if dist.is_initialized() or "WORLD_SIZE" not in os.environ:
+        return is_first()
+    return os.environ.get("RANK", "0") == "0"
+
+
+def on_first_process(function):
+    """Decorate a function that writes or prints: in processes beside the first it does nothing, and
+    returns None.
+    """
+
+    @functools.wraps(function)
+    def run(*arguments, **options):
+        return function(*arguments, **options) if is_first() else None
+
+    return run
 
 
 def leave():

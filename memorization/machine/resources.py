@@ -6,14 +6,14 @@ import resource
 import statistics
 import sys
 import time
-import warnings
 from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 
-from memorization.errors import Caution, WrongUse, exhausted_memory
+from memorization.errors import WrongUse, exhausted_memory
 from memorization.machine.files import free_bytes, size_in_words
+from memorization.machine.screen import caution, say
 
 TRIALS = 3
 OTHER_DEVICE = "end what else uses it, or take another device"
@@ -43,14 +43,11 @@ def print_estimate(what, seconds, device, disk=0, folder="."):
     if device.type == "cuda":
         memory += f", {size_in_words(torch.cuda.max_memory_reserved(device))} of the GPU's"
     on_disk = f", {size_in_words(disk)} on the disk" if disk else ""
-    print(f"  {what}: about {timedelta(seconds=round(seconds))}, {memory}{on_disk}", flush=True)
-    if disk > free_bytes(folder):
-        warnings.warn(
-            Caution(
-                f"{folder}: {size_in_words(disk)} will be written, but {size_in_words(free_bytes(folder))} are free"
-            ),
-            stacklevel=2,
-        )
+    say(f"  {what}: about {timedelta(seconds=round(seconds))}, {memory}{on_disk}")
+    free = free_bytes(folder)
+    if disk > free:
+        sizes = f"{size_in_words(disk)} will be written, but {size_in_words(free)} are free"
+        caution(f"{folder}: {sizes}")
 
 
 def peak_memory():

@@ -5,9 +5,25 @@ work.
 import io
 import os
 import sys
+import warnings
 from contextlib import contextmanager, suppress
 
+from memorization.errors import Caution
+from memorization.machine import processes
+
 STANDARD_FILES = (1, 2)  # the numbers of stdout and stderr
+
+
+def say(line):
+    """Print a line at once, on the first of several processes alone."""
+    if processes.is_heard():
+        print(line, flush=True)
+
+
+def caution(message):
+    """Warn with a Caution, on the first of several processes alone."""
+    if processes.is_heard():
+        warnings.warn(Caution(message), stacklevel=2)
 
 
 class Screen:

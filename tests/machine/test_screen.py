@@ -10,9 +10,11 @@ import pytest
 from conftest import write_experiment
 
 import train_simclr
+from memorization.errors import Caution
+from memorization.machine import processes
 from memorization.machine.command import one_line_errors
 from memorization.machine.interruption import stop_requests
-from memorization.machine.screen import Screen, loss_of_screen, open_screens
+from memorization.machine.screen import Screen, caution, loss_of_screen, open_screens, say
 
 PRINTING = """
 import sys
@@ -44,6 +46,23 @@ def run_printing(path, **streams):
     return subprocess.run(
         [sys.executable, "-c", PRINTING, path], env=environment, text=True, **streams
     )
+
+
+def test_the_first_process_alone_prints_and_warns(capsys, monkeypatch):
+    say("a line")
+    with pytest.warns(Caution, match="a warning"):
+        caution("a warning")
+    with pytest.MonkeyPatch.context() as others:
+        others.setattr(processes, "rank", lambda: 1)
+        say("a line of another process")
+        caution("a warning of another process")  # else an error, by pyproject.toml
+    monkeypatch.setenv("RANK", "1")  # of something else: there is one process
+    say("a second line")
+    monkeypatch.setenv("WORLD_SIZE", "2")  # two processes, which have not met
+    say("a line of another process")
+    monkeypatch.setenv("RANK", "0")
+    say("a third line")
+    assert capsys.readouterr().out == "a line\na second line\na third line\n"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "iso-8859-2", "koi8-r"])

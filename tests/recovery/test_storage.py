@@ -20,18 +20,24 @@ import train_simclr
 from memorization.checkpoint import read_checkpoint
 from memorization.errors import WrongUse
 from memorization.machine import files as storage
+from memorization.machine import processes
 from memorization.machine.files import (
     append,
+    atomically,
     check_writable,
+    delete_file,
     exists,
     is_folder,
+    make_folder,
     names_in,
     read_arrays,
     read_bytes,
     read_text,
     refuse_broken,
+    rename,
     size_in_words,
     sole_process,
+    stage,
     sync_folder,
     temporary_file,
     write_atomically,
@@ -62,6 +68,38 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(failing, tmp_pa
     ):
         write_atomically(path, "new")
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_a_file_that_is_filled_piece_by_piece_is_whole_or_not_there(tmp_path):
+    path = tmp_path / "new" / "file"
+    with atomically(path) as file:
+        file.write(b"..two")
+        assert not path.exists()
+        file.seek(0)
+        file.write(b"on")
+    assert path.read_bytes() == b"ontwo" and os.listdir(path.parent) == ["file"]
+    with pytest.raises(ZeroDivisionError), atomically(path) as file:
+        file.write(b"half")
+        raise ZeroDivisionError
+    assert path.read_bytes() == b"ontwo" and os.listdir(path.parent) == ["file"]
+
+
+def test_processes_beside_the_first_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "rank", lambda: 1)
+    write_atomically(tmp_path / "file", "text")
+    write_json(tmp_path / "file", 1)
+    append(tmp_path / "file", "line")
+    make_folder(tmp_path / "folder")
+    check_writable("/proc/nothing can be written here")
+    with atomically(tmp_path / "file") as file:
+        file.write(b"bytes")
+    with stage(tmp_path / "file", b"bytes") as staged:
+        rename(staged, tmp_path / "file")
+    with sole_process(tmp_path / "lock"), sole_process(tmp_path / "lock"):
+        assert os.listdir(tmp_path) == []
+    (tmp_path / "file").write_text("of the first process")
+    delete_file(tmp_path / "file")
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_a_line_is_appended_to_what_is_there(tmp_path):
