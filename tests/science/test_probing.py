@@ -241,7 +241,7 @@ class Counting(nn.Module):
         return pixels.flatten(1)
 
 
-def flat_source(channels=3, size=8, identity="a", normalization=((0.5,) * 3, (0.5,) * 3)):
+def flat_pixels(channels=3, size=8, identity="a", normalization=((0.5,) * 3, (0.5,) * 3)):
     return Encoder("flat pixels", Counting(), channels, size, normalization, identity=identity)
 
 
@@ -271,13 +271,13 @@ def test_with_fewer_images_than_neighbours_these_are_left_out():
     images = fake_images()
     images.train.labels[60:] = -1
     settings = ProbeSettings(epochs=3, warmup_epochs=1, seeds=[0])
-    result = probe(flat_source(), images, settings, None, CPU)
+    result = probe(flat_pixels(), images, settings, None, CPU)
     assert result["train_images"] == 60 and "knn_200" not in result and 0 < result["knn_20"] <= 1
     images.train.labels[10:] = -1
-    result = probe(flat_source(), images, settings, None, CPU)
+    result = probe(flat_pixels(), images, settings, None, CPU)
     assert np.isfinite(result["seeds"][0]["validation_loss"]) and "knn_20" not in result
     assert (
-        fine_tune(replace(flat_source(), encode=nn.Flatten()), images, settings, CPU)["top_1"][
+        fine_tune(replace(flat_pixels(), network=nn.Flatten()), images, settings, CPU)["top_1"][
             "mean"
         ]
         < 1
@@ -319,9 +319,9 @@ def test_images_on_a_gpu_turn_gray_there():
 
 def test_what_was_done_to_the_images_is_stated():
     images = fake_images()
-    assert stated_adaptation(flat_source(), images) == "as they are"
+    assert stated_adaptation(flat_pixels(), images) == "as they are"
     assert (
-        stated_adaptation(flat_source(channels=1, size=28), images)
+        stated_adaptation(flat_pixels(channels=1, size=28), images)
         == "colours turned gray, resized from 8 to 28 pixels"
     )
 
@@ -330,7 +330,7 @@ def test_representations_are_those_of_whole_images_normalized_as_the_encoder_was
     images, normalization = fake_images(), ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     rows = torch.tensor([5, 900, 3])
     examples = stored_examples(
-        flat_source(normalization=normalization), images.train, rows, tmp_path, CPU
+        flat_pixels(normalization=normalization), images.train, rows, tmp_path, CPU
     )
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalization)
     assert torch.equal(examples.values, ((images.train.pixels[rows] / 255 - mean) / std).flatten(1))
@@ -339,35 +339,35 @@ def test_representations_are_those_of_whole_images_normalized_as_the_encoder_was
 
 def test_representations_are_computed_once_and_kept_apart(tmp_path):
     images, rows = fake_images(), torch.arange(20)
-    source = flat_source()
+    encoder = flat_pixels()
 
-    def stored(source, split=images.train, rows=rows):
-        return stored_examples(source, split, rows, tmp_path, CPU).values
+    def stored(encoder, split=images.train, rows=rows):
+        return stored_examples(encoder, split, rows, tmp_path, CPU).values
 
-    first = stored(source)
-    assert torch.equal(stored(source), first) and sum(source.encode.images) == 20
+    first = stored(encoder)
+    assert torch.equal(stored(encoder), first) and sum(encoder.network.images) == 20
     for change in (
         {"identity": "b"},
         {"size": 4},
         {"normalization": ((0.0,) * 3, (1.0,) * 3)},
         {"channels": 1, "normalization": ((0.5,), (0.5,))},
     ):
-        stored(replace(source, **change))
-    stored(source, split=images.test)
-    stored(source, rows=rows + 1)
-    assert sum(source.encode.images) == 7 * 20 and len(list(tmp_path.glob("*.npy"))) == 7
+        stored(replace(encoder, **change))
+    stored(encoder, split=images.test)
+    stored(encoder, rows=rows + 1)
+    assert sum(encoder.network.images) == 7 * 20 and len(list(tmp_path.glob("*.npy"))) == 7
     for file in tmp_path.glob("*.npy"):
         file.unlink()  # safe to delete
-    assert torch.equal(stored(source), first)
+    assert torch.equal(stored(encoder), first)
 
 
 def test_a_broken_file_of_representations_is_named(tmp_path):
     images = fake_images()
-    stored_examples(flat_source(), images.train, torch.arange(20), tmp_path, CPU)
+    stored_examples(flat_pixels(), images.train, torch.arange(20), tmp_path, CPU)
     (file,) = tmp_path.glob("*.npy")
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(WrongUse, match=f"{file.name}.*delete it"):
-        stored_examples(flat_source(), images.train, torch.arange(20), tmp_path, CPU)
+        stored_examples(flat_pixels(), images.train, torch.arange(20), tmp_path, CPU)
 
 
 class MovedInto(nn.Module):
@@ -387,27 +387,27 @@ class MovedInto(nn.Module):
 
 @pytest.mark.parametrize("count", [5, 600])
 def test_what_was_encoded_can_be_trained_afterwards(count):
-    images, source = fake_images(), replace(flat_source(), encode=MovedInto().eval())
-    values = stored_examples(source, images.train, torch.arange(count), None, CPU).values
+    images, encoder = fake_images(), replace(flat_pixels(), network=MovedInto().eval())
+    values = stored_examples(encoder, images.train, torch.arange(count), None, CPU).values
     assert not values.is_inference()
-    assert not any(weight.is_inference() for weight in source.encode.parameters())
-    source.encode.requires_grad_(True)
-    F.mse_loss(source.encode(images.train.pixels[:2] / 255), values[:2] + 1).backward()
-    fine_tune(source, images, ProbeSettings(fine_tune_epochs=1, seeds=[0]), CPU)
+    assert not any(weight.is_inference() for weight in encoder.network.parameters())
+    encoder.network.requires_grad_(True)
+    F.mse_loss(encoder.network(images.train.pixels[:2] / 255), values[:2] + 1).backward()
+    fine_tune(encoder, images, ProbeSettings(fine_tune_epochs=1, seeds=[0]), CPU)
 
 
 def test_swapped_files_of_representations_are_made_again(tmp_path, capsys):
     """As are those of earlier versions, which do not tell what they are of."""
     images, rows = fake_images(), torch.arange(20)
-    sources = [
-        replace(flat_source(identity=name), encode=encode)
-        for name, encode in (("f", Counting()), ("g", Halved()))
+    encoders = [
+        replace(flat_pixels(identity=name), network=network)
+        for name, network in (("f", Counting()), ("g", Halved()))
     ]
 
-    def stored(source):
-        return stored_examples(source, images.train, rows, tmp_path, CPU).values
+    def stored(encoder):
+        return stored_examples(encoder, images.train, rows, tmp_path, CPU).values
 
-    f, g = map(stored, sources)
+    f, g = map(stored, encoders)
     files = sorted(tmp_path.glob("*.npy"))
     contents = [file.read_bytes() for file in files]
     old = contents[0][: -representations.DIGEST_BYTES].rpartition(representations.OF)[0]
@@ -416,7 +416,7 @@ def test_swapped_files_of_representations_are_made_again(tmp_path, capsys):
     for changed in (contents[::-1], [old, contents[1]]):
         for file, content in zip(files, changed):
             file.write_bytes(content)
-        assert torch.equal(stored(sources[0]), f) and torch.equal(stored(sources[1]), g)
+        assert torch.equal(stored(encoders[0]), f) and torch.equal(stored(encoders[1]), g)
         assert [file.read_bytes() for file in files] == contents
         assert capsys.readouterr().out.count("made again") == sum(
             a != b for a, b in zip(changed, contents)
@@ -438,7 +438,7 @@ class Broken(nn.Module):
 def test_representations_that_are_not_finite_stop_the_probe(tmp_path):
     with pytest.raises(WrongUse, match="flat pixels: its representations are not finite"):
         stored_examples(
-            replace(flat_source(), encode=Broken()),
+            replace(flat_pixels(), network=Broken()),
             fake_images().train,
             torch.arange(5),
             tmp_path,
@@ -448,12 +448,12 @@ def test_representations_that_are_not_finite_stop_the_probe(tmp_path):
 
 
 def test_raw_pixels_are_shrunk_to_32():
-    record = {"channels": 3, "size": 224, "mean": [0.5] * 3, "std": [0.5] * 3}
-    assert raw_pixels(record).size == 32 and raw_pixels(record | {"size": 28}).size == 28
+    assert raw_pixels(flat_pixels(size=224)).size == 32
+    assert raw_pixels(flat_pixels(size=28)).size == 28
 
 
 def test_two_encoders_that_differ_in_their_pooling_alone_are_kept_apart():
-    sources = []
+    encoders = []
     for pooling in ("mean", "class"):
         torch.manual_seed(0)
         settings = EncoderSettings(name="vit_mini", pooling=pooling)
@@ -464,9 +464,9 @@ def test_two_encoders_that_differ_in_their_pooling_alone_are_kept_apart():
             "mean": [0.5] * 3,
             "std": [0.5] * 3,
         }
-        sources.append(_encoder(pooling, make_encoder(settings, 3, 8), record))
-    assert checksum(sources[0].network.state_dict()) == checksum(sources[1].network.state_dict())
-    assert sources[0].identity != sources[1].identity
+        encoders.append(_encoder(pooling, make_encoder(settings, 3, 8), record))
+    assert checksum(encoders[0].network.state_dict()) == checksum(encoders[1].network.state_dict())
+    assert encoders[0].identity != encoders[1].identity
 
 
 def test_probing_changes_nothing_of_an_encoder(tmp_path):
@@ -478,7 +478,7 @@ def test_probing_changes_nothing_of_an_encoder(tmp_path):
     )
     before = checksum(encoder.state_dict())
     probe(
-        replace(flat_source(), encode=encoder),
+        replace(flat_pixels(), network=encoder),
         fake_images(),
         ProbeSettings(epochs=2, warmup_epochs=1, seeds=[0]),
         tmp_path,
@@ -491,7 +491,7 @@ def test_a_class_without_test_images_has_no_accuracy(tmp_path):
     images = fake_images()
     images.test.labels[images.test.labels == 3] = 4
     result = probe(
-        flat_source(), images, ProbeSettings(epochs=2, warmup_epochs=1, seeds=[0]), None, CPU
+        flat_pixels(), images, ProbeSettings(epochs=2, warmup_epochs=1, seeds=[0]), None, CPU
     )
     assert result["per_class"][3] is None and None not in result["per_class"][4:]
 
@@ -499,7 +499,7 @@ def test_a_class_without_test_images_has_no_accuracy(tmp_path):
 def test_a_probe_reports_what_was_asked_for(tmp_path):
     images = fake_images()
     result = probe(
-        flat_source(),
+        flat_pixels(),
         images,
         ProbeSettings(epochs=20, warmup_epochs=2, seeds=[0, 1]),
         tmp_path,
@@ -522,10 +522,9 @@ def test_a_probe_reports_what_was_asked_for(tmp_path):
 
 def test_fine_tuning_trains_all_weights_of_a_copy(monkeypatch):
     torch.manual_seed(0)
-    encoder = (
-        nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU()).eval().requires_grad_(False)
-    )
-    source, before = replace(flat_source(), encode=encoder), checksum(encoder.state_dict())
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU())
+    network.eval().requires_grad_(False)
+    before = checksum(network.state_dict())
     settings = ProbeSettings(fine_tune_epochs=20, seeds=[0, 1])
     trained = []
     step = torch.optim.AdamW.step
@@ -537,11 +536,11 @@ def test_fine_tuning_trains_all_weights_of_a_copy(monkeypatch):
         return step(optimizer)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", watched_step)
-    result = fine_tune(source, fake_images(), settings, CPU)
+    result = fine_tune(replace(flat_pixels(), network=network), fake_images(), settings, CPU)
     assert len(result["seeds"]) == 2 and result["top_1"]["mean"] > 0.5
     # encoder and layer
     assert all(not torch.equal(first, last) for first, last in zip(trained[0], trained[-1]))
-    assert checksum(encoder.state_dict()) == before and not encoder.training
+    assert checksum(network.state_dict()) == before and not network.training
 
 
 def test_fine_tuning_meets_every_image_once_an_epoch_in_an_order_of_its_own(monkeypatch):
@@ -557,7 +556,7 @@ def test_fine_tuning_meets_every_image_once_an_epoch_in_an_order_of_its_own(monk
         fake_images(),
         ProbeSettings(fine_tune_epochs=3, fine_tune_batch_size=16, seeds=[0]),
     )
-    fine_tune(replace(flat_source(), encode=encoder), images, settings, CPU)
+    fine_tune(replace(flat_pixels(), network=encoder), images, settings, CPU)
     # after the two images that tell the dimensions
     met = [rows for name, rows in batches[1:] if name == "train"]
     epochs = [sum(met[i : i + len(met) // 3], ()) for i in range(0, len(met), len(met) // 3)]
