@@ -28,7 +28,7 @@ import torch
 import torch.nn as nn
 
 from memorization.checkpoint import encoder_file
-from memorization.data.augmentations import augment, measuring_recipe, whole_images
+from memorization.data.augmentations import Draw, augment, measuring_recipe, whole_images
 from memorization.data.subsets import ROLES, first_by_hash
 from memorization.encoder import place_of
 from memorization.errors import WrongUse, visible
@@ -303,9 +303,8 @@ def guess_by_neighbors(run, encoder, queries, seed, images, public):
         if settings.public == "whole":
             return whole_images(split, indices, encoder.size, encoder.normalization)
         recipe = measuring_recipe(run.recipes, 0)
-        return augment(
-            split, indices, recipe, encoder.normalization, seed, "query", patch=encoder.patch
-        )
+        draw = Draw(seed, "query", patch=encoder.patch)
+        return augment(split, indices, recipe, encoder.normalization, draw)
 
     known = represent_public(
         encoder, as_public, public.rows, public.labels, settings.normalize, device

@@ -31,7 +31,7 @@ from memorization.alignment import (
     memorization_score,
 )
 from memorization.checkpoint import folder_of
-from memorization.data.augmentations import augment_all, measuring_recipe
+from memorization.data.augmentations import Draw, augment_all, measuring_recipe
 from memorization.data.confounders import warn_of_confounders
 from memorization.data.subsets import SUBSETS, first_by_hash
 from memorization.encoder import Pair
@@ -266,7 +266,11 @@ def score_batch(pair, split, indices, config):
     )
     recipes = [measuring_recipe(recipes, view) for view in range(config.scores.views)]
     views = augment_all(
-        split, indices, recipes, pair.f.normalization, pair.seed, "scoring", patch=pair.f.patch
+        split,
+        indices,
+        recipes,
+        pair.f.normalization,
+        Draw(pair.seed, "scoring", patch=pair.f.patch),
     )
     in_bf16 = uses_bf16(config.scores.precision, split.device)
     with torch.autocast(split.device.type, dtype=torch.bfloat16, enabled=in_bf16):

@@ -14,7 +14,7 @@ from benchmarks.peers import (
     torchvision_transform,
     worker_pipeline,
 )
-from memorization.data.augmentations import training_views
+from memorization.data.augmentations import Draw, training_views
 
 BATCH = 256
 CASES = [(32, 3), (96, 3), (28, 1), (96, 1)]  # height and width, channels
@@ -61,7 +61,7 @@ def ours(split, size, channels):
 
     def work():
         for batch in indices:
-            training_views(split, batch, [recipe], normalization(channels), seed=0, epoch=0)
+            training_views(split, batch, [recipe], normalization(channels), Draw(0, "training"))
 
     return work
 

@@ -19,7 +19,7 @@ from numpy.lib.format import open_memmap
 from benchmarks.contest import chosen_device, save, wait_for
 from benchmarks.memory import status
 from benchmarks.peers import normalization, simclr_recipe
-from memorization.data.augmentations import training_views
+from memorization.data.augmentations import Draw, training_views
 from memorization.data.images import Split
 from memorization.data.prefetching import prefetched
 from memorization.data.prepared_maps import open_map
@@ -52,7 +52,7 @@ def main():
         for indices, fetched in prefetched(split, batches):
             waiting.append(clock.lap())
             views = training_views(
-                fetched, indices, [simclr_recipe(SIZE)], normalization(3), seed=0, epoch=0
+                fetched, indices, [simclr_recipe(SIZE)], normalization(3), Draw(0, "training")
             )
             viewing.append(clock.lap())
             train_step(method, optimizer, views, SETTINGS, progress=0.0)

@@ -12,7 +12,7 @@ import torch
 from benchmarks.contest import chosen_device, save
 from benchmarks.memory import measured
 from benchmarks.peers import normalization, random_split, scoring_config, simclr_recipe
-from memorization.data.augmentations import training_views
+from memorization.data.augmentations import Draw, training_views
 from memorization.encoder import Encoder
 from memorization.measuring.representations import encode_images
 from memorization.neighbors import nearest_neighbors
@@ -40,7 +40,9 @@ def main():
 
     def views(n):
         for batch in torch.arange(n).split(BATCH):
-            training_views(split, batch, [simclr_recipe(SIZE)], normalization(3), seed=0, epoch=0)
+            training_views(
+                split, batch, [simclr_recipe(SIZE)], normalization(3), Draw(0, "training")
+            )
 
     def scores(n, v=4):
         config = scoring_config(ENCODER, SIZE, views=v)

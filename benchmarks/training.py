@@ -30,7 +30,7 @@ from benchmarks.peers import (
     torchvision_transform,
     worker_pipeline,
 )
-from memorization.data.augmentations import View, training_views
+from memorization.data.augmentations import Draw, View, training_views
 from memorization.optimizers import make_optimizer
 from memorization.settings import TrainingSettings
 from memorization.training.loop import train_step
@@ -201,15 +201,8 @@ class OurTraining:
         self.batches = torch.arange(len(split)).split(case.batch_size)
 
     def views(self, batch):
-        return training_views(
-            self.split,
-            batch,
-            self.recipes,
-            normalization(self.channels),
-            seed=0,
-            epoch=0,
-            patch=self.patch,
-        )
+        draw = Draw(0, "training", patch=self.patch)
+        return training_views(self.split, batch, self.recipes, normalization(self.channels), draw)
 
     def step(self, views):
         train_step(self.method, self.optimizer, views, SETTINGS, progress=0.0, forward=self.forward)

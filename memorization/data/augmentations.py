@@ -79,114 +79,116 @@ class Parameters:
         return Parameters(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
-def augment(images, indices, recipe, normalization, seed, purpose, epoch=0, view=0, patch=None):
+@dataclass(frozen=True)
+class Draw:
+    """What a view is drawn for; with a split, a view number and an index it decides the view.
+
+    purpose: a name in randomness.PURPOSES. patch: height and width of the encoder's patches, for
+    recipes with a mask.
+    """
+
+    seed: int
+    purpose: str
+    epoch: int = 0
+    patch: int | None = None
+
+    def keys(self, split, view, indices):
+        """One key an image, (B,) int64. split: the name of one; indices: (B,) int64."""
+        return sample_keys(stream(self.seed, self.purpose, split, self.epoch, view), indices)
+
+
+def augment(images, indices, recipe, normalization, draw, view=0):
     """One view of each image.
 
     images: a Split, the source of the pixels; indices: (B,) int64, which of its images; recipe: a
-    ViewRecipe; normalization: (mean, std) of the channels; purpose: a name in randomness.PURPOSES;
-    patch: height and width of the encoder's patches, for a recipe with a mask. Returns a View on
-    the device of the images.
+    ViewRecipe; normalization: (mean, std) of the channels; draw: a Draw; view: its number. Returns
+    a View on the device of the images.
     """
-    return _views_of_streams(
-        images,
-        indices,
-        recipe,
-        normalization,
-        [stream(seed, purpose, images.name, epoch, view)],
-        patch,
-    )[0]
+    return _make_views(images, indices, recipe, normalization, draw, [view])[0]
 
 
-def augment_all(images, indices, recipes, normalization, seed, purpose, epoch=0, patch=None):
+def augment_all(images, indices, recipes, normalization, draw):
     """Views 0, 1, ... of each image, one by each of the recipes: a list of what `augment` returns.
 
-    Small ones by the same recipe are made as one batch, which spares calls of operations; large
-    ones are shared among threads.
+    Small views by the same recipe are made as one batch, which takes fewer calls of operations;
+    large ones are made by several threads.
     """
     size = max(recipe.size for recipe in recipes)
     per_pixel = 4 * len(indices) * images.pixels.shape[1]  # bytes of a view, for each of its pixels
     limit = CHUNK_BYTES if images.device.type == "cpu" else CHUNK_BYTES_ON_GPU
-    groups = _by_recipe(
-        recipes, most=max(1, limit // max(1, per_pixel * max(size, images.size) ** 2))
-    )
+    most = max(1, limit // max(1, per_pixel * max(size, images.size) ** 2))
+    groups = _group_by_recipe(recipes, most)
 
     def make(group):
-        streams = [stream(seed, purpose, images.name, epoch, view) for view in group]
-        return _views_of_streams(images, indices, recipes[group[0]], normalization, streams, patch)
+        return _make_views(images, indices, recipes[group[0]], normalization, draw, group)
 
-    # Where they are too few for all threads, or too small for more than one, `_pixels` sees to it.
-    share = len(groups) >= threads.count(images.device) and per_pixel * size**2 >= CHUNK_BYTES
-    made = threads.shared(make, groups, images.device) if share else map(make, groups)
-    views = dict(zip(chain.from_iterable(groups), chain.from_iterable(made)))
+    # If there are too few groups for all threads, or the views are small, `_make_pixels` divides
+    # the batch instead.
+    in_threads = len(groups) >= threads.count(images.device) and per_pixel * size**2 >= CHUNK_BYTES
+    results = threads.shared(make, groups, images.device) if in_threads else map(make, groups)
+    views = dict(zip(chain.from_iterable(groups), chain.from_iterable(results)))
     return [views[view] for view in range(len(recipes))]
 
 
-def _by_recipe(recipes, most):
-    """Which views, by number, go together: those by one recipe, in lists of at most `most`."""
+def _group_by_recipe(recipes, most):
+    """The numbers of the views, in lists of at most `most` views by one recipe."""
     groups = []
     for view, recipe in enumerate(recipes):
-        group = next(
-            (group for group in groups if recipes[group[0]] == recipe and len(group) < most), None
-        )
-        if group is None:
-            groups.append([view])
+        for group in groups:
+            if recipes[group[0]] == recipe and len(group) < most:
+                group.append(view)
+                break
         else:
-            group.append(view)
+            groups.append([view])
     return groups
 
 
-def _views_of_streams(images, indices, recipe, normalization, streams, patch):
-    """A View of each image for every stream, a list; see `augment`. Their pixels lie in one tensor,
+def _make_views(images, indices, recipe, normalization, draw, numbers):
+    """Views of these numbers by one recipe, a list; see `augment`. Their pixels lie in one tensor,
     one view after the other.
     """
-    indices = torch.as_tensor(indices)
-    keys = torch.cat([sample_keys(each, indices) for each in streams])
+    indices, count = torch.as_tensor(indices), len(numbers)
+    keys = torch.cat([draw.keys(images.name, view, indices) for view in numbers])
 
-    def draw(part):
+    def draw_part(part):
         return draw_parameters(recipe, keys[part], images.size)
 
-    pixels = _pixels(images, indices.repeat(len(streams)), recipe, normalization, draw).chunk(
-        len(streams)
-    )
-    visible = [None] * len(streams)
+    pixels = _make_pixels(images, indices.repeat(count), recipe, normalization, draw_part)
+    visible = [None] * count
     if recipe.mask_ratio:
-        visible = draw_visible(recipe, to_device(keys, images.device), patch).chunk(len(streams))
-    return [View(*view) for view in zip(pixels, visible)]
+        visible = draw_visible(recipe, to_device(keys, images.device), draw.patch).chunk(count)
+    return [View(*view) for view in zip(pixels.chunk(count), visible)]
 
 
-def _pixels(images, indices, recipe, normalization, draw):
-    """The pixels of a View, (B, C, size, size). On a CPU a large batch is shared among as many
-    threads as torch has.
+def _make_pixels(images, indices, recipe, normalization, draw_part):
+    """The pixels of a View, (B, C, size, size). On a CPU several threads divide a large batch.
 
-    draw: from a slice of the batch to its Parameters.
+    draw_part: a function from a slice of the batch to its Parameters.
     """
     B, C, size = len(indices), images.pixels.shape[1], recipe.size
     views = torch.empty(B, C, size, size, device=images.device)
-    shares = min(threads.count(images.device), math.ceil(views.nbytes / CHUNK_BYTES))
+    parts = min(threads.count(images.device), math.ceil(views.nbytes / CHUNK_BYTES))
 
     def fill(part):
-        _fill(views[part], images, indices[part], draw(part), recipe, normalization)
+        _fill(views[part], images, indices[part], draw_part(part), recipe, normalization)
 
-    threads.shared(fill, _equal_slices(B, shares), images.device)
+    threads.shared(fill, _equal_slices(B, parts), images.device)
     return views
 
 
 def _fill(views, images, indices, parameters, recipe, normalization):
-    """Work out views, (B, C, size, size), chunk by chunk, with images next to each other whose
-    colours are jittered in a like order.
+    """Compute views, (B, C, size, size), chunk by chunk. Images whose hue is shifted at the same
+    place in the order of colour jitter are made next to each other.
     """
     B, C, size, _ = views.shape
     order = _places_of_hue(parameters, C).argsort(stable=True) if recipe.jitter else torch.arange(B)
     indices, parameters = indices[order], parameters[order]
-    chunk = (
-        max(1, CHUNK_BYTES // (4 * C * max(size, images.size) ** 2))
-        if views.device.type == "cpu"
-        else B
-    )
+    chunk = B
+    if views.device.type == "cpu":
+        chunk = max(1, CHUNK_BYTES // (4 * C * max(size, images.size) ** 2))
     for rows in _equal_slices(B, math.ceil(B / chunk)):
-        pixels = normalize(
-            transform(images.gather(indices[rows]), parameters[rows], recipe), *normalization
-        )
+        pixels = transform(images.gather(indices[rows]), parameters[rows], recipe)
+        pixels = normalize(pixels, *normalization)
         views.index_copy_(0, to_device(order[rows], views.device), pixels)
 
 
@@ -196,30 +198,30 @@ def _equal_slices(count, parts):
     return [slice(start, start + length) for start in range(0, count, length)]
 
 
-def training_views(images, indices, recipes, normalization, seed, epoch, patch=None):
+def training_views(images, indices, recipes, normalization, draw):
     """All views of one training step, a list: recipe after recipe, each `count` times."""
-    recipes = [recipe for recipe in recipes for _ in range(recipe.count)]
-    return augment_all(images, indices, recipes, normalization, seed, "training", epoch, patch)
+    return augment_all(images, indices, _repeat(recipes), normalization, draw)
 
 
 def blank_views(recipes, channels, patch, count):
-    """The views of a training step as far as their shapes go: black images, with the first patches
-    visible.
-    """
-    numbered = [recipe for recipe in recipes for _ in range(recipe.count)]
-    pixels = [torch.zeros(count, channels, recipe.size, recipe.size) for recipe in numbered]
-    visible = [
-        torch.arange(count_patches(recipe, patch)[1]).expand(count, -1)
-        if recipe.mask_ratio
-        else None
-        for recipe in numbered
-    ]
-    return [View(*parts) for parts in zip(pixels, visible)]
+    """Black images in the shapes of the views of a training step, the first patches visible."""
+    views = []
+    for recipe in _repeat(recipes):
+        visible = None
+        if recipe.mask_ratio:
+            visible = torch.arange(count_patches(recipe, patch)[1]).expand(count, -1)
+        views.append(View(torch.zeros(count, channels, recipe.size, recipe.size), visible))
+    return views
+
+
+def _repeat(recipes):
+    """The recipe of each view of a training step, a list."""
+    return [recipe for recipe in recipes for _ in range(recipe.count)]
 
 
 def measuring_recipe(recipes, view):
-    """The recipe of a measurement's view number `view`: the full-size recipes in turn, so that
-    small crops are left out.
+    """The recipe of a measurement's view number `view`: the full-size recipes in turn, without the
+    small crops.
     """
     size = max(recipe.size for recipe in recipes)
     full_size = [recipe for recipe in recipes if recipe.size == size]
@@ -228,22 +230,22 @@ def measuring_recipe(recipes, view):
 
 def whole_images(images, indices, size, normalization):
     """The images as they are, resized to `size`, as a View."""
-    return augment(images, indices, ViewRecipe(size=size), normalization, seed=0, purpose="probing")
+    return augment(images, indices, ViewRecipe(size=size), normalization, Draw(0, "probing"))
 
 
 def cropped_images(images, indices, rectangles, size, normalization):
     """A given rectangle of each image, resized to `size`, as a View.
 
-    rectangles: (B, 4) float64, top, left, height and width in pixels of the images, which they do
-    not leave.
+    rectangles: (B, 4) float64, top, left, height and width in pixels of the images; they lie within
+    the images.
     """
     recipe = ViewRecipe(size=size)
-    whole = draw_parameters(
-        recipe, sample_keys(stream(0, "query", images.name), indices), images.size
-    )
+    keys = Draw(0, "query").keys(images.name, 0, indices)
     top, left, height, width = rectangles.unbind(1)
-    cropped = replace(whole, top=top, left=left, height=height, width=width)
-    return View(_pixels(images, indices, recipe, normalization, cropped.__getitem__))
+    crops = replace(
+        draw_parameters(recipe, keys, images.size), top=top, left=left, height=height, width=width
+    )
+    return View(_make_pixels(images, indices, recipe, normalization, crops.__getitem__))
 
 
 def draw_parameters(recipe, keys, source_size):

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from memorization.data.augmentations import (
+    Draw,
     View,
     augment,
     cropped_images,
@@ -65,16 +66,8 @@ def make_queries(split, rows, encoder, settings, recipes, seed):
     if settings.query == "training":
 
         def drawn(indices, view):
-            return augment(
-                split,
-                indices,
-                measuring_recipe(recipes, view),
-                normalization,
-                seed,
-                "query",
-                view=view,
-                patch=patch,
-            )
+            recipe, draw = measuring_recipe(recipes, view), Draw(seed, "query", patch=patch)
+            return augment(split, indices, recipe, normalization, draw, view)
 
         return Queries(drawn, settings.views, rows, {}, patch)
     if settings.query == "boxes":

@@ -26,7 +26,7 @@ from memorization.checkpoint import (
     save_progress,
 )
 from memorization.config import read_run_config, save_config
-from memorization.data.augmentations import blank_views, training_views, whole_images
+from memorization.data.augmentations import Draw, blank_views, training_views, whole_images
 from memorization.data.confounders import warn_of_confounders
 from memorization.data.prefetching import prefetched
 from memorization.data.randomness import shuffled
@@ -294,9 +294,8 @@ def _steps_between_questions(milliseconds):
 
 def _views_of(indices, split, normalization, config, seed, epoch):
     """The views of a training step."""
-    return training_views(
-        split, indices, config.augmentation.views, normalization, seed, epoch, config.encoder.patch
-    )
+    draw = Draw(seed, "training", epoch, config.encoder.patch)
+    return training_views(split, indices, config.augmentation.views, normalization, draw)
 
 
 def train_step(method, optimizer, views, settings, progress, forward=None):

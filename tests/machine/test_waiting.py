@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memorization.config import read_config
-from memorization.data.augmentations import training_views
+from memorization.data.augmentations import Draw, training_views
 from memorization.data.catalogue import DataSettings
 from memorization.data.images import Split, open_images
 from memorization.data.prefetching import prefetched
@@ -98,9 +98,7 @@ def prepared_step(method, optimizer, write_config, device, changes=()):
             indices,
             config.augmentation.views,
             images.normalization,
-            seed=0,
-            epoch=0,
-            patch=config.encoder.patch,
+            Draw(0, "training", patch=config.encoder.patch),
         )
         return train_step(network, optimizer, views, config.training, progress=0.5)
 

@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from memorization.data import augmentations
 from memorization.data.augmentations import (
+    Draw,
     augment,
     augment_all,
     blank_views,
@@ -370,7 +371,7 @@ def test_a_view_with_everything_switched_on_equals_a_slow_loop_over_torchvisions
     noise = transform(gray, still, of_noise) - 128 / 255  # what the same keys add to gray images
     expected = torchvision_views(images.pixels[indices], parameters, recipe)
     expected = torch.stack([TF.normalize(x, mean, std) for x in (expected + noise).clamp(0, 1)])
-    view = augment(images, indices, recipe, (mean, std), seed=3, purpose="scoring", epoch=2, view=1)
+    view = augment(images, indices, recipe, (mean, std), Draw(3, "scoring", epoch=2), view=1)
     assert view.visible is None
     assert (view.pixels - expected).abs().max() <= 1e-5 / min(std)  # 1e-5 before normalization
 
@@ -378,7 +379,7 @@ def test_a_view_with_everything_switched_on_equals_a_slow_loop_over_torchvisions
 def test_pixels_are_normalized_by_the_mean_and_standard_deviation_of_their_channel():
     images = made_up_split(4, 3, 8)
     view = augment(
-        images, torch.arange(4), ViewRecipe(size=8), NORMALIZATION[3], seed=0, purpose="training"
+        images, torch.arange(4), ViewRecipe(size=8), NORMALIZATION[3], Draw(0, "training")
     )
     expected = torch.stack(
         [TF.normalize(image, *NORMALIZATION[3]) for image in images.pixels / 255]
@@ -400,9 +401,7 @@ def views_of(images, indices, size):
         indices,
         recipe,
         NORMALIZATION[images.pixels.shape[1]],
-        seed=0,
-        purpose="training",
-        epoch=1,
+        Draw(0, "training", epoch=1),
     ).pixels
 
 
@@ -490,23 +489,20 @@ def test_views_come_out_the_same_one_by_one_together_and_shared_among_threads(
 ):
     images, indices = made_up_split(20, 3, 8), torch.arange(20)
     one, other = ViewRecipe(size=8, **EVERYTHING, mask_ratio=0.5), ViewRecipe(size=6, **EVERYTHING)
-    recipes, context = (
-        [one, other, one, one],
-        {"seed": 0, "purpose": "training", "epoch": 1, "patch": 2},
-    )
+    recipes, once = [one, other, one, one], Draw(0, "training", epoch=1, patch=2)
     alone = [
-        augment(images, indices, recipe, NORMALIZATION[3], view=view, **context)
+        augment(images, indices, recipe, NORMALIZATION[3], once, view)
         for view, recipe in enumerate(recipes)
     ]
-    entered, made = [], augmentations._views_of_streams
+    entered, made = [], augmentations._make_views
     monkeypatch.setattr(
         augmentations,
-        "_views_of_streams",
-        lambda *given: entered.append((len(given[4]), threading.get_ident())) or made(*given),
+        "_make_views",
+        lambda *given: entered.append((len(given[5]), threading.get_ident())) or made(*given),
     )
     monkeypatch.setattr(augmentations, "CHUNK_BYTES", int(chunk * alone[0].pixels.nbytes))
     torch.set_num_threads(threads)
-    views = augment_all(images, indices, recipes, NORMALIZATION[3], **context)
+    views = augment_all(images, indices, recipes, NORMALIZATION[3], once)
     assert all(
         torch.equal(view.pixels, wanted.pixels) for view, wanted in zip(views, alone, strict=True)
     )
@@ -518,15 +514,17 @@ def test_views_come_out_the_same_one_by_one_together_and_shared_among_threads(
 
 
 def test_small_views_of_large_images_are_not_made_together(monkeypatch):
-    images, entered, made = made_up_split(20, 3, 32), [], augmentations._views_of_streams
+    images, entered, made = made_up_split(20, 3, 32), [], augmentations._make_views
     monkeypatch.setattr(
         augmentations,
-        "_views_of_streams",
-        lambda *given: entered.append(len(given[4])) or made(*given),
+        "_make_views",
+        lambda *given: entered.append(len(given[5])) or made(*given),
     )
     # as many bytes as the images have, in float32
     monkeypatch.setattr(augmentations, "CHUNK_BYTES", 4 * 20 * 3 * 32 * 32)
-    augment_all(images, torch.arange(20), 3 * [ViewRecipe(size=8)], NORMALIZATION[3], 0, "training")
+    augment_all(
+        images, torch.arange(20), 3 * [ViewRecipe(size=8)], NORMALIZATION[3], Draw(0, "training")
+    )
     assert entered == [1, 1, 1]
 
 
@@ -740,9 +738,7 @@ def test_a_mask_leaves_all_but_the_rounded_share_of_the_patches_and_at_least_one
         torch.arange(70),
         recipe,
         NORMALIZATION[1],
-        seed=0,
-        purpose="training",
-        patch=patch,
+        Draw(0, "training", patch=patch),
     )
     assert view.visible.shape == (70, K) and view.visible.dtype == torch.int64
     assert (
@@ -764,9 +760,7 @@ def test_without_a_mask_everything_is_visible():
             torch.arange(4),
             ViewRecipe(size=8),
             NORMALIZATION[1],
-            seed=0,
-            purpose="training",
-            patch=4,
+            Draw(0, "training", patch=4),
         ).visible
         is None
     )
@@ -807,11 +801,8 @@ def test_a_mask_depends_on_its_own_sample_and_on_what_it_is_for_alone():
             indices,
             recipe,
             NORMALIZATION[1],
-            seed,
-            purpose,
-            epoch,
+            Draw(seed, purpose, epoch, patch=4),
             view,
-            patch=4,
         )
         return views.visible
 
@@ -831,9 +822,7 @@ def test_a_mask_changes_nothing_else_of_a_view():
             torch.arange(20),
             ViewRecipe(size=16, **EVERYTHING, mask_ratio=ratio),
             NORMALIZATION[3],
-            0,
-            "training",
-            patch=4,
+            Draw(0, "training", patch=4),
         )
         for ratio in (0.0, 0.5)
     ]
@@ -873,7 +862,7 @@ def test_views_of_the_same_pixels_differ_by_sample_seed_purpose_split_epoch_and_
         images = Split(split, source, torch.zeros(20, dtype=torch.int64))
         views.append(
             augment(
-                images, torch.arange(20), recipe, NORMALIZATION[3], seed, purpose, epoch, view
+                images, torch.arange(20), recipe, NORMALIZATION[3], Draw(seed, purpose, epoch), view
             ).pixels
         )
     views = torch.cat(views).flatten(1)  # (48 * 20, pixels)
@@ -892,9 +881,7 @@ def test_the_same_arguments_share_all_parameters_whatever_was_drawn_before():
             torch.arange(20),
             recipe,
             NORMALIZATION[3],
-            seed=0,
-            purpose="scoring",
-            epoch=2,
+            Draw(0, "scoring", epoch=2),
             view=3,
         )
 
@@ -918,7 +905,9 @@ def test_training_draws_each_recipe_as_often_as_its_count_says_and_numbers_the_v
     images, indices = made_up_split(6, 3, 16), torch.tensor([3, 0, 5])
     large = ViewRecipe(count=2, size=16, crop_scale=[0.4, 1.0], noise=0.05)
     small = ViewRecipe(count=3, size=8, crop_scale=[0.05, 0.4], flip=0.5)
-    views = training_views(images, indices, [large, small], NORMALIZATION[3], seed=1, epoch=4)
+    views = training_views(
+        images, indices, [large, small], NORMALIZATION[3], Draw(1, "training", epoch=4)
+    )
     assert [tuple(view.pixels.shape) for view in views] == [(3, 3, 16, 16)] * 2 + [(3, 3, 8, 8)] * 3
     for number, (recipe, view) in enumerate(zip([large, large, small, small, small], views)):
         expected = augment(
@@ -926,9 +915,7 @@ def test_training_draws_each_recipe_as_often_as_its_count_says_and_numbers_the_v
             indices,
             recipe,
             NORMALIZATION[3],
-            seed=1,
-            purpose="training",
-            epoch=4,
+            Draw(1, "training", epoch=4),
             view=number,
         )
         assert torch.equal(view.pixels, expected.pixels)

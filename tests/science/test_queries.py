@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn as nn
 
-from memorization.data.augmentations import augment, measuring_recipe
+from memorization.data.augmentations import Draw, augment, measuring_recipe
 from memorization.data.images import Split
 from memorization.data.recipes import ViewRecipe
 from memorization.encoder import Encoder
@@ -41,8 +41,10 @@ def test_training_queries_are_the_training_recipes_in_turn_but_never_views_that_
     assert made.views == 4 and made.dropped == {}
     for view in range(4):
         recipe = measuring_recipe(RECIPES, view)
-        same = augment(split, indices, recipe, ([0.0], [1.0]), 3, "query", view=view, patch=2)
-        trained = augment(split, indices, recipe, ([0.0], [1.0]), 3, "training", view=view, patch=2)
+        same = augment(split, indices, recipe, ([0.0], [1.0]), Draw(3, "query", patch=2), view)
+        trained = augment(
+            split, indices, recipe, ([0.0], [1.0]), Draw(3, "training", patch=2), view
+        )
         found = made.make_view(indices, view)
         assert torch.equal(found.pixels, same.pixels) and not torch.equal(
             found.pixels, trained.pixels

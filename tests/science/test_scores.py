@@ -15,7 +15,7 @@ import train_mae
 import train_simclr
 from memorization.checkpoint import load_pair, read_checkpoint, save_checkpoint
 from memorization.config import read_config
-from memorization.data.augmentations import augment
+from memorization.data.augmentations import Draw, augment
 from memorization.data.catalogue import DataSettings
 from memorization.data.images import open_images
 from memorization.data.recipes import ViewRecipe
@@ -113,8 +113,7 @@ def test_scores_equal_the_definition_written_out(subset, row, split, recipes, ru
             index,
             recipes[v % len(recipes)],
             images.normalization,
-            seed=1,
-            purpose="scoring",
+            Draw(1, "scoring"),
             view=v,
         )
         for v in range(4)
@@ -181,10 +180,8 @@ def test_scores_of_a_masked_autoencoder_equal_the_definition_written_out(
             index,
             drawn,
             images.normalization,
-            seed=0,
-            purpose="scoring",
+            Draw(0, "scoring", patch=2),
             view=v,
-            patch=2,
         )
         for v in range(4)
     ]
