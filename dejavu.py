@@ -59,7 +59,7 @@ from memorization.measuring.deja_vu import (
 from memorization.measuring.queries import make_queries
 from memorization.measuring.representations import encode_images
 from memorization.normalization import normalize
-from memorization.results import SUMMARY, read_summary
+from memorization.results import SUMMARY, Summary, read_summary
 from memorization.run import open_run
 from memorization.significance import mean_and_spread, plus_minus
 from models.encoders import EncoderSettings, make_encoder
@@ -110,7 +110,9 @@ def main(argv=None):
         for name, result in results.items():
             attack_checkpoint(run, name, result, scores[name], images, public)
     if config.actions["checkpoint"] == "all" and processes.is_first():
-        summaries = [read_summary(result.folder, result.again) for result in results.values()]
+        summaries = [
+            read_summary(result.folder, result.again).plain() for result in results.values()
+        ]
         with result.lock():
             draw_deja_vu_curve(summaries, result.folder / "training_curve.png")
 
@@ -227,7 +229,7 @@ def attack_checkpoint(run, checkpoint, result, scores, images, public):
         "machine": describe_machine(device),
         "seconds": seconds,
     }  # fmt: skip
-    with result.save({"dejavu.csv": table_of(found, config.seeds)}, summary, PICTURES):
+    with result.save({"dejavu.csv": table_of(found, config.seeds)}, Summary(**summary), PICTURES):
         draw_deja_vu_confidence(summary, folder / "confidence.png")
         draw_deja_vu_shares(summary, folder / "shares.png")
         draw_deja_vu_cases(found[0], images, public.split, folder / "cases.png")

@@ -33,6 +33,7 @@ from memorization.measuring.probing import (
     probed_rows,
 )
 from memorization.measuring.representations import raw_pixels, stated_adaptation
+from memorization.results import Summary
 from memorization.run import open_run
 from memorization.significance import mean_and_spread, paired_test, plus_minus
 
@@ -99,7 +100,7 @@ def main(argv=None):
     }
     if not processes.is_first():
         return
-    with result.save({}, summary, ["probe.png"]):
+    with result.save({}, Summary(**summary), ["probe.png"]):
         draw_probe(summary, folder / "probe.png")
     print(f"\nthe picture is in {visible(folder)}: probe.png", flush=True)
 

@@ -47,7 +47,7 @@ from memorization.machine.device import (
 from memorization.machine.files import exists
 from memorization.machine.resources import OTHER_DEVICE, memory_for, print_estimate, seconds_of
 from memorization.measuring.scores import FORMAT
-from memorization.results import read_summary
+from memorization.results import Summary, read_summary
 from memorization.run import open_run
 from memorization.significance import (
     bootstrap_interval,
@@ -111,7 +111,9 @@ def main(argv=None):
     for name, result in results.items():
         score_checkpoint(name, result, run.pairs(name), images, subsets, config, device)
     if logs and processes.is_first():
-        summaries = [read_summary(result.folder, result.again) for result in results.values()]
+        summaries = [
+            read_summary(result.folder, result.again).plain() for result in results.values()
+        ]
         with result.lock():
             draw_training_curve(summaries, logs, result.folder / "training_curve.png")
 
@@ -153,7 +155,7 @@ def score_checkpoint(checkpoint, result, pairs, images, subsets, config, device)
     files = files_of(scores)
     summary["fingerprints"]["scores"] = hashlib.sha256(files["scores.npz"]).hexdigest()
     folder = result.folder
-    with result.save(files, summary, PICTURES):
+    with result.save(files, Summary(**summary), PICTURES):
         draw_histogram(scores, folder / "histogram.png")
         draw_scatter(scores, folder / "scatter.png")
         draw_gallery(scores, images, folder / "gallery.png")

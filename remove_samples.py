@@ -57,6 +57,7 @@ from memorization.measuring.removal import (
     remove_in_order,
 )
 from memorization.measuring.representations import encode_images, raw_pixels
+from memorization.results import Summary
 from memorization.run import open_run
 from memorization.significance import mean_and_spread, paired_test
 from memorization.training.loop import whole_lines
@@ -581,7 +582,7 @@ def write_curve(result, rows, encoders, removals, ranked, groups, subsets, confi
         "machine": describe_machine(device),
     }
     folder = result.folder
-    with result.save({"curve.csv": table.getvalue().encode()}, summary, ["curve.png"]):
+    with result.save({"curve.csv": table.getvalue().encode()}, Summary(**summary), ["curve.png"]):
         draw_removal_curve(summary, folder / "curve.png")
     for dataset, found in summary["datasets"].items():
         for count, test in found["random_above_memorized"].items():

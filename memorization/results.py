@@ -6,6 +6,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pydantic
+
 from memorization.errors import WrongUse, shortened, visible
 from memorization.fingerprints import first_difference
 from memorization.machine.files import (
@@ -24,8 +26,37 @@ from memorization.machine.files import (
 )
 
 SUMMARY = "summary.json"
-MOST_NAME = 100  # characters of a folder's name
-HASH = 8  # digits of a hash in a name
+
+
+class Summary(pydantic.BaseModel):
+    """What summary.json says of a result. The same class writes and reads it.
+
+    Each measurement has a subclass. Its fields are the keys of summary.json, in their order; among
+    them are seeds, settings and fingerprints, as plain types. Only fields that were given are
+    written. On reading, keys of other versions are kept as attributes; a field that earlier
+    versions do not write needs a default. files: {name: SHA-256} of the files that belong to the
+    result; `Result.save` adds it as the last key.
+    """
+
+    model_config = pydantic.ConfigDict(extra="allow")
+
+    files: dict[str, str] = {}
+
+    @classmethod
+    def parse(cls, text):
+        """The Summary in the text of a summary.json. Raises ValueError if the text is broken, or
+        lacks a key.
+        """
+        try:
+            return cls.model_validate(parse_json(text))
+        except pydantic.ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            key = ".".join(map(str, problem["loc"]))
+            raise ValueError(f"{key}: {problem['msg']}" if key else problem["msg"]) from None
+
+    def plain(self):
+        """The dict of summary.json: keys in order, plain types, without `files`."""
+        return self.model_dump(exclude={"files"}, exclude_unset=True)
 
 
 @dataclass(frozen=True)
@@ -56,7 +87,7 @@ class Result:
             return None
         advice = f"; to measure anew, delete {self.folder / SUMMARY}"
         with refuse_broken(self.folder / SUMMARY, "not a whole summary of a result", advice):
-            there = parse_json(read_text(self.folder / SUMMARY))
+            there = Summary.parse(read_text(self.folder / SUMMARY)).plain()
             found, fingerprints = self.settings_in(there), there.get("fingerprints", {})
             if found.get("probe.datasets") == []:
                 found.pop("probe.datasets")  # the one of training
@@ -95,27 +126,25 @@ class Result:
     def save(self, files, summary, pictures=()):
         """Put a result in place: all files are new, or all are old, or there is no summary.
 
-        files: {name: bytes}; summary: the dict of summary.json; pictures: names of the result's
-        pictures. They are deleted if the files change. The body draws them, while the folder is
-        locked.
+        files: {name: bytes}; summary: a Summary; pictures: names of the result's pictures. They are
+        deleted if the files change. The body draws them, while the folder is locked.
         """
-        summary = summary | {
-            "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-        }
+        hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        content = json_text(summary.plain() | {"files": hashes}).encode()
         with self.lock():
-            reason = self.check_place(summary["fingerprints"].get("encoders"))
+            reason = self.check_place(summary.fingerprints.get("encoders"))
             if reason:
                 print(f"{visible(self.folder)}: {reason}")
-            written = self._written_files()
+            has_changed = self._written_files() != hashes
             with ExitStack() as stack:
-                contents = files | {SUMMARY: json_text(summary).encode()}
+                contents = files | {SUMMARY: content}
                 new = {
                     name: stack.enter_context(stage(self.folder / name, content))
                     for name, content in contents.items()
                 }
                 delete_file(self.folder / SUMMARY)
                 sync_folder(self.folder)  # from here on nothing is taken for whole
-                for name in pictures if summary["files"] != written else ():
+                for name in pictures if has_changed else ():
                     delete_file(self.folder / name)
                 for name in files:
                     rename(new[name], self.folder / name)
@@ -142,7 +171,7 @@ class Result:
         """The hashes of files in the summary that is there, or None."""
         if not exists(self.folder / SUMMARY):
             return None
-        return parse_json(read_text(self.folder / SUMMARY)).get("files")
+        return Summary.parse(read_text(self.folder / SUMMARY)).files
 
 
 def _seeds_in(summary):
@@ -152,15 +181,15 @@ def _seeds_in(summary):
     return [seed["seed"] if isinstance(seed, dict) else seed for seed in seeds]
 
 
-def read_summary(folder, again):
-    """The dict of a result's summary.json. Raises WrongUse if its files are not all of one result.
+def read_summary(folder, again, schema=Summary):
+    """The Summary of a result, of the class `schema`.
 
-    again: the command that makes it. Summaries of earlier versions hold no hashes of files.
+    again: the command that makes the result. Raises WrongUse if summary.json is missing or broken,
+    or if the files are not all of one result. Summaries of earlier versions hold no hashes.
     """
     with refuse_broken(folder / SUMMARY, "not a whole summary of a result", f"; run {again} again"):
-        summary = parse_json(read_text(folder / SUMMARY))
-        files = dict(summary.get("files", {}))
-    check_files(folder, files, again)
+        summary = schema.parse(read_text(folder / SUMMARY))
+    check_files(folder, summary.files, again)
     return summary
 
 

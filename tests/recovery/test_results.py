@@ -13,10 +13,18 @@ import memorization_scores
 import train_simclr
 from memorization.config import read_run_config
 from memorization.errors import WrongUse
-from memorization.results import Result, check_files, read_summary
+from memorization.results import Result, Summary, check_files, read_summary
 from memorization.run import open_run
 
 OLD, NEW = ({"a.csv": word, "b.npz": word * 2, "c.mat": word * 3} for word in (b"old", b"new"))
+
+
+class Words(Summary):
+    word: str
+    later: str = "not written by earlier versions"
+    seeds: list[int]
+    settings: dict
+    fingerprints: dict
 
 
 def result_in(folder, seeds=(0,), **settings):
@@ -31,10 +39,12 @@ def result_in(folder, seeds=(0,), **settings):
 
 
 def summary_of(files, seeds=(0,), encoders=(), **settings):
-    return {
-        "word": files["a.csv"].decode(), "seeds": list(seeds), "settings": {"views": 4} | settings,
-        "fingerprints": {"subsets": "s" * 64, "encoders": dict(encoders)},
-    }  # fmt: skip
+    return Words(
+        word=files["a.csv"].decode(),
+        seeds=list(seeds),
+        settings={"views": 4} | settings,
+        fingerprints={"subsets": "s" * 64, "encoders": dict(encoders)},
+    )
 
 
 def put(result, files, summary=None, draw=True):
@@ -54,8 +64,8 @@ def state(folder):
     words = {name: (folder / name).read_bytes()[:3].decode() for name in OLD}
     if (folder / "p.png").exists():
         words["p.png"] = (folder / "p.png").read_bytes()[:3].decode()
-    assert set(words.values()) == {summary["word"]}
-    return summary["word"]
+    assert set(words.values()) == {summary.word}
+    return summary.word
 
 
 class Killed(BaseException):
@@ -127,6 +137,33 @@ def test_numbers_are_safe_before_a_picture_is_drawn(tmp_path):
     with pytest.raises(ZeroDivisionError), result.save(NEW, summary_of(NEW)):
         assert state(result.folder) == "new"
         raise ZeroDivisionError
+
+
+def test_a_summary_is_read_by_the_class_that_wrote_it(tmp_path):
+    result = result_in(tmp_path)
+    put(result, NEW)
+    text = (result.folder / "summary.json").read_text()
+    assert list(json.loads(text)) == ["word", "seeds", "settings", "fingerprints", "files"]
+    summary = read_summary(result.folder, "score.py", Words)
+    assert (summary.word, summary.later) == ("new", "not written by earlier versions")
+    put(result, NEW, summary)
+    assert (result.folder / "summary.json").read_text() == text
+
+
+def test_a_summary_keeps_keys_of_other_versions_and_refuses_to_lack_its_own(tmp_path):
+    result = result_in(tmp_path)
+    put(result, NEW)
+    path = result.folder / "summary.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"of_tomorrow": [1.0, None]}))
+    assert read_summary(result.folder, "score.py", Words).of_tomorrow == [1.0, None]
+    path.write_text(json.dumps(values | {"word": 5}))
+    with pytest.raises(WrongUse, match="not a whole summary of a result .word: .*; run score.py"):
+        read_summary(result.folder, "score.py", Words)
+    del values["seeds"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(WrongUse, match="not a whole summary of a result .seeds: Field required"):
+        read_summary(result.folder, "score.py", Words)
 
 
 def test_two_that_save_at_once_do_not_mix(tmp_path):
