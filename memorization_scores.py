@@ -261,11 +261,7 @@ def check_losses(losses_f, losses_g, pair):
 @torch.inference_mode()
 def score_batch(pair, split, indices, config):
     """L_align of f and of g, and the jackknife error of their difference, (B,) each."""
-    recipes = (
-        config.augmentation.views
-        if config.scores.augmentation == "training"
-        else config.scores.augmentation
-    )
+    recipes = config.scores.augmentation or config.augmentation.views
     recipes = [measuring_recipe(recipes, view) for view in range(config.scores.views)]
     views = augment_all(
         split,

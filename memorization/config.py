@@ -70,7 +70,7 @@ class Config(Trained, Job):
 
     @pydantic.model_validator(mode="after")
     def _scored_views_fit_the_encoder(self):
-        if self.scores.augmentation != "training":
+        if self.scores.augmentation:
             check_views(self.scores.augmentation, "scores.augmentation", self.encoder)
         return self
 

@@ -29,13 +29,7 @@ def validated(schema, values, source, options=None):
 
 def _problems(error):
     """What pydantic found, the first to be told first: a misspelt key explains a missing one."""
-    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-
-    # what is wrong in a list of recipes is told, not that it is no word
-    def is_of_recipes(problem):
-        return "literal['training']" in problem["loc"] and not isinstance(problem["input"], str)
-
-    return [problem for problem in problems if not is_of_recipes(problem)]
+    return sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
 
 
 def _place(schema, values, source, options, problem, key):
@@ -86,13 +80,8 @@ def _options_to_blame(schema, values, options, problem, section):
 
 def _key_and_message(problem, schema):
     """Of what pydantic found: the dotted key, and its value and what is allowed."""
-    # A union adds the name of the alternative to the path of the key; it is no key.
-    path = [
-        part
-        for part in problem["loc"]
-        if not (isinstance(part, str) and ("[" in part or part in ("int", "float")))
-    ]
-    key = ".".join(str(part) for part in path)
+    path = problem["loc"]
+    key = ".".join(map(str, path))
     if problem["type"] == "extra_forbidden":
         known = list(_fields_at(schema, path[:-1]))
         near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)

@@ -1,6 +1,6 @@
 """YAML without its surprises: decimal numbers, true and false, and text.
 
-No key stands twice, there are no merge keys and no other types.
+No key stands twice. There are no aliases, no merge keys and no other types.
 """
 
 import re
@@ -16,7 +16,7 @@ from yaml.scanner import Scanner
 from memorization.errors import WrongUse, shorten
 from memorization.machine.files import read_text
 
-MOST_YAML = 2**18  # bytes of a config, and characters of it with its aliases written out
+MOST_YAML = 2**18  # bytes of a config
 MOST_DIGITS = 1000  # of an integer; Python itself reads 4,300
 PREFIX = "tag:yaml.org,2002:"
 MERGE = PREFIX + "merge"
@@ -43,8 +43,7 @@ class Unsupported(yaml.YAMLError):
 def parse_yaml(text, source):
     """The value of a YAML text.
 
-    Raises WrongUse, naming the source, if the text is not such YAML or its aliases make it far
-    longer.
+    Raises WrongUse, naming the source, if the text is not such YAML.
     """
     try:
         return _value(text)
@@ -65,29 +64,9 @@ def _value(text):
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
-        if node is None:
-            return None
-        if _written_out(node, {}) > MOST_YAML:
-            raise yaml.YAMLError("its aliases make it too long, or endless")
-        return loader.construct_document(node)
+        return None if node is None else loader.construct_document(node)
     finally:
         loader.dispose()
-
-
-def _written_out(node, known):
-    """Characters and nodes of a YAML node with its aliases written out; infinite if it holds
-    itself.
-
-    known: {id: the same}, filled.
-    """
-    if isinstance(node, yaml.ScalarNode):
-        return 1 + len(node.value)
-    if id(node) not in known:
-        known[id(node)] = float("inf")
-        is_sequence = isinstance(node, yaml.SequenceNode)
-        parts = node.value if is_sequence else [part for pair in node.value for part in pair]
-        known[id(node)] = 1 + sum(_written_out(part, known) for part in parts)
-    return known[id(node)]
 
 
 class _Loader(Reader, Scanner, Parser, Composer, SafeConstructor, BaseResolver):
@@ -104,13 +83,24 @@ class _Loader(Reader, Scanner, Parser, Composer, SafeConstructor, BaseResolver):
         SafeConstructor.__init__(self)
         BaseResolver.__init__(self)
 
+    def compose_node(self, parent, index):
+        event = self.peek_event()
+        line = event.start_mark.line + 1
+        is_key = isinstance(parent, yaml.MappingNode) and index is None
+        if isinstance(event, yaml.AliasEvent):
+            alias = shorten(f"*{event.anchor}")
+            raise Unsupported(
+                f"line {line}: aliases ({alias}) are not supported; write the value out"
+            )
+        node = super().compose_node(parent, index)
+        if is_key and node.tag == MERGE:
+            raise Unsupported(f"line {line}: merge keys (<<) are not supported; write the keys out")
+        return node
+
     def construct_mapping(self, node, deep=False):
         keys = set()
         for key, _ in node.value:
             line = key.start_mark.line + 1
-            if key.tag == MERGE:
-                message = "merge keys (<<) are not supported; write the keys out"
-                raise Unsupported(f"line {line}: {message}")
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.YAMLError(f"an unhashable key in line {line}")
             if key.tag != PREFIX + "str":
@@ -152,6 +142,9 @@ class _Loader(Reader, Scanner, Parser, Composer, SafeConstructor, BaseResolver):
 
 class _Dumper(yaml.SafeDumper):
     """A dumper that quotes what YAML 1.1 or `PLAIN` would read as something else than text."""
+
+    def ignore_aliases(self, data):
+        return True
 
 
 for name, (pattern, first) in PLAIN.items():

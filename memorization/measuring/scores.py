@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
+import pydantic
 from pydantic import Field
 
 from memorization.alignment import memorization_score
@@ -26,8 +27,11 @@ class ScoreSettings(Settings):
     representation: Literal["pooled", "tokens"] = Field(
         "pooled", description="the encoder's output, or all its positions before pooling"
     )
-    augmentation: Literal["training"] | Recipes = Field(
-        "training", description="the views: those of training, or a list of other recipes"
+    # None for the views of training, which files, the command line and results call "training".
+    augmentation: Recipes | None = Field(
+        "training",
+        validate_default=True,
+        description="the views: those of training, or a list of other recipes",
     )
     per_subset: int | None = Field(
         None,
@@ -47,6 +51,18 @@ class ScoreSettings(Settings):
 
     # Values that add nothing to the name of a result's folder, whatever the run's config.yaml says.
     PLAIN: ClassVar = {"representation": "pooled", "augmentation": "training", "precision": "fp32"}
+
+    @pydantic.field_validator("augmentation", mode="before")
+    @classmethod
+    def _read_training(cls, value):
+        if isinstance(value, str) and value != "training":
+            allowed = "allowed are 'training' and a list of recipes"
+            raise ValueError(f"{shortened(value)} is not allowed: {allowed}")
+        return None if value == "training" else value
+
+    @pydantic.field_serializer("augmentation", mode="wrap")
+    def _write_training(self, recipes, write):
+        return "training" if recipes is None else write(recipes)
 
     def determining(self):
         """The names of the settings that determine the numbers of a result."""
