@@ -143,7 +143,7 @@ def public_images(images, subsets, settings, device):
         "a public image was trained on"
     )
     needed = np.concatenate([rows, held_out])
-    prepared = images.prepared(
+    prepared = images.prepare(
         *((needed, needed[:0]) if split is images.train else (needed[:0], needed))
     )
     return Public(

@@ -21,7 +21,7 @@ from benchmarks.memory import status
 from benchmarks.peers import normalization, simclr_recipe
 from memorization.data.augmentations import Draw, training_views
 from memorization.data.images import Split
-from memorization.data.prefetching import prefetched
+from memorization.data.prefetching import prefetch
 from memorization.data.prepared_maps import open_map
 from memorization.optimizers import make_optimizer
 from memorization.settings import TrainingSettings
@@ -49,7 +49,7 @@ def main():
             batch_size
         )[:steps]
         clock = Clock(device)
-        for indices, fetched in prefetched(split, batches):
+        for indices, fetched in prefetch(split, batches):
             waiting.append(clock.lap())
             views = training_views(
                 fetched, indices, [simclr_recipe(SIZE)], normalization(3), Draw(0, "training")

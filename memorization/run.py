@@ -92,7 +92,7 @@ class Run:
         `data.root`.
         """
         data = self.config.data
-        images = open_images(data).prepared(self.subsets.train, self.subsets.external)
+        images = open_images(data).prepare(self.subsets.train, self.subsets.external)
         difference = first_difference(images.fingerprint, self.subsets.data)
         if difference:
             key, value, trained = (shortened(part) for part in difference)

@@ -1,7 +1,7 @@
 """Datasets by name, as uint8 pixels and labels: `open_images`.
 
 A folder of images is listed when it is opened; the images that an experiment uses are decoded once,
-by `Images.prepared`, into a memory map that every later run opens again.
+by `Images.prepare`, into a memory map that every later run opens again.
 """
 
 import functools
@@ -106,7 +106,7 @@ class Split:
             self.row_of is not None and self.pixels.device.type == "cpu"
         )
 
-    def fetched(self, indices):
+    def fetch(self, indices):
         """The Split with these images alone, copied into memory from which a GPU can take them.
         indices: (B,) int64, each once.
         """
@@ -182,7 +182,7 @@ class Images:
         """
         return {"name": self.name, "train": self.train.fingerprint, "test": self.test.fingerprint}
 
-    def prepared(self, train_indices, test_indices):
+    def prepare(self, train_indices, test_indices):
         """The Images from which these indices can be gathered: a folder's are decoded, where no
         earlier run did; the others are at hand.
 
@@ -275,7 +275,7 @@ class Images:
 def open_images(settings):
     """The Images of a dataset, by settings.name.
 
-    settings: DataSettings. A folder of images is only listed; call `prepared` on it before pixels
+    settings: DataSettings. A folder of images is only listed; call `prepare` on it before pixels
     are needed. Raises WrongUse, which names the dataset, where it was looked for and the reason,
     when files are missing or damaged.
     """

@@ -7,7 +7,7 @@ from dataclasses import replace
 AHEAD = 2  # batches
 
 
-def prefetched(split, batches):
+def prefetch(split, batches):
     """For each batch of indices (B,) int64, each once: (indices, a Split from which their images
     are gathered at once).
 
@@ -18,11 +18,11 @@ def prefetched(split, batches):
         yield from ((indices, split) for indices in batches)
         return
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetching") as thread:
-        waiting = deque(thread.submit(split.fetched, indices) for indices in batches[:AHEAD])
+        waiting = deque(thread.submit(split.fetch, indices) for indices in batches[:AHEAD])
         for i, indices in enumerate(batches):
             fetched = waiting.popleft().result()
             waiting.extend(
-                thread.submit(split.fetched, later) for later in batches[i + AHEAD : i + AHEAD + 1]
+                thread.submit(split.fetch, later) for later in batches[i + AHEAD : i + AHEAD + 1]
             )
             yield (
                 indices,

@@ -47,7 +47,7 @@ def uniform(keys, slots):
     return _shift_right(words, 11).double() * 2.0**-53
 
 
-def shuffled(count, seed, purpose, split="train", epoch=0):
+def permutation(count, seed, purpose, split="train", epoch=0):
     """A permutation of range(count), int64, decided by the arguments alone."""
     keys = sample_keys(stream(seed, purpose, split, epoch), torch.arange(count))
     return torch.argsort(keys, stable=True)

@@ -12,7 +12,7 @@ import pydantic
 import torch
 from pydantic import Field
 
-from memorization.data.randomness import sample_keys, shuffled, stream
+from memorization.data.randomness import permutation, sample_keys, stream
 from memorization.errors import WrongUse
 from memorization.fields import NOT_COMPARED, Seed, possible_path
 from memorization.machine.files import parse_json, read_arrays, refuse_broken, write_atomically
@@ -139,7 +139,7 @@ def prepare_subsets(subsets, images, settings):
             break
         images = images.leave_out(broken)
         subsets = draw_subsets(settings, images)
-    images = images.prepared(subsets.train, subsets.external)
+    images = images.prepare(subsets.train, subsets.external)
     return replace(subsets, data=images.fingerprint), images
 
 
@@ -161,7 +161,7 @@ def _ordered(images, wanted, split, settings):
     """
     available, left_out = len(getattr(images, split)), list(images.left_out[split])
     order = (
-        shuffled(available, settings.seed, "subsets", split).numpy()
+        permutation(available, settings.seed, "subsets", split).numpy()
         if settings.order == "shuffled"
         else np.arange(available)
     )

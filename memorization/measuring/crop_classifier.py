@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from memorization.data.randomness import shuffled
+from memorization.data.randomness import permutation
 from memorization.errors import WrongUse
 from memorization.machine import processes
 from memorization.machine.device import to_device
@@ -58,7 +58,7 @@ def train_classifier(network, queries, labels, held_out, held_out_labels, epochs
 
 def _train_epoch(network, optimizer, queries, labels, epoch, seed, device):
     network.train()
-    order = shuffled(len(queries.rows), seed, "query", epoch=epoch)
+    order = permutation(len(queries.rows), seed, "query", epoch=epoch)
     for places in order.split(BATCH):
         if len(places) == 1:  # nothing for batch norm to normalize with
             continue

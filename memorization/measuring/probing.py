@@ -14,7 +14,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from memorization.data.augmentations import whole_images
-from memorization.data.randomness import shuffled
+from memorization.data.randomness import permutation
 from memorization.data.subsets import first_by_hash
 from memorization.errors import WrongUse
 from memorization.fields import MOST_EPOCHS, Rate, Seed, each_once
@@ -160,7 +160,7 @@ def fit_probe(train, classes, settings, seed):
     standardize = Standardization(train.values)
     train = Examples(standardize(train.values), train.labels)
     held_out = round(VALIDATION_SHARE * len(train.labels))
-    order = to_device(shuffled(len(train.labels), seed, "probing"), train.labels.device)
+    order = to_device(permutation(len(train.labels), seed, "probing"), train.labels.device)
     validation, rest = train[order[:held_out]], train[order[held_out:]]
     grid = [(rate, decay) for rate in settings.learning_rates for decay in settings.weight_decays]
     tried = train_layers(rest, classes, settings, grid, seed)
@@ -215,7 +215,7 @@ def train_layers(train, classes, settings, grid, seed):
     steps_per_epoch = N // batch_size
     steps, warmup = settings.epochs * steps_per_epoch, settings.warmup_epochs * steps_per_epoch
     for epoch in range(settings.epochs):
-        order = shuffled(N, seed, "probing", epoch=1 + epoch)
+        order = permutation(N, seed, "probing", epoch=1 + epoch)
         batches = to_device(order, device).split(batch_size)[:steps_per_epoch]
         for i, rows in enumerate(batches):
             batch = train[rows]
@@ -275,7 +275,7 @@ def probed_data(config):
 def prepared_for_probing(images, settings):
     """The dataset from which all images that a probe uses can be gathered."""
     images = images.leave_out_broken(*(rows.numpy() for _, rows in probed_rows(images, settings)))
-    return images.prepared(*(rows for _, rows in probed_rows(images, settings)))
+    return images.prepare(*(rows for _, rows in probed_rows(images, settings)))
 
 
 def probed_rows(images, settings):
@@ -369,7 +369,7 @@ def _train_all_weights(encoder, train, train_rows, classes, settings, seed, devi
     ):
         epoch, i = divmod(step, steps_per_epoch)
         if i == 0:
-            order = shuffled(len(train_rows), seed, "probing", epoch=1 + epoch)
+            order = permutation(len(train_rows), seed, "probing", epoch=1 + epoch)
         rows = train_rows[order[i * batch_size : (i + 1) * batch_size]]
         set_learning_rate(
             optimizer,

@@ -11,7 +11,7 @@ from scipy.cluster.vq import kmeans2
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 
-from memorization.data.randomness import shuffled
+from memorization.data.randomness import permutation
 from memorization.fields import each_once
 from memorization.normalization import normalize_rows
 from models.settings import Settings
@@ -93,7 +93,7 @@ def removal_order(policy, scores, labels, count, seed, typicality=None, groups=N
     if policy == "typical":
         return np.argsort(typicality, kind="stable")
     # no draw of one policy is that of another
-    chance = shuffled(len(scores), seed, "removal", epoch=DRAWN.index(policy)).numpy()
+    chance = permutation(len(scores), seed, "removal", epoch=DRAWN.index(policy)).numpy()
     if policy == "random":
         return chance
     of_memorized = labels[remove_in_order(by_score, count, groups)]

@@ -28,8 +28,8 @@ from memorization.checkpoint import (
 from memorization.config import read_run_config, save_config
 from memorization.data.augmentations import Draw, blank_views, training_views, whole_images
 from memorization.data.confounders import warn_of_confounders
-from memorization.data.prefetching import prefetched
-from memorization.data.randomness import shuffled
+from memorization.data.prefetching import prefetch
+from memorization.data.randomness import permutation
 from memorization.data.subsets import (
     ROLES,
     SUBSETS,
@@ -217,9 +217,9 @@ def train_encoder(make_method, images, subsets, role, seed, config, device, stop
             stop.check(f"{folder} is saved after step {step} of {steps}")
 
     for epoch in range(step // steps_per_epoch, settings.epochs):
-        order = shuffled(len(training_set), seed, "order", epoch=epoch)
+        order = permutation(len(training_set), seed, "order", epoch=epoch)
         left = order.split(settings.batch_size)[step % steps_per_epoch : steps_per_epoch]
-        batches = prefetched(
+        batches = prefetch(
             images.train, [training_set[processes.own_part(positions)] for positions in left]
         )
         for indices, split in tqdm(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from memorization.data.images import Split
-from memorization.data.prefetching import AHEAD, prefetched
+from memorization.data.prefetching import AHEAD, prefetch
 
 PIXELS = torch.arange(40 * 3 * 4 * 4).view(40, 3, 4, 4).to(torch.uint8)
 BATCHES = list(torch.randperm(40, generator=torch.Generator().manual_seed(0)).split(8))
@@ -18,14 +18,14 @@ def in_a_map(indices):
 
 def test_images_at_hand_are_left_where_they_are():
     split = Split("train", PIXELS, torch.arange(40))
-    assert not split.is_far and all(found is split for _, found in prefetched(split, BATCHES))
+    assert not split.is_far and all(found is split for _, found in prefetch(split, BATCHES))
 
 
 def test_images_of_a_map_are_the_same_once_fetched():
     prepared = torch.arange(50, 90)
     split, batches = in_a_map(prepared), [50 + batch for batch in BATCHES]
     assert split.is_far
-    found = list(prefetched(split, batches))
+    found = list(prefetch(split, batches))
     assert [indices.tolist() for indices, _ in found] == [batch.tolist() for batch in batches]
     for indices, fetched in found:
         assert torch.equal(fetched.gather(indices), split.gather(indices))
@@ -43,11 +43,11 @@ def test_images_of_a_map_are_the_same_once_fetched():
 
 def test_only_some_batches_are_fetched_ahead(monkeypatch):
     asked = []
-    fetch = Split.fetched
+    fetch = Split.fetch
     monkeypatch.setattr(
-        Split, "fetched", lambda split, indices: asked.append(None) or fetch(split, indices)
+        Split, "fetch", lambda split, indices: asked.append(None) or fetch(split, indices)
     )
-    for done, _ in enumerate(prefetched(in_a_map(torch.arange(40)), BATCHES)):
+    for done, _ in enumerate(prefetch(in_a_map(torch.arange(40)), BATCHES)):
         assert len(asked) <= done + 1 + AHEAD
     assert len(asked) == len(BATCHES)
 
@@ -55,8 +55,8 @@ def test_only_some_batches_are_fetched_ahead(monkeypatch):
 def test_an_error_of_fetching_comes_out_and_leaving_early_ends_the_thread():
     split = in_a_map(torch.arange(40))
     with pytest.raises(AssertionError, match="not prepared"):
-        list(prefetched(split, [*BATCHES, torch.tensor([99])]))
-    left_early = prefetched(split, BATCHES)
+        list(prefetch(split, [*BATCHES, torch.tensor([99])]))
+    left_early = prefetch(split, BATCHES)
     next(left_early)
     left_early.close()
 

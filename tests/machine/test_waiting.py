@@ -18,7 +18,7 @@ from memorization.config import read_config
 from memorization.data.augmentations import Draw, training_views
 from memorization.data.catalogue import DataSettings
 from memorization.data.images import Split, open_images
-from memorization.data.prefetching import prefetched
+from memorization.data.prefetching import prefetch
 from memorization.data.recipes import ViewRecipe
 from memorization.encoder import Encoder
 from memorization.machine.device import to_device
@@ -243,7 +243,7 @@ def test_images_in_memory_are_sent_without_waiting():
     with NoBlockingCopies():
         gathered = [
             split.gather(indices),
-            *(fetched.gather(indices) for _, fetched in prefetched(split, [indices])),
+            *(fetched.gather(indices) for _, fetched in prefetch(split, [indices])),
         ]
     assert [(images.device.type, tuple(images.shape)) for images in gathered] == 2 * [
         ("meta", (4, 3, 4, 4))

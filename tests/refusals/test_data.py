@@ -357,7 +357,7 @@ def test_a_folder_is_listed_when_it_is_opened_and_nothing_is_decoded(folder, mon
 
 
 def test_prepared_images_are_the_resized_centre_squares(folder):
-    images = opened_folder(folder).prepared([5, 1], [0])
+    images = opened_folder(folder).prepare([5, 1], [0])
     path = folder / "train/dog/1.png"  # index 5, 26 wide and 23 high
     expected = Image.open(path).resize((8, 8), Image.Resampling.BILINEAR, box=(1.5, 0, 24.5, 23))
     expected = torch.from_numpy(np.array(expected)).permute(2, 0, 1)
@@ -378,7 +378,7 @@ def test_the_geometry_maps_a_box_of_original_pixels(tmp_path):
         pixels = np.zeros((40, 100, 3), dtype=np.uint8)
         pixels[20:30, 40:60] = 255  # a white box
         Image.fromarray(pixels).save(tmp_path / split / "cat" / "0.png")
-    images = opened_folder(tmp_path, size=20).prepared([0], [0])
+    images = opened_folder(tmp_path, size=20).prepare([0], [0])
     scale, x, y = images.train.geometry[0]
     left, top, right, bottom = 40 * scale - x, 20 * scale - y, 60 * scale - x, 30 * scale - y
     assert (left, top, right, bottom) == (5, 10, 15, 15)
@@ -392,7 +392,7 @@ def test_the_geometry_maps_a_box_of_original_pixels(tmp_path):
 def test_grayscale_and_transparent_images_become_rgb(folder):
     Image.fromarray(random_bytes(20, 30)).save(folder / "train/cat/0.png")
     Image.fromarray(random_bytes(20, 30, 4)).save(folder / "train/cat/1.png")
-    images = opened_folder(folder).prepared([0, 1], [0])
+    images = opened_folder(folder).prepare([0, 1], [0])
     gray, transparent = images.train.gather(torch.tensor([0, 1]))
     assert torch.equal(gray[0], gray[2]) and not torch.equal(transparent[0], transparent[2])
 
@@ -403,7 +403,7 @@ def test_exif_orientation_is_ignored(folder):
     with Image.open(folder / "train/cat/0.png") as image:
         image.save(folder / "train/cat/0.png", exif=exif)
         expected = np.array(image.resize((8, 8), Image.Resampling.BILINEAR, box=(5, 0, 25, 20)))
-    images = opened_folder(folder).prepared([0], [0])
+    images = opened_folder(folder).prepare([0], [0])
     assert torch.equal(images.train.pixels[0], torch.from_numpy(expected).permute(2, 0, 1))
 
 
@@ -411,23 +411,23 @@ def test_a_broken_image_that_is_not_used_does_no_harm_and_a_used_one_is_named(fo
     broken = folder / "train/cat/2.png"
     broken.write_bytes(broken.read_bytes()[:200])
     images = opened_folder(folder)
-    assert len(images.prepared([0, 1, 3, 4], [0, 1]).train.pixels) == 4
+    assert len(images.prepare([0, 1, 3, 4], [0, 1]).train.pixels) == 4
     with pytest.raises(WrongUse, match=f"^{broken}: cannot be decoded"):
-        images.prepared([0, 2], [0])
+        images.prepare([0, 2], [0])
 
 
 def test_a_deleted_image_is_named(folder):
     images = opened_folder(folder)
     (folder / "train/cat/1.png").unlink()
     with pytest.raises(WrongUse, match=f"^{folder}/train/cat/1.png: cannot be read"):
-        images.prepared([0, 1], [0])
+        images.prepare([0, 1], [0])
 
 
 def test_a_finished_map_is_neither_decoded_nor_hashed_again(folder, monkeypatch):
-    first = opened_folder(folder).prepared([0, 3], [1])
+    first = opened_folder(folder).prepare([0, 3], [1])
     decoded = count_decoding(monkeypatch)
     monkeypatch.setattr(prepared_maps, "hash_pixels", None)  # nor hashed
-    second = opened_folder(folder).prepared([3, 0, 3], [1])
+    second = opened_folder(folder).prepare([3, 0, 3], [1])
     assert decoded == []
     assert second.fingerprint == first.fingerprint and torch.equal(
         second.train.pixels, first.train.pixels
@@ -440,18 +440,18 @@ def test_an_interrupted_preparation_goes_on_where_it_was(folder, monkeypatch):
     monkeypatch.setattr(
         prepared_maps, "ThreadPoolExecutor", functools.partial(ThreadPoolExecutor, max_workers=1)
     )
-    whole = opened_folder(folder).prepared(range(6), [0])
+    whole = opened_folder(folder).prepare(range(6), [0])
     for path in (folder / "prepared").iterdir():
         path.unlink()
 
     with monkeypatch.context() as patch:
         decoded = count_decoding(patch, interrupt_at=5)
         with pytest.raises(KeyboardInterrupt):
-            opened_folder(folder).prepared(range(6), [0])
+            opened_folder(folder).prepare(range(6), [0])
     assert len(decoded) == 5 and not maps_of_train(folder)
 
     decoded = count_decoding(monkeypatch)
-    resumed = opened_folder(folder).prepared(range(6), [0])
+    resumed = opened_folder(folder).prepare(range(6), [0])
     # the third chunk
     assert [path for path in decoded if "/train/" in path] == list(resumed.train.files[4:])
     assert torch.equal(resumed.train.pixels, whole.train.pixels) and np.array_equal(
@@ -483,13 +483,13 @@ def test_a_signal_ends_a_preparation_once_the_images_under_way_are_kept(
             pytest.raises(Interrupted, match="4 of 6 train images are prepared") as stop,
         ):
             patch.setattr(prepared_maps, "decode_image", signalling)
-            opened_folder(folder).prepared(range(6), [0])
+            opened_folder(folder).prepare(range(6), [0])
     finally:
         signal.signal(signal.SIGINT, before)
     assert stop.value.exit_code == 128 + number
     decoded = count_decoding(monkeypatch)
     assert (
-        len(opened_folder(folder).prepared(range(6), [0]).train.pixels) == 6
+        len(opened_folder(folder).prepare(range(6), [0]).train.pixels) == 6
         and len(decoded) == 2 + 1
     )
 
@@ -498,42 +498,42 @@ def test_two_runs_that_start_together_decode_once(folder, monkeypatch):
     decoded = count_decoding(monkeypatch)
     images = opened_folder(folder)
     with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(lambda run: images.prepared(range(6), [0]), range(2))
+        first, second = pool.map(lambda run: images.prepare(range(6), [0]), range(2))
     assert sorted(decoded) == sorted([*images.train.files, images.test.files[0]])
     assert first.fingerprint == second.fingerprint
 
 
 def test_a_record_of_finished_rows_is_not_believed_without_its_partial_map(folder, monkeypatch):
-    whole = opened_folder(folder).prepared(range(6), [0])
+    whole = opened_folder(folder).prepare(range(6), [0])
     (map_path,) = maps_of_train(folder)
     map_path.with_suffix(".json").write_text(json.dumps({"finished": 4}))
     map_path.unlink()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         count_decoding(patch, interrupt_at=0)
-        opened_folder(folder).prepared(range(6), [0])
+        opened_folder(folder).prepare(range(6), [0])
     assert torch.equal(
-        opened_folder(folder).prepared(range(6), [0]).train.pixels, whole.train.pixels
+        opened_folder(folder).prepare(range(6), [0]).train.pixels, whole.train.pixels
     )
 
 
 def test_a_changed_file_other_indices_and_another_size_give_new_maps(folder):
-    first = opened_folder(folder).prepared([0, 1], [0])
+    first = opened_folder(folder).prepare([0, 1], [0])
     Image.fromarray(random_bytes(25, 25, 3, seed=9)).save(folder / "train/cat/1.png")
-    changed = opened_folder(folder).prepared([0, 1], [0])
+    changed = opened_folder(folder).prepare([0, 1], [0])
     assert not torch.equal(changed.train.pixels[1], first.train.pixels[1])
     assert (
         changed.fingerprint["train"] != first.fingerprint["train"]
         and changed.fingerprint["test"] == first.fingerprint["test"]
     )
-    opened_folder(folder).prepared([0, 2], [0])
-    opened_folder(folder, size=6).prepared([0, 1], [0])
+    opened_folder(folder).prepare([0, 2], [0])
+    opened_folder(folder, size=6).prepare([0, 1], [0])
     assert len(maps_of_train(folder)) == 4
 
 
 def test_the_same_files_under_other_indices_have_another_fingerprint(folder):
-    before = opened_folder(folder).prepared([1, 2], [0])
+    before = opened_folder(folder).prepare([1, 2], [0])
     (folder / "train/cat/0.png").unlink()
-    after = opened_folder(folder).prepared([0, 1], [0])
+    after = opened_folder(folder).prepare([0, 1], [0])
     assert torch.equal(after.train.pixels, before.train.pixels)
     assert (
         after.fingerprint["train"]["sha256"]
@@ -548,19 +548,19 @@ def test_a_map_gets_its_name_only_after_its_record_is_written(folder, monkeypatc
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(prepared_maps, "hash_pixels", interrupt)
-        opened_folder(folder).prepared([0, 1], [0])
+        opened_folder(folder).prepare([0, 1], [0])
     decoded = count_decoding(monkeypatch)
-    assert len(opened_folder(folder).prepared([0, 1], [0]).train.pixels) == 2
+    assert len(opened_folder(folder).prepare([0, 1], [0]).train.pixels) == 2
     # the training images were decoded before the interruption
     assert decoded == [f"{folder}/val/cat/0.png"]
 
 
 def test_a_truncated_map_is_wrong_use(folder):
-    opened_folder(folder).prepared([0, 1], [0])
+    opened_folder(folder).prepare([0, 1], [0])
     (map_path,) = maps_of_train(folder)
     map_path.write_bytes(map_path.read_bytes()[:-1])
     with pytest.raises(WrongUse, match=f"{map_path}.*delete"):
-        opened_folder(folder).prepared([0, 1], [0])
+        opened_folder(folder).prepare([0, 1], [0])
 
 
 def interrupt_hashing(file, selection):
@@ -574,7 +574,7 @@ def break_images(folder, *names):
 
 
 def test_all_broken_images_are_told_together_and_the_others_are_kept(folder, monkeypatch):
-    whole = opened_folder(folder).prepared(range(6), [0, 1])
+    whole = opened_folder(folder).prepare(range(6), [0, 1])
     broken = ["train/cat/2.png", "train/dog/1.png", "val/dog/0.png"]
     contents = {name: (folder / name).read_bytes() for name in broken}
     for path in (folder / "prepared").iterdir():
@@ -582,7 +582,7 @@ def test_all_broken_images_are_told_together_and_the_others_are_kept(folder, mon
     break_images(folder, *broken)
     for _ in range(2):
         with pytest.raises(WrongUse) as refusal:
-            opened_folder(folder).prepared(range(6), [0, 1])
+            opened_folder(folder).prepare(range(6), [0, 1])
         assert all(
             str(folder / name) in str(refusal.value) for name in broken
         ) and "skip_broken" in str(refusal.value)
@@ -590,7 +590,7 @@ def test_all_broken_images_are_told_together_and_the_others_are_kept(folder, mon
     for name, content in contents.items():
         (folder / name).write_bytes(content)
     decoded = count_decoding(monkeypatch)
-    repaired = opened_folder(folder).prepared(range(6), [0, 1])
+    repaired = opened_folder(folder).prepare(range(6), [0, 1])
     assert sorted(decoded) == [str(folder / name) for name in broken]
     assert repaired.fingerprint == whole.fingerprint and np.array_equal(
         repaired.train.geometry, whole.train.geometry
@@ -604,7 +604,7 @@ def test_of_many_broken_images_some_are_named_and_all_are_listed(folder):
     with pytest.raises(
         WrongUse, match="so are 5 more of the 7 images: .* and others; .*/broken_images.json lists"
     ):
-        opened_folder(folder).prepared(range(6), [0])
+        opened_folder(folder).prepare(range(6), [0])
     listed = json.loads((folder / "prepared/broken_images.json").read_text())["images"]
     assert sorted(file for file, _ in listed.values()) == [str(folder / name) for name in broken]
 
@@ -613,10 +613,10 @@ def test_of_many_broken_images_some_are_named_and_all_are_listed(folder):
 def test_a_deleted_image_costs_no_decoding_of_the_others(folder, gone, monkeypatch):
     break_images(folder, gone)
     with pytest.raises(WrongUse):
-        opened_folder(folder).prepared(range(6), [0])
+        opened_folder(folder).prepare(range(6), [0])
     (folder / gone).unlink()
     decoded = count_decoding(monkeypatch)
-    shorter = opened_folder(folder).prepared(range(5), [0])
+    shorter = opened_folder(folder).prepare(range(5), [0])
     assert (
         decoded == []
         and not list((folder / "prepared").glob("*.partial"))
@@ -624,7 +624,7 @@ def test_a_deleted_image_costs_no_decoding_of_the_others(folder, gone, monkeypat
     )
     for path in (folder / "prepared").iterdir():
         path.unlink()
-    anew = opened_folder(folder).prepared(range(5), [0])
+    anew = opened_folder(folder).prepare(range(5), [0])
     assert shorter.fingerprint == anew.fingerprint and np.array_equal(
         shorter.train.geometry, anew.train.geometry
     )
@@ -632,14 +632,14 @@ def test_a_deleted_image_costs_no_decoding_of_the_others(folder, gone, monkeypat
 
 @pytest.mark.parametrize("added", ["train/cat/00.png", "train/cat/9.png", "train/dog/9.png"])
 def test_an_image_that_is_added_is_decoded_alone(folder, added, monkeypatch):
-    opened_folder(folder).prepared(range(6), [0])
+    opened_folder(folder).prepare(range(6), [0])
     Image.fromarray(random_bytes(20, 20, 3, seed=7)).save(folder / added)
     decoded = count_decoding(monkeypatch)
-    longer = opened_folder(folder).prepared(range(7), [0])
+    longer = opened_folder(folder).prepare(range(7), [0])
     assert decoded == [str(folder / added)]
     for path in (folder / "prepared").iterdir():
         path.unlink()
-    anew = opened_folder(folder).prepared(range(7), [0])
+    anew = opened_folder(folder).prepare(range(7), [0])
     assert longer.fingerprint == anew.fingerprint and np.array_equal(
         longer.train.geometry, anew.train.geometry
     )
@@ -655,15 +655,15 @@ def test_an_unfinished_map_of_other_images_is_taken_over(folder, before, after, 
     monkeypatch.setattr(
         prepared_maps, "ThreadPoolExecutor", functools.partial(ThreadPoolExecutor, max_workers=1)
     )
-    anew = opened_folder(folder).prepared(after, [0])
+    anew = opened_folder(folder).prepare(after, [0])
     for path in (folder / "prepared").iterdir():
         path.unlink()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(prepared_maps, "hash_pixels", interrupt_hashing)
-        opened_folder(folder).prepared(before, [0])
+        opened_folder(folder).prepare(before, [0])
     decoded = count_decoding(monkeypatch)
     images = opened_folder(folder)
-    found = images.prepared(after, [0])
+    found = images.prepare(after, [0])
     assert [file for file in decoded if "/train/" in file] == [
         images.train.files[i] for i in sorted(set(after) - set(before))
     ]
@@ -677,7 +677,7 @@ def test_a_refusal_tells_where_decoded_images_are_kept_and_nothing_is_kept_witho
     break_images(folder, "train/cat/2.png", "val/cat/0.png")
     unfinished = folder / "prepared/train_8.partial"
     with pytest.raises(WrongUse) as refusal:
-        opened_folder(folder).prepared(range(6), [0])
+        opened_folder(folder).prepare(range(6), [0])
     assert str(refusal.value).endswith(f"what was decoded is kept in {unfinished} (1.3 kB)")
     assert list((folder / "prepared").glob("*.partial")) == [unfinished]
 
@@ -686,7 +686,7 @@ def test_of_each_split_and_size_there_is_one_unfinished_map(folder):
     break_images(folder, "train/cat/2.png")
     for indices in (range(6), [0, 2], [1, 2, 5]):
         with pytest.raises(WrongUse):
-            opened_folder(folder).prepared(indices, [0])
+            opened_folder(folder).prepare(indices, [0])
         (unfinished,) = (folder / "prepared").glob("*.partial")
         assert unfinished.stat().st_size == 128 + len(indices) * 3 * 8 * 8
 
@@ -694,16 +694,16 @@ def test_of_each_split_and_size_there_is_one_unfinished_map(folder):
 def test_a_disk_too_full_for_more_images_keeps_those_that_are_decoded(folder, monkeypatch):
     break_images(folder, "train/cat/2.png")
     with pytest.raises(WrongUse, match="cannot be decoded"):
-        opened_folder(folder).prepared([0, 1, 2], [0])
+        opened_folder(folder).prepare([0, 1, 2], [0])
 
     def refuse(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(WrongUse, match="No space left"):
         patch.setattr(os, "posix_fallocate", refuse, raising=False)
-        opened_folder(folder).prepared([0, 1, 3, 4, 5], [0])
+        opened_folder(folder).prepare([0, 1, 3, 4, 5], [0])
     decoded = count_decoding(monkeypatch)
-    images = opened_folder(folder).prepared([0, 1, 3, 4, 5], [0])
+    images = opened_folder(folder).prepare([0, 1, 3, 4, 5], [0])
     assert decoded == list(images.train.files[3:6])
 
 
@@ -714,7 +714,7 @@ def test_a_preparation_that_dies_while_images_change_places_is_not_believed(
 ):
     break_images(folder, "train/cat/2.png")
     with pytest.raises(WrongUse):
-        opened_folder(folder).prepared([2, 3, 4, 5], [0])
+        opened_folder(folder).prepare([2, 3, 4, 5], [0])
     real, calls = getattr(prepared_maps, call), []
 
     def die(*arguments):
@@ -727,17 +727,17 @@ def test_a_preparation_that_dies_while_images_change_places_is_not_believed(
         patch.setattr(prepared_maps, call, die)
         patch.setattr(prepared_maps._Partial, "discard", lambda self: None)  # as if it were killed
         with suppress(KeyboardInterrupt):
-            opened_folder(folder).prepared([3, 4, 5], [0])
-    found = opened_folder(folder).prepared([3, 4, 5], [0])
+            opened_folder(folder).prepare([3, 4, 5], [0])
+    found = opened_folder(folder).prepare([3, 4, 5], [0])
     for path in (folder / "prepared").iterdir():
         path.unlink()
-    assert found.fingerprint == opened_folder(folder).prepared([3, 4, 5], [0]).fingerprint
+    assert found.fingerprint == opened_folder(folder).prepare([3, 4, 5], [0]).fingerprint
 
 
 def test_finished_maps_are_opened_without_a_lock(folder, monkeypatch):
-    first = opened_folder(folder).prepared([0, 1], [0])
+    first = opened_folder(folder).prepare([0, 1], [0])
     monkeypatch.setattr(prepared_maps, "sole_process", None)  # would be called
-    assert opened_folder(folder).prepared([0, 1], [0]).fingerprint == first.fingerprint
+    assert opened_folder(folder).prepare([0, 1], [0]).fingerprint == first.fingerprint
 
 
 @pytest.mark.parametrize("lacking", ["the call", "the file system"])
@@ -749,7 +749,7 @@ def test_a_map_is_made_without_fallocate_too(folder, lacking, monkeypatch):
         monkeypatch.delattr(os, "posix_fallocate", raising=False)  # as on macOS
     else:
         monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
-    assert len(opened_folder(folder).prepared(range(6), [0]).train.pixels) == 6
+    assert len(opened_folder(folder).prepare(range(6), [0]).train.pixels) == 6
 
 
 @pytest.mark.parametrize(
@@ -765,39 +765,39 @@ def test_a_full_disk_is_one_line_and_its_room_is_given_back(folder, module, call
             WrongUse,
             match="cannot be written .No space left on device.: it needs (1.3 kB|592 bytes)",
         ):
-            opened_folder(folder).prepared(range(6), [0])
+            opened_folder(folder).prepare(range(6), [0])
     left = sum(
         path.stat().st_size for path in (folder / "prepared").iterdir() if path.suffix == ".partial"
     )
     assert left == 0 or call == "fsync"  # there the images are decoded, and the room is theirs
-    assert len(opened_folder(folder).prepared(range(6), [0]).train.pixels) == 6
+    assert len(opened_folder(folder).prepare(range(6), [0]).train.pixels) == 6
 
 
 def test_a_map_is_read_where_there_are_no_memory_maps(folder, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENODEV, "No such device")
 
-    expected = opened_folder(folder).prepared(range(6), [0])
+    expected = opened_folder(folder).prepare(range(6), [0])
     monkeypatch.setattr(prepared_maps, "open_memmap", refuse)
     assert torch.equal(
-        opened_folder(folder).prepared(range(6), [0]).train.pixels, expected.train.pixels
+        opened_folder(folder).prepare(range(6), [0]).train.pixels, expected.train.pixels
     )
 
 
 def test_a_map_that_may_not_be_read_is_no_reason_to_delete_it(folder, monkeypatch):
-    opened_folder(folder).prepared(range(6), [0])
+    opened_folder(folder).prepare(range(6), [0])
 
     def refuse(*_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(prepared_maps, "open_memmap", refuse)
     with pytest.raises(WrongUse, match="cannot be read .Permission denied.") as refusal:
-        opened_folder(folder).prepared(range(6), [0])
+        opened_folder(folder).prepare(range(6), [0])
     assert "delete" not in str(refusal.value)
 
 
 def test_an_unfinished_map_is_never_written_through_a_link(folder):
-    opened_folder(folder).prepared(range(6), [0])
+    opened_folder(folder).prepare(range(6), [0])
     (map_path,) = maps_of_train(folder)
     for path in (folder / "prepared").iterdir():
         path.unlink()
@@ -806,14 +806,14 @@ def test_an_unfinished_map_is_never_written_through_a_link(folder):
     for path in (map_path, unfinished):
         for suffix in (".partial", ".geometry.npy", ".json"):
             path.with_suffix(suffix).symlink_to(folder / "mine")
-    assert len(opened_folder(folder).prepared(range(6), [0]).train.pixels) == 6
+    assert len(opened_folder(folder).prepare(range(6), [0]).train.pixels) == 6
     assert (folder / "mine").read_text() == "precious"
 
 
 def test_what_the_pixels_leave_out_is_counted_on_the_screen(folder, capsys):
     for i in range(2):
         Image.fromarray(random_bytes(20, 30, 4)).save(folder / f"train/cat/{i}.png")
-    opened_folder(folder).prepared(range(6), [0])
+    opened_folder(folder).prepare(range(6), [0])
     assert (
         "prepared train images: 2 with an alpha channel or a transparent colour, which is dropped"
         in capsys.readouterr().out
@@ -826,11 +826,11 @@ def test_too_many_open_files_are_no_fault_of_an_image(folder, monkeypatch):
 
     monkeypatch.setattr(prepared_maps, "decode_image", refuse)
     with pytest.raises(WrongUse, match="0.png: cannot be read .Too many open files.$"):
-        opened_folder(folder).prepared(range(6), [0])
+        opened_folder(folder).prepare(range(6), [0])
 
 
 def test_pixels_of_a_map_have_the_digests_that_pixels_in_memory_have(folder):
-    images = opened_folder(folder).prepared([1, 3, 5], [0])
+    images = opened_folder(folder).prepare([1, 3, 5], [0])
     in_memory = replace(images.train, digests=None)  # as in a map of an earlier version
     assert np.array_equal(images.train.digests_of([5, 1]), in_memory.digests_of([5, 1]))
     one, other, twin = images.train.digests_of([1, 3, 5])  # the last has the pixels of the first
@@ -842,7 +842,7 @@ def test_no_map_is_begun_that_the_disk_cannot_hold(folder, monkeypatch):
     with pytest.raises(
         WrongUse, match="384 bytes are needed for the train images, but 100 bytes are free"
     ):
-        opened_folder(folder).prepared([0, 1], [0])
+        opened_folder(folder).prepare([0, 1], [0])
     assert not list((folder / "prepared").glob("*.partial"))
 
 
@@ -889,7 +889,7 @@ def test_the_fingerprint_of_a_folder_depends_on_which_images_are_prepared(folder
     for i in range(4):
         Image.new("RGB", (9, 9)).save(folder / f"train/cat/{i}.png")  # the same image four times
     images = opened_folder(folder)
-    one, other = images.prepared([0, 1], [0]), images.prepared([0, 2], [0])
+    one, other = images.prepare([0, 1], [0]), images.prepare([0, 2], [0])
     assert (
         torch.equal(one.train.pixels, other.train.pixels)
         and one.fingerprint["train"] != other.fingerprint["train"]
@@ -909,7 +909,7 @@ def test_fake_images_are_the_same_twice_and_train_differs_from_test():
         images.test.pixels.double().flatten(1), images.train.pixels.double().flatten(1)
     )
     assert distances.min() > 250  # the noise of two images alone: 7.4 sqrt(2 x 192) = 145
-    assert images.prepared([0], [0]) is images
+    assert images.prepare([0], [0]) is images
 
 
 def test_fake_images_show_their_class_in_both_splits_and_differ_within_it_by_more_than_noise():

@@ -719,7 +719,7 @@ def prepared_images(folder):
     settings = DataSettings(
         name="image_folder", root=str(folder), prepared=str(folder / "prepared"), size=8
     )
-    images = open_images(settings).prepared(range(4), range(1))
+    images = open_images(settings).prepare(range(4), range(1))
     return images.fingerprint["train"], images.train.pixels.tolist(), images.train.geometry.tolist()
 
 

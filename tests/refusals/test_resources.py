@@ -10,7 +10,7 @@ import dejavu
 import memorization_scores
 import train_simclr
 from memorization.data.images import Split
-from memorization.data.prefetching import prefetched
+from memorization.data.prefetching import prefetch
 from memorization.errors import Caution, WrongUse
 from memorization.machine.command import one_line_errors
 from memorization.machine.device import is_made_for_bf16, to_device, uses_bf16, warn_of_emulation
@@ -146,7 +146,7 @@ def test_memory_that_cannot_be_pinned_is_the_hosts(monkeypatch):
     pixels = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
     split = Split("train", pixels, torch.zeros(3), device=torch.device("cuda"))
     with pytest.raises(WrongUse, match="in the host"), memory_for("training.batch_size", 7):
-        list(prefetched(split, [torch.arange(2)]))
+        list(prefetch(split, [torch.arange(2)]))
     words = "CUDA error: an illegal memory access was encountered"
     with pytest.raises(torch.AcceleratorError):
         pin(torch.zeros(2))

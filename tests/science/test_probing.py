@@ -15,7 +15,7 @@ from memorization.checkpoint import _encoder, checksum, read_checkpoint, save_ch
 from memorization.data.augmentations import whole_images
 from memorization.data.catalogue import DataSettings
 from memorization.data.images import Split, open_images
-from memorization.data.randomness import shuffled
+from memorization.data.randomness import permutation
 from memorization.encoder import Encoder
 from memorization.errors import WrongUse
 from memorization.measuring import probing, representations
@@ -109,7 +109,7 @@ def train_one_by_one(train, classes, settings, grid, seed):
         optimizer = optimizer_of([decayed, plain], 1.0, settings)
         steps, warmup = settings.epochs * steps_per_epoch, settings.warmup_epochs * steps_per_epoch
         for step in range(steps):
-            order = shuffled(N, seed, "probing", epoch=1 + step // steps_per_epoch)
+            order = permutation(N, seed, "probing", epoch=1 + step // steps_per_epoch)
             rows = order.split(batch_size)[step % steps_per_epoch]
             share = schedule(step, steps, warmup)
             set_learning_rate(optimizer, rate * batch_size / settings.batch_size * share, 0.0)

@@ -11,8 +11,8 @@ from memorization.data.randomness import (
     _mix,
     _mix_int,
     _signed,
+    permutation,
     sample_keys,
-    shuffled,
     stream,
     uniform,
 )
@@ -73,7 +73,7 @@ def test_numbers_stay_the_same_from_one_version_of_this_code_to_the_next():
         7449964128719275276,
         8143096612378531198,
     ]
-    assert shuffled(10, seed=3, purpose="subsets").tolist() == [3, 0, 2, 1, 8, 4, 7, 9, 6, 5]
+    assert permutation(10, seed=3, purpose="subsets").tolist() == [3, 0, 2, 1, 8, 4, 7, 9, 6, 5]
 
 
 # Each draws the numbers of 2,000 neighbours that differ in one part of their key.
@@ -148,19 +148,19 @@ def test_no_two_samples_share_a_key_within_or_across_streams():
 
 
 def test_shuffling_gives_a_permutation_that_its_arguments_decide():
-    order = shuffled(1000, seed=0, purpose="order", epoch=1)
+    order = permutation(1000, seed=0, purpose="order", epoch=1)
     assert order.dtype == torch.int64 and torch.equal(order.sort().values, torch.arange(1000))
     torch.manual_seed(99)  # which must not matter
-    assert torch.equal(order, shuffled(1000, seed=0, purpose="order", epoch=1))
+    assert torch.equal(order, permutation(1000, seed=0, purpose="order", epoch=1))
 
 
 def test_shuffling_differs_by_seed_epoch_purpose_and_split():
     orders = [
-        shuffled(1000, 0, "order"),
-        shuffled(1000, 1, "order"),
-        shuffled(1000, 0, "order", epoch=1),
-        shuffled(1000, 0, "subsets"),
-        shuffled(1000, 0, "order", split="test"),
+        permutation(1000, 0, "order"),
+        permutation(1000, 1, "order"),
+        permutation(1000, 0, "order", epoch=1),
+        permutation(1000, 0, "subsets"),
+        permutation(1000, 0, "order", split="test"),
     ]
     for one, other in itertools.combinations(orders, 2):
         assert (one == other).sum() < 10  # of two independent permutations, about one place agrees
@@ -169,7 +169,8 @@ def test_shuffling_differs_by_seed_epoch_purpose_and_split():
 
 def test_shuffling_gives_every_order_the_same_chance():
     orders = [
-        tuple(shuffled(4, seed=0, purpose="order", epoch=epoch).tolist()) for epoch in range(2400)
+        tuple(permutation(4, seed=0, purpose="order", epoch=epoch).tolist())
+        for epoch in range(2400)
     ]
     counts = [orders.count(order) for order in itertools.permutations(range(4))]
     assert sum(counts) == 2400 and stats.chisquare(counts).pvalue > 0.01

@@ -689,7 +689,7 @@ def test_a_run_folder_that_is_a_file_is_refused(write_config, tmp_path, refusal)
 
 
 def test_nothing_is_prepared_for_a_config_that_is_refused(write_config, refusal, monkeypatch):
-    monkeypatch.setattr("memorization.data.images.Images.prepared", None)  # would be called
+    monkeypatch.setattr("memorization.data.images.Images.prepare", None)  # would be called
     assert "training.batch_size" in refusal(
         train_simclr.main, ["--config", write_config({"training.batch_size": 57})]
     )
