@@ -31,7 +31,7 @@ from memorization.checkpoint import encoder_file
 from memorization.data.augmentations import Draw, augment, measuring_recipe, whole_images
 from memorization.data.subsets import ROLES, first_by_hash
 from memorization.encoder import place_of
-from memorization.errors import WrongUse, visible
+from memorization.errors import WrongUse, escape
 from memorization.figures import (
     draw_deja_vu_cases,
     draw_deja_vu_confidence,
@@ -557,7 +557,7 @@ def print_summary(summary, folder):
     print_agreement(summary["memorization_scores"])
     print(f"searched in {summary['representation']}")
     print(
-        f"{summary['seconds']:.0f} s; the pictures are in {visible(folder)}: confidence.png, shares.png, cases.png",
+        f"{summary['seconds']:.0f} s; the pictures are in {escape(folder)}: confidence.png, shares.png, cases.png",
         flush=True,
     )
 

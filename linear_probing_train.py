@@ -18,7 +18,7 @@ from dataclasses import replace
 from memorization.checkpoint import load_encoder, untrained_encoder
 from memorization.data.images import open_images
 from memorization.data.subsets import ROLES
-from memorization.errors import WrongUse, visible
+from memorization.errors import WrongUse, escape
 from memorization.figures import draw_probe
 from memorization.machine import processes
 from memorization.machine.command import one_line_errors
@@ -102,7 +102,7 @@ def main(argv=None):
         return
     with result.save({}, Summary(**summary), ["probe.png"]):
         draw_probe(summary, folder / "probe.png")
-    print(f"\nthe picture is in {visible(folder)}: probe.png", flush=True)
+    print(f"\nthe picture is in {escape(folder)}: probe.png", flush=True)
 
 
 def chosen_encoders(run):
@@ -147,7 +147,7 @@ def print_row(row):
     ]
     adapted = "" if row["adapted"] == "as they are" else f"  (images {row['adapted']})"
     print(
-        f"{row['dataset']:>14}  {visible(row['encoder']):<22} {'  '.join(shares)}{adapted}",
+        f"{row['dataset']:>14}  {escape(row['encoder']):<22} {'  '.join(shares)}{adapted}",
         flush=True,
     )
 

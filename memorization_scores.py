@@ -35,7 +35,7 @@ from memorization.data.augmentations import Draw, augment_all, measuring_recipe
 from memorization.data.confounders import warn_of_confounders
 from memorization.data.subsets import SUBSETS, first_by_hash
 from memorization.encoder import Pair
-from memorization.errors import WrongUse, visible
+from memorization.errors import WrongUse, escape
 from memorization.figures import draw_gallery, draw_histogram, draw_scatter, draw_training_curve
 from memorization.machine import processes
 from memorization.machine.command import one_line_errors
@@ -200,7 +200,7 @@ def score_pair(pair, rows, images, config, device):
         return measured
 
     return tuple(
-        torch.cat(processes.divided(scored, batches, f"scoring seed {pair.seed}"), dim=1)
+        torch.cat(processes.map_parts(scored, batches, f"scoring seed {pair.seed}"), dim=1)
         .double()
         .numpy()
     )
@@ -451,7 +451,7 @@ def print_summary(summary, folder):
         print(
             f"std {off['std']:.2g}, at most {off['largest']:.2g}, where the choice of views leaves a standard error of {views:.2g}"
         )
-    pictures = f"{visible(folder)}: gallery.png, histogram.png, scatter.png"
+    pictures = f"{escape(folder)}: gallery.png, histogram.png, scatter.png"
     print(
         f"\n{summary['images_per_second']:.0f} images/s; the pictures are in {pictures}", flush=True
     )

@@ -31,7 +31,7 @@ from memorization.checkpoint import encoder_file, folder_of, load_pair, load_tra
 from memorization.config import read_run_config
 from memorization.data.images import open_images
 from memorization.data.subsets import load_subsets, save_subsets
-from memorization.errors import WrongUse, visible
+from memorization.errors import WrongUse, escape
 from memorization.figures import draw_removal_curve
 from memorization.fingerprints import first_difference
 from memorization.machine import processes
@@ -318,7 +318,7 @@ def write_subset_files(removals, ranked, groups, subsets, images, config):
     for removal, kept in reduced.items():
         save_subsets(kept, subset_file(removal, config))
     print(
-        f"{len(removals)} training sets are in {visible(config.folder / 'removal' / 'subsets')}",
+        f"{len(removals)} training sets are in {escape(config.folder / 'removal' / 'subsets')}",
         flush=True,
     )
 
@@ -547,7 +547,7 @@ def read_accuracy(path, what=None):
         )
     if is_other:
         print(
-            f"{visible(path)}: does not tell that it is of this encoder, data set and probe; made again",
+            f"{escape(path)}: does not tell that it is of this encoder, data set and probe; made again",
             flush=True,
         )
     return None if is_other else accuracy
@@ -589,7 +589,7 @@ def write_curve(result, rows, encoders, removals, ranked, groups, subsets, confi
             print(
                 f"{dataset}, {count} removed: random above memorized by {100 * test['mean_difference']:.2f} points, p {test['p']:.2g}"
             )
-    print(f"the curve is in {visible(folder)}: curve.png", flush=True)
+    print(f"the curve is in {escape(folder)}: curve.png", flush=True)
 
 
 def summarize(rows):

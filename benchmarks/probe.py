@@ -11,7 +11,7 @@ from benchmarks.contest import Contestant, chosen_device, contest, save
 from benchmarks.peers import normalization, random_split
 from memorization.data.augmentations import whole_images
 from memorization.encoder import Encoder
-from memorization.machine.threads import encoded
+from memorization.machine.threads import encode_in_parts
 from memorization.measuring.probing import ProbeSettings, train_layers
 from memorization.measuring.representations import stored_examples
 from models.encoders import EncoderSettings, make_encoder
@@ -55,7 +55,9 @@ def one_epoch(encoder, split, device):
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
     for batch in torch.arange(IMAGES).split(256):
         with torch.no_grad():
-            values = encoded(encoder, [whole_images(split, batch, SIZE, normalization(3))])[0]
+            values = encode_in_parts(encoder, [whole_images(split, batch, SIZE, normalization(3))])[
+                0
+            ]
         loss = F.cross_entropy(layer(values), split.labels[batch].to(device))
         optimizer.zero_grad()
         loss.backward()

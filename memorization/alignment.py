@@ -6,7 +6,7 @@ import itertools
 
 import torch
 
-from memorization.machine.threads import encoded
+from memorization.machine.threads import encode_in_parts
 from memorization.normalization import normalize
 
 
@@ -39,7 +39,7 @@ def represent(encoder, views, representation="pooled"):
         "pooled": encoder,
         "tokens": lambda pixels, visible: encoder.tokens(pixels, visible).flatten(1),
     }[representation]
-    representations = torch.stack(encoded(encode, views), dim=1)  # (B, V, D)
+    representations = torch.stack(encode_in_parts(encode, views), dim=1)  # (B, V, D)
     return normalize(in_single_at_least(representations), dim=2)
 
 
@@ -78,7 +78,7 @@ def masked_tokens(encoder, views):
     seen (B, V, 1 + T), bool.
     """
     tokens, seen = [], []
-    for view, known in zip(views, encoded(encoder.tokens, views)):
+    for view, known in zip(views, encode_in_parts(encoder.tokens, views)):
         T = (view.pixels.shape[2] // encoder.patch) ** 2
         known = in_single_at_least(known)  # (B, 1 + K, D)
         places = torch.arange(1 + T, device=known.device).expand(len(known), -1)

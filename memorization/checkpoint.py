@@ -16,7 +16,7 @@ import torch
 
 from memorization.data.subsets import ROLES, load_subsets
 from memorization.encoder import Encoder, Pair, place_of
-from memorization.errors import Broken, Caution, WrongUse, shorten, shortened
+from memorization.errors import Broken, Caution, WrongUse, short_form, shorten
 from memorization.fields import MOST_PIXELS
 from memorization.fingerprints import checksum, first_difference, on_cpu
 from memorization.machine.files import (
@@ -476,5 +476,5 @@ def check_belongs(content, expected, path):
     if difference:
         key, value, wanted = difference
         raise WrongUse(
-            f"{path}: {key.removeprefix('config.')} is {shortened(value)}, but {shortened(wanted)} belongs here"
+            f"{path}: {key.removeprefix('config.')} is {short_form(value)}, but {short_form(wanted)} belongs here"
         )

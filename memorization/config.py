@@ -14,7 +14,7 @@ import pydantic
 from pydantic import BaseModel, Field
 
 from memorization.data.recipes import ViewRecipe
-from memorization.errors import WrongUse, shorten, shortened
+from memorization.errors import WrongUse, short_form, shorten
 from memorization.fields import Seed, each_once, possible_path
 from memorization.fingerprints import first_difference
 from memorization.machine.files import exists, write_atomically
@@ -179,7 +179,7 @@ def _check_method(values, given, method, source):
     scripts = sorted(path.name for path in Path(__file__).parents[1].glob("train_*.py"))
     if f"train_{name}.py" in scripts:
         raise WrongUse(f"{place}: method.name is {name}: run train_{name}.py")
-    refused = f"method.name: {shortened(name)} is not allowed: no script trains it"
+    refused = f"method.name: {short_form(name)} is not allowed: no script trains it"
     there = ", ".join(scripts)
     raise WrongUse(f"{place}: {refused}; this one trains {own!r}, and there are {there}")
 
@@ -252,11 +252,11 @@ def _with_trained_part(values, given, source):
     if difference:
         key, value, trained = difference
         raise WrongUse(
-            f"{key}: {shortened(value)} was given, but {config.run} was trained with {shortened(trained)}"
+            f"{key}: {short_form(value)} was given, but {config.run} was trained with {short_form(trained)}"
         )
     # may differ where the same is trained, but here it would go unread
     if config.subsets.file != run.subsets.file:
-        given_file, trained_file = shortened(config.subsets.file), shortened(run.subsets.file)
+        given_file, trained_file = short_form(config.subsets.file), short_form(run.subsets.file)
         raise WrongUse(
             f"subsets.file: {given_file} was given, but {config.run} was trained with {trained_file}"
         )
@@ -306,9 +306,9 @@ def _check_names(said, run):
         values = said.get(section, {})
         for key, value in (values if isinstance(values, dict) else {"name": values}).items():
             if (key == "name" or section == "method") and value != trained.get(key):
-                was = shortened(trained.get(key))
+                was = short_form(trained.get(key))
                 raise WrongUse(
-                    f"{section}.{key}: {shortened(value)} was given, but {run.run} was trained with {was}"
+                    f"{section}.{key}: {short_form(value)} was given, but {run.run} was trained with {was}"
                 )
 
 

@@ -24,7 +24,7 @@ OF_THE_HOST = re.compile("CPUAllocator|host|pin_memory|pinned", re.IGNORECASE)
 GPU_MEMORY, HOST_MEMORY = "the GPU's memory has left", "memory has left in the host"
 
 
-def visible(text):
+def escape(text):
     """A text of a file, or a file's name, as it may be printed: control characters as escapes."""
     return UNPRINTED.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
@@ -35,7 +35,7 @@ def shorten(text, most=MOST_OF_A_VALUE):
     return text if len(text) <= most else f"{text[: kept - kept // 3]} ... {text[-(kept // 3) :]}"
 
 
-def shortened(value):
+def short_form(value):
     """A value as it is shown: of a SHA-256 the first 12 digits, of a long one its beginning and its
     end.
     """
@@ -48,7 +48,7 @@ def shortened(value):
 
 def one_line(message):
     """A message as one short line without control characters."""
-    return shorten(visible(" ".join(str(message).splitlines())), MOST_SHOWN)
+    return shorten(escape(" ".join(str(message).splitlines())), MOST_SHOWN)
 
 
 class WrongUse(ValueError):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from memorization.errors import shortened
+from memorization.errors import short_form
 
 NOT_COMPARED = {"compared": False}  # settings that may differ between training and measuring
 
@@ -27,7 +27,7 @@ MOST_FOLDERS = 200  # in each other; Python makes each from within the making of
 def each_once(values):
     """The values of a list in which none may stand twice. Raises ValueError where one does."""
     if len(set(values)) < len(values):
-        raise ValueError(f"{shortened(values)} is not allowed: each value may stand once")
+        raise ValueError(f"{short_form(values)} is not allowed: each value may stand once")
     return values
 
 
@@ -36,15 +36,21 @@ def possible_path(text):
     if text is None:
         return text
     if not text or "\0" in text:
-        raise ValueError(f"{shortened(text)} is not allowed: it is the name of no file")
+        raise ValueError(f"{short_form(text)} is not allowed: it is the name of no file")
     if any(len(os.fsencode(part)) > 255 for part in Path(text).parts):
-        raise ValueError(f"{shortened(text)} is not allowed: a name in it is longer than 255 bytes")
+        raise ValueError(
+            f"{short_form(text)} is not allowed: a name in it is longer than 255 bytes"
+        )
     try:
         expanded = Path(text).expanduser()
     except RuntimeError:
-        raise ValueError(f"{shortened(text)} is not allowed: nobody has this home folder") from None
+        raise ValueError(
+            f"{short_form(text)} is not allowed: nobody has this home folder"
+        ) from None
     if len(os.fsencode(expanded)) > MOST_PATH:
-        raise ValueError(f"{shortened(text)} is not allowed: it has more than {MOST_PATH} bytes")
+        raise ValueError(f"{short_form(text)} is not allowed: it has more than {MOST_PATH} bytes")
     if len(expanded.parts) > MOST_FOLDERS:
-        raise ValueError(f"{shortened(text)} is not allowed: it has more than {MOST_FOLDERS} parts")
+        raise ValueError(
+            f"{short_form(text)} is not allowed: it has more than {MOST_FOLDERS} parts"
+        )
     return text

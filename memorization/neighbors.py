@@ -60,7 +60,7 @@ def nearest_neighbors(queries, bank, k, memory_gb=0.25):
         return indices[:, :k].cpu(), distances[:, :k].cpu()
 
     share = max(1, math.ceil(len(queries) / processes.count()))
-    found = processes.divided(
+    found = processes.map_parts(
         search, queries.split(min(share, CHUNKS * QUERY_CHUNK)), "searching neighbours"
     )
     indices, distances = (torch.cat(parts).to(queries.device) for parts in zip(*found))

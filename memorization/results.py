@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pydantic
 
-from memorization.errors import WrongUse, shortened, visible
+from memorization.errors import WrongUse, escape, short_form
 from memorization.fingerprints import first_difference
 from memorization.machine.files import (
     check_writable,
@@ -106,7 +106,7 @@ class Result:
         difference = first_difference(found, json.loads(json.dumps(wanted)))
         if difference:
             key, value, other = difference
-            both = f"{key} is {shortened(value)}, but {shortened(other)} belongs here"
+            both = f"{key} is {short_form(value)}, but {short_form(other)} belongs here"
             raise WrongUse(f"{self.folder}: holds another result: {both}{advice}")
         if not set(seeds) <= set(self.seeds):
             raise WrongUse(
@@ -134,7 +134,7 @@ class Result:
         with self.lock():
             reason = self.check_place(summary.fingerprints.get("encoders"))
             if reason:
-                print(f"{visible(self.folder)}: {reason}")
+                print(f"{escape(self.folder)}: {reason}")
             has_changed = self._written_files() != hashes
             with ExitStack() as stack:
                 contents = files | {SUMMARY: content}
@@ -206,7 +206,7 @@ def check_files(folder, files, again):
         with refuse_broken(path, "cannot be read"):
             found = hash_of_file(path)
         if found != written:
-            both = f"{name} is {shortened(found)}, but {shortened(written)} belongs here"
+            both = f"{name} is {short_form(found)}, but {short_form(written)} belongs here"
             raise WrongUse(f"{folder}: files of different results: {both}; run {again} again")
 
 

@@ -10,7 +10,7 @@ from memorization import checkpoint as checkpoints
 from memorization.config import Config, read_config
 from memorization.data.images import open_images
 from memorization.data.subsets import ROLES, load_subsets
-from memorization.errors import WrongUse, shortened
+from memorization.errors import WrongUse, short_form
 from memorization.fingerprints import first_difference
 from memorization.machine.device import choose_device
 from memorization.machine.files import exists, is_folder, refuse_broken
@@ -95,7 +95,7 @@ class Run:
         images = open_images(data).prepare(self.subsets.train, self.subsets.external)
         difference = first_difference(images.fingerprint, self.subsets.data)
         if difference:
-            key, value, trained = (shortened(part) for part in difference)
+            key, value, trained = (short_form(part) for part in difference)
             others = f"{data.root} holds other images than {self.name} was trained on"
             raise WrongUse(f"data.root: {others}: {difference[0]} is {value}, not {trained}")
         return images

@@ -9,7 +9,7 @@ import typing
 import pydantic
 from pydantic import BaseModel
 
-from memorization.errors import WrongUse, shorten, shortened
+from memorization.errors import WrongUse, short_form, shorten
 
 
 def validated(schema, values, source, options=None):
@@ -100,7 +100,7 @@ def _key_and_message(problem, schema):
     )
     return (
         key,
-        f"{shortened(problem['input'])} is not allowed: {message[0].lower()}{message[1:]}{hint}",
+        f"{short_form(problem['input'])} is not allowed: {message[0].lower()}{message[1:]}{hint}",
     )
 
 
@@ -153,6 +153,6 @@ def _put(values, key, value):
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise WrongUse(
-                f"{section}: {shortened(values)} is not allowed: it is a section with keys of its own"
+                f"{section}: {short_form(values)} is not allowed: it is a section with keys of its own"
             )
     values[name] = value

@@ -23,9 +23,9 @@ from memorization.fields import LEAST_PIXELS, MOST_PIXELS, NOT_COMPARED, possibl
 from memorization.machine import processes
 from memorization.machine.files import (
     exists,
-    named_on_failure,
     open_regular,
     reason_of,
+    refuse_unwritable,
     sole_process,
 )
 from models.settings import Settings
@@ -229,7 +229,7 @@ def _fetch(name, source, root, folder, verify):
         _check(name, {unpacked[file]: source.files[file] for file in listed}, packed)
     for file, path in unpacked.items():
         place = root / file
-        with named_on_failure(place):
+        with refuse_unwritable(place):
             place.parent.mkdir(parents=True, exist_ok=True)
             if not exists(place):
                 path.rename(place)
@@ -265,7 +265,7 @@ def _unpack(packed, files, folder):
 
 
 def _write(content, path):
-    with named_on_failure(path), open(path, "xb") as file:
+    with refuse_unwritable(path), open(path, "xb") as file:
         shutil.copyfileobj(content, file)
     return path
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from memorization.data.image_files import ENDINGS, OTHER_ENDINGS
-from memorization.errors import Caution, WrongUse, visible
+from memorization.errors import Caution, WrongUse, escape
 from memorization.machine import processes
 from memorization.machine.files import is_folder
 
@@ -61,7 +61,7 @@ def list_image_folder(root):
         kinds = ", ".join(
             words.format(counts[kind]) for kind, words in PASSED_OVER.items() if counts[kind]
         )
-        print(f"image_folder: passed over in {visible(root)}: {kinds}", flush=True)
+        print(f"image_folder: passed over in {escape(root)}: {kinds}", flush=True)
     _check_disjoint(places, folders)
     listings = {}
     for name, of_split in places.items():

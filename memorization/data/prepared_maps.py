@@ -35,13 +35,13 @@ from memorization.machine.files import (
     array_header,
     array_in,
     exists,
-    named_on_failure,
     open_regular,
     parse_json,
     read_bytes,
     read_text,
     reason_of,
     refuse_broken,
+    refuse_unwritable,
     rename,
     size_in_words,
     sole_process,
@@ -368,7 +368,7 @@ class _Partial:
         self.begun = False  # until then the file is that of an earlier preparation
 
     def __enter__(self):
-        with named_on_failure(self.path, self.size):
+        with refuse_unwritable(self.path, self.size):
             if self.path.is_symlink():
                 self.path.unlink()
             self.file = _open_to_write(self.path)
@@ -392,7 +392,7 @@ class _Partial:
         self.write_pixels(row, np.ascontiguousarray(image.pixels).tobytes())
 
     def write_pixels(self, row, content):
-        with named_on_failure(self.path, self.size):
+        with refuse_unwritable(self.path, self.size):
             _write_at(self.file, content, self.header_bytes + row * self.row_bytes)
 
     def read_pixels(self, row):
@@ -400,13 +400,13 @@ class _Partial:
 
     def save(self, rows):
         """Make pixels durable, and then the note that these rows hold them."""
-        with named_on_failure(self.path, self.size):
+        with refuse_unwritable(self.path, self.size):
             os.fsync(self.file)
         first, last = int(rows.min()), int(rows.max()) + 1
         blank = np.zeros_like(self.keys[first:last])
         of_rows = np.concatenate([self.keys[first:last], blank], axis=1)
         geometry_start, rows_start = _places_in_geometry(self.shape[0])
-        with named_on_failure(self.geometry_path, self.geometry.nbytes):
+        with refuse_unwritable(self.geometry_path, self.geometry.nbytes):
             file = _open_to_write(self.geometry_path)
             try:
                 _write_at(file, self.geometry[first:last].tobytes(), geometry_start + 24 * first)
@@ -419,7 +419,7 @@ class _Partial:
         self.begun = True
         rows = np.zeros((self.shape[0], 2 * DIGEST_BYTES), np.uint8)
         write_atomically(self.geometry_path, _geometry_bytes(self.geometry, rows))
-        with named_on_failure(self.path, self.size):
+        with refuse_unwritable(self.path, self.size):
             _write_at(self.file, _header(self.shape), 0)
 
     def reserve(self, start):
@@ -430,7 +430,7 @@ class _Partial:
             needed = f"{size_in_words(needed)} are needed for the {self.split} images"
             raise WrongUse(f"{folder}: {needed}, but {size_in_words(free)} are free")
         try:
-            with named_on_failure(self.path, self.size):
+            with refuse_unwritable(self.path, self.size):
                 _reserve(self.file, start, self.size)
         except WrongUse:
             os.ftruncate(self.file, start)

@@ -32,10 +32,10 @@ def one_line_errors(main):
             _check_screen()
             return result
         except WrongUse as error:
-            if processes.tells():
+            if processes.claim_report():
                 print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
-        except processes.Parted:
+        except processes.OtherFailed:
             raise SystemExit(2) from None
         except (MemoryError, RuntimeError, OSError) as error:
             memory = exhausted_memory(error)
@@ -52,7 +52,7 @@ def one_line_errors(main):
                 )
             else:
                 raise
-            if processes.tells():
+            if processes.claim_report():
                 print(f"error: {reason}", file=sys.stderr)
             raise SystemExit(2) from None
         except Interrupted as stop:

@@ -26,10 +26,10 @@ def choose_device(name, threads=None):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
-    if meeting.started() > 1 and device.type == "cuda":
+    if meeting.world_size() > 1 and device.type == "cuda":
         if device.index is not None:
             raise WrongUse(
-                f"device: {name!r} is one GPU for {meeting.started()} processes; with cuda or auto each has its own"
+                f"device: {name!r} is one GPU for {meeting.world_size()} processes; with cuda or auto each has its own"
             )
         device = meeting.own_gpu()
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from memorization.errors import Broken, WrongUse, visible
+from memorization.errors import Broken, WrongUse, escape
 from memorization.machine.processes import is_first, on_first_process
 from memorization.machine.screen import say
 
@@ -66,7 +66,7 @@ def write_atomically(path, content):
     """
     path = Path(path)
     content = content.encode() if isinstance(content, str) else content
-    with named_on_failure(path, len(content)):
+    with refuse_unwritable(path, len(content)):
         with stage(path, content) as temporary:
             os.replace(temporary, path)
         sync_folder(path.parent)
@@ -83,7 +83,7 @@ def stage(path, content):
         yield path
         return
     with ExitStack() as stack:
-        with named_on_failure(path, len(content)):
+        with refuse_unwritable(path, len(content)):
             path.parent.mkdir(parents=True, exist_ok=True)
             _check_replaceable(path)
             file, temporary = stack.enter_context(temporary_file(path))
@@ -98,7 +98,7 @@ def append(path, text):
     Raises WrongUse if the disk does not take it; the file is then as it was before.
     """
     content = text.encode()
-    with named_on_failure(path, len(content)):
+    with refuse_unwritable(path, len(content)):
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | AS_IT_IS
         with os.fdopen(os.open(path, flags, 0o666), "ab", buffering=0) as file:
             size = _regular_status(file.fileno(), path).st_size
@@ -173,30 +173,30 @@ def check_writable(folder):
         if exists(place) and not is_folder(place):
             raise WrongUse(f"{place}: cannot be written to (it is a file, and should be a folder)")
     folder = nearest_folder(folder)
-    with named_on_failure(folder, TRIED_BYTES), temporary_file(folder / "writable") as (file, _):
+    with refuse_unwritable(folder, TRIED_BYTES), temporary_file(folder / "writable") as (file, _):
         _write_through(file, bytes(TRIED_BYTES))
 
 
 @on_first_process
 def make_folder(folder):
     """Make a folder and those above it. Raises WrongUse if that cannot be done."""
-    with named_on_failure(folder):
+    with refuse_unwritable(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
 
 
 @on_first_process
 def delete_file(path):
     """Delete a file or a link, if it is there. Raises WrongUse if that cannot be done."""
-    with named_on_failure(path):
+    with refuse_unwritable(path):
         Path(path).unlink(missing_ok=True)
 
 
 @on_first_process
 def rename(path, new):
     """Rename a file, over a file or a link that is there. Raises WrongUse if that cannot be done."""
-    with named_on_failure(path):
+    with refuse_unwritable(path):
         _check_replaceable(path)
-    with named_on_failure(new):
+    with refuse_unwritable(new):
         _check_replaceable(new)
         os.replace(path, new)
 
@@ -204,7 +204,7 @@ def rename(path, new):
 @on_first_process
 def sync_folder(folder):
     """Make a rename in this folder durable, if its file system can do that for folders."""
-    with named_on_failure(folder):
+    with refuse_unwritable(folder):
         try:
             with closing_descriptor(os.open(folder, os.O_RDONLY)) as descriptor:
                 os.fsync(descriptor)
@@ -214,7 +214,7 @@ def sync_folder(folder):
 
 
 @contextmanager
-def named_on_failure(path, size=None):
+def refuse_unwritable(path, size=None):
     """Turn an error of the file system into WrongUse that names the file and its size in bytes."""
     try:
         yield
@@ -522,7 +522,7 @@ def sole_process(path, wait=False):
     lock = _Lock(path)
     start, pause, is_silent = time.monotonic(), 0.01, True
     while True:
-        with named_on_failure(path):
+        with refuse_unwritable(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             holder = lock.try_to_take()
         if holder is None:
@@ -530,7 +530,7 @@ def sole_process(path, wait=False):
         if not wait:
             raise WrongUse(_refusal(path, holder))
         if is_silent and time.monotonic() - start > PATIENCE:
-            who = f"{visible(path.parent)}: {_stated_holder(holder)}"
+            who = f"{escape(path.parent)}: {_stated_holder(holder)}"
             say(f"{who} is writing here; waiting for it to end")
             is_silent = False
         time.sleep(pause)
@@ -559,7 +559,7 @@ def _stated_holder(holder):
     return (
         "another process"
         if holder["host"] is None
-        else visible(f"process {holder['process']} of {holder['host']}")
+        else escape(f"process {holder['process']} of {holder['host']}")
     )
 
 
@@ -623,7 +623,7 @@ class _Lock:
             return holder
         if not _is_here(holder):
             silence = f"which gave no sign of life for {age / 60:.0f} minutes"
-            say(f"{visible(self.path)}: taken over from {_stated_holder(holder)}, {silence}")
+            say(f"{escape(self.path)}: taken over from {_stated_holder(holder)}, {silence}")
         _write_holder(descriptor, self.record)
         if not locked or not _is_here(holder):
             time.sleep(CONTEST)  # the last one who wrote into it has it
@@ -651,7 +651,7 @@ class _Lock:
         self.ended.set()
         self.thread.join()
         try:
-            with named_on_failure(self.path):
+            with refuse_unwritable(self.path):
                 is_own = _read_holder(self.descriptor)["token"] == self.record["token"]
                 if is_own and _leads_to(self.path, self.descriptor):
                     self.path.unlink(missing_ok=True)

@@ -38,7 +38,7 @@ class Place:
         return f"{self.address}:{self.port}"
 
 
-def started():
+def world_size():
     """Number of processes of this job, this one included. Raises WrongUse if WORLD_SIZE is no
     number of processes.
     """
@@ -64,11 +64,11 @@ def join(device):
     Raises WrongUse, naming the environment's variables, if they lead to no meeting or if the others
     do not come.
     """
-    if started() == 1 or dist.is_initialized():
+    if world_size() == 1 or dist.is_initialized():
         return
     _check_present(*VARIABLES)
-    rank, port = _number("RANK", 0, started() - 1), _number("MASTER_PORT", 1, 2**16 - 1)
-    place = Place(started(), rank, os.environ["MASTER_ADDR"], port)
+    rank, port = _number("RANK", 0, world_size() - 1), _number("MASTER_PORT", 1, 2**16 - 1)
+    place = Place(world_size(), rank, os.environ["MASTER_ADDR"], port)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with _Wait(place) as wait:

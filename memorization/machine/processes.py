@@ -27,7 +27,7 @@ LOST = re.compile("gloo|NCCL|TCPStore", re.IGNORECASE)
 meeting_point = None  # the store in which the processes met
 
 
-class Parted(Exception):
+class OtherFailed(Exception):
     """Another process has failed, and prints why."""
 
 
@@ -74,7 +74,7 @@ def leave():
         dist.destroy_process_group()
 
 
-def tells():
+def claim_report():
     """Whether this process is to print why all of them end: it is the first one that asks."""
     if meeting_point is not None:
         try:
@@ -107,27 +107,27 @@ def first_before_others():
     """Let the first process run the body before the others, such as to make a file that they then
     find.
 
-    The others raise Parted if the first one fails.
+    The others raise OtherFailed if the first one fails.
     """
-    if not is_first() and not agreed(None):
-        raise Parted
+    if not is_first() and not broadcast(None):
+        raise OtherFailed
     try:
         yield
     except Exception:
         if is_first():
             with suppress(RuntimeError):  # the others may be gone
-                agreed(False)
+                broadcast(False)
         raise
     if is_first():
-        agreed(True)
+        broadcast(True)
 
 
 def wait_for_all():
     """Go on once all processes are here."""
-    largest(0)  # unlike NCCL's barrier, it fails at once if a process is gone
+    maxima(0)  # unlike NCCL's barrier, it fails at once if a process is gone
 
 
-def divided(work, parts, name):
+def map_parts(work, parts, name):
     """[work(part) for part in parts], each part worked on by one process. name: of the work, at its
     bar.
 
@@ -145,7 +145,7 @@ def divided(work, parts, name):
     return [shares[i % count()][i // count()] for i in range(len(parts))]
 
 
-def agreed(value):
+def broadcast(value):
     """The value that the first process has, in all."""
     if count() == 1:
         return value
@@ -154,7 +154,7 @@ def agreed(value):
     return values[0]
 
 
-def largest(*numbers):
+def maxima(*numbers):
     """For each of these ints the largest among the processes, a list."""
     if count() == 1:
         return list(numbers)
@@ -166,7 +166,7 @@ def largest(*numbers):
 # --- training together ----------------------------------------------------------------------------
 
 
-def own_part(batch):
+def shard(batch):
     """This process's part of a batch, whose length is a multiple of the number of processes."""
     return batch.chunk(count())[rank()]
 
@@ -181,7 +181,7 @@ def mean(value):
 
 
 @torch.no_grad()
-def rows_of_all(values):
+def gather_rows(values):
     """The rows (n, D) of all processes, one after the other, (count n, D)."""
     if count() == 1:
         return values
@@ -190,7 +190,7 @@ def rows_of_all(values):
     return torch.cat(parts)
 
 
-def norm_that_cannot_be_shared(module, device):
+def find_unshared_norm(module, device):
     """The name of a batch norm that would see this process's part of a batch alone, or None: on
     GPUs they are shared, on CPUs not.
     """
@@ -206,12 +206,12 @@ def norm_that_cannot_be_shared(module, device):
     )
 
 
-def with_shared_norms(module):
+def share_norms(module):
     """The module, with batch norms that see the whole batch on all GPUs."""
     return nn.SyncBatchNorm.convert_sync_batchnorm(module) if count() > 1 else module
 
 
-def with_shared_gradients(module):
+def share_gradients(module):
     """What to call in the place of a module, so that its gradients are means over the processes;
     its weights become the first one's.
     """

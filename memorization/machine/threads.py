@@ -21,7 +21,7 @@ def count(device):
     return torch.get_num_threads() if device.type == "cpu" else 1
 
 
-def shared(work, parts, device):
+def map_parts(work, parts, device):
     """[work(part) for part in parts], shared among threads."""
     # which hold for one thread alone, as autocast does
     gradients, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
@@ -39,7 +39,7 @@ def shared(work, parts, device):
     return list(map(work, parts) if threads == 1 else _pool(threads).map(work_on, parts))
 
 
-def encoded(encode, views):
+def encode_in_parts(encode, views):
     """[encode(view.pixels, view.visible) for view in views], in fewer or more calls.
 
     encode: its rows must not depend on each other. On a CPU threads share the images. A GPU encodes
@@ -51,12 +51,12 @@ def encoded(encode, views):
         return _encode_together(encode, views, _pixels_at_once(device))
     share = math.ceil(sum(len(view.pixels) for view in views) / count(device))
     parts = [_parts(view, min(IMAGES_TOGETHER, share)) for view in views]
-    made = iter(shared(lambda part: encode(*part), sum(parts, []), device))
+    made = iter(map_parts(lambda part: encode(*part), sum(parts, []), device))
     return [torch.cat(list(islice(made, len(of_view)))) for of_view in parts]
 
 
 def _encode_together(encode, views, most):
-    """What `encoded` returns. A call encodes views of one shape, with at most `most` pixels in all.
+    """What `encode_in_parts` returns. A call encodes views of one shape, with at most `most` pixels in all.
 
     A view that has more pixels is encoded by itself.
     """

@@ -126,7 +126,7 @@ def probe(encoder, images, settings, cache, device):
         confusion = confusion_matrix(logits.argmax(1), test.labels, classes).cpu()
         return {"seed": seed, **choice}, accuracies(logits, test.labels), confusion
 
-    choices, shares, confusions = zip(*processes.divided(probed, settings.seeds, "probing"))
+    choices, shares, confusions = zip(*processes.map_parts(probed, settings.seeds, "probing"))
     result = {
         "train_images": len(train.labels),
         "test_images": len(test.labels),
@@ -314,7 +314,7 @@ def fine_tune(encoder, images, settings, device):
     AdamW with `fine_tune_learning_rate` for `fine_tune_epochs`, half a cosine, weight decay 0.01,
     no augmentation; once for each seed.
     """
-    runs = processes.divided(
+    runs = processes.map_parts(
         lambda seed: _fine_tune_once(encoder, images, settings, seed, device),
         settings.seeds,
         "fine-tuning",

@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 
 from memorization.data.augmentations import GRAY_WEIGHTS, whole_images
-from memorization.errors import WrongUse, visible
+from memorization.errors import WrongUse, escape
 from memorization.machine import processes, threads
 from memorization.machine.device import to_device
 from memorization.machine.files import (
@@ -63,14 +63,14 @@ def stored_examples(encoder, split, rows, cache, device):
         / f"{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]}.npy"
     )
     values = None
-    if processes.agreed(exists(path)):
+    if processes.broadcast(exists(path)):
         with refuse_broken(
             path, "not a whole array of representations", "; delete it, and it will be made again"
         ):
             values = read_representations(path, len(rows), what)
-        if processes.agreed(values is None):
+        if processes.broadcast(values is None):
             print(
-                f"{visible(path)}: does not tell that it is of this encoder and these images; made again",
+                f"{escape(path)}: does not tell that it is of this encoder and these images; made again",
                 flush=True,
             )
             values = None
@@ -146,7 +146,7 @@ def encode_views(encoder, make_view, rows, device, kept_in=None):
 
     @torch.inference_mode()
     def represented(batch):
-        values = threads.encoded(encode, [make_view(batch)])[0].float().cpu()
+        values = threads.encode_in_parts(encode, [make_view(batch)])[0].float().cpu()
         if not values.isfinite().all():
             raise WrongUse(f"{encoder.name}: its representations are not finite")
         return values
@@ -159,7 +159,7 @@ def encode_views(encoder, make_view, rows, device, kept_in=None):
         print_estimate(
             f"encoding {len(rows)} images by {encoder.name}", seconds, device, disk, kept_in or "."
         )
-    return torch.cat(processes.divided(represented, batches, f"encoding by {encoder.name}"))
+    return torch.cat(processes.map_parts(represented, batches, f"encoding by {encoder.name}"))
 
 
 def varying_dimensions(values):

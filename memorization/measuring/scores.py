@@ -10,7 +10,7 @@ from pydantic import Field
 from memorization.alignment import memorization_score
 from memorization.data.recipes import Recipes
 from memorization.data.subsets import SUBSETS
-from memorization.errors import WrongUse, shortened
+from memorization.errors import WrongUse, short_form
 from memorization.fields import MOST_VIEWS
 from memorization.fingerprints import first_difference
 from memorization.machine.files import exists, parse_json, read_arrays, read_text, refuse_broken
@@ -57,7 +57,7 @@ class ScoreSettings(Settings):
     def _read_training(cls, value):
         if isinstance(value, str) and value != "training":
             allowed = "allowed are 'training' and a list of recipes"
-            raise ValueError(f"{shortened(value)} is not allowed: {allowed}")
+            raise ValueError(f"{short_form(value)} is not allowed: {allowed}")
         return None if value == "training" else value
 
     @pydantic.field_serializer("augmentation", mode="wrap")
@@ -175,7 +175,7 @@ def _check_equal(found, wanted, folder):
     if difference:
         key, value, other = difference
         raise WrongUse(
-            f"{folder}: {key} is {shortened(value)}, but {shortened(other)} belongs here; run memorization_scores.py again"
+            f"{folder}: {key} is {short_form(value)}, but {short_form(other)} belongs here; run memorization_scores.py again"
         )
 
 

@@ -40,7 +40,7 @@ from memorization.data.subsets import (
     save_subsets,
 )
 from memorization.encoder import place_of
-from memorization.errors import Caution, WrongUse, shortened, visible
+from memorization.errors import Caution, WrongUse, escape, short_form
 from memorization.fields import MOST_EPOCHS
 from memorization.figures import draw_pictures
 from memorization.fingerprints import first_difference
@@ -69,7 +69,7 @@ from memorization.machine.files import (
 from memorization.machine.interruption import stop_requests
 from memorization.machine.resources import memory_for, print_estimate, seconds_of, tensor_bytes
 from memorization.machine.screen import loss_of_screen
-from memorization.machine.threads import encoded
+from memorization.machine.threads import encode_in_parts
 from memorization.neighbors import knn_accuracy
 from memorization.normalization import normalize
 from memorization.optimizers import (
@@ -165,13 +165,11 @@ def train_encoder(make_method, images, subsets, role, seed, config, device, stop
             {"kind": "encoder", **identity},
             folder / "encoder.pt",
         )
-        print(f"{visible(folder)}: finished already, nothing to do")
+        print(f"{escape(folder)}: finished already, nothing to do")
         return
 
     torch.manual_seed(seed)
-    method = processes.with_shared_norms(make_method()).to(
-        device, memory_format=torch.channels_last
-    )
+    method = processes.share_norms(make_method()).to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(method, settings)
     training_set = torch.from_numpy(subsets.training_set(role))
     steps_per_epoch = len(training_set) // settings.batch_size
@@ -185,7 +183,7 @@ def train_encoder(make_method, images, subsets, role, seed, config, device, stop
     log = (
         _open_log(folder, finished_epochs=step // steps_per_epoch) if processes.is_first() else None
     )
-    forward = processes.with_shared_gradients(method)
+    forward = processes.share_gradients(method)
     forward = torch.compile(forward) if settings.compile else forward
     clock, warned = _Clock(first_step=step), False
     next_save = time.monotonic() + 60 * settings.checkpoint_minutes
@@ -207,7 +205,7 @@ def train_encoder(make_method, images, subsets, role, seed, config, device, stop
         signal_number = 0
         if at_end or step >= next_question:
             milliseconds = 1000 * (time.monotonic() - clock.start) / (step - clock.first_step)
-            signal_number, milliseconds = processes.largest(stop.number or 0, round(milliseconds))
+            signal_number, milliseconds = processes.maxima(stop.number or 0, round(milliseconds))
             next_question = step + _steps_between_questions(milliseconds)
         if signal_number or time.monotonic() > next_save:
             save()
@@ -220,7 +218,7 @@ def train_encoder(make_method, images, subsets, role, seed, config, device, stop
         order = permutation(len(training_set), seed, "order", epoch=epoch)
         left = order.split(settings.batch_size)[step % steps_per_epoch : steps_per_epoch]
         batches = prefetch(
-            images.train, [training_set[processes.own_part(positions)] for positions in left]
+            images.train, [training_set[processes.shard(positions)] for positions in left]
         )
         for indices, split in tqdm(
             batches, f"epoch {epoch + 1}", len(left), leave=False, disable=processes.hidden_bar()
@@ -328,7 +326,7 @@ def measure_encoder(encoder, view, images, subsets, role, config, epoch):
     training set (else None).
     """
     encoder.eval()
-    representations = processes.rows_of_all(encoded(encoder, [view])[0].float())
+    representations = processes.gather_rows(encode_in_parts(encoder, [view])[0].float())
     measured = {"spread": spread(representations).item(), "knn_accuracy": None}
     is_due = config.training.knn_every and epoch % config.training.knn_every == 0
     if is_due and not _is_one_class(images.train.labels[subsets.training_set(role)]):
@@ -425,7 +423,7 @@ def _check_processes(make_method, config, device):
         raise WrongUse(
             f"training.batch_size: {config.training.batch_size} is not a multiple of the {processes.count()} processes"
         )
-    norm = processes.norm_that_cannot_be_shared(make_method(), device)
+    norm = processes.find_unshared_norm(make_method(), device)
     if norm:
         raise WrongUse(
             f"encoder.name: {config.encoder.name} with method {config.method.name} has a batch norm ({norm}), which {processes.count()} "
@@ -531,7 +529,7 @@ def _check_run(subsets, config):
             "" if run else "; config.yaml, which could tell more, is missing: choose another --run"
         )
         raise WrongUse(
-            f"{config.run}/subsets.npz: its fingerprint is {shortened(trained)}, but {shortened(subsets.fingerprint)} belongs here: other "
+            f"{config.run}/subsets.npz: its fingerprint is {short_form(trained)}, but {short_form(subsets.fingerprint)} belongs here: other "
             f"subsets than these, or drawn from other images than those in {config.data.root}{lost}"
         )
     return run, run is not None
@@ -574,7 +572,7 @@ def _list_skipped(images, config):
         if not exists(path):
             write_json(path, skipped)
         print(
-            f"{count} broken images are left out, others are in their places: {visible(path)}",
+            f"{count} broken images are left out, others are in their places: {escape(path)}",
             flush=True,
         )
 
@@ -595,7 +593,7 @@ def _note_environment(run, name, device, resumed):
             # of older runs, which name the last machine alone
             machines = [machines] if type(machines) is dict else machines
             if type(machines) is not list or not all(type(machine) is dict for machine in machines):
-                raise ValueError(f"{name} is {shortened(machines)}")
+                raise ValueError(f"{name} is {short_form(machines)}")
         if machines and machines[-1] != machine:
             changes = _changes_of_machine(machines[-1], machine)
             print(
@@ -610,7 +608,8 @@ def _changes_of_machine(before, after):
     """What differs between two machines, dicts of `describe_machine`, in words."""
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     return ", ".join(
-        f"{name} {shortened(after.get(name))} (was {shortened(before.get(name))})" for name in names
+        f"{name} {short_form(after.get(name))} (was {short_form(before.get(name))})"
+        for name in names
     )
 
 
@@ -620,7 +619,7 @@ def _print_plan(subsets, roles, config, device):
     size = len(subsets.training_set(roles[0]))
     per_epoch = size // settings.batch_size
     print(
-        f"{visible(config.run)}: {config.method.name} on {config.data.name}, {config.encoder.name}, {device}"
+        f"{escape(config.run)}: {config.method.name} on {config.data.name}, {config.encoder.name}, {device}"
     )
     print(
         "  "
@@ -652,7 +651,7 @@ def _print_estimate(make_method, images, subsets, roles, config, device):
     optimizer = make_optimizer(method, settings)
 
     def step():
-        batch = processes.own_part(training_set[: settings.batch_size])
+        batch = processes.shard(training_set[: settings.batch_size])
         views = _views_of(batch, images.train, images.normalization, config, seed=0, epoch=0)
         train_step(method, optimizer, views, settings, progress=0.0)
 
@@ -685,7 +684,7 @@ def _resume(folder, identity, method, optimizer, steps, steps_per_epoch, device)
             f"{folder}/last.pt: losses are not those of the {step % steps_per_epoch} steps of its epoch"
         )
     restore(progress, method, optimizer, folder)
-    print(f"{visible(folder)}: going on after step {step}")
+    print(f"{escape(folder)}: going on after step {step}")
     return step, [loss.to(device) for loss in losses]
 
 
@@ -867,9 +866,9 @@ def _labelled(encoder, images, split, indices, config):
     device = split.device
     in_bf16 = uses_bf16(config.training.precision, device)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bf16):
-        parts = processes.divided(
+        parts = processes.map_parts(
             lambda part: (
-                encoded(
+                encode_in_parts(
                     encoder,
                     [whole_images(split, part, config.augmentation.size, images.normalization)],
                 )[0]

@@ -182,7 +182,7 @@ def test_a_signal_between_two_questions_is_saved_at_the_next_one(
     write_config, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(training, "_steps_between_questions", lambda milliseconds: 10)
-    step, largest, order = training.train_step, processes.largest, []
+    step, maxima, order = training.train_step, processes.maxima, []
 
     def signalling(*arguments, **named):
         order.append("step")
@@ -192,7 +192,7 @@ def test_a_signal_between_two_questions_is_saved_at_the_next_one(
 
     monkeypatch.setattr(training, "train_step", signalling)
     monkeypatch.setattr(
-        processes, "largest", lambda *numbers: order.append("question") or largest(*numbers)
+        processes, "maxima", lambda *numbers: order.append("question") or maxima(*numbers)
     )
     with pytest.raises(SystemExit):
         METHODS["simclr"][0].main(["--config", write_config()])
@@ -237,9 +237,9 @@ def test_divided_work_comes_back_in_order(parts, monkeypatch):
 
         monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
         monkeypatch.setattr(processes.dist, "all_gather_object", all_gather)
-        assert processes.divided(lambda part: worked.append(part) or 10 * part, parts, "work") == [
-            10 * part for part in parts
-        ]
+        assert processes.map_parts(
+            lambda part: worked.append(part) or 10 * part, parts, "work"
+        ) == [10 * part for part in parts]
     assert sorted(worked) == parts  # each by one process
 
 
@@ -248,21 +248,18 @@ def test_a_batch_is_shared_out_whole(monkeypatch):
     parts = []
     for rank in range(4):
         monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
-        parts.append(processes.own_part(torch.arange(12)))
+        parts.append(processes.shard(torch.arange(12)))
     assert torch.equal(torch.cat(parts), torch.arange(12)) and {len(part) for part in parts} == {3}
 
 
 def test_batch_norms_are_shared_on_gpus_without_other_weights(monkeypatch):
     module = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
     names = list(module.state_dict())
-    assert (
-        processes.with_shared_norms(module) is module
-        and processes.with_shared_gradients(module) is module
-    )
+    assert processes.share_norms(module) is module and processes.share_gradients(module) is module
     monkeypatch.setattr(processes, "count", lambda: 2)
-    shared = processes.with_shared_norms(module)
+    shared = processes.share_norms(module)
     assert isinstance(shared[1], nn.SyncBatchNorm) and list(shared.state_dict()) == names
-    assert processes.norm_that_cannot_be_shared(module, torch.device("cuda")) is None
+    assert processes.find_unshared_norm(module, torch.device("cuda")) is None
 
 
 # --- the meeting ----------------------------------------------------------------------------------
@@ -309,9 +306,9 @@ def test_a_clusters_variables_that_lead_to_no_meeting_are_named_at_once(
 
 def test_the_variables_of_a_batch_system_alone_mean_one_process(environment):
     environment(SLURM_NTASKS="4", SLURM_PROCID="1")
-    assert meeting.started() == 1
+    assert meeting.world_size() == 1
     environment(WORLD_SIZE="1", RANK="0")
-    assert meeting.started() == 1
+    assert meeting.world_size() == 1
 
 
 def test_a_gpu_of_several_is_named_by_the_local_rank(

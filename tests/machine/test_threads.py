@@ -27,20 +27,22 @@ def test_work_is_done_by_as_many_threads_each_alone_and_comes_out_in_order(numbe
         all_here.wait()  # for as many as there are to be
         return part, threading.get_ident(), torch.get_num_threads()
 
-    made = threads.shared(work, range(2 * number), CPU)
+    made = threads.map_parts(work, range(2 * number), CPU)
     assert [part for part, _, _ in made] == list(range(2 * number))
     assert len({thread for _, thread, _ in made}) == number and {alone for _, _, alone in made} == {
         1
     }
-    assert threads.shared(work, [], CPU) == [] and torch.get_num_threads() == number
+    assert threads.map_parts(work, [], CPU) == [] and torch.get_num_threads() == number
 
 
 def test_a_thread_stays_alone_whatever_is_set_before_its_first_operation(number):
     threads._pool.cache_clear()
     # starts threads, in which torch does nothing yet
-    threads.shared(lambda part: part, range(2 * number), CPU)
+    threads.map_parts(lambda part: part, range(2 * number), CPU)
     torch.set_num_threads(number)
-    assert set(threads.shared(lambda part: torch.get_num_threads(), range(2 * number), CPU)) == {1}
+    assert set(threads.map_parts(lambda part: torch.get_num_threads(), range(2 * number), CPU)) == {
+        1
+    }
 
 
 def test_what_holds_for_one_thread_holds_where_its_work_is_done():
@@ -62,13 +64,13 @@ def test_what_holds_for_one_thread_holds_where_its_work_is_done():
     ):
         with state:
             expected = states()
-            assert set().union(*threads.shared(lambda part: states(), range(4), CPU)) == expected
-    assert set().union(*threads.shared(lambda part: states(), range(4), CPU)) == states()
+            assert set().union(*threads.map_parts(lambda part: states(), range(4), CPU)) == expected
+    assert set().union(*threads.map_parts(lambda part: states(), range(4), CPU)) == states()
 
 
 def test_an_error_in_one_thread_is_the_callers():
     with pytest.raises(ZeroDivisionError):
-        threads.shared(lambda part: 1 / part, [1, 0, 2], CPU)
+        threads.map_parts(lambda part: 1 / part, [1, 0, 2], CPU)
 
 
 @pytest.mark.parametrize("size, count, together", [
@@ -89,7 +91,7 @@ def test_threads_encode_some_images_at_a_time(size, count, together, number):
         lambda layer, given, result: worked_on.append((len(result), threading.get_ident()))
     )
     with torch.no_grad():
-        found, again = threads.encoded(encoder, [view, view])
+        found, again = threads.encode_in_parts(encoder, [view, view])
     assert (
         torch.equal(found, again)
         and found.shape == expected.shape
@@ -113,7 +115,7 @@ def test_views_of_several_sizes_are_each_encoded_under_their_own_mask():
         View(torch.rand(70, 1, 8, 8)),
     ]
     with torch.no_grad():
-        found = threads.encoded(encoder.tokens, views)
+        found = threads.encode_in_parts(encoder.tokens, views)
         expected = [encoder.tokens(view.pixels, view.visible) for view in views]
     assert [tokens.shape for tokens in found] == [(70, 17, 32), (70, 6, 32), (70, 5, 32)]
     assert all(torch.allclose(tokens, wanted, atol=1e-5) for tokens, wanted in zip(found, expected))
@@ -146,7 +148,7 @@ def test_a_gpu_is_given_views_of_one_shape_together(shapes, together):
         assert visible is None or len(visible) == len(pixels)
         return pixels.flatten(1)
 
-    found = threads.encoded(encode, views)
+    found = threads.encode_in_parts(encode, views)
     assert seen == [(count, threading.get_ident()) for count in together]
     assert [rows.shape for rows in found] == [(count, 3 * size**2) for count, size, _ in shapes]
 

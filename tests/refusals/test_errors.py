@@ -4,7 +4,7 @@ import warnings
 import pytest
 
 import train_simclr
-from memorization.errors import MOST_SHOWN, Caution, Interrupted, WrongUse, shorten, visible
+from memorization.errors import MOST_SHOWN, Caution, Interrupted, WrongUse, escape, shorten
 from memorization.machine.command import one_line_errors
 
 HIDDEN = "\x1b]0;owned\x07\x1b[31m\x7f\x9b2J\u202egnp.\u2066\ud8ff\r"
@@ -55,8 +55,8 @@ def test_a_short_message_is_shown_as_it_is():
 
 
 def test_a_name_that_is_printed_cannot_command_the_terminal():
-    assert visible(HIDDEN) == "\\x1b]0;owned\\x07\\x1b[31m\\x7f\\x9b2J\\u202egnp.\\u2066\\ud8ff\\r"
-    assert visible("größe 猫 \u200d ±") == "größe 猫 \u200d ±"
+    assert escape(HIDDEN) == "\\x1b]0;owned\\x07\\x1b[31m\\x7f\\x9b2J\\u202egnp.\\u2066\\ud8ff\\r"
+    assert escape("größe 猫 \u200d ±") == "größe 猫 \u200d ±"
 
 
 def test_a_name_that_is_not_utf_8_is_refused_in_a_line_of_ascii(refusal):
