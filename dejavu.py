@@ -62,7 +62,7 @@ from memorization.normalization import normalize
 from memorization.results import SUMMARY, Summary, read_summary
 from memorization.run import open_run
 from memorization.significance import mean_and_spread, plus_minus
-from models.encoders import EncoderSettings, make_encoder
+from models.encoders import encoder_settings, make_encoder
 
 ACTIONS = {
     "checkpoint": "encoder (the default), epoch_NNNN for a kept one, or all for the test over training"
@@ -265,7 +265,7 @@ def attack_one_model(run, seed, checkpoint, images, public):
     training = queries_about(run, images.train, subsets.independent, seed, f)
     held_out = queries_about(run, public.split, public.held_out.numpy(), seed, f)
     torch.manual_seed(seed)
-    encoder = make_encoder(EncoderSettings(name="resnet_small"), f.channels, f.size)
+    encoder = make_encoder(encoder_settings(name="resnet_small"), f.channels, f.size)
     network = nn.Sequential(encoder, nn.Linear(encoder.dim, len(images.classes)))
     labels = images.train.labels
     stopped = train_classifier(

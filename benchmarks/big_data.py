@@ -26,7 +26,7 @@ from memorization.data.prepared_maps import open_map
 from memorization.optimizers import make_optimizer
 from memorization.settings import TrainingSettings
 from memorization.training.loop import train_step
-from models.encoders import EncoderSettings, make_encoder
+from models.encoders import encoder_settings, make_encoder
 from models.simclr import SimCLR, SimCLRSettings
 
 IMAGES, SIZE = 20_000, 224
@@ -39,7 +39,7 @@ def main():
     batch_size, steps = ON_CPU if device.type == "cpu" else ON_GPU
     with tempfile.TemporaryDirectory() as folder:
         split = map_of_noise(Path(folder) / "map.npy").to(device, "cpu")
-        encoder = make_encoder(EncoderSettings(name="resnet18", stem="standard"), 3, SIZE)
+        encoder = make_encoder(encoder_settings(name="resnet18", stem="standard"), 3, SIZE)
         method = SimCLR(encoder, **SimCLRSettings(name="simclr").arguments()).to(
             device, memory_format=torch.channels_last
         )

@@ -14,7 +14,7 @@ from memorization.encoder import Encoder
 from memorization.machine.threads import encode_in_parts
 from memorization.measuring.probing import ProbeSettings, train_layers
 from memorization.measuring.representations import stored_examples
-from models.encoders import EncoderSettings, make_encoder
+from models.encoders import encoder_settings, make_encoder
 
 IMAGES, SIZE, EPOCHS = 2_000, 32, 90
 SETTINGS = ProbeSettings(epochs=EPOCHS)
@@ -24,7 +24,7 @@ def main():
     device = chosen_device(__doc__)
     split = random_split(IMAGES, 3, SIZE, device)
     encoder = (
-        make_encoder(EncoderSettings(name="resnet18"), 3, SIZE)
+        make_encoder(encoder_settings(name="resnet18"), 3, SIZE)
         .eval()
         .to(device, memory_format=torch.channels_last)
     )

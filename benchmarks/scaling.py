@@ -17,13 +17,13 @@ from memorization.encoder import Encoder
 from memorization.measuring.representations import encode_images
 from memorization.neighbors import nearest_neighbors
 from memorization_scores import score_batch
-from models.encoders import EncoderSettings, make_encoder
+from models.encoders import encoder_settings, make_encoder
 
 SIZE, BATCH, DIMENSIONS = 16, 256, 128
 IMAGES = [1_000, 4_000, 16_000, 64_000]
 VIEWS = [4, 8, 16, 32]
 NEIGHBORS = [10, 40, 160, 640]
-ENCODER = EncoderSettings(name="resnet_small", width=8)
+ENCODER = encoder_settings(name="resnet_small", width=8)
 
 
 def main():

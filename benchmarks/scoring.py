@@ -19,14 +19,14 @@ from benchmarks.contest import Contestant, chosen_device, contest, save
 from benchmarks.peers import normalization, random_split, scoring_config, torchvision_transform
 from memorization.machine.device import use_exact_arithmetic
 from memorization_scores import score_batch
-from models.encoders import EncoderSettings, make_encoder
+from models.encoders import encoder_settings, make_encoder
 
 SIZE, VIEWS = 32, 10
 OURS, THEIRS = {"cpu": 64, "cuda": 256}, 8  # images a call
 ENCODERS = [
-    EncoderSettings(name="resnet18"),
-    EncoderSettings(name="vit_tiny", patch=4),
-    EncoderSettings(name="vit_tiny", patch=2),
+    encoder_settings(name="resnet18"),
+    encoder_settings(name="vit_tiny", patch=4),
+    encoder_settings(name="vit_tiny", patch=2),
 ]
 
 

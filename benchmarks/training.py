@@ -35,11 +35,11 @@ from memorization.optimizers import make_optimizer
 from memorization.settings import TrainingSettings
 from memorization.training.loop import train_step
 from models.byol import BYOL, BYOLSettings
-from models.encoders import EncoderSettings, make_encoder
+from models.encoders import EncoderSettings, encoder_settings, make_encoder
 from models.mae import MAE, MAESettings
 from models.simclr import SimCLR, SimCLRSettings
 
-RESNET18 = EncoderSettings(name="resnet18")
+RESNET18 = encoder_settings(name="resnet18")
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ CASES = {
     "cpu": [
         Case("simclr", RESNET18),
         Case("byol", RESNET18),
-        Case("mae", EncoderSettings(name="vit_tiny", patch=4)),
+        Case("mae", encoder_settings(name="vit_tiny", patch=4)),
         # the demo's
         Case(
             "simclr",
-            EncoderSettings(name="resnet_small", width=32),
+            encoder_settings(name="resnet_small", width=32),
             steps=32,
             size=28,
             channels=1,
@@ -83,7 +83,7 @@ CASES = {
         Case("simclr", RESNET18, batch_size=512, steps=20),
         Case("simclr", RESNET18, batch_size=1024, steps=10),
         Case("byol", RESNET18, batch_size=512, steps=20),
-        Case("mae", EncoderSettings(name="vit_tiny", patch=2), batch_size=1024, steps=10),
+        Case("mae", encoder_settings(name="vit_tiny", patch=2), batch_size=1024, steps=10),
     ],
 }
 HEAVIEST = 6  # operations that are shown
@@ -188,7 +188,7 @@ class OurTraining:
 
     def __init__(self, case, split, device, compiled=False):
         self.split, self.device, self.channels = split, device, case.channels
-        self.patch = case.encoder.patch if case.encoder.sees_patches else None
+        self.patch = case.encoder.patch_size
         recipe = simclr_recipe(case.size)
         self.recipes = [
             recipe

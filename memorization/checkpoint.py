@@ -31,7 +31,7 @@ from memorization.machine.files import (
     write_atomically,
 )
 from memorization.settings import read_trained, with_defaults
-from models.encoders import EncoderSettings, make_encoder
+from models.encoders import encoder_settings, make_encoder
 
 FORMAT = "memorization checkpoint 1"
 # what torch.save of tensors names
@@ -389,7 +389,7 @@ def untrained_encoder(encoder, seed):
 
 
 def _fresh_network(record):
-    settings = EncoderSettings(**record["config"]["encoder"])
+    settings = encoder_settings(**record["config"]["encoder"])
     return make_encoder(settings, record["channels"], record["size"])
 
 

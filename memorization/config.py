@@ -4,7 +4,9 @@ Config.
 
 import argparse
 import difflib
+import functools
 import inspect
+import operator
 import os
 import typing
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any, Literal
 
 import pydantic
 from pydantic import BaseModel, Field
+from pydantic.fields import FieldInfo
 
 from memorization.data.recipes import ViewRecipe
 from memorization.errors import WrongUse, short_form, shorten
@@ -24,8 +27,8 @@ from memorization.measuring.probing import ProbeSettings
 from memorization.measuring.removal import RemovalSettings
 from memorization.measuring.scores import ScoreSettings
 from memorization.settings import TRAINED, Trained, check_views, not_compared, read_run_file
-from memorization.validation import validated, with_options
-from models.encoders import EncoderSettings, settings_of_encoder
+from memorization.validation import schemas_by_name, validated, with_options
+from models.encoders import ENCODERS
 from models.settings import Settings
 
 
@@ -131,7 +134,10 @@ def read_config(doc, argv=None, method=None, actions=None, flags=None):
     for key, field in options.items():
         several = "+" if _is_list(field.annotation) else None
         settings.add_argument(
-            f"--{key}", nargs=several, metavar=_type_name(field), help=_meaning(field)
+            f"--{key}",
+            nargs=several,
+            metavar=_type_name(field),
+            help=_meaning(field).replace("%", "%%"),
         )
     arguments = vars(parser.parse_args(argv))
 
@@ -222,11 +228,14 @@ def _checkpoints_beyond(training, given):
 
 def _settings_of_the_other_encoder(encoder, given):
     """The settings of an `encoder:` section that the encoder of the options does not take."""
-    names = typing.get_args(EncoderSettings.model_fields["name"].annotation)
-    name = given.get("encoder.name")
-    if not isinstance(encoder, dict) or name not in names or encoder.get("name") not in names:
+    if not isinstance(encoder, dict):
         return []
-    of_the_other = settings_of_encoder(encoder["name"]) - settings_of_encoder(name)
+    before, after = (
+        ENCODERS.get(name) for name in (encoder.get("name"), given.get("encoder.name"))
+    )
+    if before is None or after is None:
+        return []
+    of_the_other = before.model_fields.keys() - after.model_fields.keys()
     return [key for key in encoder if key in of_the_other and f"encoder.{key}" not in given]
 
 
@@ -348,10 +357,34 @@ def _options(schema, prefix=""):
     """{dotted key: field} of every setting that holds a value."""
     options = {}
     for name, field in schema.model_fields.items():
-        if inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel):
+        if field.discriminator is not None:
+            options |= _options_of_all(schemas_by_name(field), f"{prefix}{name}.")
+        elif inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel):
             options |= _options(field.annotation, f"{prefix}{name}.")
         elif field.annotation is not Any:
             options[prefix + name] = field
+    return options
+
+
+def _options_of_all(schemas, prefix):
+    """{dotted key: field} of a section with several schemas; descriptions say which names take it.
+
+    schemas: {name: Settings class}.
+    """
+    takers = {}  # {key: {(meaning, annotation): names}}
+    for name, schema in schemas.items():
+        for key, field in schema.model_fields.items():
+            kinds = takers.setdefault(key, {})
+            kinds.setdefault((_meaning(field), field.annotation), []).append(name)
+    options = {}
+    for key, kinds in takers.items():
+        meanings = [f"{', '.join(names)}: {meaning}" for (meaning, _), names in kinds.items()]
+        annotation = functools.reduce(operator.or_, [annotation for _, annotation in kinds])
+        options[prefix + key] = FieldInfo(annotation=annotation, description="; ".join(meanings))
+    name = next(iter(schemas.values())).model_fields["name"]
+    options[f"{prefix}name"] = FieldInfo(
+        annotation=Literal[tuple(schemas)], description=name.description
+    )
     return options
 
 
@@ -395,4 +428,4 @@ def _meaning(field):
         if field.is_required()
         else f" (default: {'null' if field.default is None else field.default})"
     )
-    return f"{field.description or ''}{default}".replace("%", "%%")
+    return f"{field.description or ''}{default}"

@@ -148,9 +148,9 @@ def check_views(recipes, key, encoder):
         if recipe.size < LEAST_PIXELS:
             least = f"a view has at least {LEAST_PIXELS} pixels a side"
             raise ValueError(f"{key}: size is {recipe.size}, but {least}")
-        if encoder.sees_patches and recipe.size % encoder.patch:
+        if encoder.sees_patches and recipe.size % encoder.patch_size:
             view = f"the {recipe.size} pixels of a view in {key}"
-            raise ValueError(f"encoder.patch: {encoder.patch} does not divide {view}")
+            raise ValueError(f"encoder.patch: {encoder.patch_size} does not divide {view}")
         if recipe.mask_ratio and not encoder.sees_patches:
             whole = f"{encoder.name} sees whole images; only a vit_... takes a mask"
             raise ValueError(f"{key}: mask_ratio is {recipe.mask_ratio}, but {whole}")

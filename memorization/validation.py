@@ -21,15 +21,16 @@ def validated(schema, values, source, options=None):
     try:
         return schema.model_validate(with_options(values, options or {}))
     except pydantic.ValidationError as error:
-        problem = _problems(error)[0]
-    key, message = _key_and_message(problem, schema)
+        problem = _problems(error, schema)[0]
+    key, message = _key_and_message(problem)
     place = _place(schema, values, source, options or {}, problem, key or message.split(":")[0])
     raise WrongUse(f"{place}: {f'{key}: ' if key else ''}{message}")
 
 
-def _problems(error):
+def _problems(error, schema):
     """What pydantic found, the first to be told first: a misspelt key explains a missing one."""
-    return sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    problems = [_without_tags(problem, schema) for problem in error.errors()]
+    return sorted(problems, key=lambda problem: problem["type"] != "extra_forbidden")
 
 
 def _place(schema, values, source, options, problem, key):
@@ -53,7 +54,7 @@ def _options_to_blame(schema, values, options, problem, section):
         try:
             schema.model_validate(with_options(values, options))
         except pydantic.ValidationError as error:
-            return _problems(error)
+            return _problems(error, schema)
         return []
 
     def has(problems):
@@ -78,12 +79,50 @@ def _options_to_blame(schema, values, options, problem, section):
     return causes or {option: value for option, value in options.items() if option not in needed}
 
 
-def _key_and_message(problem, schema):
+def _without_tags(problem, schema):
+    """A problem of pydantic with plain keys in `loc`, and in `section` the Settings class that the
+    last of them should belong to.
+
+    Pydantic adds the name that tells the schemas of a section apart, such as "resnet18" of
+    `encoder:`, to the path of its keys, and says in its own words if the name is missing or unknown.
+    """
+    section, schemas, path = schema, {}, []
+    for part in problem["loc"]:
+        if part in schemas:
+            section, schemas = schemas[part], {}
+            continue
+        field = section.model_fields.get(part) if isinstance(part, str) else None
+        if field is not None:
+            schemas = schemas_by_name(field)
+            section = section_in(field.annotation) or section
+        path.append(part)
+    problem = {**problem, "loc": tuple(path), "section": section}
+    if problem["type"] == "union_tag_not_found":
+        return problem | {"type": "missing", "loc": (*path, "name")}
+    if problem["type"] == "union_tag_invalid":
+        allowed = f"Input should be one of {problem['ctx']['expected_tags']}"
+        name = problem["input"]["name"]
+        return problem | {"loc": (*path, "name"), "input": name, "msg": allowed}
+    return problem
+
+
+def schemas_by_name(field):
+    """{name: Settings class} of a section whose `name` tells its schemas apart; {} of any other."""
+    if field.discriminator is None:
+        return {}
+    return {
+        name: schema
+        for schema in typing.get_args(field.annotation)
+        for name in typing.get_args(schema.model_fields["name"].annotation)
+    }
+
+
+def _key_and_message(problem):
     """Of what pydantic found: the dotted key, and its value and what is allowed."""
     path = problem["loc"]
     key = ".".join(map(str, path))
     if problem["type"] == "extra_forbidden":
-        known = list(_fields_at(schema, path[:-1]))
+        known = list(problem["section"].model_fields)
         near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
         return key, "no such setting; " + (
             f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
@@ -119,14 +158,6 @@ def _hint(value):
     if re.fullmatch(r"[-+]?[0-9][0-9a-z_:.+-]*", value, re.IGNORECASE):
         return " (a number has decimal digits alone, such as 10 or 0.001)"
     return ""
-
-
-def _fields_at(schema, path):
-    """The fields of the section that a path of keys leads to."""
-    for part in path:
-        if isinstance(part, str):
-            schema = section_in(schema.model_fields[part].annotation)
-    return schema.model_fields
 
 
 def section_in(annotation):

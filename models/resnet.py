@@ -1,8 +1,33 @@
 """ResNets as encoders: torchvision's, and a small one for CPUs."""
 
+from typing import Literal
+
 import torch.nn as nn
 import torchvision
+from pydantic import Field
 from torchvision.models.resnet import BasicBlock
+
+from models.settings import FirstEncoderSettings
+
+
+class ResNetSmallSettings(FirstEncoderSettings):
+    name: Literal["resnet_small"] = Field(description="the encoder")
+    # Convolutions with fewer channels than 8 write beyond their memory in oneDNN, torch's library
+    # for CPUs, where there is no AVX-512.
+    width: int = Field(32, ge=8, le=1024, description="channels of its first stage")
+
+    def make(self, channels, size):
+        return resnet_small(channels, self.width)
+
+
+class ResNetSettings(FirstEncoderSettings):
+    name: Literal["resnet18", "resnet34", "resnet50"] = Field(description="the encoder")
+    stem: Literal["small", "standard"] = Field(
+        "small", description="3x3 without max-pool, or 7x7 with it (ImageNet)"
+    )
+
+    def make(self, channels, size):
+        return resnet(self.name, channels, self.stem)
 
 
 class ResNetEncoder(nn.Module):

@@ -1,5 +1,9 @@
 """What all settings have in common."""
 
+import reprlib
+from typing import ClassVar
+
+import pydantic
 from pydantic import BaseModel, ConfigDict
 
 
@@ -15,3 +19,59 @@ class MethodSettings(Settings):
     def arguments(self):
         """The arguments of the method beside its encoder."""
         return self.model_dump(exclude={"name"})
+
+
+class BaseEncoderSettings(Settings):
+    """A config's `encoder:` section. `name`, a Literal, says which encoders it describes."""
+
+    @property
+    def patch_size(self):
+        """Height and width of the patches that can be hidden from the encoder, or None."""
+        return None
+
+    @property
+    def sees_patches(self):
+        """Whether patches can be hidden from the encoder."""
+        return self.patch_size is not None
+
+    def make(self, channels, size):
+        """A fresh encoder for images (B, channels, size, size).
+
+        Raises ValueError, naming the setting, if the settings do not fit the images.
+        """
+        raise NotImplementedError
+
+
+class FirstEncoderSettings(BaseEncoderSettings):
+    """Settings of the first eight encoders, whose records list the settings of all of them.
+
+    encoder.pt and config.yaml keep this form: a setting that the encoder does not take is recorded,
+    and accepted, at its default.
+    """
+
+    RECORDED: ClassVar = {
+        "name": None,
+        "stem": "small",
+        "width": 32,
+        "depth": 4,
+        "patch": 4,
+        "positions": "sincos",
+        "pooling": "mean",
+    }
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _without_the_settings_of_others(cls, values):
+        if type(values) is not dict:
+            return values
+        others = cls.RECORDED.keys() - cls.model_fields.keys()
+        for key in cls.RECORDED:
+            if key in others and key in values and values[key] != cls.RECORDED[key]:
+                takes = ", ".join(sorted(cls.model_fields.keys() - {"name"}))
+                value, name = reprlib.repr(values[key]), values.get("name")
+                raise ValueError(f"{key} is {value}, but {name} takes no {key}, only {takes}")
+        return {key: value for key, value in values.items() if key not in others}
+
+    @pydantic.model_serializer(mode="wrap")
+    def _with_the_settings_of_others(self, dump):
+        return self.RECORDED | dump(self)

@@ -3,36 +3,84 @@ an image's patches only.
 """
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from pydantic import Field
+
+from models.settings import FirstEncoderSettings
 
 # width, depth, heads
 VIT_SIZES = {"vit_tiny": (192, 12, 3), "vit_small": (384, 12, 6), "vit_base": (768, 12, 12)}
 MINI_HEAD_DIM = 32  # vit_mini has a head for every 32 channels
-# worked on at a time on a CPU where no gradient is wanted: a fifth faster than many
+# images in a batch on a CPU when no gradient is computed: a fifth faster than large batches
 IMAGES_IN_CACHE = 16
+
+
+class _PatchSettings(FirstEncoderSettings):
+    patch: int = Field(
+        4, ge=1, description="height and width of a patch, a divisor of the size of every view"
+    )
+    positions: Literal["sincos", "learned"] = Field(
+        "sincos", description="fixed sines and cosines, or learned (and decayed)"
+    )
+    pooling: Literal["mean", "class"] = Field(
+        "mean", description="the mean of the visible patches' tokens, or the class token"
+    )
+
+    @property
+    def patch_size(self):
+        return self.patch
+
+    def make(self, channels, size):
+        return VisionTransformer(channels, size, self)
+
+
+class ViTMiniSettings(_PatchSettings):
+    name: Literal["vit_mini"] = Field(description="the encoder")
+    width: int = Field(32, ge=8, le=1024, description="channels of its tokens, a multiple of 32")
+    depth: int = Field(4, ge=1, le=64, description="its blocks")
+
+    @property
+    def shape(self):
+        """Width, depth and heads."""
+        if self.width % MINI_HEAD_DIM:
+            needed = f"no multiple of {MINI_HEAD_DIM}, as vit_mini needs"
+            raise ValueError(f"encoder.width: {self.width} is {needed}")
+        return self.width, self.depth, self.width // MINI_HEAD_DIM
+
+
+class ViTSettings(_PatchSettings):
+    name: Literal["vit_tiny", "vit_small", "vit_base"] = Field(description="the encoder")
+
+    @property
+    def shape(self):
+        """Width, depth and heads."""
+        return VIT_SIZES[self.name]
 
 
 class VisionTransformer(nn.Module):
     """A class token and a token for every visible patch, through transformer blocks that normalize
     first.
 
-    channels, size: of the images; patch: height and width of a patch, a divisor of size; dim: D;
-    positions: "sincos" or "learned"; pooling: "mean" of the visible patches' tokens, or "class",
-    the class token.
+    channels, size: of the images; settings: with the shape of the blocks, the size of a patch, a
+    divisor of `size`, the kind of positions, and the pooling: "mean" of the visible patches'
+    tokens, or "class", the class token.
     """
 
-    def __init__(self, channels, size, patch, dim, depth, heads, positions, pooling):
+    def __init__(self, channels, size, settings):
         super().__init__()
+        patch = settings.patch
+        dim, depth, heads = settings.shape
         if size % patch:
             raise ValueError(f"encoder.patch: {patch} does not divide the image size, {size}")
-        self.patch, self.dim, self.pooling = patch, dim, pooling
+        self.patch, self.dim, self.pooling = patch, dim, settings.pooling
         self.channels, self.grid = channels, size // patch
         self.embed = nn.Linear(channels * patch**2, dim)
         self.class_token = nn.Parameter(0.02 * torch.randn(dim))
-        self.positions = Positions(dim, self.grid, positions)
+        self.positions = Positions(dim, self.grid, settings.positions)
         self.blocks = transformer_blocks(dim, depth, heads)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         initialize_linear(self)
@@ -81,27 +129,6 @@ class Positions(nn.Module):
             return self.table
         square = self.table.T.reshape(1, -1, self.grid, self.grid)
         return F.interpolate(square, size=(grid, grid), mode="bicubic").flatten(2)[0].T
-
-
-def vit(name, settings, channels, size):
-    """A vision transformer by name: vit_tiny, vit_small, vit_base, or vit_mini, whose width and
-    depth are settings.
-
-    settings: has .patch, .positions and .pooling, and for vit_mini .width, a multiple of 32, and
-    .depth. Raises ValueError, which names the setting, where they do not fit the images or each
-    other.
-    """
-    if name == "vit_mini":
-        if settings.width % MINI_HEAD_DIM:
-            raise ValueError(
-                f"encoder.width: {settings.width} is no multiple of {MINI_HEAD_DIM}, as vit_mini needs"
-            )
-        dim, depth, heads = settings.width, settings.depth, settings.width // MINI_HEAD_DIM
-    else:
-        dim, depth, heads = VIT_SIZES[name]
-    return VisionTransformer(
-        channels, size, settings.patch, dim, depth, heads, settings.positions, settings.pooling
-    )
 
 
 def transformer_blocks(dim, depth, heads):

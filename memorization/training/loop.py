@@ -292,7 +292,7 @@ def _steps_between_questions(milliseconds):
 
 def _views_of(indices, split, normalization, config, seed, epoch):
     """The views of a training step."""
-    draw = Draw(seed, "training", epoch, config.encoder.patch)
+    draw = Draw(seed, "training", epoch, config.encoder.patch_size)
     return training_views(split, indices, config.augmentation.views, normalization, draw)
 
 
@@ -438,7 +438,7 @@ def try_method(make_method, channels, config):
     try:
         method, views = (
             make_method(),
-            blank_views(config.augmentation.views, channels, config.encoder.patch, count=2),
+            blank_views(config.augmentation.views, channels, config.encoder.patch_size, count=2),
         )
         signature = inspect.signature(method.forward)
         try:

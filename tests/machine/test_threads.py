@@ -6,7 +6,7 @@ import torch
 
 from memorization.data.augmentations import View
 from memorization.machine import threads
-from models.encoders import EncoderSettings, make_encoder
+from models.encoders import encoder_settings, make_encoder
 
 CPU = torch.device("cpu")
 
@@ -82,7 +82,7 @@ def test_an_error_in_one_thread_is_the_callers():
 def test_threads_encode_some_images_at_a_time(size, count, together, number):
     torch.manual_seed(0)
     encoder, worked_on = (
-        make_encoder(EncoderSettings(name="resnet_small", width=8), 1, size).eval(),
+        make_encoder(encoder_settings(name="resnet_small", width=8), 1, size).eval(),
         [],
     )
     view = View(torch.rand(count, 1, size, size))
@@ -106,7 +106,7 @@ def test_threads_encode_some_images_at_a_time(size, count, together, number):
 def test_views_of_several_sizes_are_each_encoded_under_their_own_mask():
     torch.manual_seed(0)
     encoder = make_encoder(
-        EncoderSettings(name="vit_mini", width=32, depth=1, patch=4), 1, 16
+        encoder_settings(name="vit_mini", width=32, depth=1, patch=4), 1, 16
     ).eval()
     visible = torch.rand(70, 16).argsort(1)[:, :5]
     views = [
@@ -163,7 +163,7 @@ def test_a_gpu_with_less_memory_is_given_fewer_views_at_a_time(monkeypatch):
 @pytest.mark.parametrize("masked", [False, True])
 def test_views_encoded_together_are_those_encoded_one_by_one(masked, number):
     torch.manual_seed(0)
-    settings = EncoderSettings(name="vit_mini", width=32, depth=1, patch=4)
+    settings = encoder_settings(name="vit_mini", width=32, depth=1, patch=4)
     encoder, views = make_encoder(settings, 1, 16).eval(), []
     for size in (16, 8, 16, 16, 8):
         visible = torch.rand(7, 4).argsort(1) if masked else None

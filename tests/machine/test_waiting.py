@@ -33,7 +33,7 @@ from memorization.optimizers import make_optimizer
 from memorization.training.loop import train_step
 from memorization_scores import score_batch
 from models.byol import BYOL
-from models.encoders import EncoderSettings, make_encoder
+from models.encoders import encoder_settings, make_encoder
 from models.mae import MAE
 from models.simclr import SimCLR
 
@@ -98,7 +98,7 @@ def prepared_step(method, optimizer, write_config, device, changes=()):
             indices,
             config.augmentation.views,
             images.normalization,
-            Draw(0, "training", patch=config.encoder.patch),
+            Draw(0, "training", patch=config.encoder.patch_size),
         )
         return train_step(network, optimizer, views, config.training, progress=0.5)
 
@@ -129,7 +129,7 @@ def images_on_meta():
 
 
 def small_encoder():
-    return make_encoder(EncoderSettings(name="resnet_small", width=8), 3, 16)
+    return make_encoder(encoder_settings(name="resnet_small", width=8), 3, 16)
 
 
 @pytest.mark.parametrize("name, mask_ratio, representation", [
@@ -139,7 +139,7 @@ def test_a_batch_is_scored_by_one_call_of_each_encoder_that_waits_for_nothing(
     name, mask_ratio, representation, monkeypatch
 ):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
-    settings, images, called = EncoderSettings(name=name), images_on_meta(), []
+    settings, images, called = encoder_settings(name=name), images_on_meta(), []
     f, g = (make_encoder(settings, 3, 16).eval().to(META) for _ in range(2))
     for encoder in (f, g):
         inner = encoder.layers if name == "resnet_small" else encoder.blocks

@@ -186,7 +186,8 @@ def test_another_encoder_leaves_out_the_settings_of_the_one_in_the_file_and_says
     write_config, capsys
 ):
     config = read(write_config(), "--encoder.name", "vit_tiny", "--encoder.patch", "4")
-    assert (config.encoder.name, config.encoder.patch, config.encoder.width) == ("vit_tiny", 4, 32)
+    recorded = config.trained_part()["encoder"]
+    assert (recorded["name"], recorded["patch"], recorded["width"]) == ("vit_tiny", 4, 32)
     assert (
         capsys.readouterr().out
         == "command line: --encoder.name vit_tiny: without width of resnet_small\n"

@@ -17,7 +17,7 @@ from memorization.alignment import (
 )
 from memorization.data.augmentations import View
 from memorization.normalization import normalize, normalize_rows
-from models.encoders import EncoderSettings, make_encoder
+from models.encoders import encoder_settings, make_encoder
 
 
 def random_views(B, V, D, seed=0):
@@ -158,7 +158,7 @@ def test_representations_of_half_precision_are_compared_in_single(encoder, repre
 
 def test_with_everything_visible_masked_tokens_are_all_tokens():
     torch.manual_seed(0)
-    encoder = make_encoder(EncoderSettings(name="vit_mini", width=32, depth=1), 1, 16).eval()
+    encoder = make_encoder(encoder_settings(name="vit_mini", width=32, depth=1), 1, 16).eval()
     pixels = torch.randn(3, 2, 1, 16, 16)
     everything = torch.arange(16).expand(2, -1)
     with torch.no_grad():
@@ -174,7 +174,7 @@ def test_tokens_of_masked_views_are_no_vectors():
 
 def test_pooled_distances_are_those_of_the_encoders_output_under_the_mask(one_thread):
     torch.manual_seed(0)
-    encoder = make_encoder(EncoderSettings(name="vit_mini", width=32, depth=1), 1, 16).eval()
+    encoder = make_encoder(encoder_settings(name="vit_mini", width=32, depth=1), 1, 16).eval()
     views = [View(torch.randn(2, 1, 16, 16), torch.tensor([[0, i], [i, 15]])) for i in (3, 7, 9)]
     with torch.no_grad():
         expected = torch.stack(

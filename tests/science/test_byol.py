@@ -8,7 +8,7 @@ from conftest import with_hidden_pixels
 
 from memorization.data.augmentations import View
 from models.byol import BYOL, BYOLSettings, momentum_at, prediction_loss
-from models.encoders import EncoderSettings, make_encoder
+from models.encoders import encoder_settings, make_encoder
 from models.heads import HEAD_NORMS
 
 
@@ -77,7 +77,7 @@ def test_both_networks_see_each_view_under_its_own_mask():
     torch.manual_seed(0)
     settings = BYOLSettings(name="byol", hidden_dim=8, projection_dim=4, head_norm="layer")
     byol = BYOL(
-        make_encoder(EncoderSettings(name="vit_mini", depth=1), 3, 16), **settings.arguments()
+        make_encoder(encoder_settings(name="vit_mini", depth=1), 3, 16), **settings.arguments()
     )
     generator = torch.Generator().manual_seed(0)
     masks = [torch.rand(6, 16, generator=generator).argsort(dim=1)[:, :5] for _ in range(2)]

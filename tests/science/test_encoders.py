@@ -1,11 +1,18 @@
+import pydantic
 import pytest
 import torch
 
-from models.encoders import ENCODERS, EncoderSettings, make_encoder
+from models.encoders import ENCODERS, EncoderSettings, encoder_settings, make_encoder
+
+
+class Section(pydantic.BaseModel):
+    encoder: EncoderSettings
 
 
 def test_the_config_offers_the_encoders_that_there_are():
-    assert set(EncoderSettings.model_fields["name"].annotation.__args__) == set(ENCODERS)
+    assert {name: type(Section(encoder={"name": name}).encoder) for name in ENCODERS} == ENCODERS
+    with pytest.raises(pydantic.ValidationError, match="resnet19"):
+        Section(encoder={"name": "resnet19"})
 
 
 @pytest.mark.parametrize("name, stem, channels, size, dim, positions", [
@@ -16,7 +23,7 @@ def test_the_config_offers_the_encoders_that_there_are():
     ("resnet50", "standard", 1, 64, 2048, 4),
 ])  # fmt: skip
 def test_representation_is_the_mean_of_the_tokens(name, stem, channels, size, dim, positions):
-    encoder = make_encoder(EncoderSettings(name=name, stem=stem), channels, size).eval()
+    encoder = make_encoder(encoder_settings(name=name, stem=stem), channels, size).eval()
     pixels = torch.rand(2, channels, size, size)
     with torch.no_grad():
         representation, tokens = encoder(pixels), encoder.tokens(pixels)
@@ -27,7 +34,7 @@ def test_representation_is_the_mean_of_the_tokens(name, stem, channels, size, di
 
 def test_the_small_stem_keeps_the_size_and_the_standard_one_quarters_it():
     small, standard = (
-        make_encoder(EncoderSettings(name="resnet18", stem=stem), 3, 32)
+        make_encoder(encoder_settings(name="resnet18", stem=stem), 3, 32)
         for stem in ("small", "standard")
     )
     pixels = torch.rand(1, 3, 32, 32)
@@ -37,7 +44,7 @@ def test_the_small_stem_keeps_the_size_and_the_standard_one_quarters_it():
 
 
 def test_a_resnet_refuses_a_mask():
-    encoder = make_encoder(EncoderSettings(name="resnet_small"), 1, 28)
+    encoder = make_encoder(encoder_settings(name="resnet_small"), 1, 28)
     with pytest.raises(ValueError, match="mask"):
         encoder(torch.rand(1, 1, 28, 28), visible=torch.tensor([[0]]))
 
@@ -46,7 +53,7 @@ def test_batch_norms_that_are_trained_see_the_whole_batch_even_without_a_gradien
     """Such as those of a momentum encoder."""
     torch.manual_seed(0)
     encoder, pixels = (
-        make_encoder(EncoderSettings(name="resnet_small", width=8), 1, 28),
+        make_encoder(encoder_settings(name="resnet_small", width=8), 1, 28),
         torch.rand(150, 1, 28, 28),
     )
     with torch.no_grad():

@@ -3,7 +3,7 @@ import torch
 from conftest import with_hidden_pixels
 
 from memorization.data.augmentations import View
-from models.encoders import EncoderSettings, make_encoder
+from models.encoders import encoder_settings, make_encoder
 from models.mae import MAE, MAESettings, hidden_patches, patch_statistics, restore_order
 from models.vit import patchify
 
@@ -13,7 +13,7 @@ def make_mae(channels=1, encoder=(), **changes):
     settings = MAESettings(
         name="mae", **{"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2} | changes
     )
-    encoder = EncoderSettings(
+    encoder = encoder_settings(
         **{"name": "vit_mini", "width": 32, "depth": 1, "patch": 4} | dict(encoder)
     )
     return MAE(make_encoder(encoder, channels, 16), **settings.arguments())
@@ -162,7 +162,7 @@ def test_a_view_that_hides_nothing_is_refused(K, words):
 
 def test_an_encoder_that_cannot_leave_out_patches_is_refused():
     with pytest.raises(ValueError, match="encoder.name: MAE hides patches"):
-        MAE(make_encoder(EncoderSettings(name="resnet_small"), 1, 16), 16, 1, 2, True)
+        MAE(make_encoder(encoder_settings(name="resnet_small"), 1, 16), 16, 1, 2, True)
 
 
 def test_heads_that_do_not_divide_the_decoders_width_are_refused():

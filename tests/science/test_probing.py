@@ -39,7 +39,7 @@ from memorization.measuring.representations import (
 )
 from memorization.optimizers import optimizer_of, schedule, set_learning_rate
 from memorization.significance import mean_and_spread
-from models.encoders import EncoderSettings, make_encoder
+from models.encoders import encoder_settings, make_encoder
 
 CPU = torch.device("cpu")
 
@@ -456,7 +456,7 @@ def test_two_encoders_that_differ_in_their_pooling_alone_are_kept_apart():
     encoders = []
     for pooling in ("mean", "class"):
         torch.manual_seed(0)
-        settings = EncoderSettings(name="vit_mini", pooling=pooling)
+        settings = encoder_settings(name="vit_mini", pooling=pooling)
         record = {
             "config": {"encoder": settings.model_dump()},
             "channels": 3,
@@ -472,7 +472,7 @@ def test_two_encoders_that_differ_in_their_pooling_alone_are_kept_apart():
 def test_probing_changes_nothing_of_an_encoder(tmp_path):
     torch.manual_seed(0)
     encoder = (
-        make_encoder(EncoderSettings(name="resnet_small", width=8), 3, 8)
+        make_encoder(encoder_settings(name="resnet_small", width=8), 3, 8)
         .eval()
         .requires_grad_(False)
     )

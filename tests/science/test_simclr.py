@@ -6,7 +6,7 @@ import torch.nn as nn
 from conftest import with_hidden_pixels
 
 from memorization.data.augmentations import View
-from models.encoders import EncoderSettings, make_encoder
+from models.encoders import encoder_settings, make_encoder
 from models.simclr import SimCLR, SimCLRSettings, nt_xent
 
 
@@ -92,7 +92,7 @@ def masked_views(*counts):
 @pytest.mark.parametrize("one_pass", [True, False])
 def test_each_view_is_encoded_under_its_own_mask(one_pass):
     torch.manual_seed(0)
-    encoder = make_encoder(EncoderSettings(name="vit_mini", depth=1), 3, 16)
+    encoder = make_encoder(encoder_settings(name="vit_mini", depth=1), 3, 16)
     settings = SimCLRSettings(
         name="simclr", hidden_dim=6, projection_dim=4, head_norm="layer", one_pass=one_pass
     )

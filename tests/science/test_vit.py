@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memorization.machine.device import use_exact_arithmetic
-from models.encoders import EncoderSettings, make_encoder
+from models.encoders import encoder_settings, make_encoder
 from models.vit import Block, Positions, patchify, sincos_positions, transformer_blocks, unpatchify
 
 
 def make_vit(channels=1, size=16, seed=0, **settings):
     torch.manual_seed(seed)
     return make_encoder(
-        EncoderSettings(**{"name": "vit_mini", "width": 32, "depth": 2, "patch": 4} | settings),
+        encoder_settings(**{"name": "vit_mini", "width": 32, "depth": 2, "patch": 4} | settings),
         channels,
         size,
     ).eval()
@@ -45,7 +45,7 @@ def test_unpatchify_undoes_patchify_exactly(channels, size, patch):
 def test_the_sizes_are_those_of_the_literature(name, dim, depth, heads, millions):
     """Parameters of DeiT and ViT at 224 pixels and patches of 16, without the classifier."""
     with torch.device("meta"):
-        encoder = make_encoder(EncoderSettings(name=name, patch=16, positions="learned"), 3, 224)
+        encoder = make_encoder(encoder_settings(name=name, patch=16, positions="learned"), 3, 224)
     assert (encoder.dim, len(encoder.blocks), encoder.blocks[0].self_attn.num_heads) == (
         dim,
         depth,
