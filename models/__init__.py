@@ -1,34 +1,43 @@
 """Networks only: encoders, and one whole training method a file. Nothing here knows of experiments,
 data sets or files.
 
-A method is a torch module that the training loop knows by this contract, and by nothing else:
+A method is a torch module. The training loop knows it by this contract, and by nothing else:
 
     encoder                    the only part that is measured and kept
-    forward(*views) -> loss    a view has .pixels (B, C, H, W), normalized, and .visible (B, K) patch indices or None
-    parameter_groups()         optional; dicts with params and any of lr_scale, weight_decay, constant_lr (else: all parameters, biases
-                               and norms without decay)
-    before_step(progress)      optional; after backward, before the optimizer: freezing, schedules; progress in [0, 1]
+    forward(*views) -> loss    a view has .pixels (B, C, H, W), normalized, and .visible, patch
+                               indices (B, K) or None
+    parameter_groups()         optional; dicts with params and any of lr_scale, weight_decay,
+                               constant_lr (else: all parameters, biases and norms without decay)
+    before_step(progress, optimizer)
+                               optional; after backward, before the optimizer steps: freezing,
+                               schedules of its groups; progress in [0, 1]
     after_step(progress)       optional; momentum networks, centres, temperatures
-    pictures(views)            optional; {title: (n, C, H, W) pixels, normalized as the views are}, drawn as rows of pictures every
-                               training.pictures_every epochs
+    pictures(views)            optional; {title: (n, C, H, W) pixels, normalized as the views are},
+                               drawn as rows of pictures every training.pictures_every epochs
 
-Where several processes train together, forward sees one process's part of the batch, and the
-gradient is the mean over the processes: a loss that is a mean over images needs nothing more, one
-that compares images puts the parts together by models/gather.py first.
+If several processes train together, forward sees one process's part of the batch, and the gradient
+is the mean over the processes. A loss that is a mean over images needs nothing more. A loss that
+compares images gathers the parts first, by models/gather.py.
 
-All its state lives in parameters and buffers. Beside the module stands the schema of its settings,
-a pydantic model whose fields are the keys of the config's `method:` section and whose `arguments()`
-are those of the module. Adding a method is one file here, one train script and one config.
+All state of a method lives in parameters and buffers. Beside the module stands the schema of its
+settings, a pydantic model: its fields are the keys of the config's `method:` section, and its
+`arguments()` are those of the module. Adding a method is one file here, one train script and one
+config.
 
 An encoder maps normalized pixels to representations:
 
     encoder(pixels, visible=None) -> (B, D)              one representation an image
-    encoder.tokens(pixels, visible=None) -> (B, T, D)    one a position, before pooling; of a vision transformer (B, 1 + K, D), the class
-                                                         token and the K visible patches
+    encoder.tokens(pixels, visible=None) -> (B, T, D)    one a position, before pooling; of a vision
+                                                         transformer (B, 1 + K, D), the class token
+                                                         and the K visible patches
     encoder.dim                                          D
-    encoder.patch                                        of a vision transformer: height and width of its patches
+    encoder.patch                                        of a vision transformer: height and width
+                                                         of its patches
 
-Whatever does not fit together (a method and an encoder, or its views) is a ValueError, raised when
-the method is made or first called, whose message is one line that names the setting; it is called
+Its settings stand beside it, a BaseEncoderSettings whose `make(channels, size)` makes it. Adding an
+encoder is one file here and one line in encoders.py.
+
+What does not fit together (a method and an encoder, or its views) is a ValueError, raised when the
+method is made or first called. Its message is one line that names the setting. A method is called
 once on blank views before training starts.
 """

@@ -312,7 +312,7 @@ def train_step(method, optimizer, views, settings, progress, forward=None):
     if settings.clip_gradient:
         nn.utils.clip_grad_norm_(method.parameters(), settings.clip_gradient)
     if hasattr(method, "before_step"):
-        method.before_step(progress)
+        method.before_step(progress, optimizer)
     optimizer.step()
     if hasattr(method, "after_step"):
         method.after_step(progress)

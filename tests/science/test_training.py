@@ -775,8 +775,9 @@ class Hooked(SimCLR):
             {"params": self.projector.parameters()},
         ]
 
-    def before_step(self, progress):
+    def before_step(self, progress, optimizer):
         assert all(p.grad is not None for p in self.parameters())
+        assert [group.get("lr_scale") for group in optimizer.param_groups] == [0.5, None]
         self.calls.append(("before", progress))
 
     def after_step(self, progress):
