@@ -3,7 +3,6 @@ executed on loading.
 """
 
 import errno
-import io
 import os
 import pickletools
 import re
@@ -20,6 +19,7 @@ from memorization.errors import Broken, Caution, WrongUse, short_form, shorten
 from memorization.fields import MOST_PIXELS
 from memorization.fingerprints import checksum, first_difference, on_cpu
 from memorization.machine.files import (
+    atomically,
     delete_file,
     exists,
     names_in,
@@ -28,8 +28,8 @@ from memorization.machine.files import (
     refuse_broken,
     rename,
     sync_folder,
-    write_atomically,
 )
+from memorization.machine.processes import on_first_process
 from memorization.settings import read_trained, with_defaults
 from models.encoders import encoder_settings, make_encoder
 
@@ -52,12 +52,12 @@ class _Foreign(ValueError):
     """A whole file, but not one of ours; the message says of what."""
 
 
+@on_first_process
 def save_checkpoint(path, content):
     """Write a dict of plain types and tensors, with its checksum. Equal contents give equal bytes."""
     content = on_cpu({"format": FORMAT, **content})
-    file = io.BytesIO()
-    torch.save({**content, "checksum": checksum(content)}, file)
-    write_atomically(path, file.getvalue())
+    with atomically(path) as file:
+        torch.save({**content, "checksum": checksum(content)}, file)
 
 
 def read_checkpoint(path):

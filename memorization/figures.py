@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from memorization.data.subsets import SUBSETS
-from memorization.errors import UNPRINTED, Caution
+from memorization.errors import UNPRINTED
 from memorization.machine.files import write_atomically
+from memorization.machine.processes import on_first_process
+from memorization.machine.screen import caution
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLORS = {
@@ -47,6 +49,7 @@ def picture(draw):
     """
 
     @functools.wraps(draw)
+    @on_first_process
     def draw_and_write(*arguments):
         path = arguments[-1]
         try:
@@ -54,8 +57,8 @@ def picture(draw):
                 content = io.BytesIO()
                 draw(*arguments).savefig(content, format="png", dpi=150, bbox_inches="tight")
         except Exception as error:  # matplotlib raises any kind, for fonts, texts or its own cache
-            message = f"{path}: this picture cannot be drawn ({type(error).__name__}: {error}); the work goes on without it"
-            warnings.warn(Caution(message), stacklevel=2)
+            reason = f"{type(error).__name__}: {error}"
+            caution(f"{path}: this picture cannot be drawn ({reason}); the work goes on without it")
             return
         write_atomically(path, content.getvalue())
 

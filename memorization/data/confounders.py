@@ -3,31 +3,31 @@ in their classes.
 """
 
 import itertools
-import warnings
 
 import numpy as np
 
 from memorization.data.subsets import SUBSETS
-from memorization.errors import Caution
-from memorization.machine import processes
+from memorization.machine.processes import on_first_process
+from memorization.machine.screen import caution
 
 FAR = 0.5  # share of the way from the distance of random splits to that of disjoint classes
 RANDOM_SPLITS, ROUNDS = 1000, 10  # random splits of a round, and rounds
 
 
+@on_first_process
 def warn_of_confounders(subsets, images, settings):
     """Warn if images of two subsets are the same, or if the classes of two subsets hardly overlap.
 
     images: prepared ones; settings: the config's `subsets:` section. Pixels of published datasets
     are hashed in a second or less; those of a folder were hashed when its map was made.
     """
-    if subsets.role is not None or not processes.is_first():
+    if subsets.role is not None:
         return
     twins = count_twins(subsets, images)
     if twins:
         pairs = ", ".join(f"{count} of {one} in {other}" for (one, other), count in twins.items())
         message = f"subsets: the same image (equal pixels) stands in two subsets: {pairs}; such images are not what their subset says"
-        warnings.warn(Caution(message), stacklevel=3)
+        caution(message)
     distances = find_distant_classes(subsets, images)
     if distances:
         parts = [f"{' and '.join(pair)} ({share:.0%} differ)" for pair, share in distances.items()]
@@ -37,7 +37,7 @@ def warn_of_confounders(subsets, images, settings):
             else ""
         )
         message = f"subsets: classes hardly overlap: {', '.join(parts)}; what differs between them may be the classes' doing{advice}"
-        warnings.warn(Caution(message), stacklevel=3)
+        caution(message)
 
 
 def count_twins(subsets, images):

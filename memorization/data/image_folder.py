@@ -1,16 +1,15 @@
 """A folder of images, root/<split>/<class>/...: which image files it holds, each once."""
 
 import os
-import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from memorization.data.image_files import ENDINGS, OTHER_ENDINGS
-from memorization.errors import Caution, WrongUse, escape
-from memorization.machine import processes
+from memorization.errors import WrongUse, escape
 from memorization.machine.files import is_folder
+from memorization.machine.screen import caution
 
 PASSED_OVER = {  # in the order of the line on the screen
     "hidden": "{} hidden files or folders",
@@ -184,8 +183,5 @@ def _check_disjoint(places, folders):
     count = f"{len(both)} of the {len(places['test'])} images in {test} are the same files as images in {train}"
     if len(both) == len(places["test"]):
         raise WrongUse(f"image_folder: {count}; external images are in neither training set")
-    if processes.is_first():
-        message = (
-            f"image_folder: {count}, such as {both[0].path}; as external images they are not unseen"
-        )
-        warnings.warn(Caution(message), stacklevel=4)
+    such = f"such as {both[0].path}; as external images they are not unseen"
+    caution(f"image_folder: {count}, {such}")

@@ -1,7 +1,6 @@
 """S_S, S_C, S_I and S_E: which images are in both training sets, in f's, in g's, and in neither."""
 
 import hashlib
-import io
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from pydantic import Field
 from memorization.data.randomness import permutation, sample_keys, stream
 from memorization.errors import WrongUse
 from memorization.fields import NOT_COMPARED, Seed, possible_path
-from memorization.machine.files import parse_json, read_arrays, refuse_broken, write_atomically
+from memorization.machine.files import atomically, parse_json, read_arrays, refuse_broken
 from models.settings import Settings
 
 # In the order of every table; external images come from the test set, the others from the training
@@ -189,17 +188,15 @@ def save_subsets(subsets, path):
     """Write subsets.npz: the four arrays, the fingerprints of the data set and of all, and role and
     parents where there are.
     """
-    content = io.BytesIO()
     arrays = {name: getattr(subsets, name) for name in SUBSETS}
     of_role = (
         {}
         if subsets.role is None
         else {"role": subsets.role, "parents": json.dumps(subsets.parents)}
     )
-    np.savez(
-        content, **arrays, data=json.dumps(subsets.data), fingerprint=subsets.fingerprint, **of_role
-    )
-    write_atomically(path, content.getvalue())
+    record = {"data": json.dumps(subsets.data), "fingerprint": subsets.fingerprint}
+    with atomically(path) as file:
+        np.savez(file, **arrays, **record, **of_role)
 
 
 def load_subsets(path):

@@ -77,8 +77,7 @@ def stored_examples(encoder, split, rows, cache, device):
     if values is None:
         check_writable(cache)
         values = encode_images(encoder, split, rows, device, kept_in=cache).numpy()
-        if processes.is_first():
-            write_atomically(path, representation_file(values, what))
+        write_atomically(path, representation_file(values, what))
     return Examples(torch.from_numpy(values).to(device), labels)
 
 
