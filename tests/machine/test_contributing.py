@@ -1,0 +1,144 @@
+"""What CONTRIBUTING.md promises: how many lines a new method, encoder and data set take."""
+
+import difflib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import EXPERIMENT
+
+ROOT = Path(__file__).parents[2]
+METHOD = '''"""Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230)."""
+
+from typing import Literal
+
+import torch
+import torch.nn as nn
+from pydantic import Field
+
+from models.settings import MethodSettings
+
+
+class BarlowSettings(MethodSettings):
+    """The config's `method:` section."""
+
+    name: Literal["barlow"]
+    redundancy: float = Field(0.005, ge=0, description="weight of the off-diagonal terms")
+
+
+class Barlow(nn.Module):
+    """The cross-correlation of two views' representations is to be the identity."""
+
+    def __init__(self, encoder, redundancy):
+        super().__init__()
+        self.encoder = encoder
+        self.redundancy = redundancy
+
+    def forward(self, first, second):
+        z1, z2 = (self.encoder(view.pixels, view.visible) for view in (first, second))
+        z1, z2 = ((z - z.mean(0)) / (z.std(0) + 1e-5) for z in (z1, z2))
+        correlation = z1.T @ z2 / len(z1)  # (D, D)
+        error = (correlation - torch.eye(len(correlation), device=z1.device)).square()
+        return error.diagonal().sum() + self.redundancy * (error.sum() - error.diagonal().sum())
+'''
+ENCODER = '''"""A linear encoder."""
+
+from typing import Literal
+
+import torch.nn as nn
+from pydantic import Field
+
+from models.settings import BaseEncoderSettings
+
+
+class LinearSettings(BaseEncoderSettings):
+    name: Literal["linear"] = Field(description="the encoder")
+    dim: int = Field(16, ge=1, description="dimensions of the representation")
+
+    def make(self, channels, size):
+        return Linear(channels * size**2, self.dim)
+
+
+class Linear(nn.Module):
+    def __init__(self, pixels, dim):
+        super().__init__()
+        self.layer = nn.Linear(pixels, dim)
+        self.dim = dim
+
+    def forward(self, pixels, visible=None):
+        return self.layer(pixels.flatten(1))
+
+    def tokens(self, pixels, visible=None):
+        return self(pixels)[:, None]
+'''
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the project, without what is not in it."""
+    for name in ("models", "memorization", "configs"):
+        leave_out = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=leave_out)
+    for script in ROOT.glob("*.py"):
+        shutil.copy(script, tmp_path)
+    return tmp_path
+
+
+def run(copy, script, *options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, script, "--config", "new.yaml", *options]
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def add_line(path, before, line):
+    """Put a line into a file, in front of the first line that begins with `before`."""
+    lines = path.read_text().splitlines()
+    place = next(i for i, text in enumerate(lines) if text.startswith(before))
+    lines.insert(place, line)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def changed_lines(copy):
+    """{file: number of added or removed lines} of the files of the project that differ."""
+    changed = {}
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("models/*.py"), *ROOT.glob("memorization/**/*.py")]:
+        name = path.relative_to(ROOT)
+        lines = [place.joinpath(name).read_text().splitlines() for place in (ROOT, copy)]
+        difference = [line for line in difflib.ndiff(*lines) if line[0] in "+-"]
+        if difference:
+            changed[str(name)] = len(difference)
+    return changed
+
+
+def write_config(copy, **sections):
+    config = {**EXPERIMENT, **sections, "run": "run"}
+    config["training"] = {**config["training"], "epochs": 1}
+    (copy / "new.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_a_method_is_a_file_a_script_of_three_other_lines_and_a_config(copy):
+    (copy / "models/barlow.py").write_text(METHOD)
+    script = (copy / "train_simclr.py").read_text()
+    renamed = script.replace("simclr", "barlow").replace("SimCLR", "Barlow")
+    code = [text.split('"""')[2].splitlines() for text in (script, renamed)]
+    assert sum(line[0] == "+" for line in difflib.ndiff(*code)) == 3
+    (copy / "train_barlow.py").write_text(renamed)
+    write_config(copy, method={"name": "barlow", "redundancy": 0.01})
+    run(copy, "train_barlow.py")
+    assert "candidate" in run(copy, "memorization_scores.py")
+    assert changed_lines(copy) == {}
+
+
+def test_an_encoder_is_a_file_and_a_line(copy):
+    (copy / "models/linear.py").write_text(ENCODER)
+    add_line(copy / "models/encoders.py", "]", '    "models.linear:LinearSettings",')
+    write_config(copy, encoder={"name": "linear", "dim": 8})
+    run(copy, "train_simclr.py")
+    assert "candidate" in run(copy, "memorization_scores.py")
+    assert changed_lines(copy) == {"models/encoders.py": 1}
