@@ -16,6 +16,7 @@ import pydantic
 from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
 
+from memorization.data.catalogue import IN_FILES
 from memorization.data.recipes import ViewRecipe
 from memorization.errors import WrongUse, short_form, shorten
 from memorization.fields import Seed, each_once, possible_path
@@ -293,7 +294,7 @@ def _with_order_of_run(config, is_given):
     if is_given:
         return config
     if not exists(config.folder / "config.yaml"):
-        if config.data.name == "image_folder" and not config.subsets.file and _is_first_process():
+        if config.data.name in IN_FILES and not config.subsets.file and _is_first_process():
             print(
                 "warning: subsets.order is not given: a folder is shuffled, as its files come class by class",
                 flush=True,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import BaseModel, Field
 
-from memorization.data.catalogue import DataSettings
+from memorization.data.catalogue import IN_FILES, DataSettings
 from memorization.data.recipes import AugmentationSettings
 from memorization.data.subsets import SubsetSettings
 from memorization.errors import WrongUse
@@ -103,7 +103,7 @@ class Trained(Settings):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _shuffle_folders(cls, values):
-        """Take the images of a folder shuffled unless an order is given.
+        """Take images in files shuffled unless an order is given.
 
         In file order they come class by class, and the subsets would be of other classes.
         """
@@ -113,7 +113,7 @@ class Trained(Settings):
         if not sections or not all(type(section) is dict for section in sections):
             return values
         data, subsets = sections
-        if data.get("name") != "image_folder" or "order" in subsets:
+        if data.get("name") not in IN_FILES or "order" in subsets:
             return values
         return {**values, "subsets": {**subsets, "order": "shuffled"}}
 

@@ -2,7 +2,6 @@
 
 import os
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +18,7 @@ PASSED_OVER = {  # in the order of the line on the screen
 }
 
 
-@dataclass(frozen=True)
-class Listing:
+class Listing(NamedTuple):
     """The images of one split: paths and the numbers of their classes, of equal length."""
 
     files: tuple

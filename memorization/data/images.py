@@ -11,10 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from memorization.data.catalogue import read_published
-from memorization.data.image_folder import list_image_folder
+from memorization.data.catalogue import DATASETS
 from memorization.data.prepared_maps import (
     KNOWN,
     Selection,
@@ -22,28 +20,14 @@ from memorization.data.prepared_maps import (
     prepare_map,
     unfinished_path,
 )
-from memorization.data.randomness import sample_keys, stream, uniform
+from memorization.data.randomness import SPLITS
 from memorization.errors import WrongUse
 from memorization.machine import processes
 from memorization.machine.device import to_device
 from memorization.machine.files import exists, size_in_words
 from memorization.machine.resources import pin
 
-# Published mean and standard deviation of each channel, of pixels in [0, 1]; ImageNet's for any
-# folder of images.
-NORMALIZATION = {
-    "fashion_mnist": ((0.2860,), (0.3530,)),
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
-    "stl10": ((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
-    "image_folder": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "fake": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-}
 NAMED = 5  # broken images that a message names
-FAKE_COUNTS = {"train": 1024, "test": 256}
-FAKE_CLASSES = 10
-FAKE_GRID = 4  # height and width of the random grid behind a smooth pattern
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,65 +257,51 @@ class Images:
 
 
 def open_images(settings):
-    """The Images of a dataset, by settings.name.
+    """The Images of a data set, by settings.name.
 
-    settings: DataSettings. A folder of images is only listed; call `prepare` on it before pixels
-    are needed. Raises WrongUse, which names the dataset, where it was looked for and the reason,
-    when files are missing or damaged.
+    settings: DataSettings. Images in files are only listed; call `prepare` before their pixels are
+    needed. Raises WrongUse, naming the data set, where it was looked for and the reason, if files
+    are missing or damaged.
     """
-    return OPENERS[settings.name](settings)
-
-
-# --- published datasets ---------------------------------------------------------------------------
-
-
-def _open_published(settings):
-    train, test, classes = read_published(
-        settings.name, Path(settings.root).expanduser(), settings.verify
-    )
+    row = DATASETS[settings.name]
+    *splits, classes = row.read(settings)
+    make = functools.partial(_listed, size=settings.size) if row.in_files else _split
     try:
-        splits = [
-            _split(name, *arrays, classes) for name, arrays in (("train", train), ("test", test))
-        ]
+        train, test = (make(name, *split, classes) for name, split in zip(SPLITS, splits))
     except ValueError as error:
-        raise WrongUse(
-            f"{settings.name}: cannot be read ({error}); looked for in {settings.root}"
-        ) from None
-    return Images(settings.name, *splits, *NORMALIZATION[settings.name], classes)
+        place = f"looked for in {settings.root}"
+        raise WrongUse(f"{settings.name}: cannot be read ({error}); {place}") from None
+    images = Images(settings.name, train, test, row.mean, row.std, classes)
+    if not row.in_files:
+        return images
+    folder = Path(settings.prepared).expanduser()
+    return replace(images, prepared_folder=folder, skip_broken=settings.skip_broken)
 
 
 def _split(name, pixels, labels, classes):
     """Arrays as a Split. Raises ValueError if images and labels do not fit together."""
-    if not 0 < len(pixels) == len(labels):
-        raise ValueError(f"{len(pixels)} {name} images, but {len(labels)} labels")
-    if not -1 <= labels.min() <= labels.max() < len(classes):
-        raise ValueError(f"a {name} label outside of the {len(classes)} classes")
+    _check_labels(name, pixels, labels, classes)
     return Split(name, torch.from_numpy(np.array(pixels, order="C")), torch.from_numpy(labels))
 
 
-# --- a folder of images ---------------------------------------------------------------------------
-
-
-def _open_image_folder(settings):
-    classes, listings = list_image_folder(Path(settings.root).expanduser())
-    splits = [_listed(name, listing, settings.size) for name, listing in listings.items()]
-    folder = Path(settings.prepared).expanduser()
-    return Images(
-        settings.name, *splits, *NORMALIZATION[settings.name], classes, folder, settings.skip_broken
-    )
-
-
-def _listed(name, listing, size):
-    """A Split of which no image is prepared."""
-    files = listing.files
+def _listed(name, files, labels, classes, size):
+    """A Listing as a Split of which no image is prepared. Raises ValueError if files and labels do
+    not fit together.
+    """
+    _check_labels(name, files, labels, classes)
     pixels = torch.empty(0, 3, size, size, dtype=torch.uint8)
-    return Split(
-        name,
-        pixels,
-        torch.tensor(listing.labels),
-        row_of=torch.full((len(files),), -1),
-        files=files,
-    )
+    nowhere = torch.full((len(files),), -1)
+    return Split(name, pixels, torch.tensor(labels), row_of=nowhere, files=files)
+
+
+def _check_labels(name, images, labels, classes):
+    if not 0 < len(images) == len(labels):
+        raise ValueError(f"{len(images)} {name} images, but {len(labels)} labels")
+    if not -1 <= min(labels) <= max(labels) < len(classes):
+        raise ValueError(f"a {name} label outside of the {len(classes)} classes")
+
+
+# --- images in files ------------------------------------------------------------------------------
 
 
 def _prepare_split(split, indices, folder, known_suffice=False):
@@ -380,48 +350,3 @@ def _sha256(split):
     for rows in split.pixels.split(256):
         digest.update(rows.cpu().numpy())
     return digest.hexdigest()
-
-
-# --- images made up for tests ---------------------------------------------------------------------
-
-
-def _open_fake(settings):
-    splits = [_fake_split(name, settings.size) for name in FAKE_COUNTS]
-    return Images(
-        settings.name, *splits, *NORMALIZATION[settings.name], tuple(map(str, range(FAKE_CLASSES)))
-    )
-
-
-def _fake_split(name, size):
-    """Images from which both class and instance can be learned: the pattern of the class, one of
-    the image's own, and a little noise.
-    """
-    of_classes = _smooth_patterns(
-        sample_keys(stream(0, "fake", view=0), torch.arange(FAKE_CLASSES)), size
-    )
-    labels = torch.arange(FAKE_COUNTS[name]) % FAKE_CLASSES
-    pixels = []
-    for indices in torch.arange(len(labels)).split(128):
-        keys = sample_keys(stream(0, "fake", name, view=1), indices)
-        noise = uniform(
-            sample_keys(stream(0, "fake", name, view=2), indices), torch.arange(3 * size * size)
-        ).view(-1, 3, size, size)
-        # (B, 3, size, size)
-        mixture = (
-            0.45 * of_classes[labels[indices]] + 0.45 * _smooth_patterns(keys, size) + 0.1 * noise
-        )
-        pixels.append((255 * mixture).round().to(torch.uint8))
-    return Split(name, torch.cat(pixels), labels)
-
-
-def _smooth_patterns(keys, size):
-    """One smooth random pattern a key, (B, 3, size, size) float64 in [0, 1)."""
-    grid = uniform(keys, torch.arange(3 * FAKE_GRID**2)).view(-1, 3, FAKE_GRID, FAKE_GRID)
-    return F.interpolate(grid, size=(size, size), mode="bilinear")
-
-
-OPENERS = {
-    **dict.fromkeys(("fashion_mnist", "cifar10", "cifar100", "svhn", "stl10"), _open_published),
-    "image_folder": _open_image_folder,
-    "fake": _open_fake,
-}

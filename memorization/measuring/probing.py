@@ -14,6 +14,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from memorization.data.augmentations import whole_images
+from memorization.data.catalogue import IN_FILES, OF_TORCHVISION
 from memorization.data.randomness import permutation
 from memorization.data.subsets import first_by_hash
 from memorization.errors import WrongUse
@@ -39,7 +40,7 @@ NEIGHBORS = {"knn_20": {"k": 20}, "knn_200": {"k": 200, "temperature": 0.1}}
 
 
 class ProbeSettings(OptimizerSettings):
-    datasets: list[Literal["fashion_mnist", "cifar10", "cifar100", "svhn", "stl10"]] = Field(
+    datasets: list[Literal[tuple(OF_TORCHVISION)]] = Field(
         [], description="the probed datasets, looked for in data.root; [] for the one of training"
     )
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
@@ -266,8 +267,9 @@ def probed_data(config):
     """
     if not config.probe.datasets:
         return [config.data]
+    sizes = {name: config.augmentation.size for name in IN_FILES}
     return [
-        config.data.model_copy(update={"name": name, "size": None})
+        config.data.model_copy(update={"name": name, "size": sizes.get(name)})
         for name in config.probe.datasets
     ]
 

@@ -9,7 +9,7 @@ from conftest import METHODS
 import memorization_scores
 import train_simclr
 from memorization.config import Config, read_config, read_run_config, save_config
-from memorization.data.images import NORMALIZATION
+from memorization.data.catalogue import DATASETS
 from memorization.errors import WrongUse
 from memorization.fingerprints import first_difference
 from memorization.training.loop import try_method
@@ -45,7 +45,7 @@ def test_every_config_is_whole_and_names_its_run_after_itself(path):
 def test_the_method_of_every_config_takes_the_views_of_its_augmentation(path, monkeypatch):
     written, tried = yaml.safe_load(path.read_text()), []
     script, _, _ = METHODS[written["method"]["name"]]
-    channels = len(NORMALIZATION[written["data"]["name"]][0])
+    channels = len(DATASETS[written["data"]["name"]].mean)
     monkeypatch.setattr(script, "open_images", lambda settings: SimpleNamespace(channels=channels))
     monkeypatch.setattr(
         script,

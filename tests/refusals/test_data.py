@@ -22,9 +22,8 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from memorization.data import catalogue as published_datasets
 from memorization.data import images as data
-from memorization.data import prepared_maps
+from memorization.data import prepared_maps, published_files
 from memorization.data.catalogue import DataSettings
 from memorization.data.images import open_images
 from memorization.errors import Interrupted, WrongUse
@@ -46,7 +45,7 @@ def no_network(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def no_debian_package(monkeypatch, tmp_path):
-    monkeypatch.setattr(published_datasets, "DEBIAN_FASHION_MNIST", tmp_path / "no_package")
+    monkeypatch.setattr(published_files, "DEBIAN_FASHION_MNIST", tmp_path / "no_package")
 
 
 def opened(name, root, **settings):
@@ -98,7 +97,7 @@ def test_fashion_mnist_is_read_from_the_folder_of_torchvision(tmp_path):
 
 def test_fashion_mnist_is_unpacked_from_the_debian_package(tmp_path, monkeypatch):
     written = write_debian_package(tmp_path / "package")
-    monkeypatch.setattr(published_datasets, "DEBIAN_FASHION_MNIST", tmp_path / "package")
+    monkeypatch.setattr(published_files, "DEBIAN_FASHION_MNIST", tmp_path / "package")
     images = opened("fashion_mnist", tmp_path / "root")
     assert torch.equal(images.train.pixels[:, 0], torch.from_numpy(written["train"]))
     assert len(list((tmp_path / "root" / "FashionMNIST" / "raw").iterdir())) == 4
@@ -108,7 +107,7 @@ def test_a_broken_debian_package_is_named_and_leaves_no_file(tmp_path, monkeypat
     write_debian_package(tmp_path / "package")
     broken = tmp_path / "package" / "train-images-idx3-ubyte.gz"
     broken.write_bytes(broken.read_bytes()[:-100])
-    monkeypatch.setattr(published_datasets, "DEBIAN_FASHION_MNIST", tmp_path / "package")
+    monkeypatch.setattr(published_files, "DEBIAN_FASHION_MNIST", tmp_path / "package")
     with pytest.raises(WrongUse, match=str(broken)):
         opened("fashion_mnist", tmp_path / "root")
     assert not list(tmp_path.glob("root/**/*ubyte"))
@@ -932,5 +931,5 @@ def test_a_split_is_gathered_by_index_in_the_order_asked_for():
 def test_a_home_folder_is_understood_in_root(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write_debian_package(tmp_path / "package")
-    monkeypatch.setattr(published_datasets, "DEBIAN_FASHION_MNIST", tmp_path / "package")
+    monkeypatch.setattr(published_files, "DEBIAN_FASHION_MNIST", tmp_path / "package")
     assert len(opened("fashion_mnist", "~/data").train) == 3 and (tmp_path / "data").is_dir()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from torchvision import datasets
 
-from memorization.data import catalogue as published_datasets
+from memorization.data import published_files
 from memorization.data.catalogue import DataSettings
 from memorization.data.images import open_images
 from memorization.errors import WrongUse
@@ -153,7 +153,7 @@ def test_starts_at_once_in_an_empty_folder_download_once(tmp_path, downloads):
 
 def test_a_complete_folder_is_read_without_a_lock(tmp_path, cifar, monkeypatch):
     write(tmp_path, cifar[0])
-    monkeypatch.setattr(published_datasets, "sole_process", None)  # would be called
+    monkeypatch.setattr(published_files, "sole_process", None)  # would be called
     assert len(opened(tmp_path).train) == 2
 
 
@@ -205,13 +205,13 @@ def test_every_published_dataset_is_checked(tmp_path, name, file, monkeypatch):
         raise AssertionError("a download")
 
     monkeypatch.setattr(datasets.utils, "download_url", refuse)
-    monkeypatch.setattr(published_datasets, "DEBIAN_FASHION_MNIST", tmp_path / "no_package")
+    monkeypatch.setattr(published_files, "DEBIAN_FASHION_MNIST", tmp_path / "no_package")
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     content = gzip.compress(b"other")
     (tmp_path / file).write_bytes(content)
     if name == "fashion_mnist" and file.endswith(".gz"):  # the others of its archives must be there
-        sums = {path: md5(b"published") for path in published_datasets.UNPACKED[name]}
-        monkeypatch.setitem(published_datasets.UNPACKED, name, sums)
+        sums = {path: md5(b"published") for path in published_files.UNPACKED[name]}
+        monkeypatch.setitem(published_files.UNPACKED, name, sums)
         for path in set(sums) - {"t10k-labels-idx1-ubyte"}:
             (tmp_path / file).with_name(path).write_bytes(b"published")
     with pytest.raises(

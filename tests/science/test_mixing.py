@@ -20,8 +20,9 @@ import remove_samples
 import train_byol
 import train_simclr
 from memorization.checkpoint import read_checkpoint, save_checkpoint
-from memorization.data import images as data
-from memorization.data.catalogue import DataSettings
+from memorization.data.catalogue import DATASETS, DataSettings
+from memorization.data.fake import make_fake_arrays
+from memorization.data.images import open_images
 from memorization.data.subsets import SubsetSettings, draw_subsets, load_subsets, save_subsets
 
 MEASURING = {
@@ -31,12 +32,17 @@ MEASURING = {
     remove_samples: ["--removal.counts", "4", "--removal.candidates_only", "true"],
 }
 OF_SCORES = (dejavu, remove_samples)  # the scripts that read scores
-fake_images = functools.cache(data.OPENERS["fake"])
+FAKE = DataSettings(name="fake", size=16)
+read_once = functools.cache(lambda size: make_fake_arrays(DataSettings(name="fake", size=size)))
+
+
+def replace_fake_images(monkeypatch, read):
+    monkeypatch.setitem(DATASETS, "fake", DATASETS["fake"]._replace(read=read))
 
 
 @pytest.fixture(autouse=True)
 def images_made_once(monkeypatch):
-    monkeypatch.setitem(data.OPENERS, "fake", fake_images)
+    replace_fake_images(monkeypatch, lambda settings: read_once(settings.size))
 
 
 @pytest.fixture
@@ -344,9 +350,7 @@ def in_another_order(subsets):
 def of_another_seed(subsets):
     counts = {"shared": 32, "candidate": 24, "independent": 24, "external": 40}
     settings = SubsetSettings(**counts, order="shuffled", seed=1)
-    return replace(
-        draw_subsets(settings, fake_images(DataSettings(name="fake", size=16))), data=subsets.data
-    )
+    return replace(draw_subsets(settings, open_images(FAKE)), data=subsets.data)
 
 
 def of_other_data(subsets):
@@ -409,9 +413,10 @@ def one_image_less(images):
 )
 def test_other_images_are_refused(change, key, scored_run, refused, monkeypatch):
     path, run = scored_run
-    trained = fake_images(DataSettings(name="fake", size=16))
+    trained = open_images(FAKE)
     images = change(trained)
-    monkeypatch.setitem(data.OPENERS, "fake", lambda settings: images)
+    arrays = [(split.pixels.numpy(), split.labels.numpy()) for split in (images.train, images.test)]
+    replace_fake_images(monkeypatch, lambda settings: (*arrays, images.classes))
     split, name = key.split(".")
     found, old = (getattr(of, split).fingerprint[name] for of in (images, trained))
     both = f"is {found}, not {old}" if name == "count" else f"is {found[:12]}..., not {old[:12]}..."
