@@ -1,4 +1,6 @@
-"""Every picture. None of them depends on the user's settings of matplotlib, and none ends the work."""
+"""Every picture. A picture does not depend on the user's settings of matplotlib, and one that
+cannot be drawn does not end the work.
+"""
 
 import functools
 import io
@@ -35,6 +37,14 @@ POLICY_COLORS = {
     "random_matched": "#009E73",
     "typical": "#CC79A7",
 }
+OUTCOME_COLORS = {
+    "memorized": "#D55E00",
+    "correlated": "#999999",
+    "forgotten": "#0072B2",
+    "unassociated": "#DDDDDD",
+}
+LEGEND = {"fontsize": 8, "framealpha": 0.9, "edgecolor": "none"}
+POINTS = {"marker": "o", "markersize": 4, "capsize": 3}
 SCORE = "memorization score  $m(x) = L_{align}(g, x) - L_{align}(f, x)$"
 GALLERY_COLUMNS, GALLERY_ROWS = 8, 2
 CASES = 6
@@ -57,8 +67,8 @@ def picture(draw):
                 content = io.BytesIO()
                 draw(*arguments).savefig(content, format="png", dpi=150, bbox_inches="tight")
         except Exception as error:  # matplotlib raises any kind, for fonts, texts or its own cache
-            reason = f"{type(error).__name__}: {error}"
-            caution(f"{path}: this picture cannot be drawn ({reason}); the work goes on without it")
+            fault = f"{type(error).__name__}: {error}"
+            caution(f"{path}: this picture cannot be drawn ({fault}); the work goes on without it")
             return
         write_atomically(path, content.getvalue())
 
@@ -124,7 +134,7 @@ def draw_histogram(scores, path):
     axes.set(
         title="How much the candidate encoder memorized each image", xlabel=SCORE, ylabel="density"
     )
-    axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
+    axes.legend(**LEGEND)
     axes.set_ylim(top=1.25 * axes.get_ylim()[1])  # room for the legend
     return figure
 
@@ -273,170 +283,106 @@ def draw_training_curve(summaries, logs, path):
     return figure
 
 
-def no_proof(trained_on):
-    """A sentence: f's advantage over a classifier of parts proves nothing, since f saw more images.
-
-    trained_on: {"f": its training images, "reference": the classifier's}; or None, for "", if f is
-    compared with g.
-    """
-    if trained_on is None:
-        return ""
-    f, reference = trained_on["f"], trained_on["reference"]
-    return f"no proof of memorization: f saw {f} images, the classifier {reference} ({f / reference:.1f} times as many)"
-
-
-def _two_lines(title, caveat):
-    return f"{title}\n{caveat}" if caveat else title
-
-
 @picture
 def draw_deja_vu_confidence(summary, path):
-    """Accuracy of target and reference on the surest images, against their share, a thin line a
-    seed. summary: of dejavu.py.
+    """Accuracy of target and reference on the surest images, against their share; a thin line for
+    every seed. summary: a DejaVuSummary.
     """
     figure, axes = _subplots(figsize=(6.5, 4.5))
-    sweeps = [seed["over_confidence"] for seed in summary["seeds"]]
-    percent = sweeps[0]["percent"]
-    caveat = no_proof(summary.get("trained_on"))
-    target, reference = ("f", "classifier of parts") if caveat else ("target", "reference")
-    for key, style, name in (
-        ("acc_target", "-", f"{target} (trained on the image)"),
-        ("acc_reference", "--", f"{reference} (did not)"),
+    words, sweeps = summary.words, [seed.over_confidence for seed in summary.seeds]
+    percent = sweeps[0].percent
+    for key, style, color, name in (
+        ("acc_target", "-", "candidate", f"{words.target} (trained on the image)"),
+        ("acc_reference", "--", "independent", f"{words.full_reference} (did not)"),
     ):
-        color = COLORS["candidate" if key == "acc_target" else "independent"]
-        curves = 100 * np.array([sweep[key] for sweep in sweeps])
-        axes.plot(percent, curves.mean(0), style, color=color, label=name)
+        line = {"linestyle": style, "color": COLORS[color]}
+        curves = 100 * np.array([getattr(sweep, key) for sweep in sweeps])
+        axes.plot(percent, curves.mean(0), label=name, **line)
         for curve in curves if len(curves) > 1 else ():
-            axes.plot(percent, curve, style, color=color, linewidth=0.6, alpha=0.5)
-    axes.axhline(
-        100 * summary["chance"], color="black", linewidth=0.8, linestyle=":", label="chance"
-    )
+            axes.plot(percent, curve, linewidth=0.6, alpha=0.5, **line)
+    chance = 100 * summary.chance
+    axes.axhline(chance, color="black", linewidth=0.8, linestyle=":", label="chance")
     axes.set_xscale("log")
     axes.set_xticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
-    title = _two_lines(
-        f"Labels inferred from a part of the image (query: {summary['query']})", caveat
-    )
     axes.set(
-        title=title,
         xlabel="the surest images of each model, % of all",
         ylabel="right labels, %",
         ylim=(0, 103),
     )
-    axes.title.set_fontsize(9 if caveat else 12)
-    axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
+    title = f"Labels inferred from a part of the image (query: {summary.query})"
+    _set_title(axes, title, summary.caveat)
+    axes.legend(**LEGEND)
     return figure
 
 
 @picture
 def draw_deja_vu_shares(summary, path):
-    """Shares of the four outcomes as bars. summary: of dejavu.py."""
+    """Shares of the four outcomes as bars. summary: a DejaVuSummary."""
     figure, axes = _subplots(figsize=(6.5, 4))
-    shares = summary["shares"]
-    colors = {
-        "memorized": "#D55E00",
-        "correlated": "#999999",
-        "forgotten": "#0072B2",
-        "unassociated": "#DDDDDD",
-    }
-    means, errors = (
-        [100 * (share[key] or 0) for share in shares.values()] for key in ("mean", "std")
-    )
-    axes.bar(
-        range(len(shares)),
-        means,
-        yerr=errors if any(errors) else None,
-        capsize=3,
-        color=[colors[name] for name in shares],
-    )
+    words, shares = summary.words, summary.shares
+    means = [100 * share.mean for share in shares.values()]
+    errors = [100 * (share.std or 0) for share in shares.values()]
+    colors = [OUTCOME_COLORS[name] for name in shares]
+    bars = errors if any(errors) else None
+    axes.bar(range(len(shares)), means, yerr=bars, capsize=3, color=colors)
     for place, (mean, error) in enumerate(zip(means, errors)):
         axes.text(place, mean + error + 1, f"{mean:.1f}", ha="center", fontsize=9)
-    meaning = {
-        "memorized": "target right,\nreference wrong", "correlated": "both right", "forgotten": "target wrong,\nreference right",
-        "unassociated": "both wrong",
-    }  # fmt: skip
-    names = {name: name for name in shares}
-    caveat, what = no_proof(summary.get("trained_on")), "Deja Vu score = memorized - forgotten"
-    if caveat:  # words of memory would claim what the difference does not show
-        names = {
-            "memorized": "f alone",
-            "correlated": "both",
-            "forgotten": "classifier alone",
-            "unassociated": "neither",
-        }
-        meaning = dict.fromkeys(shares, "") | {
-            "memorized": "classifier wrong",
-            "forgotten": "f wrong",
-        }
-        what = "difference = f alone - classifier alone"
-    axes.set_xticks(range(len(shares)), [f"{names[name]}\n{meaning[name]}" for name in shares])
-    score = summary["score"]["100"]
-    net = f"{what} = {100 * score['mean']:+.1f} %"
-    spread = (
-        "" if score["std"] is None else f" (± {100 * score['std']:.1f} over {score['n']} seeds)"
-    )
-    axes.set(
-        title=_two_lines(net + spread, caveat),
-        ylabel="images asked about, %",
-        ylim=(0, 1.15 * max(mean + error for mean, error in zip(means, errors)) + 2),
-    )
-    axes.title.set_fontsize(9 if caveat else 12)
+    labels = [f"{words.outcomes[name]}\n{words.meanings[name]}" for name in shares]
+    axes.set_xticks(range(len(shares)), labels)
+    highest = max(mean + error for mean, error in zip(means, errors))
+    axes.set(ylabel="images asked about, %", ylim=(0, 1.15 * highest + 2))
+    score = summary.score["100"]
+    title = f"{words.equation} = {100 * score.mean:+.1f} %"
+    if score.std is not None:
+        title += f" (± {100 * score.std:.1f} over {score.n} seeds)"
+    _set_title(axes, title, summary.caveat)
     return figure
 
 
 @picture
-def draw_deja_vu_cases(found, images, public, path):
-    """The most striking cases: what was asked with, the image, and the nearest public images in the
-    target and in the reference.
+def draw_deja_vu_cases(attack, sets, summary, path):
+    """The most striking cases: the query, the image, and the nearest public images of the target
+    and of the reference.
 
-    found: of one seed, of dejavu.py's `attacked`; images: where its rows lead to; public: the Split
-    of the neighbours.
+    attack: the Attack of one seed; sets: AttackSets; summary: the DejaVuSummary.
     """
-    rows = found["rows"]
-    target, reference = list(found["guesses"].items())
-    margin = target[1].label_share - reference[1].label_share
-    striking = np.flatnonzero((rows["outcome"] == "memorized") & (rows["subset"] == "candidate"))
-    striking = striking[np.argsort(-margin[striking], kind="stable")][:CASES]
-    models = [(name, guess) for name, guess in (target, reference) if guess.neighbors is not None]
-    shown = sum(guess.neighbors.shape[1] for _, guess in models)
-    figure, all_axes = _subplots(
-        max(1, len(striking)),
-        2 + shown,
-        figsize=(1.2 * (2 + shown), 1.5 * max(1, len(striking)) + 0.6),
-        squeeze=False,
-        layout="constrained",
-    )
-    for axes in all_axes.flat:
+    images, public = sets.images, sets.public.split
+    is_memorized = (attack.outcome == "memorized") & (attack.subset == "candidate")
+    cases = np.flatnonzero(is_memorized)
+    cases = cases[np.argsort(-attack.margin[cases], kind="stable")][:CASES]
+    neighbors = {
+        name: inference.neighbors
+        for name, inference in attack.inferences.items()
+        if inference.neighbors is not None
+    }
+    rows = max(1, len(cases))
+    columns = 2 + sum(indices.shape[1] for indices in neighbors.values())
+    size = 1.2 * columns, 1.5 * rows + 0.6
+    figure, panels = _subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for axes in panels.flat:
         axes.axis("off")
-    queries = found["queries"]
-    for axes, case in zip(all_axes, striking):
-        index = torch.tensor([rows["index"][case]])
-        axes[0].imshow(
-            _as_picture(queries.pixels(index, 0)[0], images.normalization),
-            cmap="gray",
-            vmin=0,
-            vmax=1,
-        )
-        _show_labelled(axes[1], images.train, index, images.classes)
-        place = 2
-        for _, guess in models:
-            for neighbor in guess.neighbors[case]:
-                _show_labelled(axes[place], public, torch.tensor([neighbor]), images.classes)
-                place += 1
-    for axes, title in zip(all_axes[0], ["query", "image"]):
-        axes.set_title(f"{title}\n{axes.get_title()}".strip(), fontsize=7.5, parse_math=False)
-    place = 2
-    for name, guess in models:
-        axes = all_axes[0][place]
-        axes.set_title(
-            f"nearest in {name}\n{axes.get_title()}".strip(), fontsize=7.5, parse_math=False
-        )
-        place += guess.neighbors.shape[1]
-    count = f"{len(striking)} of the candidates that {target[0]} tells and {reference[0]} does not"
-    caveat = no_proof(found.get("trained_on"))
-    title = f"The most striking cases: {count}" if len(striking) else "No candidate was memorized"
-    if caveat and len(striking) == 0:
-        title = "No candidate that f tells and the classifier does not"
-    figure.suptitle(_two_lines(title, caveat), fontsize=9 if caveat else 11)
+    for row, case in zip(panels, cases):
+        index = torch.tensor([attack.index[case]])
+        query = _as_picture(attack.queries.pixels(index, 0)[0], images.normalization)
+        row[0].imshow(query, cmap="gray", vmin=0, vmax=1)
+        _show_labelled(row[1], images.train, index, images.classes)
+        nearest = np.concatenate([indices[case] for indices in neighbors.values()])
+        for axes, neighbor in zip(row[2:], nearest):
+            _show_labelled(axes, public, torch.tensor([neighbor]), images.classes)
+    headings, place = {0: "query", 1: "image"}, 2
+    for name, indices in neighbors.items():
+        headings[place] = f"nearest in {name}"
+        place += indices.shape[1]
+    for place, heading in headings.items():
+        axes = panels[0][place]
+        heading = f"{heading}\n{axes.get_title()}".strip()
+        axes.set_title(heading, fontsize=7.5, parse_math=False)
+    target, reference = attack.inferences
+    title = summary.words.no_cases
+    if len(cases):
+        count = f"{len(cases)} of the candidates that {target} tells and {reference} does not"
+        title = f"The most striking cases: {count}"
+    figure.suptitle(_two_lines(title, summary.caveat), fontsize=9 if summary.caveat else 11)
     return figure
 
 
@@ -444,42 +390,35 @@ def draw_deja_vu_cases(found, images, public, path):
 def draw_deja_vu_curve(summaries, path):
     """The Deja Vu score over training.
 
-    summaries: of dejavu.py, of the checkpoints in order of their epochs.
+    summaries: DejaVuSummaries of the checkpoints, in order of their epochs.
     """
     figure, axes = _subplots(figsize=(7, 4.5))
-    epochs = [summary["checkpoint"]["epoch"] for summary in summaries]
+    epochs = [summary.checkpoint.epoch for summary in summaries]
+    words, caveat = summaries[0].words, summaries[0].caveat
     for percent, color in (("100", "#D55E00"), ("20", "#0072B2"), ("5", "#009E73")):
-        for number in range(len(summaries[0]["seeds"])):
-            at = [summary["seeds"][number]["at"][percent] for summary in summaries]
-            scores = np.array([point["score"] for point in at])
-            bounds = np.array([point["interval_95"] for point in at])
+        label = "all images" if percent == "100" else f"the surest {percent} %"
+        for number in range(len(summaries[0].seeds)):
+            at = [summary.seeds[number].at[percent] for summary in summaries]
+            scores = np.array([point.score for point in at])
+            bounds = np.array([point.interval_95 for point in at])
             errors = np.maximum([scores - bounds[:, 0], bounds[:, 1] - scores], 0)
-            label = (
-                None if number else f"the surest {percent} %" if percent != "100" else "all images"
-            )
-            axes.errorbar(
-                epochs,
-                100 * scores,
-                100 * errors,
-                color=color,
-                marker="o",
-                markersize=4,
-                capsize=3,
-                label=label,
-            )
+            style = POINTS | {"color": color, "label": None if number else label}
+            axes.errorbar(epochs, 100 * scores, 100 * errors, **style)
     axes.axhline(0, color="black", linewidth=0.8)
-    caveat = no_proof(summaries[0].get("trained_on"))
-    what = "f less a classifier of parts" if caveat else "Deja Vu"
-    title = _two_lines(f"{what} over training (error bars: 95 % intervals over images)", caveat)
-    axes.set(
-        title=title,
-        xlabel="epoch",
-        ylabel="difference of accuracies, %" if caveat else "Deja Vu score, %",
-    )
-    axes.title.set_fontsize(9 if caveat else 12)
+    axes.set(xlabel="epoch", ylabel=words.axis)
+    title = f"{words.topic} over training (error bars: 95 % intervals over images)"
+    _set_title(axes, title, caveat)
     _mark_whole_numbers(axes.xaxis)
-    axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
+    axes.legend(**LEGEND)
     return figure
+
+
+def _set_title(axes, title, caveat):
+    axes.set_title(_two_lines(title, caveat), fontsize=9 if caveat else 12)
+
+
+def _two_lines(title, caveat):
+    return f"{title}\n{caveat}" if caveat else title
 
 
 def _as_picture(pixels, normalization):
@@ -601,7 +540,7 @@ def draw_removal_curve(summary, path):
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.minorticks_off()
         axes.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25 * 1.015 ** len(found["policies"]))
-        axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
+        axes.legend(**LEGEND)
     figure.suptitle(
         "What removal costs (error bars and band: standard deviation over seeds and draws)",
         fontsize=10,

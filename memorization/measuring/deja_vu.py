@@ -1,4 +1,4 @@
-"""Label inference from a part of an image: who guesses right, how surely, and the Deja Vu score
+"""Deja Vu: its settings, label inference from a part of an image, and the Deja Vu score
 (Meehan et al. 2023, arXiv 2304.13850).
 """
 
@@ -32,8 +32,8 @@ OUTCOMES = {
 class DejaVuSettings(Settings):
     query: Literal["training", "corner", "center_masked", "boxes", "whole"] = Field(
         "training",
-        description="what is asked with: views of training, a corner, all but the middle, the largest part between bounding boxes, or the "
-        "whole image (a control)",
+        description="the part of an image that is shown: views of training, a corner, all but the "
+        "middle, the largest part between bounding boxes, or the whole image (a control)",
     )
     k: int = Field(100, ge=1, description="neighbours that vote for a label")
     views: int = Field(
@@ -53,14 +53,16 @@ class DejaVuSettings(Settings):
     )
     boxes: str | None = Field(
         None,
-        description="query boxes: a CSV file (index,xmin,ymin,xmax,ymax, in original pixels) or a folder of ImageNet's XML files",
+        description="query boxes: a CSV file (index,xmin,ymin,xmax,ymax, in original pixels) or a "
+        "folder of ImageNet's XML files",
     )
     public: Literal["whole", "training"] = Field(
         "whole", description="how the public set is embedded: whole images, or a training view"
     )
     public_split: Literal["test", "train"] = Field(
         "test",
-        description="the public set: the labelled test images, or those of the training set that neither encoder saw",
+        description="the public set: the labelled test images, or those of the training set that "
+        "neither encoder saw",
     )
     public_images: int | None = Field(
         None, ge=2, description="take so many public images only, the first by hash; null for all"
@@ -70,7 +72,8 @@ class DejaVuSettings(Settings):
     )
     reference: Literal["independent", "crops"] = Field(
         "independent",
-        description="what f is compared with: g, or a classifier of the queries alone, for people with one encoder",
+        description="what f is compared with: g, or a classifier of the queries alone, for people "
+        "with one encoder",
     )
     reference_epochs: int = Field(
         100,
@@ -90,9 +93,8 @@ class DejaVuSettings(Settings):
     @pydantic.model_validator(mode="after")
     def _boxes_where_needed(self):
         if (self.query == "boxes") != (self.boxes is not None):
-            raise ValueError(
-                f"boxes is {self.boxes!r}, but query is {self.query}; query boxes needs a file or folder, the others take none"
-            )
+            both = f"boxes is {self.boxes!r}, but query is {self.query}"
+            raise ValueError(f"{both}; query boxes needs a file or folder, the others take none")
         return self
 
     PLAIN: ClassVar = {"query": "training", "reference": "independent"}  # see ScoreSettings
@@ -105,114 +107,129 @@ class DejaVuSettings(Settings):
             "corner": ["corner", "corner_fraction"],
             "center_masked": ["masked_fraction"],
             "boxes": ["boxes"],
-        }.get(self.query, [])
+            "whole": [],
+        }[self.query]
         return names + (["reference_epochs"] if self.reference == "crops" else [])
 
 
-@dataclass(frozen=True)
+# --- label inference ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
 class PublicSet:
-    """The labelled images X whose neighbourhood tells a label: where they are, and how one encoder
-    represents them.
+    """The labelled public images X, of which neither encoder saw one.
+
+    split: their Split; rows: (P,) int64, the images whose neighbourhood tells a label; held_out:
+    (n,) int64, other images, on which the classifier of parts is validated; classes: names of all.
     """
 
-    indices: torch.Tensor  # (P,) int64, in their split
-    labels: np.ndarray  # (P,) int64
+    split: object
+    rows: torch.Tensor
+    held_out: torch.Tensor
+    classes: tuple
+
+    @property
+    def labels(self):
+        """(P,) int64."""
+        return self.split.labels.numpy()[self.rows]
+
+
+@dataclass(frozen=True, eq=False)
+class Bank:
+    """A PublicSet as one encoder represents it."""
+
+    public: PublicSet
     values: torch.Tensor  # (P, D) float32, on the device of the search
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Inference:
-    """What one model guesses of the labels of N images."""
+    """The labels that one model infers for N images."""
 
     prediction: np.ndarray  # (N,) int64
-    confidence: np.ndarray  # (N,) float64, larger where it is surer
-    # (N,) float64, how much of its vote or probability goes to the true label
-    label_share: np.ndarray
+    confidence: np.ndarray  # (N,) float64, larger if the model is surer
+    label_share: np.ndarray  # (N,) float64, the true label's share of the vote or probability
     ties: int = 0  # among the votes
-    # (N, SHOWN) int64, the nearest of X to the first view, as indices in its split
-    neighbors: np.ndarray | None = None
+    neighbors: np.ndarray | None = None  # (N, SHOWN) int64, of the first view, rows of X
 
 
-def represent_public(source, make_view, indices, labels, normalized, device):
-    """The PublicSet of an encoder. make_view: indices (B,) -> View; normalized: l2-normalize.
-    Raises WrongUse for a collapsed encoder.
+def encode_public(encoder, public, make_view, normalized):
+    """The Bank of an encoder.
+
+    make_view: rows (B,) -> View; normalized: whether to l2-normalize representations. Raises
+    WrongUse if the encoder has collapsed.
     """
-    values = _represented(source, make_view, indices, normalized, device)
+    values = _encode(encoder, make_view, public.rows, normalized, public.split.device)
     try:
         varying_dimensions(values)
     except WrongUse as error:
-        raise WrongUse(f"{source.name}: {error}") from None
-    return PublicSet(indices, labels, values)
+        raise WrongUse(f"{encoder.name}: {error}") from None
+    return Bank(public, values)
 
 
-def infer_by_neighbors(source, queries, rows, labels, public, settings, classes, device):
-    """The Inference of an encoder: the k nearest of X to each view of an image vote for its label,
-    the votes of all views together.
+def infer_by_neighbors(encoder, queries, bank, settings):
+    """The Inference of an encoder about the images of some Queries.
 
-    queries: of `make_queries`; rows: (N,) int64, the images asked about; labels: (N,) int64,
-    theirs; settings: the `dejavu:` section.
+    The k nearest public images to each view of an image vote for its label; the votes of all views
+    are summed. settings: DejaVuSettings.
     """
-    votes, distances, neighbors = (
-        np.zeros((len(rows), classes), dtype=np.int64),
-        np.zeros((len(rows), classes)),
-        None,
-    )
+    shape = len(queries.rows), len(bank.public.classes)
+    votes, distances, neighbors = np.zeros(shape, dtype=np.int64), np.zeros(shape), None
     for view in range(queries.views):
-        values = _represented(
-            source,
-            lambda batch, view=view: queries.make_view(batch, view),
-            rows,
+        values = _encode(
+            encoder,
+            lambda rows, view=view: queries.make_view(rows, view),
+            queries.rows,
             settings.normalize,
-            device,
+            bank.values.device,
         )
-        found, how_far = (
-            part.cpu().numpy()
-            for part in nearest_neighbors(values, public.values, settings.k, settings.memory_gb)
-        )
-        for total, part in zip(
-            (votes, distances), count_votes(public.labels[found], how_far, classes)
-        ):
-            total += part
+        places, squares = _search(values, bank, settings.k, settings)
+        view_votes, view_distances = count_votes(bank.public.labels[places], squares, shape[1])
+        votes += view_votes
+        distances += view_distances
         if view == 0:
-            neighbors = public.indices.numpy()[found[:, :SHOWN]]
+            neighbors = bank.public.rows.numpy()[places[:, :SHOWN]]
     prediction, tied = elected(votes, distances)
-    label_share = votes[np.arange(len(rows)), labels] / votes.sum(1)
+    label_share = votes[np.arange(shape[0]), queries.labels.numpy()] / votes.sum(1)
     return Inference(prediction, vote_confidence(votes), label_share, int(tied.sum()), neighbors)
 
 
-def neighbor_accuracy(public, queries, query_labels, k, classes, memory_gb, leave_out):
-    """Share of whole images whose k nearest of X vote for their label; leave_out: they are X
-    itself, and none is its own neighbour.
+def neighbor_accuracy(values, labels, bank, settings, leave_out):
+    """Share of whole images whose k nearest public images vote for their label.
+
+    values: (n, D), representations of the images; labels: (n,) int64. leave_out: whether the images
+    are the public images themselves; then none is its own neighbour.
     """
-    found, how_far = (
-        part.cpu().numpy()
-        for part in nearest_neighbors(queries, public.values, k + leave_out, memory_gb)
-    )
+    k = settings.k
+    places, squares = _search(values, bank, k + leave_out, settings)
     if leave_out:
-        itself = found == np.arange(len(found))[:, None]
-        itself[~itself.any(1), -1] = True  # as many equal images before it: the last of them goes
-        found, how_far = (part[~itself].reshape(len(part), k) for part in (found, how_far))
-    return float(
-        (elected(*count_votes(public.labels[found], how_far, classes))[0] == query_labels).mean()
-    )
+        itself = places == np.arange(len(places))[:, None]
+        itself[~itself.any(1), -1] = True  # k equal images come before it: leave out the last one
+        places, squares = (part[~itself].reshape(len(part), k) for part in (places, squares))
+    votes = count_votes(bank.public.labels[places], squares, len(bank.public.classes))
+    return float((elected(*votes)[0] == labels).mean())
 
 
-def _represented(source, make_view, rows, normalized, device):
-    """Representations of a view of each image, (n, D), on the device, l2-normalized where that is
-    asked for.
-    """
-    values = encode_views(source, make_view, rows, device)
+def _search(values, bank, k, settings):
+    """Places in the bank of the k nearest to every row of values, and squared distances, arrays."""
+    places, squares = nearest_neighbors(values, bank.values, k, settings.memory_gb)
+    return places.cpu().numpy(), squares.cpu().numpy()
+
+
+def _encode(encoder, make_view, rows, normalized, device):
+    """Representations of a view of each image, (n, D), on the device."""
+    values = encode_views(encoder, make_view, rows, device)
     return (normalize(values, dim=1) if normalized else values).to(device)
 
 
-# --- what it means --------------------------------------------------------------------------------
+# --- the score ------------------------------------------------------------------------------------
 
 
 def accuracies_at(right, order, percents):
     """Accuracy on the most confident images, a float for each of percents: on the first ceil(p N /
     100), at least one.
 
-    right: (..., N); order: (..., N) int64, of `by_confidence`.
+    right: (..., N) bool; order: (..., N) int64, of `by_confidence`.
     """
     running = np.take_along_axis(np.asarray(right, dtype=np.float64), order, -1).cumsum(-1)
     counts = [max(1, -(-percent * running.shape[-1] // 100)) for percent in percents]
@@ -220,45 +237,43 @@ def accuracies_at(right, order, percents):
 
 
 def by_confidence(confidence):
-    """Positions from the surest to the least sure, equal ones as they stand (in order of sample
-    index). confidence: (..., N).
+    """Positions from the surest to the least sure; equal ones in order of position. confidence:
+    (..., N).
     """
     return np.argsort(-confidence, axis=-1, kind="stable")
 
 
-def deja_vu(attacks, percents):
-    """acc_target, acc_reference and the Deja Vu score, their difference, of the surest images,
+def deja_vu(answers, percents):
+    """acc_target, acc_reference and the Deja Vu score, their difference, on the surest images,
     (percents,) each.
 
-    attacks: for every attacked set (target, reference), each (right, confidence) of its N images:
-    who trained on them, and who did not. Accuracies are means over the sets; every model ranks by
-    its own confidence. Meehan et al., section 4.
+    answers: for every attacked set the answers of (target, reference); the target trained on its N
+    images, the reference did not. An answer is (right, confidence), (N,) each. Accuracies are means
+    over the sets; every model ranks by its own confidence. Meehan et al., section 4.
     """
-    target, reference = (
-        np.mean(
-            [
-                accuracies_at(right, by_confidence(confidence), percents)
-                for right, confidence in models
-            ],
-            axis=0,
-        )
-        for models in zip(*attacks)
-    )
+    accuracies = []
+    for of_model in zip(*answers):
+        of_sets = [
+            accuracies_at(right, by_confidence(confidence), percents)
+            for right, confidence in of_model
+        ]
+        accuracies.append(np.mean(of_sets, axis=0))
+    target, reference = accuracies
     return target, reference, target - reference
 
 
-def deja_vu_intervals(attacks, percents, seed=0):
-    """95 % bootstrap intervals of the Deja Vu score, (percents, 2), over images, drawn anew for
-    target and reference together.
+def deja_vu_intervals(answers, percents, seed=0):
+    """95 % bootstrap intervals of the Deja Vu score, (percents, 2). Images are resampled; target
+    and reference meet the same ones.
     """
     generator = np.random.default_rng(seed)
     scores = []
     for _ in range(RESAMPLES // RESAMPLED_AT_ONCE):
         resampled = []
-        for models in attacks:
-            N = len(models[0][0])
+        for of_set in answers:
+            N = len(of_set[0][0])
             rows = np.sort(generator.integers(N, size=(RESAMPLED_AT_ONCE, N)), axis=1)
-            resampled.append([(right[rows], confidence[rows]) for right, confidence in models])
+            resampled.append([(right[rows], confidence[rows]) for right, confidence in of_set])
         scores.append(deja_vu(resampled, percents)[2])
     return np.percentile(np.concatenate(scores), [2.5, 97.5], axis=0).T
 
@@ -267,27 +282,19 @@ def outcomes(right_target, right_reference):
     """The outcome of every image, (N,): "memorized", "correlated", "forgotten" or "unassociated".
     Both: (N,) bool.
     """
-    return np.array(
-        [
-            OUTCOMES[bool(target), bool(reference)]
-            for target, reference in zip(right_target, right_reference)
-        ]
-    )
+    both = zip(right_target, right_reference)
+    return np.array([OUTCOMES[bool(target), bool(reference)] for target, reference in both])
 
 
 def mcnemar_p(right_target, right_reference):
     """Exact two-sided p that target and reference are equally often right alone (McNemar 1947).
     Both: (N,) bool.
     """
-    memorized, forgotten = (
-        (right_target & ~right_reference).sum(),
-        (right_reference & ~right_target).sum(),
-    )
-    return (
-        float(stats.binomtest(memorized, memorized + forgotten).pvalue)
-        if memorized + forgotten
-        else 1.0
-    )
+    memorized = (right_target & ~right_reference).sum()
+    forgotten = (right_reference & ~right_target).sum()
+    if memorized + forgotten == 0:
+        return 1.0
+    return float(stats.binomtest(memorized, memorized + forgotten).pvalue)
 
 
 def agreement(one, other, top):

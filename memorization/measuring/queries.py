@@ -1,5 +1,5 @@
-"""Parts of an image that should not tell its label: what Deja Vu asks an encoder with (Meehan et
-al. 2023).
+"""Parts of an image that should not tell its label: what Deja Vu shows an encoder (Meehan et al.
+2023).
 """
 
 from collections import Counter
@@ -23,74 +23,74 @@ from memorization.measuring.boxes import NONE_LEFT, boxes_of, largest_empty_rect
 LEAST_SIDE = 0.25
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Queries:
-    """How one view after the other is made of the images that are asked about.
+    """Views of some images, whose labels are to be inferred.
 
-    make_view(indices (B,), view number) -> View; views: how many there are; rows: (n,) int64, the
-    images that can be asked about; dropped: {reason: how many others}; patch: of the encoder, for
-    views with a mask; boxes: {what was wrong with bounding boxes: with how many}.
+    make_view(rows (B,), view number) -> View; views: the number of views of an image. rows: (n,)
+    int64, the images; labels: (n,) int64, theirs. dropped: {reason: number of images that cannot be
+    shown}. patch: the encoder's, for views with a mask. boxes: {fault: number of bounding boxes}.
     """
 
     make_view: callable
     views: int
     rows: torch.Tensor
-    dropped: dict
-    patch: int | None
+    labels: torch.Tensor
+    dropped: dict = field(default_factory=dict)
+    patch: int | None = None
     boxes: dict = field(default_factory=dict)
 
-    def pixels(self, indices, view):
-        """The pixels of a view, (B, C, S, S), with 0, the mean colour, where an encoder sees
-        nothing.
+    def pixels(self, rows, view):
+        """The pixels of a view, (B, C, S, S); patches that are hidden from the encoder are 0, the
+        mean colour.
         """
-        pixels, visible = self.make_view(indices, view)
+        pixels, visible = self.make_view(rows, view)
         if visible is None:
             return pixels
         B, _, S, _ = pixels.shape
         across = S // self.patch
-        seen = pixels.new_zeros(B, across**2).scatter_(1, visible, 1.0).view(B, 1, across, across)
-        return pixels * seen.repeat_interleave(self.patch, 2).repeat_interleave(self.patch, 3)
+        mask = pixels.new_zeros(B, across**2).scatter_(1, visible, 1.0).view(B, 1, across, across)
+        return pixels * mask.repeat_interleave(self.patch, 2).repeat_interleave(self.patch, 3)
 
 
 def make_queries(split, rows, encoder, settings, recipes, seed):
     """The Queries of the kind that `settings.query` names.
 
-    split: of the images; rows: (n,) int64, those that are asked about; encoder: the
-    Encoder that is asked, or another that takes the same images; settings: the `dejavu:` section;
-    recipes: of the training views; seed: of the pair. "training" draws views by the training recipes, masks included; "corner"
-    shows a corner and "boxes" the largest rectangle between bounding boxes, both resized to the
-    encoder's input; "center_masked" the image without its middle; "whole" all of it, a control.
-    Raises WrongUse where boxes are missing or broken, or leave too little.
+    split: of the images; rows: (n,) int64; encoder: an Encoder, for its size, normalization and
+    patch; settings: DejaVuSettings; recipes: of the training views; seed: of the pair.
+
+    "training" draws views by the training recipes, masks included. "corner" shows a corner, and
+    "boxes" the largest rectangle between bounding boxes, resized to the encoder's input.
+    "center_masked" shows the image without its middle, "whole" all of it, as a control. Raises
+    WrongUse if boxes are missing or broken, or leave too little.
     """
     size, normalization, patch = encoder.size, encoder.normalization, encoder.patch
-    if settings.query == "training":
-
-        def drawn(indices, view):
-            recipe, draw = measuring_recipe(recipes, view), Draw(seed, "query", patch=patch)
-            return augment(split, indices, recipe, normalization, draw, view)
-
-        return Queries(drawn, settings.views, rows, {}, patch)
     if settings.query == "boxes":
-        return _between_boxes(split, rows, size, normalization, settings.boxes, patch)
+        return _between_boxes(split, rows, size, normalization, settings.boxes)
 
-    def seen(indices, view):
-        if settings.query == "corner":
-            rectangle = corner_rectangle(settings.corner, settings.corner_fraction, split.size)
-            return cropped_images(
-                split,
-                indices,
-                torch.tensor([rectangle], dtype=torch.float64).expand(len(indices), 4),
-                size,
-                normalization,
-            )
-        whole = whole_images(split, indices, size, normalization)
-        return (
-            View(without_middle(whole.pixels, settings.masked_fraction))
-            if settings.query == "center_masked"
-            else whole
-        )
+    def training(rows, view):
+        recipe, draw = measuring_recipe(recipes, view), Draw(seed, "query", patch=patch)
+        return augment(split, rows, recipe, normalization, draw, view)
 
-    return Queries(seen, 1, rows, {}, patch)
+    def corner(rows, view):
+        rectangle = corner_rectangle(settings.corner, settings.corner_fraction, split.size)
+        rectangles = torch.tensor([rectangle], dtype=torch.float64).expand(len(rows), 4)
+        return cropped_images(split, rows, rectangles, size, normalization)
+
+    def center_masked(rows, view):
+        return View(without_middle(whole(rows, view).pixels, settings.masked_fraction))
+
+    def whole(rows, view):
+        return whole_images(split, rows, size, normalization)
+
+    views = settings.views if settings.query == "training" else 1
+    kinds = {
+        "training": training,
+        "corner": corner,
+        "center_masked": center_masked,
+        "whole": whole,
+    }
+    return Queries(kinds[settings.query], views, rows, split.labels[rows], patch=patch)
 
 
 def corner_rectangle(corner, fraction, size):
@@ -119,36 +119,32 @@ def without_middle(pixels, fraction):
     return pixels
 
 
-def _between_boxes(split, rows, size, normalization, source, patch):
+def _between_boxes(split, rows, size, normalization, path):
     """The Queries that show the largest rectangle between bounding boxes."""
-    counts = Counter()
-    boxes = boxes_of(split, rows, source, counts)
-    none_left = counts.pop(NONE_LEFT, 0)
-    rectangles = {
-        index: largest_empty_rectangle(found, split.size) for index, found in boxes.items()
-    }
-    large = {
-        index: sides
-        for index, sides in rectangles.items()
-        if min(sides[2:]) >= LEAST_SIDE * split.size
-    }
-    if not large:
-        bad = "".join(f"; {count} {what}" for what, count in counts.items() if count)
+    faults = Counter()
+    boxes = boxes_of(split, rows, path, faults)
+    outside = faults.pop(NONE_LEFT, 0)
+    rectangles = {}
+    for row, of_image in boxes.items():
+        rectangle = largest_empty_rectangle(of_image, split.size)
+        if min(rectangle[2:]) >= LEAST_SIDE * split.size:
+            rectangles[row] = rectangle
+    if not rectangles:
+        counts = "".join(f"; {count} {fault}" for fault, count in faults.items() if count)
         raise WrongUse(
-            f"dejavu.boxes: {source} leaves no part of {len(rows)} images free that is a quarter "
-            f"of their side: {len(boxes)} have boxes{bad}"
+            f"dejavu.boxes: {path} leaves no part of {len(rows)} images free that is a quarter "
+            f"of their side: {len(boxes)} have boxes{counts}"
         )
 
-    def seen(indices, view):
-        chosen = torch.tensor(
-            np.array([large[index] for index in indices.tolist()]), dtype=torch.float64
+    def make_view(rows, view):
+        sides = np.array([rectangles[row] for row in rows.tolist()])
+        return cropped_images(
+            split, rows, torch.tensor(sides, dtype=torch.float64), size, normalization
         )
-        return cropped_images(split, indices, chosen, size, normalization)
 
-    kept = torch.tensor([index for index in rows.tolist() if index in large], dtype=torch.int64)
-    dropped = {
-        "without boxes": len(rows) - len(boxes) - none_left,
-        **({NONE_LEFT: none_left} if none_left else {}),
-        "too little between boxes": len(boxes) - len(large),
-    }
-    return Queries(seen, 1, kept, dropped, patch, dict(counts))
+    shown = torch.tensor([row for row in rows.tolist() if row in rectangles], dtype=torch.int64)
+    dropped = {"without boxes": len(rows) - len(boxes) - outside}
+    if outside:
+        dropped[NONE_LEFT] = outside
+    dropped["too little between boxes"] = len(boxes) - len(rectangles)
+    return Queries(make_view, 1, shown, split.labels[shown], dropped, boxes=dict(faults))

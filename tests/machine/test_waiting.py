@@ -184,7 +184,7 @@ def test_no_step_of_the_crop_classifier_waits_for_its_device(query):
     network = torch.nn.Sequential(encoder, torch.nn.Linear(encoder.dim, 10)).to(META)
     optimizer = torch.optim.AdamW(network.parameters())
     with NoBlockingCopies(), NoTensorsOfLists():
-        _train_epoch(network, optimizer, queries, images.train.labels, 0, 0, META)
+        _train_epoch(network, optimizer, queries, 0, 0)
 
 
 class Operations(TorchDispatchMode):

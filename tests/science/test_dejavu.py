@@ -23,6 +23,8 @@ from memorization.data.images import open_images
 from memorization.data.subsets import load_subsets
 from memorization.encoder import Pair
 from memorization.errors import WrongUse
+from memorization.measuring import attacks
+from memorization.measuring.attacks import check_labels, public_images
 from memorization.measuring.deja_vu import DejaVuSettings, deja_vu, mcnemar_p, outcomes
 from memorization.measuring.representations import encode_images
 from memorization.run import Run
@@ -59,13 +61,13 @@ def test_the_summary_follows_from_the_table(run_copy):
     scores = []
     for seed in summary["seeds"]:
         mine = [row for row in rows if row["seed"] == str(seed["seed"])]
-        attacks = []
+        answers = []
         for subset, target, reference in (("candidate", "f", "g"), ("independent", "g", "f")):
             chosen = [row for row in mine if row["subset"] == subset]
             assert [int(row["index"]) for row in chosen] == sorted(
                 int(row["index"]) for row in chosen
             ) and len(chosen) == 24
-            attacks.append([
+            answers.append([
                 (
                     np.array([row[f"prediction_{model}"] == row["label"] for row in chosen]),
                     np.array([float(row[f"confidence_{model}"]) for row in chosen]),
@@ -73,9 +75,9 @@ def test_the_summary_follows_from_the_table(run_copy):
                 for model in (target, reference)
             ])  # fmt: skip
             assert [row["outcome"] for row in chosen] == outcomes(
-                *(right for right, _ in attacks[-1])
+                *(right for right, _ in answers[-1])
             ).tolist()
-        target, reference, score = deja_vu(attacks, [100, 20, 5])
+        target, reference, score = deja_vu(answers, [100, 20, 5])
         for place, percent in enumerate(("100", "20", "5")):
             at = seed["at"][percent]
             assert [at["acc_target"], at["acc_reference"], at["score"]] == [
@@ -124,7 +126,7 @@ def test_the_summary_tells_what_the_score_is_to_be_compared_with(tmp_path):
             load_subsets(run / "subsets.npz"),
         )
         settings = DejaVuSettings(**summary["settings"])
-        public = dejavu.public_images(images, subsets, settings, torch.device("cpu"))
+        public = public_images(images, subsets, settings, torch.device("cpu"))
         counts = np.bincount(public.labels, minlength=10)
         majority = summary["majority"]
         assert (
@@ -292,7 +294,7 @@ def test_a_search_beyond_the_memory_names_the_setting_to_lower(run_copy, refusal
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     path, run = run_copy
-    monkeypatch.setattr(dejavu, "infer_by_neighbors", hungry)
+    monkeypatch.setattr(attacks, "infer_by_neighbors", hungry)
     line = refusal(dejavu.main, ["--config", path, "--run", str(run), "--dejavu.k", "5"])
     assert (
         line
@@ -386,9 +388,9 @@ def test_public_images_of_the_training_set_are_those_that_neither_encoder_saw(ru
         load_subsets(run / "subsets.npz"),
     )
     settings = DejaVuSettings(public_split="train", k=20)
-    public = dejavu.public_images(images, subsets, settings, torch.device("cpu"))
+    public = public_images(images, subsets, settings, torch.device("cpu"))
     assert sorted(public.rows.tolist()) == sorted(set(range(1024)) - set(subsets.train.tolist()))
-    capped = dejavu.public_images(
+    capped = public_images(
         images, subsets, settings.model_copy(update={"public_images": 50}), torch.device("cpu")
     )
     assert len(capped.rows) == 50 and set(capped.rows.tolist()) < set(public.rows.tolist())
@@ -410,9 +412,9 @@ def test_one_encoder_is_compared_with_a_classifier_of_queries(
         save(figure, *arguments, **more)
 
     monkeypatch.setattr(Figure, "savefig", watched_save)
-    calls, train = [], dejavu.train_classifier
+    calls, train = [], attacks.train_classifier
     monkeypatch.setattr(
-        dejavu,
+        attacks,
         "train_classifier",
         lambda *arguments: [calls.append(arguments), train(*arguments)][1],
     )
@@ -446,16 +448,15 @@ def test_one_encoder_is_compared_with_a_classifier_of_queries(
         for model in ("f", "reference")
     }
     assert seed["at"]["100"]["score"] == pytest.approx(right["f"] - right["reference"])
-    (_, training, labels, held_out, held_out_labels, *_), images = (
+    (_, training, held_out, *_), images = (
         calls[0],
         open_images(DataSettings(name="fake", size=16)),
     )
     subsets = load_subsets(tmp_path / "run/subsets.npz")
     assert training.rows.tolist() == subsets.independent.tolist()  # which f never saw
-    assert torch.equal(labels, images.train.labels[training.rows]) and torch.equal(
-        held_out_labels, images.test.labels[held_out.rows]
-    )
-    public = dejavu.public_images(
+    assert torch.equal(training.labels, images.train.labels[training.rows])
+    assert torch.equal(held_out.labels, images.test.labels[held_out.rows])
+    public = public_images(
         images, subsets, DejaVuSettings(**summary["settings"]), torch.device("cpu")
     )
     assert len(held_out.rows) == 51 and not set(held_out.rows.tolist()) & set(public.rows.tolist())
@@ -522,7 +523,7 @@ def unscored(damage):
 @pytest.mark.parametrize("damage, options, words", [
     (lambda run: break_file(run / "seed_0/candidate/encoder.pt"), [], ["seed_0/candidate/encoder.pt", "not a whole checkpoint"]),
     (unscored(lambda run: nan_weights(run / "seed_1/independent/encoder.pt")), [], ["layers.0.weight is not finite"]),
-    (unscored(lambda run: collapsed_weights(run / "seed_1/candidate/encoder.pt")), [], ["f: all images are represented alike"]),
+    (unscored(lambda run: collapsed_weights(run / "seed_1/candidate/encoder.pt")), [], ["candidate seed 1: all images are represented alike"]),
     (lambda run: (run / "seed_1/independent/encoder.pt").unlink(), [], ["seed_1/independent/encoder.pt", "no such file"]),
 ])  # fmt: skip
 def test_wrong_use_is_one_line_and_nothing_is_written(damage, options, words, run_copy, refusal):
@@ -540,13 +541,13 @@ def test_images_without_labels_cannot_be_asked_about(run_copy):
         load_subsets(run_copy[1] / "subsets.npz"),
     )
     settings = DejaVuSettings(k=20)
-    public = dejavu.public_images(images, subsets, settings, torch.device("cpu"))
-    dejavu.check_labels(images, subsets, public, settings)
+    public = public_images(images, subsets, settings, torch.device("cpu"))
+    check_labels(images, subsets, public, settings)
     labels = images.train.labels.clone()
     labels[subsets.independent[:2]] = -1
     unlabelled = replace(images, train=replace(images.train, labels=labels))
     with pytest.raises(WrongUse, match="2 of 24 independent images have no label"):
-        dejavu.check_labels(unlabelled, subsets, public, settings)
+        check_labels(unlabelled, subsets, public, settings)
 
 
 def test_public_images_of_one_class_tell_nothing(run_copy):
@@ -555,11 +556,11 @@ def test_public_images_of_one_class_tell_nothing(run_copy):
         load_subsets(run_copy[1] / "subsets.npz"),
     )
     images.test.labels.fill_(2)
-    public = dejavu.public_images(images, subsets, DejaVuSettings(k=20), torch.device("cpu"))
+    public = public_images(images, subsets, DejaVuSettings(k=20), torch.device("cpu"))
     with pytest.raises(
         WrongUse, match="the 256 public images of the test set are of one class: nothing to tell"
     ):
-        dejavu.check_labels(images, subsets, public, DejaVuSettings(k=20))
+        check_labels(images, subsets, public, DejaVuSettings(k=20))
 
 
 def test_scores_of_some_candidates_only_are_compared_for_those(run_copy):

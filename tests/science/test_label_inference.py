@@ -9,6 +9,7 @@ from memorization.data.images import Split
 from memorization.encoder import Encoder
 from memorization.errors import WrongUse
 from memorization.measuring.deja_vu import (
+    Bank,
     DejaVuSettings,
     PublicSet,
     accuracies_at,
@@ -16,15 +17,13 @@ from memorization.measuring.deja_vu import (
     by_confidence,
     deja_vu,
     deja_vu_intervals,
+    encode_public,
     infer_by_neighbors,
     mcnemar_p,
     neighbor_accuracy,
     outcomes,
-    represent_public,
 )
 from memorization.measuring.queries import Queries, make_queries
-
-CPU = torch.device("cpu")
 
 
 def test_the_surest_are_the_first_of_p_n_rounded_up_and_equals_stand_in_order_of_index():
@@ -141,19 +140,14 @@ def images_whose_corner_tells_nothing(name, count, seed):
     return Split(name, pixels.to(torch.uint8), labels)
 
 
-def guesses(encoder, train, rows, test, query="corner", k=20):
-    source = Encoder("f", encoder, 1, 8, ([0.0], [1.0]))
+def infer_labels(network, train, rows, test, query="corner", k=20):
+    encoder = Encoder("f", network, 1, 8, ([0.0], [1.0]))
     settings = DejaVuSettings(query=query, corner_fraction=0.5, k=k)
-    queries = make_queries(train, rows, source, settings, [], seed=0)
-    whole = make_queries(
-        test, torch.arange(len(test)), source, DejaVuSettings(query="whole"), [], seed=0
-    )
-    public = represent_public(
-        source, lambda batch: whole.make_view(batch, 0), whole.rows, test.labels.numpy(), False, CPU
-    )
-    return infer_by_neighbors(
-        source, queries, rows, train.labels.numpy()[rows], public, settings, 4, CPU
-    )
+    queries = make_queries(train, rows, encoder, settings, [], seed=0)
+    public = PublicSet(test, torch.arange(len(test)), torch.empty(0), tuple("abcd"))
+    whole = make_queries(test, public.rows, encoder, DejaVuSettings(query="whole"), [], seed=0)
+    bank = encode_public(encoder, public, lambda batch: whole.make_view(batch, 0), False)
+    return infer_by_neighbors(encoder, queries, bank, settings)
 
 
 def test_planted_memorization_is_found():
@@ -168,13 +162,12 @@ def test_planted_memorization_is_found():
         ("candidate", candidate, (f, g)),
         ("independent", independent, (g, f)),
     ):
-        found = [guesses(model, train, rows, test) for model in models]
+        inferences = [infer_labels(model, train, rows, test) for model in models]
         labels = train.labels.numpy()[rows]
-        attacks.append([(guess.prediction == labels, guess.confidence) for guess in found])
+        attacks.append([(each.prediction == labels, each.confidence) for each in inferences])
         right[name] = [part[0].mean() for part in attacks[-1]]
-        assert (found[0].label_share == 1).all() and found[0].label_share.mean() > found[
-            1
-        ].label_share.mean()
+        shares = [inference.label_share for inference in inferences]
+        assert (shares[0] == 1).all() and shares[0].mean() > shares[1].mean()
     assert right["candidate"][0] == right["independent"][0] == 1.0
     _, reference, score = deja_vu(attacks, [100, 20])
     # a corner alone tells one class of four
@@ -192,15 +185,15 @@ def test_whole_images_are_the_ceiling_and_their_neighbours_are_kept():
         images_whose_corner_tells_nothing("test", 200, seed=1),
     )
     rows = torch.tensor([7, 3, 10])
-    found = guesses(nn.Flatten(), train, rows, test, query="whole")
-    assert found.prediction.tolist() == train.labels[rows].tolist() and found.ties == 0
-    assert found.confidence.tolist() == [0, 0, 0]  # all votes agree
+    inference = infer_labels(nn.Flatten(), train, rows, test, query="whole")
+    assert inference.prediction.tolist() == train.labels[rows].tolist() and inference.ties == 0
+    assert inference.confidence.tolist() == [0, 0, 0]  # all votes agree
     distances = (
         (train.pixels[rows].double().flatten(1)[:, None] - test.pixels.double().flatten(1))
         .square()
         .sum(2)
     )
-    assert found.neighbors.tolist() == distances.argsort(dim=1, stable=True)[:, :4].tolist()
+    assert inference.neighbors.tolist() == distances.argsort(dim=1, stable=True)[:, :4].tolist()
 
 
 def test_a_collapsed_encoder_is_refused_by_name():
@@ -210,7 +203,7 @@ def test_a_collapsed_encoder_is_refused_by_name():
 
     train = images_whose_corner_tells_nothing("train", 40, seed=0)
     with pytest.raises(WrongUse, match="f: all images are represented alike"):
-        guesses(Constant(), train, torch.arange(4), train)
+        infer_labels(Constant(), train, torch.arange(4), train)
 
 
 class Shade(nn.Module):
@@ -220,27 +213,20 @@ class Shade(nn.Module):
         return pixels[:, 0, 0, :2]
 
 
-def infer(make_view, views, bank, labels, indices=None, normalized=False, k=1):
-    """The Inference of `Shade` about one image of label 0, in a public set of given vectors."""
-    source = Encoder("f", Shade(), 1, 2, ([0.0], [1.0]))
-    queries = Queries(make_view, views, torch.tensor([0]), {}, 1)
-    values = torch.tensor(bank)
-    values = nn.functional.normalize(values, dim=1) if normalized else values
-    public = PublicSet(
-        torch.arange(len(bank)) if indices is None else torch.tensor(indices),
-        np.array(labels),
-        values,
-    )
-    return infer_by_neighbors(
-        source,
-        queries,
-        torch.tensor([0]),
-        np.array([0]),
-        public,
-        DejaVuSettings(k=k, normalize=normalized),
-        2,
-        CPU,
-    )
+def bank_of(vectors, labels, rows=None):
+    """A Bank of two classes, of given vectors. rows: of the images; by default 0, 1, ..."""
+    rows = torch.arange(len(vectors)) if rows is None else torch.tensor(rows)
+    of_all = torch.zeros(int(rows.max()) + 1, dtype=torch.int64)
+    of_all[rows] = torch.tensor(labels)
+    split = Split("test", torch.zeros(len(of_all), 1, 2, 2, dtype=torch.uint8), of_all)
+    return Bank(PublicSet(split, rows, torch.empty(0), ("a", "b")), torch.tensor(vectors))
+
+
+def infer(make_view, views, bank, normalized=False):
+    """The Inference of `Shade` about one image of label 0."""
+    encoder = Encoder("f", Shade(), 1, 2, ([0.0], [1.0]))
+    queries = Queries(make_view, views, torch.tensor([0]), torch.tensor([0]))
+    return infer_by_neighbors(encoder, queries, bank, DejaVuSettings(k=1, normalize=normalized))
 
 
 def seen_in_turn(*vectors):
@@ -250,46 +236,42 @@ def seen_in_turn(*vectors):
 
 
 def test_votes_and_distances_of_all_views_are_summed():
-    bank, labels = [[0.0, 0.0], [10.0, 0.0]], [0, 1]
-    found = infer(seen_in_turn([1.0, 0.0], [10.5, 0.0]), 2, bank, labels, indices=[70, 80])
+    vectors, labels = [[0.0, 0.0], [10.0, 0.0]], [0, 1]
+    bank = bank_of(vectors, labels, rows=[70, 80])
+    inference = infer(seen_in_turn([1.0, 0.0], [10.5, 0.0]), 2, bank)
     # a tie; class 1 is nearer, .25 against 1
-    assert (found.label_share, found.ties, found.prediction) == ([0.5], 1, [1])
-    assert found.neighbors.tolist() == [[70]]  # of the first view, as an index of the public images
-    assert infer(
-        seen_in_turn([1.0, 0.0], [10.5, 0.0], [9.0, 0.0]), 3, bank, labels
-    ).label_share == pytest.approx([1 / 3])
+    assert (inference.label_share, inference.ties, inference.prediction) == ([0.5], 1, [1])
+    assert inference.neighbors.tolist() == [[70]]  # of the first view, a row of the public images
+    three = seen_in_turn([1.0, 0.0], [10.5, 0.0], [9.0, 0.0])
+    assert infer(three, 3, bank_of(vectors, labels)).label_share == pytest.approx([1 / 3])
 
 
 def test_queries_are_normalized_where_that_is_asked_for():
     # One vote each; as they are the second view is nearer to its neighbour, as directions the
     # first.
-    views, bank, labels = seen_in_turn([20.0, 1.0], [0.4, 0.5]), [[1.0, 0.0], [0.0, 1.0]], [0, 1]
-    assert infer(views, 2, bank, labels).prediction == [1]
-    assert infer(views, 2, bank, labels, normalized=True).prediction == [0]
+    views, bank = seen_in_turn([20.0, 1.0], [0.4, 0.5]), bank_of([[1.0, 0.0], [0.0, 1.0]], [0, 1])
+    assert infer(views, 2, bank).prediction == [1]
+    assert infer(views, 2, bank, normalized=True).prediction == [0]
 
 
 def test_public_images_are_normalized_where_that_is_asked_for():
-    source, vectors = (
-        Encoder("f", Shade(), 1, 2, ([0.0], [1.0])),
-        torch.tensor([[3.0, 4.0], [0.5, 0.0]]),
-    )
+    encoder = Encoder("f", Shade(), 1, 2, ([0.0], [1.0]))
+    vectors = torch.tensor([[3.0, 4.0], [0.5, 0.0]])
+    public = bank_of(vectors.tolist(), [0, 1]).public
 
-    def view(indices):
-        return View(vectors[indices].view(-1, 1, 1, 2).expand(-1, 1, 2, 2))
+    def view(rows):
+        return View(vectors[rows].view(-1, 1, 1, 2).expand(-1, 1, 2, 2))
 
     for normalized, values in ((False, vectors), (True, torch.tensor([[0.6, 0.8], [1.0, 0.0]]))):
-        public = represent_public(source, view, torch.arange(2), np.arange(2), normalized, CPU)
-        assert torch.allclose(public.values, values)
+        assert torch.allclose(encode_public(encoder, public, view, normalized).values, values)
 
 
 def test_an_image_is_no_neighbour_of_its_own():
     values = torch.tensor([[0.0], [1.0], [1.0], [10.0], [11.0]])
     labels = np.array([0, 1, 0, 1, 1])
-    public = PublicSet(torch.arange(5), labels, values)
+    bank, settings = bank_of(values.tolist(), labels.tolist()), DejaVuSettings(k=1)
     # nearest other: 1 or 2 (label 1 before 0), 2, 1, 4, 3
-    assert neighbor_accuracy(public, values, labels, 1, 2, 1.0, leave_out=True) == pytest.approx(
-        2 / 5
-    )
-    assert neighbor_accuracy(public, values, labels, 1, 2, 1.0, leave_out=False) == pytest.approx(
+    assert neighbor_accuracy(values, labels, bank, settings, leave_out=True) == pytest.approx(2 / 5)
+    assert neighbor_accuracy(values, labels, bank, settings, leave_out=False) == pytest.approx(
         4 / 5
     )
