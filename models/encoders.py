@@ -13,6 +13,7 @@ CLASSES = [
     "models.resnet:ResNetSettings",
     "models.vit:ViTMiniSettings",
     "models.vit:ViTSettings",
+    "models.convnext:ConvNeXtSettings",
 ]
 _classes = tuple(resolve_name(path) for path in CLASSES)
 

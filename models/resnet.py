@@ -21,7 +21,9 @@ class ResNetSmallSettings(FirstEncoderSettings):
 
 
 class ResNetSettings(FirstEncoderSettings):
-    name: Literal["resnet18", "resnet34", "resnet50"] = Field(description="the encoder")
+    name: Literal["resnet18", "resnet34", "resnet50", "wide_resnet50_2"] = Field(
+        description="the encoder"
+    )
     stem: Literal["small", "standard"] = Field(
         "small", description="3x3 without max-pool, or 7x7 with it (ImageNet)"
     )
@@ -30,7 +32,7 @@ class ResNetSettings(FirstEncoderSettings):
         return resnet(self.name, channels, self.stem)
 
 
-class ResNetEncoder(nn.Module):
+class ConvolutionalEncoder(nn.Module):
     """A convolutional network whose output is the mean of its last feature map.
 
     layers: a module, (B, C, H, W) -> (B, dim, h, w); dim: D, its channels.
@@ -51,15 +53,17 @@ class ResNetEncoder(nn.Module):
 
     def _feature_map(self, pixels, visible):
         if visible is not None:
-            raise ValueError("a ResNet sees whole images; only a vision transformer takes a mask")
+            whole = "a convolutional network sees whole images"
+            raise ValueError(f"{whole}; only a vision transformer takes a mask")
         return self.layers(pixels)  # (B, D, h, w)
 
 
 def resnet(name, channels, stem):
     """torchvision's ResNet (He et al. 2016) without its classifier.
 
-    name: resnet18, resnet34 or resnet50; stem: "standard", or "small" for images of about 32
-    pixels, a 3x3 convolution of stride 1 and no max-pool (Chen et al. 2020, B.9).
+    name: resnet18, resnet34, resnet50 or wide_resnet50_2 (Zagoruyko and Komodakis 2016). stem:
+    "standard", or "small" for images of about 32 pixels, a 3x3 convolution of stride 1 and no
+    max-pool (Chen et al. 2020, B.9).
     """
     network = torchvision.models.get_model(name, weights=None)
     if stem == "small":
@@ -70,7 +74,7 @@ def resnet(name, channels, stem):
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     dim = network.fc.in_features
     layers = nn.Sequential(*list(network.children())[:-2])  # all but the pooling and the classifier
-    return ResNetEncoder(layers, dim)
+    return ConvolutionalEncoder(layers, dim)
 
 
 def resnet_small(channels, width):
@@ -88,7 +92,7 @@ def resnet_small(channels, width):
     for module in layers.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return ResNetEncoder(layers, 4 * width)
+    return ConvolutionalEncoder(layers, 4 * width)
 
 
 def _downsampling_block(inputs, outputs):
