@@ -186,6 +186,10 @@ COMMAND_LINES = [  # script, options, and what the line names
     ("simclr", ["--encoder.width", "4"], ["encoder.width: 4", "greater than or equal to 8"]),
     ("simclr", ["--encoder.width", BIG], ["encoder.width", BIG, "less than or equal to 1024"]),
     ("simclr", ["--encoder.patch", "5"], ["encoder: patch is 5, but resnet_small takes no patch, only width"]),
+    ("simclr", ["--encoder.name", "convnext_tiny", "--encoder.patch", "4"], [
+        "command line: encoder.patch: no such setting; known here: name, stem",
+    ]),
+    ("simclr", ["--encoder.name", "convnext_tiny", "--encoder.stem", "standard"], ["encoder.stem: standard takes images of at least 32 pixels"]),
     ("mae", ["--encoder.patch", "5"], ["command line: encoder.patch: 5 does not divide the 16 pixels"]),
     ("mae", ["--encoder.width", "40"], ["encoder.width: 40"]),
     ("mae", ["--encoder.depth", BIG], ["encoder.depth", BIG, "less than or equal to 64"]),
