@@ -37,7 +37,8 @@ def open_run(doc, argv=None, section="scores", actions=None, flags=None):
     doc: the script's docstring, shown by --help; section: of the measurement; actions, flags: see
     `read_config`. Raises WrongUse, one line, if what was given does not belong to the run.
     """
-    config = read_config(doc, argv, actions=actions, flags=flags)
+    sections = (section, *BUILT_ON[section])
+    config = read_config(doc, argv, actions=actions, flags=flags, sections=sections)
     device = choose_device(config.device, config.threads)
     subsets = load_subsets(config.folder / "subsets.npz")
     return Run(config, section, device, subsets)

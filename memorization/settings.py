@@ -14,7 +14,7 @@ from memorization.fields import LEAST_PIXELS, MOST_EPOCHS, NOT_COMPARED, Rate
 from memorization.machine.files import exists
 from memorization.machine.strict_yaml import read_yaml
 from memorization.optimizers import OptimizerSettings
-from memorization.validation import validated
+from memorization.validation import validate
 from models.encoders import EncoderSettings
 from models.settings import Settings
 
@@ -29,7 +29,7 @@ class TrainingSettings(OptimizerSettings):
     base_batch_size: int | None = Field(
         256,
         ge=1,
-        description="the rate used is learning_rate x batch_size / base_batch_size; null leaves it as it is",
+        description="the rate is learning_rate x batch_size / base_batch_size; null leaves it",
     )
     weight_decay: float = Field(0.0, ge=0, description="weight decay; biases and norms have none")
     warmup_epochs: int = Field(0, ge=0, description="epochs of linear warm-up, before the cosine")
@@ -38,16 +38,19 @@ class TrainingSettings(OptimizerSettings):
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
-        description="auto is bf16 autocast on GPUs made for it (from Ampere on), else fp32; fp32 is never TF32",
+        description="auto is bf16 autocast on GPUs made for it (from Ampere on), else fp32; "
+        "fp32 is never TF32",
     )
     compile: bool = Field(
         False,
-        description="compile the method with torch.compile, which takes a C++ compiler or a GPU, and minutes at the start",
+        description="compile the method with torch.compile, which takes a C++ compiler or a GPU, "
+        "and minutes at the start",
     )
     data_device: Literal["auto", "cuda", "cpu"] = Field(
         "auto",
         json_schema_extra=NOT_COMPARED,
-        description="where images are kept: cpu is memory or disk, and auto the GPU if a fifth of its memory holds them",
+        description="where images are kept: cpu is memory or disk, and auto the GPU if a fifth of "
+        "its memory holds them",
     )
     knn_every: int = Field(
         0,
@@ -76,21 +79,19 @@ class TrainingSettings(OptimizerSettings):
     @pydantic.model_validator(mode="after")
     def _within_the_epochs(self):
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"warmup_epochs is {self.warmup_epochs}, but must be less than epochs ({self.epochs})"
-            )
+            most = f"but must be less than epochs ({self.epochs})"
+            raise ValueError(f"warmup_epochs is {self.warmup_epochs}, {most}")
         for epoch in self.checkpoint_epochs:
             if epoch > self.epochs:
-                raise ValueError(
-                    f"checkpoint_epochs has {epoch}, but training ends after {self.epochs} epochs"
-                )
+                end = f"but training ends after {self.epochs} epochs"
+                raise ValueError(f"checkpoint_epochs has {epoch}, {end}")
         return self
 
 
 class Trained(Settings):
     """What was trained: data, subsets, views, encoder, method, and the training itself.
 
-    method: the schema of its settings while it is trained; a plain dict where it is read back.
+    method: the settings of its schema while it is trained; a plain dict once it is read back.
     """
 
     data: DataSettings
@@ -103,19 +104,18 @@ class Trained(Settings):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _shuffle_folders(cls, values):
-        """Take images in files shuffled unless an order is given.
+        """Take images in files shuffled unless there is an order.
 
         In file order they come class by class, and the subsets would be of other classes.
         """
-        sections = (
-            [values.get(name) for name in ("data", "subsets")] if type(values) is dict else []
-        )
-        if not sections or not all(type(section) is dict for section in sections):
+        if type(values) is not dict:
             return values
-        data, subsets = sections
-        if data.get("name") not in IN_FILES or "order" in subsets:
+        data, subsets = values.get("data"), values.get("subsets")
+        if type(data) is not dict or type(subsets) is not dict:
             return values
-        return {**values, "subsets": {**subsets, "order": "shuffled"}}
+        if data.get("name") in IN_FILES and "order" not in subsets:
+            return values | {"subsets": subsets | {"order": "shuffled"}}
+        return values
 
     @pydantic.model_validator(mode="after")
     def _views_fit_the_encoder(self):
@@ -128,7 +128,7 @@ class Trained(Settings):
         return self.augmentation.size
 
     def trained_part(self):
-        """The settings that say what was trained, a dict of plain types.
+        """The settings that say what was trained, a dict of plain types, as encoder.pt records them.
 
         Those that may differ between training and measuring are left out.
         """
@@ -162,12 +162,13 @@ def read_trained(run):
     Raises WrongUse if there is none.
     """
     path, values = read_run_file(run)
-    return validated(Trained, {key: values[key] for key in TRAINED if key in values}, path)
+    return validate(Trained, {key: values[key] for key in TRAINED if key in values}, path)
 
 
 def read_run_file(run):
-    """The path of config.yaml in a run folder, and the mapping in it. Raises WrongUse if there is
-    none.
+    """The path of config.yaml in a run folder, and the mapping in it.
+
+    Raises WrongUse if there is none.
     """
     path = Path(run).expanduser() / "config.yaml"
     if not exists(path):
@@ -177,12 +178,11 @@ def read_run_file(run):
 
 
 def with_defaults(trained, source):
-    """What `trained_part` gave in an earlier version, with the settings that came since at their
-    defaults.
+    """The trained part of a checkpoint, with settings that its version lacked at their defaults.
 
-    Raises WrongUse, which names the source, if it is no such thing.
+    source: of the checkpoint, for messages. Raises WrongUse if it is no such part.
     """
-    return validated(Trained, trained, source).trained_part()
+    return validate(Trained, trained, source).trained_part()
 
 
 def _compared(section):

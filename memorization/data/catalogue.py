@@ -11,7 +11,7 @@ from torchvision.datasets import CIFAR10, CIFAR100, GTSRB, STL10, SVHN, FashionM
 from memorization.data.fake import make_fake_arrays
 from memorization.data.image_folder import list_image_folder
 from memorization.data.published_files import Published, list_files, read_arrays
-from memorization.fields import LEAST_PIXELS, MOST_PIXELS, NOT_COMPARED, possible_path
+from memorization.fields import LEAST_PIXELS, MOST_PIXELS, NOT_COMPARED, PathName
 from models.settings import Settings
 
 
@@ -80,8 +80,10 @@ IN_FILES = [name for name, dataset in DATASETS.items() if dataset.in_files]
 
 class DataSettings(Settings):
     name: Literal[tuple(DATASETS)] = Field(description="the dataset")
-    root: str = Field("data", description="folder of the dataset", json_schema_extra=NOT_COMPARED)
-    prepared: str = Field(
+    root: PathName = Field(
+        "data", description="folder of the dataset", json_schema_extra=NOT_COMPARED
+    )
+    prepared: PathName = Field(
         "data/prepared",
         description="folder for the decoded maps of images in files",
         json_schema_extra=NOT_COMPARED,
@@ -102,11 +104,6 @@ class DataSettings(Settings):
         json_schema_extra=NOT_COMPARED,
         description="published datasets: refuse a file whose checksum is not the published one",
     )
-
-    @pydantic.field_validator("root", "prepared")
-    @classmethod
-    def _possible_paths(cls, path):
-        return possible_path(path)
 
     @pydantic.model_validator(mode="after")
     def _size_where_needed(self):

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from memorization.data.randomness import permutation, sample_keys, stream
 from memorization.errors import WrongUse
-from memorization.fields import NOT_COMPARED, Seed, possible_path
+from memorization.fields import NOT_COMPARED, PathName, Seed
 from memorization.machine.files import atomically, parse_json, read_arrays, refuse_broken
 from models.settings import Settings
 
@@ -39,16 +39,11 @@ class SubsetSettings(Settings):
         description="take the images in file order, as the papers do, or shuffled; image_folder is shuffled if nothing is given",
     )
     seed: Seed = Field(0, description="order: shuffled: which shuffle")
-    file: str | None = Field(
+    file: PathName | None = Field(
         None,
         json_schema_extra=NOT_COMPARED,
         description="a file of remove_samples.py, in place of the counts",
     )
-
-    @pydantic.field_validator("file")
-    @classmethod
-    def _possible_path(cls, path):
-        return possible_path(path)
 
     @pydantic.model_validator(mode="after")
     def _candidates_are_replaced(self):

@@ -12,7 +12,7 @@ from pydantic import Field
 from scipy import stats
 
 from memorization.errors import WrongUse
-from memorization.fields import MOST_EPOCHS, MOST_VIEWS, possible_path
+from memorization.fields import MOST_EPOCHS, MOST_VIEWS, PathName
 from memorization.measuring.representations import encode_views, varying_dimensions
 from memorization.neighbors import count_votes, elected, nearest_neighbors, vote_confidence
 from memorization.normalization import normalize
@@ -51,7 +51,7 @@ class DejaVuSettings(Settings):
     masked_fraction: float = Field(
         0.5, gt=0, lt=1, description="query center_masked: what is blanked, as a share of each side"
     )
-    boxes: str | None = Field(
+    boxes: PathName | None = Field(
         None,
         description="query boxes: a CSV file (index,xmin,ymin,xmax,ymax, in original pixels) or a "
         "folder of ImageNet's XML files",
@@ -84,11 +84,6 @@ class DejaVuSettings(Settings):
     memory_gb: float = Field(
         0.25, gt=0, le=10**6, description="memory for the search, beside representations"
     )
-
-    @pydantic.field_validator("boxes")
-    @classmethod
-    def _possible_path(cls, path):
-        return possible_path(path)
 
     @pydantic.model_validator(mode="after")
     def _boxes_where_needed(self):

@@ -18,7 +18,7 @@ from memorization.data.catalogue import IN_FILES, OF_TORCHVISION
 from memorization.data.randomness import permutation
 from memorization.data.subsets import first_by_hash
 from memorization.errors import WrongUse
-from memorization.fields import MOST_EPOCHS, Rate, Seed, each_once
+from memorization.fields import MOST_EPOCHS, Distinct, Rate, Seed
 from memorization.machine import processes
 from memorization.machine.device import to_device
 from memorization.measuring.representations import (
@@ -40,10 +40,10 @@ NEIGHBORS = {"knn_20": {"k": 20}, "knn_200": {"k": 200, "temperature": 0.1}}
 
 
 class ProbeSettings(OptimizerSettings):
-    datasets: list[Literal[tuple(OF_TORCHVISION)]] = Field(
+    datasets: Annotated[list[Literal[tuple(OF_TORCHVISION)]], Distinct] = Field(
         [], description="the probed datasets, looked for in data.root; [] for the one of training"
     )
-    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
+    seeds: Annotated[list[Seed], Field(min_length=1), Distinct] = Field(
         [0, 1, 2], description="each seed trains one probe"
     )
     train_images: int | None = Field(
@@ -56,12 +56,12 @@ class ProbeSettings(OptimizerSettings):
         4096, ge=1, description="images a step; a quarter of the training images where that is less"
     )
     optimizer: Literal["sgd", "adamw", "lars"] = Field("lars", description="the optimizer")
-    learning_rates: Annotated[list[Rate], Field(min_length=1, max_length=100)] = Field(
+    learning_rates: Annotated[list[Rate], Field(min_length=1, max_length=100), Distinct] = Field(
         [1.6, 6.4, 25.6],
         description="learning rates to choose from, for batch_size; less where the batch is less",
     )
     weight_decays: Annotated[
-        list[Annotated[float, Field(ge=0)]], Field(min_length=1, max_length=100)
+        list[Annotated[float, Field(ge=0)]], Field(min_length=1, max_length=100), Distinct
     ] = Field([0.0, 0.001, 0.003, 0.01, 0.03], description="weight decays to choose from")
     warmup_epochs: int = Field(10, ge=0, description="epochs of linear warm-up, before the cosine")
     fine_tune: bool = Field(False, description="train all weights, not the linear layer alone")
@@ -74,11 +74,6 @@ class ProbeSettings(OptimizerSettings):
         description="fine_tune: images a step; a quarter of the training images where that is less",
     )
     fine_tune_learning_rate: Rate = Field(0.001, description="fine_tune: learning rate of AdamW")
-
-    @pydantic.field_validator("datasets", "seeds", "learning_rates", "weight_decays")
-    @classmethod
-    def _each_once(cls, values):
-        return each_once(values)
 
     @pydantic.model_validator(mode="after")
     def _warmup_within_the_epochs(self):

@@ -5,14 +5,13 @@ together.
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-import pydantic
 from pydantic import Field
 from scipy.cluster.vq import kmeans2
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 
 from memorization.data.randomness import permutation
-from memorization.fields import each_once
+from memorization.fields import Distinct
 from memorization.normalization import normalize_rows
 from models.settings import Settings
 
@@ -23,15 +22,16 @@ NEIGHBORS_AT_ONCE = 1024  # rows of the similarity matrix made at a time
 
 
 class RemovalSettings(Settings):
-    counts: list[Annotated[int, Field(ge=1)]] = Field(
+    counts: Annotated[list[Annotated[int, Field(ge=1)]], Distinct] = Field(
         [], description="how many samples to remove from f's training set"
     )
-    percentages: list[Annotated[float, Field(gt=0, lt=100)]] = Field(
+    percentages: Annotated[list[Annotated[float, Field(gt=0, lt=100)]], Distinct] = Field(
         [], description="the same as shares of the ranked samples, in per cent"
     )
     policies: Annotated[
         list[Literal["memorized", "least", "random", "random_matched", "typical"]],
         Field(min_length=1),
+        Distinct,
     ] = Field(
         ["memorized", "random"],
         description="most or least memorized first, by chance, by chance with the classes of the most memorized, or closest to the "
@@ -60,11 +60,6 @@ class RemovalSettings(Settings):
         le=1,
         description="cosine similarity, the mean taken away, from which two are duplicates",
     )
-
-    @pydantic.field_validator("counts", "percentages", "policies")
-    @classmethod
-    def _each_once(cls, values):
-        return each_once(values)
 
     PLAIN: ClassVar = {}  # see ScoreSettings
 

@@ -19,7 +19,7 @@ LAYERS = [
         "memorization.significance", "memorization.validation",
     ],
     ["memorization.data"],
-    ["memorization.settings"],
+    ["memorization.options", "memorization.settings"],
     ["memorization.encoder", "memorization.checkpoint", "memorization.results"],
     ["memorization.figures", "memorization.measuring"],
     ["memorization.config"],

@@ -6,9 +6,12 @@ import pytest
 import yaml
 from conftest import METHODS
 
+import dejavu
+import linear_probing_train
 import memorization_scores
+import remove_samples
 import train_simclr
-from memorization.config import Config, read_config, read_run_config, save_config
+from memorization.config import Config, read_config, read_run_config
 from memorization.data.catalogue import DATASETS
 from memorization.errors import WrongUse
 from memorization.fingerprints import first_difference
@@ -115,7 +118,7 @@ def test_a_text_that_looks_like_something_else_is_kept_in_the_run_folder(
     text, write_config, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    save_config(read(write_config(), "--run", text))
+    read(write_config(), "--run", text).save()
     assert read_run_config(text).run == text
     # for others' programs, too
     assert yaml.safe_load(Path(text, "config.yaml").read_text())["run"] == text
@@ -165,7 +168,7 @@ def test_every_option_that_readme_offers_fits_every_config(path, tmp_path, monke
             options.append("--retrain")
         actions = {name: "" for name in ("checkpoint", "jobs", "role", "encoder")}
         config = read_config("", options, method=schema, actions=actions, flags={"retrain": ""})
-        save_config(config)
+        config.save()
         measured = read_config("", options, actions=actions, flags={"retrain": ""})
         assert measured.trained_part() == config.trained_part()
 
@@ -217,14 +220,77 @@ def test_a_rule_between_settings_blames_who_broke_it(changes, options, place, wr
     assert str(refusal.value).startswith(place.replace("FILE", path)), refusal.value
 
 
-def test_help_is_the_docstring_and_the_settings_with_their_meaning(write_config, capsys):
-    with pytest.raises(SystemExit) as ending:
-        train_simclr.main(["--help"])
-    text = capsys.readouterr().out
-    assert ending.value.code == 0
+@pytest.fixture
+def help_of(capsys):
+    """help_of(script) -> the text that its --help prints."""
+
+    def read(script):
+        with pytest.raises(SystemExit) as ending:
+            script.main(["--help"])
+        assert ending.value.code == 0
+        return capsys.readouterr().out
+
+    return read
+
+
+def test_help_is_the_docstring_and_the_settings_with_their_meaning(help_of):
+    text = help_of(train_simclr)
     assert train_simclr.__doc__.strip() in text
     assert "--training.warmup_epochs" in text and "epochs of linear warm-up" in text
     assert "crop_scale: random resized crop" in text  # a key of the recipes
+
+
+def test_help_lists_actions_first_and_then_the_settings_in_a_group_a_section(help_of):
+    text = help_of(train_simclr)
+    titles = re.findall(r"^(\w.*):$", text, re.MULTILINE)
+    sections = ["data", "subsets", "augmentation", "encoder", "method", "training"]
+    assert titles[:2] == ["actions", "settings (each is a key of the YAML file)"]
+    assert titles[2:] == sections
+    groups = dict(zip(titles, re.split(r"^\w.*:$", text, flags=re.MULTILINE)[1:], strict=True))
+    assert {"--help", "--config", "--role"} == set(re.findall(r"--\w+", groups["actions"]))
+    for section in sections:
+        options = re.findall(r"^  (--\S+)", groups[section], re.MULTILINE)
+        assert options and all(option.startswith(f"--{section}.") for option in options)
+
+
+@pytest.mark.parametrize("script, sections", [
+    (train_simclr, {"data", "subsets", "augmentation", "encoder", "method", "training"}),
+    (memorization_scores, {"data", "scores"}),
+    (dejavu, {"data", "scores", "dejavu"}),
+    (linear_probing_train, {"data", "probe"}),
+    (remove_samples, {"data", "scores", "probe", "removal"}),
+])  # fmt: skip
+def test_help_shows_what_the_script_reads(script, sections, help_of):
+    """Of the data a measuring script shows only what may differ from training."""
+    text = help_of(script)
+    assert set(re.findall(r"^  --(\w+)\.", text, re.MULTILINE)) == sections
+    assert ("--data.size" in text) == (script is train_simclr) and "--data.root" in text
+    assert ("keys of a recipe" in text) == bool(sections & {"augmentation", "scores"})
+
+
+def test_a_training_script_accepts_and_checks_what_its_help_does_not_show(write_config):
+    path = write_config({"scores.views": 7})
+    assert read(path).scores.views == 7
+    assert read(path, "--scores.views", "5").scores.views == 5
+    with pytest.raises(WrongUse, match=f"{path}: scores.views: 2 is not allowed"):
+        read(write_config({"scores.views": 2}))
+
+
+@pytest.mark.parametrize("key, value", [
+    ("training.epochs", 4), ("encoder.name", "resnet18"), ("subsets.file", "other.npz"), ("seeds", [7]),
+])  # fmt: skip
+def test_a_value_that_differs_from_the_run_is_refused_where_it_was_written(
+    key, value, scored_run, write_config
+):
+    run = str(scored_run[1])
+    path = write_config({"run": run, "seeds": [0, 1], key: value})
+    with pytest.raises(WrongUse) as refusal:
+        read_config("", ["--config", path])
+    assert str(refusal.value).startswith(f"{path}: {key}: ")
+    path = write_config({"run": run, "seeds": [0, 1]})
+    with pytest.raises(WrongUse) as refusal:
+        read_config("", ["--config", path, f"--{key}", str(value)])
+    assert str(refusal.value).startswith(f"command line: {key}: ")
 
 
 def test_what_was_trained_leaves_out_what_may_differ(write_config):

@@ -1,0 +1,212 @@
+"""A command line: the YAML file of an experiment, with its settings as options, and --help."""
+
+import argparse
+import difflib
+import functools
+import inspect
+import operator
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from memorization.data.recipes import ViewRecipe
+from memorization.errors import WrongUse, shorten
+from memorization.machine.strict_yaml import parse_yaml, read_yaml
+from memorization.validation import put_over, schemas_by_name, section_in, validate
+
+SETTINGS = "settings (each is a key of the YAML file)"
+RECIPES = "keys of a recipe, such as '[{count: 2, size: 32, flip: 0.5}]'"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment as it is written.
+
+    path: of its YAML file; values: nested dicts, the content of the file; options: {dotted key:
+    value}, the settings of the command line, which are put over them; actions: {name: text, None,
+    True or False}, the options beside the settings.
+    """
+
+    path: str
+    values: dict
+    options: dict
+    actions: dict = field(default_factory=dict)
+
+    @property
+    def merged(self):
+        """The values with the options put over them."""
+        return put_over(self.values, self.options)
+
+    def validate(self, schema):
+        """An instance of a schema, a Settings class. Raises WrongUse; see `validate`."""
+        return validate(schema, self.values, self.path, self.options)
+
+    def place_of(self, key):
+        """Where a dotted key was written: the file, or "command line"."""
+        options = [f"{option}." for option in self.options]
+        on_line = any(f"{key}.".startswith(option) for option in options)
+        return "command line" if on_line else self.path
+
+
+def read_experiment(argv, doc, schema, is_shown, actions, flags):
+    """The Experiment of a command line and its YAML file.
+
+    doc, is_shown: what --help shows, the docstring of a script, and a function (dotted key, field)
+    -> bool of the settings; schema: of all settings; actions, flags: {name: help}, of options with
+    and without a value. Raises WrongUse, one line.
+    """
+    settings = settings_of(schema)
+    parser = _Parser(
+        prog="",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+        usage=argparse.SUPPRESS,
+    )
+    _add_actions(parser, actions, flags)
+    _add_settings(parser, settings, is_shown)
+    words = vars(parser.parse_args(argv))
+    values = read_yaml(words["config"])
+    options = {
+        key: _value(key, words[key], setting.annotation)
+        for key, setting in settings.items()
+        if words[key] is not None
+    }
+    chosen = {name: words[name] for name in {**actions, **flags}}
+    return Experiment(words["config"], values, options, chosen)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but a wrong option is one line."""
+
+    def error(self, message):
+        unknown = message.partition("unrecognized arguments: ")[2].split()
+        if unknown:
+            options = self._option_string_actions
+            near = difflib.get_close_matches(unknown[0], options, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else "see --help"
+            message = f"{unknown[0]}: no such option; {hint}"
+        raise WrongUse(f"command line: {message}")
+
+
+def _add_actions(parser, actions, flags):
+    group = parser.add_argument_group("actions")
+    group.add_argument("-h", "--help", action="help", help="show this text, and end")
+    group.add_argument(
+        "--config", required=True, metavar="FILE", help="the experiment, a YAML file"
+    )
+    for name, meaning in actions.items():
+        group.add_argument(f"--{name}", help=meaning)
+    for name, meaning in flags.items():
+        group.add_argument(f"--{name}", action="store_true", help=meaning)
+
+
+def _add_settings(parser, settings, is_shown):
+    """Add every setting as an option, in one group a section; --help shows some of them."""
+    groups = {"": parser.add_argument_group(SETTINGS)}
+    for key, setting in settings.items():
+        section = key.rpartition(".")[0]
+        if section not in groups:
+            groups[section] = parser.add_argument_group(section)
+        groups[section].add_argument(
+            f"--{key}",
+            nargs="+" if list in _kinds(setting.annotation) else None,
+            metavar=_type_name(setting.annotation),
+            help=_meaning(setting).replace("%", "%%")
+            if is_shown(key, setting)
+            else argparse.SUPPRESS,
+        )
+        if is_shown(key, setting) and section_in(setting.annotation) is ViewRecipe:
+            recipe = ViewRecipe.model_fields.items()
+            lines = [f"  {name}: {_meaning(one)}" for name, one in recipe]
+            parser.epilog = "\n".join([RECIPES, *lines])
+
+
+def settings_of(schema, prefix=""):
+    """{dotted key: field} of every setting of a schema that holds a value."""
+    settings = {}
+    for name, one in schema.model_fields.items():
+        schemas = schemas_by_name(one)
+        if schemas:
+            settings |= _settings_of_all(schemas, f"{prefix}{name}.")
+        elif inspect.isclass(one.annotation) and issubclass(one.annotation, BaseModel):
+            settings |= settings_of(one.annotation, f"{prefix}{name}.")
+        elif one.annotation is not Any:
+            settings[prefix + name] = one
+    return settings
+
+
+def _settings_of_all(schemas, prefix):
+    """{dotted key: field} of a section with several schemas, {name: Settings class}.
+
+    The description of a field tells which names take it.
+    """
+    takers = {}  # {key: {(meaning, annotation): names}}
+    for name, schema in schemas.items():
+        for key, one in schema.model_fields.items():
+            names = takers.setdefault(key, {}).setdefault((_meaning(one), one.annotation), [])
+            names.append(name)
+    settings = {}
+    for key, kinds in takers.items():
+        meanings = [f"{', '.join(names)}: {meaning}" for (meaning, _), names in kinds.items()]
+        annotation = functools.reduce(operator.or_, [annotation for _, annotation in kinds])
+        settings[prefix + key] = FieldInfo(annotation=annotation, description="; ".join(meanings))
+    description = next(iter(schemas.values())).model_fields["name"].description
+    name = FieldInfo(annotation=Literal[tuple(schemas)], description=description)
+    return settings | {f"{prefix}name": name}
+
+
+def _value(key, typed, annotation):
+    """The value of an option: a text as it is typed, all else as YAML reads it.
+
+    typed: a word, or the words of a list.
+    """
+    kinds = _kinds(annotation)
+    if str in kinds and not (types.NoneType in kinds and typed == "null"):
+        return typed
+    words = typed if isinstance(typed, list) else [typed]
+    values = [parse_yaml(word, f"command line: --{key}: {shorten(word)!r}") for word in words]
+    # A list may be typed as one word, `[0, 1]`, and so may be null or a name in the place of a list.
+    in_place = (list, types.NoneType) if kinds == [list] else (list, types.NoneType, str)
+    is_whole = typed is not words or (len(values) == 1 and isinstance(values[0], in_place))
+    return values[0] if is_whole else values
+
+
+def _alternatives(annotation):
+    """The types that an annotation allows: [int, NoneType] of `int | None`."""
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _alternatives(parts[0])
+    if origin in (typing.Union, types.UnionType):
+        return [alternative for part in parts for alternative in _alternatives(part)]
+    return [annotation]
+
+
+def _kinds(annotation):
+    """The same without their parameters: [list, NoneType] of `list[int] | None`."""
+    return [typing.get_origin(one) or one for one in _alternatives(annotation)]
+
+
+def _type_name(annotation):
+    if list in _kinds(annotation):
+        return "LIST"
+    names = []
+    for one in _alternatives(annotation):
+        is_choice = typing.get_origin(one) is Literal
+        names += map(str, typing.get_args(one)) if is_choice else [one.__name__.upper()]
+    return "|".join(name for name in names if name != "NONETYPE")
+
+
+def _meaning(setting):
+    """The description of a setting, and its default as YAML writes it."""
+    if setting.is_required():
+        return setting.description or ""
+    default = setting.default
+    if default is None or isinstance(default, bool):
+        default = {None: "null", True: "true", False: "false"}[default]
+    return f"{setting.description or ''} (default: {default})"
