@@ -56,7 +56,7 @@ from memorization.significance import (
     paired_test,
     welch_test,
 )
-from memorization.training.loop import read_log
+from memorization.training import read_log
 
 ACTIONS = {
     "checkpoint": "encoder (the default), epoch_NNNN for a kept one, or all for the score over training"

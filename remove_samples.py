@@ -60,7 +60,7 @@ from memorization.measuring.representations import encode_images, raw_pixels
 from memorization.results import Summary
 from memorization.run import open_run
 from memorization.significance import mean_and_spread, paired_test
-from memorization.training.loop import whole_lines
+from memorization.training import whole_lines
 
 ACTIONS = {
     "jobs": "with --retrain: list tells the retrainings, I/N does part I (from 0) of N and leaves the curve for later"

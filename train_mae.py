@@ -1,7 +1,8 @@
 """Train a pair of MAE encoders: f on S_S + S_C, g on S_S + S_I.
 
     python train_mae.py --config configs/mae_cifar10.yaml
-    python train_mae.py --config configs/mae_cifar10.yaml --role candidate --subsets.file memorized_500_draw0.npz
+    python train_mae.py --config configs/mae_cifar10.yaml \\
+        --role candidate --subsets.file memorized_500_draw0.npz
 
 Reads the config and the data set. Writes the run folder: config.yaml, subsets.npz,
 environment.json, and for each seed and role (candidate, independent) encoder.pt, last.pt and
@@ -10,10 +11,8 @@ so and does nothing. Next: memorization_scores.py with the same config.
 """
 
 from memorization.config import read_config
-from memorization.data.images import open_images
 from memorization.machine.command import one_line_errors
-from memorization.machine.device import choose_device
-from memorization.training.loop import ROLE_ACTION, train_pair
+from memorization.training import ROLE_ACTION, open_training_images, train_pair
 from models.encoders import make_encoder
 from models.mae import MAE, MAESettings
 
@@ -21,9 +20,7 @@ from models.mae import MAE, MAESettings
 @one_line_errors
 def main(argv=None):
     config = read_config(__doc__, argv, method=MAESettings, actions=ROLE_ACTION)
-    # meets the other processes, if there are any: the first one prepares the data
-    choose_device(config.device, config.threads)
-    images = open_images(config.data)
+    images = open_training_images(config.data, config.device, config.threads)
 
     def make_method():
         encoder = make_encoder(config.encoder, images.channels, config.augmentation.size)

@@ -25,7 +25,7 @@ from memorization.data.prefetching import prefetch
 from memorization.data.prepared_maps import open_map
 from memorization.optimizers import make_optimizer
 from memorization.settings import TrainingSettings
-from memorization.training.loop import train_step
+from memorization.training import train_step
 from models.encoders import encoder_settings, make_encoder
 from models.simclr import SimCLR, SimCLRSettings
 
@@ -55,7 +55,7 @@ def main():
                 fetched, indices, [simclr_recipe(SIZE)], normalization(3), Draw(0, "training")
             )
             viewing.append(clock.lap())
-            train_step(method, optimizer, views, SETTINGS, progress=0.0)
+            train_step(method, optimizer, views, SETTINGS, share=0.0)
             training.append(clock.lap())
             memory.append(status("RssAnon") / 1e3)
     of_step = [statistics.median(times[2:]) for times in (waiting, viewing, training)]

@@ -33,7 +33,7 @@ from benchmarks.peers import (
 from memorization.data.augmentations import Draw, View, training_views
 from memorization.optimizers import make_optimizer
 from memorization.settings import TrainingSettings
-from memorization.training.loop import train_step
+from memorization.training import train_step
 from models.byol import BYOL, BYOLSettings
 from models.encoders import EncoderSettings, encoder_settings, make_encoder
 from models.mae import MAE, MAESettings
@@ -205,7 +205,7 @@ class OurTraining:
         return training_views(self.split, batch, self.recipes, normalization(self.channels), draw)
 
     def step(self, views):
-        train_step(self.method, self.optimizer, views, SETTINGS, progress=0.0, forward=self.forward)
+        train_step(self.method, self.optimizer, views, SETTINGS, share=0.0, forward=self.forward)
 
     def epoch(self):
         for batch in self.batches:

@@ -41,6 +41,8 @@ GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|
 MOST_PICKLED, MOST_PARTS = 2**23, 2**21
 # names of the encoders of training.checkpoint_epochs
 KEPT = re.compile(r"encoder_epoch_[0-9]{4,7}\.pt")
+# names of the folders of seeds
+OF_SEED = re.compile("seed_(0|[1-9][0-9]{0,18})")
 # Errors of the system, whatever a file's content is.
 OF_SYSTEM = (
     errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENODEV, errno.EACCES, errno.ENOSPC,
@@ -396,6 +398,21 @@ def _fresh_network(record):
 def folder_of(run, seed, role):
     """The folder of one encoder in a run folder, a Path."""
     return Path(run).expanduser() / place_of(seed, role)
+
+
+def places_in(run):
+    """The (seed, role) of every encoder that has a folder in a run folder, a list."""
+    names = filter(OF_SEED.fullmatch, names_in(run))
+    seeds = sorted(int(name.removeprefix("seed_")) for name in names)
+    places = [(seed, role) for role in ROLES for seed in seeds]
+    return [place for place in places if exists(folder_of(run, *place))]
+
+
+def newest_checkpoint(run, seed, role):
+    """The file of an encoder, of the end of its training or of its progress; None if there is none."""
+    folder = folder_of(run, seed, role)
+    paths = [folder / name for name in ("encoder.pt", "last.pt", "previous.pt")]
+    return next((path for path in paths if exists(path)), None)
 
 
 def encoder_file(run, seed, role, checkpoint="encoder"):

@@ -3,6 +3,7 @@ or two.
 """
 
 import copy
+import json
 import shutil
 
 import pytest
@@ -14,6 +15,8 @@ import train_byol
 import train_mae
 import train_simclr
 from memorization.data.augmentations import View
+from memorization.data.subsets import ROLES
+from memorization.training import loop
 from models.byol import BYOLSettings
 from models.mae import MAESettings
 from models.simclr import SimCLRSettings
@@ -98,6 +101,27 @@ def write_experiment(folder, changes=()):
     return str(path)
 
 
+def train(path, *options, method="simclr"):
+    """Run a training script. path: of its config."""
+    METHODS[method][0].main(["--config", path, *options])
+
+
+def trained_bytes(run):
+    """The bytes of the encoder.pt of both roles."""
+    return {role: (run / "seed_0" / role / "encoder.pt").read_bytes() for role in ROLES}
+
+
+def log_of(run, role="candidate", seed=0):
+    """The lines of a log.jsonl, a list of dicts."""
+    text = (run / f"seed_{seed}" / role / "log.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def log_without_times(run, role="candidate"):
+    times = ("seconds", "images_per_second")
+    return [{k: v for k, v in line.items() if k not in times} for line in log_of(run, role)]
+
+
 def with_hidden_pixels(view, value, patch=4):
     """A masked view with the pixels of its hidden patches set to a value; what sees only the
     visible ones cannot tell.
@@ -113,6 +137,27 @@ def write_config(tmp_path):
     write_experiment.
     """
     return lambda changes=(): write_experiment(tmp_path, changes)
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """at_step(numbers, act) has training call act() before its steps of these numbers, counted from
+    1 over all encoders. Returns a list that has an item for every step begun.
+    """
+
+    def watch(numbers, act):
+        step, steps = loop.train_step, []
+
+        def watched_step(*arguments, **named):
+            steps.append(None)
+            if len(steps) in numbers:
+                act()
+            return step(*arguments, **named)
+
+        monkeypatch.setattr(loop, "train_step", watched_step)
+        return steps
+
+    return watch
 
 
 @pytest.fixture(scope="session")

@@ -18,10 +18,8 @@ sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from conftest import METHODS  # noqa: E402
 
 from memorization.config import read_config  # noqa: E402
-from memorization.data.images import open_images  # noqa: E402
 from memorization.machine.command import one_line_errors  # noqa: E402
-from memorization.machine.device import choose_device  # noqa: E402
-from memorization.training import loop as training  # noqa: E402
+from memorization.training import ROLE_ACTION, loop, open_training_images, train_pair  # noqa: E402
 from models.encoders import make_encoder  # noqa: E402
 
 
@@ -29,22 +27,19 @@ from models.encoders import make_encoder  # noqa: E402
 def main(argv):
     path, method, *told_after = argv
     script, schema, _ = METHODS[method]
-    config = read_config(
-        script.__doc__, ["--config", path], method=schema, actions=training.ROLE_ACTION
+    config = read_config("", ["--config", path], method=schema, actions=ROLE_ACTION)
+    images = open_training_images(config.data, config.device, config.threads)
+    step, steps = loop.train_step, 0
+    (of_method,) = (
+        value
+        for value in vars(script).values()
+        if isinstance(value, type) and issubclass(value, torch.nn.Module)
     )
-    choose_device(config.device, config.threads)
-    images = open_images(config.data)
-    step, steps = training.train_step, 0
 
     def make_method():
         encoder = make_encoder(config.encoder, images.channels, config.augmentation.size)
         encoder.embed.register_forward_pre_hook(
             lambda module, pixels: tuple(values.double() for values in pixels)
-        )
-        (of_method,) = (
-            value
-            for value in vars(script).values()
-            if isinstance(value, type) and issubclass(value, torch.nn.Module)
         )
         return of_method(encoder, **config.method.arguments()).double()
 
@@ -55,11 +50,11 @@ def main(argv):
             os.kill(os.getpid(), signal.SIGTERM)
         return step(*arguments)
 
-    training.train_step = counted_step
+    loop.train_step = counted_step
     try:
-        training.train_pair(make_method, images, config)
+        train_pair(make_method, images, config)
     finally:
-        training.train_step = step
+        loop.train_step = step
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import remove_samples
 from memorization.checkpoint import read_checkpoint
 from memorization.errors import WrongUse
 from memorization.machine import meeting, processes
-from memorization.training import loop as training
+from memorization.training import loop, pair, progress
 
 IN_DOUBLE = {
     "encoder": {"name": "vit_mini", "width": 32, "depth": 1},
@@ -169,10 +169,10 @@ def test_compiling_for_several_processes_is_refused_by_name(
 
 
 def test_several_processes_ask_for_a_signal_every_tenth_step_or_every_second(monkeypatch):
-    assert training._steps_between_questions(3) == 1  # one process asks itself
+    assert progress.steps_between_questions(3) == 1  # one process asks itself
     monkeypatch.setattr(processes, "count", lambda: 2)
     steps = {
-        milliseconds: training._steps_between_questions(milliseconds)
+        milliseconds: progress.steps_between_questions(milliseconds)
         for milliseconds in (0, 3, 100, 250, 900, 5000)
     }
     assert steps == {0: 10, 3: 10, 100: 10, 250: 4, 900: 1, 5000: 1}
@@ -181,8 +181,8 @@ def test_several_processes_ask_for_a_signal_every_tenth_step_or_every_second(mon
 def test_a_signal_between_two_questions_is_saved_at_the_next_one(
     write_config, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(training, "_steps_between_questions", lambda milliseconds: 10)
-    step, maxima, order = training.train_step, processes.maxima, []
+    monkeypatch.setattr(progress, "steps_between_questions", lambda milliseconds: 10)
+    step, maxima, order = loop.train_step, processes.maxima, []
 
     def signalling(*arguments, **named):
         order.append("step")
@@ -190,7 +190,7 @@ def test_a_signal_between_two_questions_is_saved_at_the_next_one(
             os.kill(os.getpid(), signal.SIGTERM)
         return step(*arguments, **named)
 
-    monkeypatch.setattr(training, "train_step", signalling)
+    monkeypatch.setattr(loop, "train_step", signalling)
     monkeypatch.setattr(
         processes, "maxima", lambda *numbers: order.append("question") or maxima(*numbers)
     )
@@ -442,9 +442,9 @@ def test_processes_that_start_together_find_the_data_prepared_by_the_first(
 ):
     """The scripts that train meet the others before they open the data."""
     order = []
+    monkeypatch.setattr(pair, "choose_device", lambda *_: order.append("meet"))
+    monkeypatch.setattr(pair, "open_images", lambda settings: order.append("open"))
     for script, _, changes in METHODS.values():
-        monkeypatch.setattr(script, "choose_device", lambda *_: order.append("meet"))
-        monkeypatch.setattr(script, "open_images", lambda settings: order.append("open"))
         monkeypatch.setattr(script, "train_pair", lambda *_: order.append("train"))
         script.main(["--config", write_config(changes)])
     assert order == ["meet", "open", "train"] * 3

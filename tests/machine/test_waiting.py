@@ -30,7 +30,7 @@ from memorization.measuring.representations import Examples
 from memorization.measuring.scores import ScoreSettings
 from memorization.neighbors import knn_accuracy
 from memorization.optimizers import make_optimizer
-from memorization.training.loop import train_step
+from memorization.training import train_step
 from memorization_scores import score_batch
 from models.byol import BYOL
 from models.encoders import encoder_settings, make_encoder
@@ -100,7 +100,7 @@ def prepared_step(method, optimizer, write_config, device, changes=()):
             images.normalization,
             Draw(0, "training", patch=config.encoder.patch_size),
         )
-        return train_step(network, optimizer, views, config.training, progress=0.5)
+        return train_step(network, optimizer, views, config.training, share=0.5)
 
     return step
 

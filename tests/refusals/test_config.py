@@ -15,7 +15,7 @@ from memorization.config import Config, read_config, read_run_config
 from memorization.data.catalogue import DATASETS
 from memorization.errors import WrongUse
 from memorization.fingerprints import first_difference
-from memorization.training.loop import try_method
+from memorization.training.door import try_method
 from models.simclr import SimCLRSettings
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -48,12 +48,14 @@ def test_every_config_is_whole_and_names_its_run_after_itself(path):
 def test_the_method_of_every_config_takes_the_views_of_its_augmentation(path, monkeypatch):
     written, tried = yaml.safe_load(path.read_text()), []
     script, _, _ = METHODS[written["method"]["name"]]
-    channels = len(DATASETS[written["data"]["name"]].mean)
-    monkeypatch.setattr(script, "open_images", lambda settings: SimpleNamespace(channels=channels))
+    images = SimpleNamespace(channels=len(DATASETS[written["data"]["name"]].mean))
+    monkeypatch.setattr(script, "open_training_images", lambda *_: images)
     monkeypatch.setattr(
         script,
         "train_pair",
-        lambda make_method, images, config: tried.append(try_method(make_method, channels, config)),
+        lambda make_method, images, config: tried.append(
+            try_method(make_method, images.channels, config)
+        ),
     )
     script.main(["--config", str(path)])
     assert tried == [None]

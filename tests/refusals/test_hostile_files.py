@@ -49,8 +49,7 @@ from memorization.measuring.boxes import boxes_of
 from memorization.measuring.representations import read_representations
 from memorization.optimizers import make_optimizer
 from memorization.run import open_run
-from memorization.training import loop as training
-from memorization.training.loop import read_log
+from memorization.training import read_log, run_files
 from models.encoders import make_encoder
 from models.simclr import SimCLR, SimCLRSettings
 
@@ -639,10 +638,10 @@ def test_a_log(run):
 
 def test_the_environment_of_a_run(run, monkeypatch):
     path = run / "environment.json"
-    monkeypatch.setattr(training, "describe_machine", lambda device: {})
+    monkeypatch.setattr(run_files, "describe_machine", lambda device: {})
 
     def read():  # and written again, with the machine of one encoder put in
-        training._note_environment(run, "seed_0/candidate", None, resumed=True)
+        run_files.note_machine(run, "seed_0/candidate", None, is_resumed=True)
         return json.loads(path.read_text())
 
     fuzz(

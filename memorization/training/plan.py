@@ -1,0 +1,67 @@
+"""What a training prints before it starts: its sizes, and what it will take."""
+
+from dataclasses import replace
+
+import torch
+
+from memorization.data.subsets import SUBSETS
+from memorization.errors import escape
+from memorization.machine import processes
+from memorization.machine.files import exists
+from memorization.machine.resources import print_estimate, seconds_of, tensor_bytes
+from memorization.machine.screen import say
+from memorization.optimizers import make_optimizer
+from memorization.training.log import whole_lines
+from memorization.training.loop import draw_views, train_step
+
+LONG = 200  # steps from which on a training is tried first, to estimate what it will take
+
+
+def print_plan(task, run):
+    """Print sizes, steps and the learning rate. task: any of the run; run: its name."""
+    trained, settings, per_epoch = task.trained, task.settings, task.steps_per_epoch
+    size = len(task.training_set)
+    left_out = size - per_epoch * settings.batch_size
+    sizes = ", ".join(f"{name} {len(getattr(task.subsets, name))}" for name in SUBSETS)
+    steps = f"{settings.epochs} epochs of {per_epoch} steps"
+    rate = f"learning rate {task.full_learning_rate:.6g} after scaling"
+    what = f"{trained.method.name} on {trained.data.name}, {trained.encoder.name}, {task.device}"
+    say(f"{escape(run)}: {what}")
+    say(f"  {sizes}; {size} images train each encoder")
+    say(f"  {steps}, {left_out} images left out of each epoch's last batch")
+    say(f"  {rate}, {settings.optimizer}")
+
+
+def estimate(make_method, tasks):
+    """Print what the rest of a long training will take, from steps of a method that is thrown away.
+
+    tasks: those of the run.
+    """
+    tasks = [task for task in tasks if not task.is_finished]
+    steps = sum(map(_steps_left, tasks))
+    if steps < LONG:
+        return
+    task = replace(tasks[0], seed=0)
+    method = make_method().to(task.device, memory_format=torch.channels_last)
+    optimizer = make_optimizer(method, task.settings)
+    indices = processes.shard(task.training_set[: task.settings.batch_size])
+
+    def step():
+        views = draw_views(task, indices, task.images.train, epoch=0)
+        train_step(method, optimizer, views, task.settings, share=0.0)
+
+    seconds = steps * seconds_of(step, task.device)
+    progress = tensor_bytes(method.state_dict()) + tensor_bytes(optimizer.state_dict())
+    encoder = tensor_bytes(method.encoder.state_dict())
+    encoders = encoder * (1 + len(task.settings.checkpoint_epochs))
+    # last.pt and previous.pt of every encoder, and for a moment next.pt
+    disk = len(tasks) * (2 * progress + encoders) + progress
+    print_estimate(f"{steps} steps for {len(tasks)} encoders", seconds, task.device, disk, task.run)
+
+
+def _steps_left(task):
+    """Number of steps of a task without its logged epochs."""
+    log, logged = task.folder / "log.jsonl", 0
+    if task.is_begun and exists(log):
+        logged = sum(line["epoch"] for line in whole_lines(log)[-1:])
+    return (task.settings.epochs - logged) * task.steps_per_epoch
