@@ -18,26 +18,23 @@ RANDOM_SPLITS, ROUNDS = 1000, 10  # random splits of a round, and rounds
 def warn_of_confounders(subsets, images, settings):
     """Warn if images of two subsets are the same, or if the classes of two subsets hardly overlap.
 
-    images: prepared ones; settings: the config's `subsets:` section. Pixels of published datasets
-    are hashed in a second or less; those of a folder were hashed when its map was made.
+    images: prepared ones; settings: SubsetSettings. Pixels of published data sets are hashed in a
+    second or less; those of images in files were hashed when their map was made.
     """
     if subsets.role is not None:
         return
     twins = count_twins(subsets, images)
     if twins:
         pairs = ", ".join(f"{count} of {one} in {other}" for (one, other), count in twins.items())
-        message = f"subsets: the same image (equal pixels) stands in two subsets: {pairs}; such images are not what their subset says"
-        caution(message)
+        what = f"the same image (equal pixels) stands in two subsets: {pairs}"
+        caution(f"subsets: {what}; such images are not what their subset says")
     distances = find_distant_classes(subsets, images)
     if distances:
         parts = [f"{' and '.join(pair)} ({share:.0%} differ)" for pair, share in distances.items()]
-        advice = (
-            "; set subsets.order to shuffled"
-            if settings.order == "file" and not settings.file
-            else ""
-        )
-        message = f"subsets: classes hardly overlap: {', '.join(parts)}; what differs between them may be the classes' doing{advice}"
-        caution(message)
+        in_file_order = settings.order == "file" and not settings.file
+        advice = "; set subsets.order to shuffled" if in_file_order else ""
+        doubt = f"what differs between them may be the classes' doing{advice}"
+        caution(f"subsets: classes hardly overlap: {', '.join(parts)}; {doubt}")
 
 
 def count_twins(subsets, images):

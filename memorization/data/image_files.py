@@ -90,7 +90,7 @@ def _decode_square(path, size):
 
 
 def _return_free_memory():
-    """Give free memory back to the system; glibc would keep some for each thread that decoded."""
+    """Return free memory to the system; glibc would keep some for each thread that decoded."""
     if hasattr(_C, "malloc_trim"):
         _C.malloc_trim(0)
 
@@ -146,13 +146,12 @@ _memory = _SharedMemory(SHARED_MEMORY)
 
 
 def _bytes_to_decode(file):
-    """The memory that an open image file takes at most. Raises BrokenImage if it is too much."""
+    """The memory that decoding an open file takes at most. Raises BrokenImage for too much."""
     needed = file.width * file.height * BYTES_A_PIXEL.get(file.format, BYTES_A_PIXEL_OF_OTHERS)
     if needed > MOST_MEMORY:
         size = f"{file.width} x {file.height} pixels of {file.format}"
-        raise BrokenImage(
-            f"{size} take {size_in_words(needed)} of memory, but at most {size_in_words(MOST_MEMORY)} are given"
-        )
+        most = f"at most {size_in_words(MOST_MEMORY)} are given"
+        raise BrokenImage(f"{size} take {size_in_words(needed)} of memory, but {most}")
     return needed
 
 
@@ -190,20 +189,16 @@ def _in_rgb(file):
     deep, high = _is_deep(file), _highest_value(file)
     file.load()
     if file.mode.startswith("I;16") or (file.mode == "I" and file.format in ("PPM", "PNG")):
-        return _scaled(file, high).convert("RGB")
+        return _scale_to_8_bits(file, high).convert("RGB")
     if file.mode in ("I", "F"):
-        kind = (
-            "integers of 32 bits or with a sign" if file.mode == "I" else "floating-point numbers"
-        )
-        raise BrokenImage(
-            f"mode {file.mode}: its values are {kind}, whose range it does not tell; convert it to 8 bits"
-        )
+        integers = "integers of 32 bits or with a sign"
+        kind = integers if file.mode == "I" else "floating-point numbers"
+        advice = "whose range it does not tell; convert it to 8 bits"
+        raise BrokenImage(f"mode {file.mode}: its values are {kind}, {advice}")
     if deep and high is None:
         bands = [file.getextrema()] if len(file.getbands()) == 1 else file.getextrema()
-        _check_range(
-            max(most for name, (_, most) in zip(file.getbands(), bands) if name not in "Aa") * 257,
-            file.mode,
-        )
+        highest = [most for name, (_, most) in zip(file.getbands(), bands) if name not in "Aa"]
+        _check_range(max(highest) * 257, file.mode)
     return file if file.mode == "RGB" else file.convert("RGB")
 
 
@@ -226,8 +221,8 @@ def _highest_value(file):
     return None
 
 
-def _scaled(image, high):
-    """A gray image of 16 bits as one of 8. high: the value that becomes white, or None for 65535."""
+def _scale_to_8_bits(image, high):
+    """A gray image of 16 bits as one of 8. high: the value of white, or None for 65535."""
     if high is None:
         _check_range(image.getextrema()[1], image.mode)
         high = 65535
@@ -246,7 +241,5 @@ def _check_range(highest, mode):
     16 do.
     """
     if 0 < highest < 2**15:
-        raise BrokenImage(
-            f"mode {mode}: its 16-bit values end at {highest}, and it does not tell whether that is white; "
-            "convert it to 8 bits"
-        )
+        doubt = "it does not tell whether that is white; convert it to 8 bits"
+        raise BrokenImage(f"mode {mode}: its 16-bit values end at {highest}, and {doubt}")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from memorization.data.image_files import ENDINGS, OTHER_ENDINGS
 from memorization.errors import WrongUse, escape
 from memorization.machine.files import is_folder
-from memorization.machine.screen import caution
+from memorization.machine.screen import caution, say
 
 PASSED_OVER = {  # in the order of the line on the screen
     "hidden": "{} hidden files or folders",
@@ -25,6 +25,17 @@ class Listing(NamedTuple):
     labels: tuple
 
 
+class _Place(NamedTuple):
+    """An image below a class: its path, the number of the class, the real path of the file, and
+    whether the path goes through a link.
+    """
+
+    path: str
+    label: int
+    real: str
+    linked: bool
+
+
 def list_image_folder(root):
     """(classes, {"train": Listing, "test": Listing}) of a folder of images, in the order of
     torchvision's ImageFolder.
@@ -34,63 +45,41 @@ def list_image_folder(root):
     if the classes of the splits differ, or if all test images are training images.
     """
     root = Path(root)
-    folders = {
-        "train": root / "train",
-        "test": root / "val" if is_folder(root / "val") else root / "test",
-    }
+    test = root / "val" if is_folder(root / "val") else root / "test"
+    folders = {"train": root / "train", "test": test}
     for folder in folders.values():
         if not is_folder(folder):
-            raise WrongUse(
-                f"image_folder: {folder} is no folder; {root} needs train and val (or test), each with a folder for every class"
-            )
-    counts = Counter()
+            needs = f"{root} needs train and val (or test), each with a folder for every class"
+            raise WrongUse(f"image_folder: {folder} is no folder; {needs}")
+    counts, places = Counter(), {}
     try:
         classes = {name: _classes(folder, counts) for name, folder in folders.items()}
         _check_classes(classes, folders)
-        places = {
-            name: _list_split(folder, classes[name], counts) for name, folder in folders.items()
-        }
+        for name, folder in folders.items():
+            places[name] = _list_split(folder, classes[name], counts)
     except OSError as error:
-        raise WrongUse(
-            f"image_folder: {error.filename or root} cannot be listed ({error.strerror or error})"
-        ) from error
-    if counts:
-        kinds = ", ".join(
-            words.format(counts[kind]) for kind, words in PASSED_OVER.items() if counts[kind]
-        )
-        print(f"image_folder: passed over in {escape(root)}: {kinds}", flush=True)
+        reason = f"{error.filename or root} cannot be listed ({error.strerror or error})"
+        raise WrongUse(f"image_folder: {reason}") from error
+    kinds = [words.format(counts[kind]) for kind, words in PASSED_OVER.items() if counts[kind]]
+    if kinds:
+        say(f"image_folder: passed over in {escape(root)}: {', '.join(kinds)}")
     _check_disjoint(places, folders)
     listings = {}
     for name, of_split in places.items():
-        files, labels = (
-            tuple(getattr(place, part) for place in of_split) for part in ("path", "label")
-        )
-        listings[name] = Listing(files, labels)
+        files = tuple(place.path for place in of_split)
+        listings[name] = Listing(files, tuple(place.label for place in of_split))
     return tuple(classes["train"]), listings
-
-
-class _Place(NamedTuple):
-    """Where an image was met: a path, its class, the real path of the file, and whether a link
-    leads there.
-    """
-
-    path: str
-    label: int
-    real: str
-    linked: bool
 
 
 def _classes(folder, counts):
     """The names of the classes of a split, sorted: its folders, or links to folders outside."""
     names, around = [], _folders_around(folder)
     for entry in os.scandir(folder):
-        if not entry.is_dir():
-            counts["hidden"] += entry.name.startswith(".")
-        elif entry.name.startswith("."):
+        if entry.name.startswith("."):
             counts["hidden"] += 1
-        elif os.path.realpath(entry.path) in around:
+        elif entry.is_dir() and os.path.realpath(entry.path) in around:
             counts["loop"] += 1
-        else:
+        elif entry.is_dir():
             names.append(entry.name)
     if not names:
         raise WrongUse(f"image_folder: {folder} holds no folder of a class")
@@ -110,59 +99,83 @@ def _check_classes(classes, folders):
 def _list_split(folder, classes, counts):
     """The _Places of the images of a split, each real file once.
 
-    If a file is met both through a link and without one, the place without a link counts.
+    If a file can be reached both through a link and without one, the place without a link counts.
     """
-    around, walked, places = _folders_around(folder), set(), []
-    for linked in (False, True):  # what lies in the split itself comes first
+    walk = _Walk(folder, counts)
+    for through_links in (False, True):
         for label, name in enumerate(classes):
-            _walk(os.path.join(folder, name), label, linked, around, walked, places, counts)
+            walk.note_images(os.path.join(folder, name), label, through_links)
     by_file = {}
-    for place in sorted(places, key=lambda place: place.linked):  # stable
+    for place in walk.places:
         if by_file.setdefault(place.real, place) is not place:
             counts["again"] += 1
-    kept = sorted(by_file.values(), key=lambda place: (place.label, os.path.split(place.path)))
-    empty = set(range(len(classes))) - {place.label for place in kept}
+    places = sorted(by_file.values(), key=lambda place: (place.label, os.path.split(place.path)))
+    empty = set(range(len(classes))) - {place.label for place in places}
     if empty:
         names = ", ".join(repr(classes[label]) for label in sorted(empty)[:5])
-        raise WrongUse(
-            f"image_folder: {folder} holds no image of its own for {len(empty)} of {len(classes)} classes ({names}); files are "
-            f"images if their names end in {', '.join(ENDINGS)}"
-        )
-    return kept
+        lacks = f"no image of its own for {len(empty)} of {len(classes)} classes ({names})"
+        rule = f"files are images if their names end in {', '.join(ENDINGS)}"
+        raise WrongUse(f"image_folder: {folder} holds {lacks}; {rule}")
+    return places
 
 
-def _walk(top, label, linked, around, walked, places, counts):
-    """Add the images below the folder of a class to places.
-
-    linked: True adds images that are reached by a link, False the others. walked: real paths of the
-    folders that were listed so far; it is filled, as are places and counts.
+class _Walk:
+    """A walk through the folders of a split. places: of the images so far. walked: the real paths
+    of the folders so far.
     """
-    waiting = [(top, os.path.islink(top), around)]
-    while waiting:
-        folder, by_link, above = waiting.pop()
-        real = os.path.realpath(folder)
-        if by_link and not linked:
-            continue
+
+    def __init__(self, folder, counts):
+        self.around, self.counts = _folders_around(folder), counts
+        self.places, self.walked = [], set()
+
+    def note_images(self, top, label, through_links):
+        """Note the images below the folder of a class: those that are reached through a link, or
+        the others.
+        """
+        waiting = [(top, os.path.islink(top), self.around)]
+        while waiting:
+            folder, linked, above = waiting.pop()
+            real = os.path.realpath(folder)
+            if (linked and not through_links) or not self._enters(real, linked, above):
+                continue
+            is_new = real not in self.walked
+            self.walked.add(real)
+            for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+                kind, by_link = _kind(entry), linked or entry.is_symlink()
+                if kind == "folder":
+                    waiting.append((entry.path, by_link, above | {real}))
+                elif kind == "image" and by_link == through_links:
+                    self.places.append(_Place(entry.path, label, _real_file(entry, real), by_link))
+                elif kind in PASSED_OVER and is_new:
+                    self.counts[kind] += 1
+
+    def _enters(self, real, linked, above):
+        """Whether a folder is walked through: not one above it, nor by a link one that was."""
         if real in above:
-            counts["loop"] += 1
-            continue
-        first_time = real not in walked
-        if not first_time and by_link:
-            counts["again"] += 1
-            continue
-        walked.add(real)
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-            link = entry.is_symlink()
-            if entry.name.startswith("."):
-                counts["hidden"] += first_time
-            elif entry.is_dir():
-                waiting.append((entry.path, by_link or link, above | {real}))
-            elif entry.name.lower().endswith(OTHER_ENDINGS):
-                counts["other"] += first_time
-            elif entry.name.lower().endswith(ENDINGS) and (by_link or link) == linked:
-                file = entry.path if real == folder else os.path.join(real, entry.name)
-                file = os.path.realpath(file) if link else file
-                places.append(_Place(entry.path, label, file, by_link or link))
+            self.counts["loop"] += 1
+        elif linked and real in self.walked:
+            self.counts["again"] += 1
+        else:
+            return True
+        return False
+
+
+def _kind(entry):
+    """What an entry of a folder is: "folder", "image", a key of PASSED_OVER, or None."""
+    name = entry.name.lower()
+    if name.startswith("."):
+        return "hidden"
+    if entry.is_dir():
+        return "folder"
+    if name.endswith(OTHER_ENDINGS):
+        return "other"
+    return "image" if name.endswith(ENDINGS) else None
+
+
+def _real_file(entry, real_folder):
+    if entry.is_symlink():
+        return os.path.realpath(entry.path)
+    return os.path.join(real_folder, entry.name)
 
 
 def _folders_around(folder):
@@ -178,8 +191,9 @@ def _check_disjoint(places, folders):
     if not both:
         return
     test, train = folders["test"], folders["train"]
-    count = f"{len(both)} of the {len(places['test'])} images in {test} are the same files as images in {train}"
+    count = f"{len(both)} of the {len(places['test'])} images in {test}"
+    count = f"{count} are the same files as images in {train}"
     if len(both) == len(places["test"]):
         raise WrongUse(f"image_folder: {count}; external images are in neither training set")
-    such = f"such as {both[0].path}; as external images they are not unseen"
-    caution(f"image_folder: {count}, {such}")
+    example = f"such as {both[0].path}; as external images they are not unseen"
+    caution(f"image_folder: {count}, {example}")

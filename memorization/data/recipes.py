@@ -16,7 +16,7 @@ class ViewRecipe(Settings):
     size: int = Field(ge=1, le=MOST_PIXELS, description="height and width of the view")
     crop_scale: Interval | None = Field(
         None,
-        description="random resized crop: bounds of its share of the area; null takes the whole image",
+        description="random resized crop: bounds of its share of the area; null: the whole image",
     )
     crop_ratio: Interval = Field(
         [3 / 4, 4 / 3], description="random resized crop: bounds of width / height"

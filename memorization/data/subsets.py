@@ -36,7 +36,8 @@ class SubsetSettings(Settings):
     )
     order: Literal["file", "shuffled"] = Field(
         "file",
-        description="take the images in file order, as the papers do, or shuffled; image_folder is shuffled if nothing is given",
+        description="take the images in file order, as the papers do, or shuffled; images in "
+        "files are shuffled if nothing is given",
     )
     seed: Seed = Field(0, description="order: shuffled: which shuffle")
     file: PathName | None = Field(
@@ -48,20 +49,18 @@ class SubsetSettings(Settings):
     @pydantic.model_validator(mode="after")
     def _candidates_are_replaced(self):
         if self.candidate != self.independent:
-            raise ValueError(
-                f"independent is {self.independent}, but must equal candidate ({self.candidate}): candidates are replaced, not left out"
-            )
+            rule = f"must equal candidate ({self.candidate}): candidates are replaced, not left out"
+            raise ValueError(f"independent is {self.independent}, but {rule}")
         return self
 
 
 @dataclass(frozen=True)
 class Subsets:
-    """Indices of the four subsets, each (n,) int64, and the fingerprint of the images they lead to,
-    once those are prepared.
+    """Indices of the four subsets, each (n,) int64.
 
-    role: None for those of a pair; else the one encoder, "candidate" or "independent", whose
-    training set they are. parents: {what: the fingerprint} of what such a training set was made
-    from.
+    data: the fingerprint of their images, once these are prepared. role: None for the subsets of a
+    pair; else the encoder, "candidate" or "independent", whose training set they are. parents:
+    {what: fingerprint} of what such a training set was made from.
     """
 
     shared: np.ndarray
@@ -97,11 +96,10 @@ class Subsets:
 
 
 def draw_subsets(settings, images):
-    """The Subsets of a config, their `data` still to be filled in. settings: its `subsets:`
-    section; images: of open_images, to be counted.
+    """The Subsets that SubsetSettings describe, still without `data`. images: of open_images, which
+    are only counted.
 
-    Raises WrongUse where there are too few images, or other images than those that a subset file
-    was made for.
+    Raises WrongUse if there are too few images, or if a subset file was made for other images.
     """
     if settings.file:
         try:
@@ -109,23 +107,22 @@ def draw_subsets(settings, images):
         except WrongUse as error:
             raise WrongUse(f"subsets.file: {error}") from None
         if not _same_images(subsets.data, images):
-            raise WrongUse(
-                f"subsets.file: {settings.file} was made for other images than those of {images.name} here"
-            )
+            others = f"was made for other images than those of {images.name} here"
+            raise WrongUse(f"subsets.file: {settings.file} {others}")
         return subsets
     counts = [settings.shared, settings.candidate, settings.independent]
-    train = _ordered(images, sum(counts), "train", settings)
-    external = _ordered(images, settings.external, "test", settings)
+    train = _first_indices(images, sum(counts), "train", settings)
+    external = _first_indices(images, settings.external, "test", settings)
     shared, candidate, independent = np.split(train, np.cumsum(counts)[:-1])
     return Subsets(shared, candidate, independent, external)
 
 
 def prepare_subsets(subsets, images, settings):
-    """(Subsets, Images) with every image of the subsets at hand, and the subsets' `data` filled in.
+    """(Subsets with `data`, Images) after every image of the subsets is prepared.
 
-    With data.skip_broken subsets are drawn again until no image in them is broken: others take
-    their places, and the sizes stay. subsets: of `draw_subsets`; settings: the config's `subsets:`
-    section.
+    With data.skip_broken subsets are drawn again until no image in them is broken: other images
+    replace the broken ones, and the sizes stay. subsets: of `draw_subsets`; settings:
+    SubsetSettings.
     """
     while images.skip_broken and not settings.file:
         broken = images.find_broken(subsets.train, subsets.external)
@@ -138,8 +135,8 @@ def prepare_subsets(subsets, images, settings):
 
 
 def _same_images(data, images):
-    """Whether a fingerprint is that of images, which may still have to be prepared: then only their
-    number is known.
+    """Whether a fingerprint is that of images. Of images in files only the number is known before
+    they are prepared.
     """
     if images.prepared_folder is None:
         return data == images.fingerprint
@@ -149,24 +146,21 @@ def _same_images(data, images):
     )
 
 
-def _ordered(images, wanted, split, settings):
-    """The first `wanted` indices of a split, in file order or shuffled, without those that are left
-    out.
+def _first_indices(images, count, split, settings):
+    """The first indices of a split, (count,) int64, in file order or shuffled, without the images
+    that are left out.
     """
     available, left_out = len(getattr(images, split)), list(images.left_out[split])
-    order = (
-        permutation(available, settings.seed, "subsets", split).numpy()
-        if settings.order == "shuffled"
-        else np.arange(available)
-    )
+    order = np.arange(available)
+    if settings.order == "shuffled":
+        order = permutation(available, settings.seed, "subsets", split).numpy()
     order = order[~np.isin(order, left_out)] if left_out else order
-    if wanted > len(order):
+    if count > len(order):
         names = "external" if split == "test" else "shared + candidate + independent"
         unbroken = f" that are not broken, and {len(left_out)} that are" if left_out else ""
-        raise WrongUse(
-            f"subsets: {names} is {wanted}, but the {split} set has only {len(order)} images{unbroken}"
-        )
-    return order[:wanted]
+        room = f"the {split} set has only {len(order)} images{unbroken}"
+        raise WrongUse(f"subsets: {names} is {count}, but {room}")
+    return order[:count]
 
 
 def first_by_hash(indices, count, split):
@@ -181,14 +175,11 @@ def first_by_hash(indices, count, split):
 
 def save_subsets(subsets, path):
     """Write subsets.npz: the four arrays, the fingerprints of the data set and of all, and role and
-    parents where there are.
+    parents if there are any.
     """
-    arrays = {name: getattr(subsets, name) for name in SUBSETS}
-    of_role = (
-        {}
-        if subsets.role is None
-        else {"role": subsets.role, "parents": json.dumps(subsets.parents)}
-    )
+    arrays, of_role = {name: getattr(subsets, name) for name in SUBSETS}, {}
+    if subsets.role is not None:
+        of_role = {"role": subsets.role, "parents": json.dumps(subsets.parents)}
     record = {"data": json.dumps(subsets.data), "fingerprint": subsets.fingerprint}
     with atomically(path) as file:
         np.savez(file, **arrays, **record, **of_role)
@@ -202,14 +193,13 @@ def load_subsets(path):
         file = read_arrays(path)
         arrays = {name: file[name] for name in SUBSETS}
         data, fingerprint = parse_json(str(file["data"])), str(file["fingerprint"])
-        role, parents = (
-            (str(file["role"]), parse_json(str(file["parents"]))) if "role" in file else (None, {})
-        )
+        role, parents = None, {}
+        if "role" in file:
+            role, parents = str(file["role"]), parse_json(str(file["parents"]))
     for name, indices in arrays.items():
         if indices.ndim != 1 or indices.dtype != np.int64:
-            raise WrongUse(
-                f"{path}: {name} is {indices.dtype} of shape {indices.shape}, but must be a list of int64"
-            )
+            kind = f"{indices.dtype} of shape {indices.shape}"
+            raise WrongUse(f"{path}: {name} is {kind}, but must be a list of int64")
     subsets = Subsets(**arrays, data=data, role=role, parents=parents)
     if subsets.fingerprint != fingerprint:
         raise WrongUse(f"{path}: its fingerprint does not fit its indices; the file was changed")
@@ -221,7 +211,7 @@ def load_subsets(path):
 
 
 def _check_range(subsets, path):
-    """Raise WrongUse where an index leads to no image of the data set that the file was made for."""
+    """Raise WrongUse if an index is that of no image of the data set of the file."""
     for split, indices in (("train", subsets.train), ("test", subsets.external)):
         try:
             count = 2**63 if subsets.data is None else int(subsets.data[split]["count"])
@@ -229,9 +219,8 @@ def _check_range(subsets, path):
             raise WrongUse(f"{path}: does not tell the data set that it was made for") from None
         outside = indices[(indices < 0) | (indices >= count)]
         if len(outside):
-            raise WrongUse(
-                f"{path}: {split} image {outside[0]} stands in the subsets, but there are {count}"
-            )
+            image = f"{split} image {outside[0]}"
+            raise WrongUse(f"{path}: {image} stands in the subsets, but there are {count}")
 
 
 def check_subsets(subsets, source="subsets"):
@@ -239,12 +228,10 @@ def check_subsets(subsets, source="subsets"):
     as many candidates as independents.
     """
     if subsets.role is None and len(subsets.candidate) != len(subsets.independent):
-        raise WrongUse(
-            f"{source}: {len(subsets.candidate)} candidates, but {len(subsets.independent)} independents; they must be equally many"
-        )
+        counts = f"{len(subsets.candidate)} candidates, but {len(subsets.independent)} independents"
+        raise WrongUse(f"{source}: {counts}; they must be equally many")
     for split, indices in (("train", subsets.train), ("test", subsets.external)):
         values, counts = np.unique(indices, return_counts=True)
         if (counts > 1).any():
-            raise WrongUse(
-                f"{source}: {split} image {values[counts > 1][0]} stands in the subsets more than once"
-            )
+            image = f"{split} image {values[counts > 1][0]}"
+            raise WrongUse(f"{source}: {image} stands in the subsets more than once")
