@@ -2,107 +2,71 @@
 random encoder and raw pixels.
 
     python linear_probing_train.py --config configs/simclr_cifar10.yaml
-    python linear_probing_train.py --config configs/simclr_cifar10.yaml --probe.datasets cifar10 cifar100
-    python linear_probing_train.py --config configs/simclr_cifar10.yaml --encoder elsewhere/encoder.pt
+    python linear_probing_train.py --config configs/simclr_cifar10.yaml --probe.datasets cifar100
+    python linear_probing_train.py --config configs/simclr_cifar10.yaml --encoder other/encoder.pt
 
-Reads the run folder (encoder.pt of every seed and role) and the probed data sets, whose images it
-shows whole, resized and in the channels that the encoder takes. Writes into probe/ of the run
-folder: summary.json, probe.png, and representations/, what was encoded once, which is safe to
-delete. With --encoder that encoder stands in the place of the run's, and with --probe.fine_tune
-true all weights are trained, each into a folder of its own in probe/, as are other seeds or
-settings than those of the run's config.yaml.
+Reads the run folder (encoder.pt of every seed and role) and the probed data sets. Encoders see
+whole images, resized and in the channels that the encoder takes. Writes into probe/ of the run
+folder: summary.json, probe.png, and representations/, a cache that is safe to delete. --encoder
+probes another encoder in the place of the run's; --probe.fine_tune true trains all weights. Both
+write into folders of their own in probe/, as do seeds and settings that differ from config.yaml.
 """
 
 from dataclasses import replace
 
 from memorization.checkpoint import load_encoder, untrained_encoder
-from memorization.data.images import open_images
-from memorization.data.subsets import ROLES
 from memorization.errors import WrongUse, escape
 from memorization.figures import draw_probe
-from memorization.machine import processes
 from memorization.machine.command import one_line_errors
 from memorization.machine.device import describe_machine
 from memorization.machine.resources import memory_for
+from memorization.machine.screen import say
+from memorization.measuring.fine_tuning import fine_tune
 from memorization.measuring.probing import (
     NEIGHBORS,
-    fine_tune,
-    prepared_for_probing,
+    ProbeRow,
+    ProbeSummary,
+    compare_roles,
+    open_probed,
     probe,
     probed_data,
     probed_rows,
 )
-from memorization.measuring.representations import raw_pixels, stated_adaptation
-from memorization.results import Summary
+from memorization.measuring.representations import raw_pixels, state_adaptation
 from memorization.run import open_run
-from memorization.significance import mean_and_spread, paired_test, plus_minus
+from memorization.significance import plus_minus
 
 ACTIONS = {"encoder": "an encoder.pt to probe in the place of those of the run"}
+KINDS = {False: "linear layer on the frozen encoder", True: "all weights trained"}
 
 
 @one_line_errors
 def main(argv=None):
     run = open_run(__doc__, argv, "probe", ACTIONS)
-    config, device = run.config, run.device
     encoders = chosen_encoders(run)
-    foreign = encoders[0].identity if run.actions["encoder"] is not None else None
-    result = run.output(encoder=foreign)
+    result = run.output(encoder=encoders[0].identity if run.actions["encoder"] else None)
     result.check_place()
-    if config.data.name in (data.name for data in probed_data(config)):
-        _ = run.images  # refuses other images than those of training
-    datasets = [
-        prepared_for_probing(open_images(data), config.probe) for data in probed_data(config)
-    ]
-    if not config.probe.fine_tune:
-        print_left_out(datasets, config)
-    result = replace(
-        result, fingerprints={"data": {images.name: images.fingerprint for images in datasets}}
-    )
+    datasets = probed_images(run)
+    data = {images.name: images.fingerprint for images in datasets}
+    result = replace(result, fingerprints={"data": data})
     result.check_place()
-    folder, rows = result.folder, []
-    for images in datasets:
-        for encoder in encoders:
-            if config.probe.fine_tune:
-                with memory_for("probe.fine_tune_batch_size", config.probe.fine_tune_batch_size):
-                    found = fine_tune(encoder, images, config.probe, device)
-            else:
-                with memory_for("probe.train_images", config.probe.train_images):
-                    found = probe(
-                        encoder,
-                        images,
-                        config.probe,
-                        config.folder / "probe" / "representations",
-                        device,
-                    )
-            rows.append(
-                {
-                    "dataset": images.name,
-                    "encoder": encoder.name,
-                    "adapted": stated_adaptation(encoder, images),
-                    **found,
-                }
-            )
-            print_row(rows[-1])
-    summary = {
-        "kind": "all weights trained"
-        if config.probe.fine_tune
-        else "linear layer on the frozen encoder",
-        "seeds": config.seeds,
-        "results": rows,
-        "over_pairs": compare_roles(rows, config.seeds),
-        "trained": config.trained_part(),
-        "settings": config.probe.model_dump(),
-        "fingerprints": {
+    rows = [measure(encoder, images, run) for images in datasets for encoder in encoders]
+    summary = ProbeSummary(
+        kind=KINDS[run.settings.fine_tune],
+        seeds=run.seeds,
+        results=rows,
+        over_pairs=compare_roles(rows, run.seeds),
+        trained=run.config.trained_part(),
+        settings=run.settings.model_dump(),
+        fingerprints={
             "encoders": {encoder.name: encoder.identity for encoder in encoders},
             **result.fingerprints,
         },
-        "machine": describe_machine(device),
-    }
-    if not processes.is_first():
-        return
-    with result.save({}, Summary(**summary), ["probe.png"]):
-        draw_probe(summary, folder / "probe.png")
-    print(f"\nthe picture is in {escape(folder)}: probe.png", flush=True)
+        machine=describe_machine(run.device),
+    )
+    with result.save({}, summary, ["probe.png"]):
+        draw_probe(summary.plain(), result.folder / "probe.png")
+    say(f"\nthe picture is in {escape(result.folder)}: probe.png")
 
 
 def chosen_encoders(run):
@@ -122,51 +86,55 @@ def chosen_encoders(run):
     return encoders if run.settings.fine_tune else [*encoders, raw_pixels(last)]
 
 
-def print_left_out(datasets, config):
-    """The kNN accuracies for which a data set has too few training images."""
-    for images in datasets:
-        (_, train), _ = probed_rows(images, config.probe)
+def probed_images(run):
+    """The Images of every probed data set. Prints which kNN accuracies need more images."""
+    data, settings, size = run.config.data, run.settings, run.config.size
+    if data.name in (each.name for each in probed_data(data, settings, size)):
+        _ = run.images  # refuses other images than those of training
+    datasets = open_probed(data, settings, size)
+    for images in datasets if not settings.fine_tune else ():
+        (_, train), _ = probed_rows(images, settings)
         for name, rule in NEIGHBORS.items():
             if rule["k"] > len(train):
-                print(
-                    f"{images.name}: {len(train)} labelled training images are too few for {name.replace('_', ' ')}, which is left out"
-                )
+                too_few = f"{len(train)} labelled training images are too few"
+                left_out = f"for {name.replace('_', ' ')}, which is left out"
+                say(f"{images.name}: {too_few} {left_out}")
+    return datasets
+
+
+def measure(encoder, images, run):
+    """The ProbeRow of one encoder on one dataset, which is printed, too."""
+    settings = run.settings
+    if settings.fine_tune:
+        with memory_for("probe.fine_tune_batch_size", settings.fine_tune_batch_size):
+            measured = fine_tune(encoder, images, settings, run.device)
+    else:
+        cache = run.folder / "probe" / "representations"
+        with memory_for("probe.train_images", settings.train_images):
+            measured = probe(encoder, images, settings, cache, run.device)
+    row = ProbeRow(
+        dataset=images.name,
+        encoder=encoder.name,
+        adapted=state_adaptation(encoder, images),
+        **measured.plain(),
+    )
+    print_row(row)
+    return row
 
 
 def print_row(row):
     """One line of the table on the screen."""
-    shares = [
-        f"{name.replace('_', '-')} {100 * row[name]['mean']:.2f}{plus_minus(row[name], '.2f', scale=100)} %"
-        for name in ("top_1", "top_5")
-        if name in row
-    ]
-    shares += [
-        f"{name.replace('_', ' ')} {100 * row[name]:.2f} %"
-        for name in ("knn_20", "knn_200")
-        if name in row
-    ]
-    adapted = "" if row["adapted"] == "as they are" else f"  (images {row['adapted']})"
-    print(
-        f"{row['dataset']:>14}  {escape(row['encoder']):<22} {'  '.join(shares)}{adapted}",
-        flush=True,
-    )
-
-
-def compare_roles(rows, seeds):
-    """For each data set, top-1 of f and of g over the run's seeds, each its mean over probes, and a
-    paired t test; empty for one seed.
-    """
-    compared = {}
-    for dataset in dict.fromkeys(row["dataset"] for row in rows) if len(seeds) > 1 else ():
-        of = {row["encoder"]: row["top_1"]["mean"] for row in rows if row["dataset"] == dataset}
-        shares = {
-            role: [of[f"{role} seed {seed}"] for seed in seeds if f"{role} seed {seed}" in of]
-            for role in ROLES
-        }
-        if all(shares.values()):
-            compared[dataset] = {role: mean_and_spread(values) for role, values in shares.items()}
-            compared[dataset]["paired"] = {"f > g": paired_test(*shares.values())}
-    return compared
+    shares = []
+    for name in ("top_1", "top_5"):
+        if name in row.model_fields_set:
+            accuracy = getattr(row, name).model_dump()
+            spread = plus_minus(accuracy, ".2f", scale=100)
+            shares.append(f"{name.replace('_', '-')} {100 * accuracy['mean']:.2f}{spread} %")
+    for name in NEIGHBORS:
+        if name in row.model_fields_set:
+            shares.append(f"{name.replace('_', ' ')} {100 * getattr(row, name):.2f} %")
+    adapted = "" if row.adapted == "as they are" else f"  (images {row.adapted})"
+    say(f"{row.dataset:>14}  {escape(row.encoder):<22} {'  '.join(shares)}{adapted}")
 
 
 if __name__ == "__main__":

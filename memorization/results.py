@@ -28,25 +28,19 @@ from memorization.machine.files import (
 SUMMARY = "summary.json"
 
 
-class Summary(pydantic.BaseModel):
-    """What summary.json says of a result. The same class writes and reads it.
+class Document(pydantic.BaseModel):
+    """What a JSON file says, or a part of it. The same class writes and reads it.
 
-    Each measurement has a subclass. Its fields are the keys of summary.json, in their order; among
-    them are seeds, settings and fingerprints, as plain types. Only fields that were given are
-    written. On reading, keys of other versions are kept as attributes; a field that earlier
-    versions do not write needs a default. files: {name: SHA-256} of the files that belong to the
-    result; `Result.save` adds it as the last key.
+    The fields are the keys of the file, in their order. Only fields that were given are written. On
+    reading, keys of other versions are kept as attributes; a field that earlier versions do not
+    write needs a default.
     """
 
     model_config = pydantic.ConfigDict(extra="allow")
 
-    files: dict[str, str] = {}
-
     @classmethod
     def parse(cls, text):
-        """The Summary in the text of a summary.json. Raises ValueError if the text is broken, or
-        lacks a key.
-        """
+        """The Document in a JSON text. Raises ValueError if the text is broken, or lacks a key."""
         try:
             return cls.model_validate(parse_json(text))
         except pydantic.ValidationError as error:
@@ -55,7 +49,22 @@ class Summary(pydantic.BaseModel):
             raise ValueError(f"{key}: {problem['msg']}" if key else problem["msg"]) from None
 
     def plain(self):
-        """The dict of summary.json: keys in order, plain types, without `files`."""
+        """The dict of the file: keys in order, plain types."""
+        return self.model_dump(exclude_unset=True)
+
+
+class Summary(Document):
+    """What summary.json says of a result.
+
+    Each measurement has a subclass. Among its fields are seeds, settings and fingerprints, as plain
+    types. files: {name: SHA-256} of the files that belong to the result; `Result.save` adds it as
+    the last key.
+    """
+
+    files: dict[str, str] = {}
+
+    def plain(self):
+        """The dict of summary.json without `files`."""
         return self.model_dump(exclude={"files"}, exclude_unset=True)
 
 

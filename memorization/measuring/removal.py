@@ -1,24 +1,29 @@
-"""Which samples to remove: policies that rank a training set, and near duplicates that are removed
-together.
-"""
+"""Removal: which samples to remove from f's training set, and the reduced sets that are left."""
 
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
-from scipy.cluster.vq import kmeans2
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import connected_components
 
-from memorization.data.randomness import permutation
+from memorization.data.subsets import load_subsets, save_subsets
+from memorization.errors import WrongUse, escape
 from memorization.fields import Distinct
-from memorization.normalization import normalize_rows
+from memorization.machine.files import exists
+from memorization.machine.screen import say
+from memorization.measuring.removal_order import (
+    DRAWN,
+    RankedSamples,
+    distances_to_centres,
+    duplicate_groups,
+    removal_order,
+    remove_in_order,
+)
+from memorization.measuring.representations import encode_images, raw_pixels
 from models.settings import Settings
-
-# the policies with chance in them, drawn `removal.draws` times
-DRAWN = ("random", "random_matched")
-MOST_DUPLICATES = 100  # a sample, on average
-NEIGHBORS_AT_ONCE = 1024  # rows of the similarity matrix made at a time
 
 
 class RemovalSettings(Settings):
@@ -34,8 +39,8 @@ class RemovalSettings(Settings):
         Distinct,
     ] = Field(
         ["memorized", "random"],
-        description="most or least memorized first, by chance, by chance with the classes of the most memorized, or closest to the "
-        "centres of clusters of g's representations",
+        description="most or least memorized first, by chance, by chance with the classes of the "
+        "most memorized, or closest to the centres of clusters of g's representations",
     )
     draws: int = Field(2, ge=1, le=1000, description="draws of each policy with chance in it")
     candidates_only: bool = Field(
@@ -58,7 +63,7 @@ class RemovalSettings(Settings):
         0.95,
         gt=0,
         le=1,
-        description="cosine similarity, the mean taken away, from which two are duplicates",
+        description="cosine similarity from which on two are duplicates, the mean subtracted",
     )
 
     PLAIN: ClassVar = {}  # see ScoreSettings
@@ -71,95 +76,200 @@ class RemovalSettings(Settings):
         return names + (["duplicates_in", "duplicate_similarity"] if self.group_duplicates else [])
 
 
-def removal_order(policy, scores, labels, count, seed, typicality=None, groups=None):
-    """Positions in the training set in the order in which a policy removes them, (N,) int64.
+@dataclass(frozen=True)
+class Removal:
+    """A number of samples that a policy removes from f's training set. draw: of chance, from 0."""
 
-    policy: "memorized" (highest score first), "least" (lowest first), "random", "random_matched"
-    (first as many of each class as are among the `count` that "memorized" removes), "typical"
-    (least distance first). scores: (N,) memorization scores; labels: (N,), -1 where there is none;
-    seed: of the draw; typicality: (N,) distances, of `distances_to_centres`; groups: as in
-    `remove_in_order`.
+    policy: str
+    count: int
+    draw: int
+
+    @property
+    def name(self):
+        return f"{self.policy}_{self.count}_draw{self.draw}"
+
+    def folder_in(self, run):
+        """The run folder of the encoders that are trained on the reduced set. run: the run folder
+        of f, where nothing is removed.
+        """
+        return Path(run) / "removal" / self.name if self.count else Path(run)
+
+    def subset_file_in(self, run):
+        """The file of the reduced set. run: the run folder of f."""
+        return Path(run) / "removal" / "subsets" / f"{self.name}.npz"
+
+
+NOTHING = Removal("none", 0, 0)
+
+
+# --- what is removed ------------------------------------------------------------------------------
+
+
+def check_shared(subsets, settings):
+    """Raise WrongUse if there are shared samples, which have no score, unless the candidates alone
+    are to be ranked.
     """
-    by_score = np.argsort(-scores, kind="stable")
-    if policy == "memorized":
-        return by_score
-    if policy == "least":
-        return np.argsort(scores, kind="stable")
-    if policy == "typical":
-        return np.argsort(typicality, kind="stable")
-    # no draw of one policy is that of another
-    chance = permutation(len(scores), seed, "removal", epoch=DRAWN.index(policy)).numpy()
-    if policy == "random":
-        return chance
-    of_memorized = labels[remove_in_order(by_score, count, groups)]
-    wanted = {label: (of_memorized == label).sum() for label in np.unique(labels)}
-    of_class = {label: chance[labels[chance] == label] for label in wanted}
-    matched = np.isin(
-        chance, np.concatenate([of_class[label][: wanted[label]] for label in wanted])
+    shared = len(subsets.shared)
+    if shared and not settings.candidates_only:
+        no_score = f"{shared} samples trained both encoders and have no score"
+        halves = "train disjoint halves (configs/removal_demo.yaml: subsets.shared 0)"
+        option = "rank the candidates alone with --removal.candidates_only true"
+        raise WrongUse(f"subsets.shared: {no_score}; {halves}, or {option}")
+
+
+def rank_candidates(scores, candidates, folder):
+    """The RankedSamples of f's candidates. Raises WrongUse if some have no score.
+
+    scores: CandidateScores; candidates: (N,) indices in the order of the training set; folder: of
+    the scores, for messages.
+    """
+    places = {index: place for place, index in enumerate(scores.index.tolist())}
+    missing = [index for index in candidates.tolist() if index not in places]
+    if missing:
+        without = f"{len(missing)} of {len(candidates)} candidates have no score"
+        raise WrongUse(f"{folder}: {without}; score all (scores.per_subset null)")
+    order = [places[index] for index in candidates.tolist()]
+    arrays = (values[order] for values in (scores.index, scores.label, scores.score))
+    return RankedSamples(*arrays, scores.seeds)
+
+
+def plan_removals(samples, settings):
+    """Every Removal of the settings: policy by policy, count by count, and draw by draw if the
+    policy has chance in it. Raises WrongUse if the samples do not allow one.
+
+    samples: RankedSamples; settings: RemovalSettings.
+    """
+    counts = _removed_counts(len(samples), settings)
+    if "random_matched" in settings.policies and (samples.label < 0).any():
+        raise WrongUse("removal.policies: random_matched needs labels, but some samples have none")
+    if "typical" in settings.policies and (settings.clusters or 1) >= len(samples):
+        too_many = f"{settings.clusters} is not allowed: there are {len(samples)} ranked samples"
+        raise WrongUse(f"removal.clusters: {too_many}")
+    removals = []
+    for policy in settings.policies:
+        for count in counts:
+            draws = settings.draws if policy in DRAWN else 1
+            removals += [Removal(policy, count, draw) for draw in range(draws)]
+    return removals
+
+
+def _removed_counts(available, settings):
+    """The numbers of samples to remove: `counts`, then `percentages`, each number once."""
+    counts = list(settings.counts)
+    for share in settings.percentages:
+        counts.append(round(available * share / 100))
+        if not 1 <= counts[-1] < available:
+            count = f"of {available} ranked samples that is {counts[-1]}"
+            raise WrongUse(f"removal.percentages: {share} is not allowed: {count}")
+    if not counts:
+        example = "give counts, such as [500, 1000], or percentages"
+        raise WrongUse(f"removal.counts: nothing to remove; {example}")
+    if max(counts) >= available:
+        refused = f"{max(counts)} is not allowed"
+        not_all = f"of {available} ranked samples not all can be removed"
+        raise WrongUse(f"removal.counts: {refused}: {not_all}")
+    return list(dict.fromkeys(counts))
+
+
+def compare_samples(samples, g, images, settings):
+    """RankedSamples with the groups of near duplicates and the typicality that the settings need.
+
+    Samples are compared by g or by pixels, never by f, whose memory is measured. g: an Encoder;
+    images: Images; settings: RemovalSettings.
+    """
+    if settings.group_duplicates:
+        encoder = raw_pixels(g) if settings.duplicates_in == "pixels" else g
+        groups = _group_near_duplicates(_represent(samples, encoder, images), settings)
+        samples = replace(samples, groups=groups)
+    if "typical" in settings.policies:
+        clusters = settings.clusters or len(images.classes)
+        try:
+            distances = distances_to_centres(_represent(samples, g, images), clusters, seed=0)
+        except ValueError as error:
+            raise WrongUse(f"removal.clusters: {error}") from None
+        samples = replace(samples, typicality=distances)
+    return samples
+
+
+def _represent(samples, encoder, images):
+    """Representations of the samples, (N, D). They are computed on a CPU, to be equal everywhere."""
+    index = torch.from_numpy(samples.index)
+    return encode_images(encoder, images.train, index, torch.device("cpu")).numpy()
+
+
+def _group_near_duplicates(values, settings):
+    """The group of near duplicates of every sample, (N,). Their number is printed."""
+    try:
+        groups = duplicate_groups(values, settings.duplicate_similarity)
+    except ValueError as error:
+        raise WrongUse(f"removal.duplicate_similarity: {error}") from None
+    sizes = np.bincount(groups)
+    duplicates = sizes[sizes > 1]
+    hold = f"hold {duplicates.sum()} of {len(groups)} samples, at most {sizes.max()} each"
+    say(f"{len(duplicates)} groups of near duplicates {hold}")
+    return groups
+
+
+# --- reduced training sets ------------------------------------------------------------------------
+
+
+def write_reduced_sets(removals, samples, subsets, settings, run):
+    """Write a file of Subsets for each Removal: what is left of f's training set, and what it was
+    made from.
+
+    samples: RankedSamples; subsets: of the run; settings: RemovalSettings; run: the run folder.
+    Raises WrongUse, before anything is written, if groups do not add up to a count, or if an
+    encoder was retrained on another set.
+    """
+    parents = _parents(samples, subsets, settings)
+    reduced_sets = {}
+    for removal in removals:
+        reduced = _reduce(subsets, removal, samples)
+        reduced_sets[removal] = replace(reduced, parents=parents)
+        _check_retrained(removal, reduced_sets[removal], run)
+    for removal, reduced in reduced_sets.items():
+        save_subsets(reduced, removal.subset_file_in(run))
+    folder = Path(run) / "removal" / "subsets"
+    say(f"{len(removals)} training sets are in {escape(folder)}")
+
+
+def _parents(samples, subsets, settings):
+    """What reduced sets are made from, {name: fingerprint or settings}."""
+    indices, scores = samples.index.astype("<i8"), samples.score.astype("<f8")
+    near_duplicates = None
+    if samples.groups is not None:
+        keys = {"duplicates_in", "duplicate_similarity"}
+        near_duplicates = settings.model_dump(include=keys)
+    return {
+        "subsets": subsets.fingerprint,
+        "scores": hashlib.sha256(indices.tobytes() + scores.tobytes()).hexdigest(),
+        "near_duplicates": near_duplicates,
+    }
+
+
+def _reduce(subsets, removal, samples):
+    """The Subsets of f alone, without the samples of a Removal."""
+    order = removal_order(removal.policy, samples, removal.count, removal.draw)
+    try:
+        removed = remove_in_order(order, removal.count, samples.groups)
+    except ValueError as error:
+        unreachable = f"{removal.count} cannot be reached by {removal.policy}"
+        raise WrongUse(f"removal.counts: {unreachable}: {error}") from None
+    return replace(
+        subsets,
+        candidate=np.delete(subsets.candidate, removed),
+        independent=np.empty(0, dtype=np.int64),
+        role="candidate",
     )
-    return np.concatenate([chance[matched], chance[~matched]])
 
 
-def remove_in_order(order, count, groups=None):
-    """The first `count` positions of an order, (count,) int64, sorted; near duplicates together.
-
-    groups: (N,) int64, the group of every position, or None where each is alone. A group is taken
-    when its first member is met; one that would go beyond the count is left for later, so that
-    every policy ends at exactly the same number. Raises ValueError where none does.
-    """
-    if groups is None:
-        return np.sort(order[:count])
-    members = {}
-    for position in order:
-        members.setdefault(groups[position], []).append(position)
-    removed = []
-    for group in members.values():  # in the order in which their first members were met
-        if len(removed) + len(group) <= count:
-            removed += group
-    if len(removed) != count:
-        raise ValueError(f"groups of near duplicates add up to {len(removed)}, not to {count}")
-    return np.sort(np.array(removed, dtype=np.int64))
-
-
-def duplicate_groups(values, threshold):
-    """The group of near duplicates of every sample, (N,) int64: samples linked by a cosine
-    similarity of at least `threshold`.
-
-    values: (N, D), pixels or representations, compared after their mean over samples is taken away.
-    Raises ValueError where a sample has more than MOST_DUPLICATES of them on average: the threshold
-    is then too low to tell anything, and its links would fill the memory.
-    """
-    values = np.ldexp(values, -np.frexp(np.abs(values).max())[1])  # else a sum may overflow
-    values = normalize_rows(values - values.mean(0))
-    rows, columns = [], []
-    for start in range(0, len(values), NEIGHBORS_AT_ONCE):
-        near, others = np.nonzero(values[start : start + NEIGHBORS_AT_ONCE] @ values.T >= threshold)
-        rows.append(near + start)
-        columns.append(others)
-        if sum(map(len, rows)) > MOST_DUPLICATES * len(values):
-            raise ValueError(
-                f"more than {MOST_DUPLICATES} near duplicates a sample at a similarity of {threshold}"
-            )
-    rows, columns = np.concatenate(rows), np.concatenate(columns)
-    links = csr_matrix(
-        (np.ones(len(rows), dtype=bool), (rows, columns)), shape=(len(values), len(values))
-    )
-    return connected_components(links, directed=False)[1].astype(np.int64)
-
-
-def distances_to_centres(values, clusters, seed):
-    """How far each sample lies from the centre of its own cluster, (N,): small means typical.
-
-    values: (N, D) representations, l2-normalized here; clusters: of k-means (Sorscher et al. 2022
-    prune by this distance). Raises ValueError where every sample is a centre of its own, or all are
-    alike.
-    """
-    values = normalize_rows(values)
-    if clusters >= len(values) or np.ptp(values, axis=0).max() < 1e-6:
-        raise ValueError(
-            f"{clusters} clusters of {len(values)} samples, or samples that are all alike, tell nothing of what is typical"
-        )
-    centres, nearest = kmeans2(
-        values.astype(np.float64), clusters, iter=100, minit="++", rng=np.random.default_rng(seed)
-    )
-    return np.linalg.norm(values - centres[nearest], axis=1)
+def _check_retrained(removal, reduced, run):
+    """Raise WrongUse if an encoder was trained on another set, or another set was written."""
+    trained = removal.folder_in(run) / "subsets.npz"
+    if exists(trained) and load_subsets(trained).fingerprint != reduced.fingerprint:
+        other = "trained on another set than scores and settings now give"
+        raise WrongUse(f"{trained.parent}: {other}; delete it to train it again")
+    file = removal.subset_file_in(run)
+    if exists(file) and load_subsets(file).fingerprint != reduced.fingerprint:
+        other = "made from other scores or settings than these"
+        raise WrongUse(f"{file}: {other}; delete {file.parent} to make all anew")

@@ -1,4 +1,4 @@
-"""Representations of many images: who gives them, how they are made, checked and kept."""
+"""Representations of many images: how they are made, checked and kept."""
 
 import hashlib
 import io
@@ -23,13 +23,14 @@ from memorization.machine.files import (
     write_atomically,
 )
 from memorization.machine.resources import print_estimate, seconds_of
+from memorization.machine.screen import say
 from memorization.normalization import moderate_scales
 
 ENCODING_BATCH = 512
-LONG = 100  # batches from which on one is tried first, to tell what all will take
+LONG = 100  # batches from which on the time of all is estimated first
 DIGEST_BYTES = 32  # of SHA-256
-OF = b"\nof "  # stands between an array and what it is of
-# of a dimension, as a share of its mean: float32 holds less than that no better than by chance
+OF = b"\nof "  # stands between an array and its origin
+# of a dimension, as a share of its mean: float32 rounds by about as much
 LEAST_DEVIATION = 1e-6
 MOST_PIXELS = 32  # height and width to which raw pixels are shrunk before they are probed
 
@@ -46,96 +47,94 @@ class Examples:
 
 
 def stored_examples(encoder, split, rows, cache, device):
-    """Representations of some images of a split, seen whole, as Examples on the device; kept in the
-    cache, which is safe to delete.
+    """Representations of some images of a split, seen whole, as Examples on the device. They are
+    read from the cache, or encoded and written there.
 
-    cache: a folder, or None to keep nothing.
+    cache: a folder that is safe to delete, or None to keep nothing.
     """
     labels = split.labels[rows].to(device)
     if cache is None:
         return Examples(encode_images(encoder, split, rows, device).to(device), labels)
-    what = {
-        "source": encoder.identity, "sees": [encoder.channels, encoder.size, encoder.normalization], "split": split.fingerprint,
+    origin = {
+        "source": encoder.identity,
+        "sees": [encoder.channels, encoder.size, encoder.normalization],
+        "split": split.fingerprint,
         "rows": hashlib.sha256(rows.numpy()).hexdigest(),
-    }  # fmt: skip
-    path = (
-        Path(cache)
-        / f"{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]}.npy"
-    )
-    values = None
-    if processes.broadcast(exists(path)):
-        with refuse_broken(
-            path, "not a whole array of representations", "; delete it, and it will be made again"
-        ):
-            values = read_representations(path, len(rows), what)
-        if processes.broadcast(values is None):
-            print(
-                f"{escape(path)}: does not tell that it is of this encoder and these images; made again",
-                flush=True,
-            )
-            values = None
+    }
+    digest = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
+    path = Path(cache) / f"{digest[:16]}.npy"
+    values = _read_cached(path, len(rows), origin)
     if values is None:
         check_writable(cache)
         values = encode_images(encoder, split, rows, device, kept_in=cache).numpy()
-        write_atomically(path, representation_file(values, what))
+        write_atomically(path, representation_file(values, origin))
     return Examples(torch.from_numpy(values).to(device), labels)
 
 
-def representation_file(values, what):
-    """The bytes of a file of the cache: the array as np.save writes it, `what` it is of as JSON, a
+def _read_cached(path, count, origin):
+    """The representations in a file of the cache, or None if it is missing or of another origin.
+    All processes read the file, or none does.
+    """
+    if not processes.broadcast(exists(path)):
+        return None
+    advice = "; delete it, and it will be made again"
+    with refuse_broken(path, "not a whole array of representations", advice):
+        values = read_representations(path, count, origin)
+    if processes.broadcast(values is None):
+        other = "does not tell that it is of this encoder and these images"
+        say(f"{escape(path)}: {other}; made again")
+        return None
+    return values
+
+
+def representation_file(values, origin):
+    """The bytes of a file of the cache: the array as np.save writes it, its origin as JSON, and a
     checksum.
     """
     file = io.BytesIO()
     np.save(file, values)
-    content = file.getvalue() + OF + json.dumps(what, sort_keys=True).encode()
+    content = file.getvalue() + OF + json.dumps(origin, sort_keys=True).encode()
     return content + hashlib.sha256(content).digest()
 
 
-def read_representations(path, count, what=None):
+def read_representations(path, count, origin=None):
     """The representations of `count` images in a file of the cache, (count, D) float32.
 
-    what: of `representation_file`; None accepts any. Returns None if the file is of something else.
-    Raises ValueError if the file is broken.
+    origin: see `representation_file`; None accepts any. Returns None if the file is of another
+    origin. Raises ValueError if the file is broken.
     """
     content = read_bytes(path)
     content, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
     if hashlib.sha256(content).digest() != digest:
         raise ValueError("its checksum does not fit")
-    array, _, of = content.rpartition(OF)  # files of earlier versions have no such part
-    if what is not None and of != json.dumps(what, sort_keys=True).encode():
+    array, _, text = content.rpartition(OF)  # files of earlier versions have no such part
+    if origin is not None and text != json.dumps(origin, sort_keys=True).encode():
         return None
-    content = array or content
-    values = array_in(content)
-    if (
-        values.dtype != np.float32
-        or values.ndim != 2
-        or len(values) != count
-        or not np.isfinite(values).all()
-    ):
+    values = array_in(array or content)
+    is_whole = values.dtype == np.float32 and values.ndim == 2 and len(values) == count
+    if not is_whole or not np.isfinite(values).all():
         raise ValueError(f"{values.dtype} of shape {values.shape}")
     return values
 
 
 def encode_images(encoder, split, rows, device, kept_in=None):
-    """Representations of some images of a split, seen whole, (n, D) float32, on the CPU; see
+    """Representations of some images of a split, seen whole, (n, D) float32, on the CPU. See
     `encode_views`.
     """
     split = in_channels(split, encoder.channels).to(device)
-    return encode_views(
-        encoder,
-        lambda batch: whole_images(split, batch, encoder.size, encoder.normalization),
-        rows,
-        device,
-        kept_in,
-    )
+
+    def make_view(batch):
+        return whole_images(split, batch, encoder.size, encoder.normalization)
+
+    return encode_views(encoder, make_view, rows, device, kept_in)
 
 
 def encode_views(encoder, make_view, rows, device, kept_in=None):
-    """Representations of one view of each of some images, (n, D) float32, on the CPU. Raises
-    WrongUse where one is not finite.
+    """Representations of one view of each image, (n, D) float32, on the CPU. Raises WrongUse if one
+    is not finite.
 
-    make_view: (B,) of the rows -> View, on the device; rows: (n,) int64; kept_in: the folder where
-    the caller will keep them, or None.
+    make_view: maps (B,) of the rows to a View on the device; rows: (n,) int64; kept_in: the folder
+    where the caller will keep the representations, or None.
     """
     # The encoder moves outside of inference mode: weights that are made inside cannot be trained.
     network, batches = encoder.network.to(device), rows.split(ENCODING_BATCH)
@@ -144,26 +143,25 @@ def encode_views(encoder, make_view, rows, device, kept_in=None):
         return network(pixels) if visible is None else network(pixels, visible)
 
     @torch.inference_mode()
-    def represented(batch):
+    def encode_batch(batch):
         values = threads.encode_in_parts(encode, [make_view(batch)])[0].float().cpu()
         if not values.isfinite().all():
             raise WrongUse(f"{encoder.name}: its representations are not finite")
         return values
 
+    name = f"encoding by {encoder.name}"
     if len(batches) >= LONG:
-        disk = represented(batches[0][:1]).nbytes * len(rows) if kept_in else 0
-        seconds = (
-            len(batches) / processes.count() * seconds_of(lambda: represented(batches[0]), device)
-        )
-        print_estimate(
-            f"encoding {len(rows)} images by {encoder.name}", seconds, device, disk, kept_in or "."
-        )
-    return torch.cat(processes.map_parts(represented, batches, f"encoding by {encoder.name}"))
+        disk = encode_batch(batches[0][:1]).nbytes * len(rows) if kept_in else 0
+        seconds = seconds_of(lambda: encode_batch(batches[0]), device)
+        seconds *= len(batches) / processes.count()
+        what = f"encoding {len(rows)} images by {encoder.name}"
+        print_estimate(what, seconds, device, disk, kept_in or ".")
+    return torch.cat(processes.map_parts(encode_batch, batches, name))
 
 
 def varying_dimensions(values):
-    """Which dimensions of some representations vary by more than rounding, (D,) bool. values: (N,
-    D). Raises WrongUse where none does.
+    """Which dimensions of representations (N, D) vary by more than rounding, (D,) bool. Raises
+    WrongUse if none does.
     """
     deviation, mean = torch.std_mean(values * moderate_scales(values), dim=0)
     varies = deviation > LEAST_DEVIATION * mean.abs().clamp(min=LEAST_DEVIATION)
@@ -173,8 +171,8 @@ def varying_dimensions(values):
 
 
 def in_channels(split, channels):
-    """The split with gray images repeated in three channels, or with colour images turned gray
-    (their luminance, as in torchvision).
+    """The split with images of so many channels: gray repeated in three, or colours turned gray
+    (luminance, as in torchvision).
     """
     if split.pixels.shape[1] == channels:
         return split
@@ -189,22 +187,27 @@ def in_channels(split, channels):
 
 
 def raw_pixels(encoder):
-    """The Encoder whose representation is the image as another one takes it, shrunk to at most
-    32 x 32 pixels.
+    """The Encoder whose representation is the image itself, as another Encoder takes it, shrunk to
+    at most 32 x 32 pixels.
     """
-    size = min(encoder.size, MOST_PIXELS)
-    network = nn.Flatten()
     return replace(
         encoder,
-        name="raw pixels", network=network, size=size, patch=None, identity="pixels", record={},
-    )  # fmt: skip
-
-
-def stated_adaptation(encoder, images):
-    """What was done to a dataset's images for an encoder, in words."""
-    channels, size = images.channels, images.train.size
-    colors = {(1, 3): "gray repeated in three channels", (3, 1): "colours turned gray"}.get(
-        (channels, encoder.channels)
+        name="raw pixels",
+        network=nn.Flatten(),
+        size=min(encoder.size, MOST_PIXELS),
+        patch=None,
+        identity="pixels",
+        record={},
     )
-    resized = None if size == encoder.size else f"resized from {size} to {encoder.size} pixels"
-    return ", ".join(done for done in (colors, resized) if done) or "as they are"
+
+
+def state_adaptation(encoder, images):
+    """What is done to a dataset's images for an encoder, in words."""
+    changes, size = [], images.train.size
+    if (images.channels, encoder.channels) == (1, 3):
+        changes.append("gray repeated in three channels")
+    if (images.channels, encoder.channels) == (3, 1):
+        changes.append("colours turned gray")
+    if size != encoder.size:
+        changes.append(f"resized from {size} to {encoder.size} pixels")
+    return ", ".join(changes) or "as they are"

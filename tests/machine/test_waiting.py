@@ -24,7 +24,9 @@ from memorization.encoder import Encoder
 from memorization.machine.device import to_device
 from memorization.measuring.crop_classifier import _train_epoch
 from memorization.measuring.deja_vu import DejaVuSettings
-from memorization.measuring.probing import ProbeSettings, _train_all_weights, train_layers
+from memorization.measuring.fine_tuning import _train_all_weights
+from memorization.measuring.linear_classifier import train_layers
+from memorization.measuring.probing import ProbeSettings
 from memorization.measuring.queries import make_queries
 from memorization.measuring.representations import Examples
 from memorization.measuring.scores import ScoreSettings
@@ -170,7 +172,7 @@ def test_no_step_of_fine_tuning_waits_for_its_device():
     source = Encoder("encoder", encoder.eval(), 3, 16, images.normalization, identity="meta")
     settings = ProbeSettings(fine_tune_epochs=1, fine_tune_batch_size=16)
     with NoBlockingCopies(), NoTensorsOfLists():
-        _train_all_weights(source, images.train, torch.arange(64), 10, settings, 0, META)
+        _train_all_weights(source, images.train, torch.arange(64), 10, settings, 0)
 
 
 @pytest.mark.parametrize("query", ["training", "corner", "center_masked"])

@@ -13,6 +13,7 @@ import remove_samples
 import train_simclr
 from memorization.machine.files import sole_process
 from memorization.machine.interruption import PIPE_OF_PARENT, stop_requests
+from memorization.measuring import retraining
 from memorization.training import loop as training
 
 ROOT = Path(__file__).parents[2]
@@ -228,7 +229,7 @@ def test_a_retraining_that_nobody_reads_ends_the_others_too(tmp_path, monkeypatc
     started = []
     code = 128 + signal.SIGPIPE
     monkeypatch.setattr(
-        remove_samples, "run_script", lambda *arguments: started.append(arguments) or code
+        retraining, "run_script", lambda *arguments: started.append(arguments) or code
     )
     capsys.readouterr()
     with pytest.raises(SystemExit) as ending:

@@ -46,6 +46,7 @@ from memorization.errors import Broken, WrongUse
 from memorization.fingerprints import checksum
 from memorization.machine.files import read_arrays
 from memorization.measuring.boxes import boxes_of
+from memorization.measuring.removal_curve import read_accuracy
 from memorization.measuring.representations import read_representations
 from memorization.optimizers import make_optimizer
 from memorization.run import open_run
@@ -665,7 +666,7 @@ def test_a_kept_probe(tmp_path):
     changes = [{"top_1": {"mean": mean}} for mean in ("x", None, 2.0, -1.0, [0.5], True)]
     fuzz(
         path,
-        lambda: remove_samples.read_accuracy(path),
+        lambda: read_accuracy(path),
         HOSTILE_JSON + [json.dumps(change).encode() for change in changes],
         valid=lambda x: 0 <= x <= 1,
     )

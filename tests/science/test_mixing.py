@@ -24,6 +24,7 @@ from memorization.data.catalogue import DATASETS, DataSettings
 from memorization.data.fake import make_fake_arrays
 from memorization.data.images import open_images
 from memorization.data.subsets import SubsetSettings, draw_subsets, load_subsets, save_subsets
+from memorization.measuring import retraining
 
 MEASURING = {
     memorization_scores: [],
@@ -324,7 +325,7 @@ def test_a_retraining_does_not_begin_beside_an_encoder_of_another_run(
     run_copy, quick_scores, refused, monkeypatch
 ):
     path, run = run_copy
-    monkeypatch.setattr(remove_samples, "run_script", None)  # would be called
+    monkeypatch.setattr(retraining, "run_script", None)  # would be called
     quick_scores(path, run, "--seeds", "0")  # so that the scores do not meet the encoder
     shutil.copy(run / "seed_0/candidate/encoder.pt", run / "seed_1/candidate/encoder.pt")
     refused(

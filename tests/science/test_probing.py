@@ -18,23 +18,21 @@ from memorization.data.images import Split, open_images
 from memorization.data.randomness import permutation
 from memorization.encoder import Encoder
 from memorization.errors import WrongUse
-from memorization.measuring import probing, representations
-from memorization.measuring.probing import (
-    ProbeSettings,
+from memorization.measuring import fine_tuning, representations
+from memorization.measuring.fine_tuning import fine_tune
+from memorization.measuring.linear_classifier import (
     Standardization,
     accuracies,
     confusion_matrix,
-    fine_tune,
     fit_probe,
-    probe,
-    probed_rows,
     train_layers,
 )
+from memorization.measuring.probing import ProbeSettings, probe, probed_rows
 from memorization.measuring.representations import (
     Examples,
     in_channels,
     raw_pixels,
-    stated_adaptation,
+    state_adaptation,
     stored_examples,
 )
 from memorization.optimizers import optimizer_of, schedule, set_learning_rate
@@ -271,17 +269,13 @@ def test_with_fewer_images_than_neighbours_these_are_left_out():
     images = fake_images()
     images.train.labels[60:] = -1
     settings = ProbeSettings(epochs=3, warmup_epochs=1, seeds=[0])
-    result = probe(flat_pixels(), images, settings, None, CPU)
+    result = probe(flat_pixels(), images, settings, None, CPU).plain()
     assert result["train_images"] == 60 and "knn_200" not in result and 0 < result["knn_20"] <= 1
     images.train.labels[10:] = -1
-    result = probe(flat_pixels(), images, settings, None, CPU)
+    result = probe(flat_pixels(), images, settings, None, CPU).plain()
     assert np.isfinite(result["seeds"][0]["validation_loss"]) and "knn_20" not in result
-    assert (
-        fine_tune(replace(flat_pixels(), network=nn.Flatten()), images, settings, CPU)["top_1"][
-            "mean"
-        ]
-        < 1
-    )
+    flat = replace(flat_pixels(), network=nn.Flatten())
+    assert fine_tune(flat, images, settings, CPU).top_1.mean < 1
     images.train.labels[9] = -1
     with pytest.raises(WrongUse, match="fake has 9 labelled training images; a probe needs 10"):
         probed_rows(images, ProbeSettings())
@@ -319,9 +313,9 @@ def test_images_on_a_gpu_turn_gray_there():
 
 def test_what_was_done_to_the_images_is_stated():
     images = fake_images()
-    assert stated_adaptation(flat_pixels(), images) == "as they are"
+    assert state_adaptation(flat_pixels(), images) == "as they are"
     assert (
-        stated_adaptation(flat_pixels(channels=1, size=28), images)
+        state_adaptation(flat_pixels(channels=1, size=28), images)
         == "colours turned gray, resized from 8 to 28 pixels"
     )
 
@@ -487,37 +481,29 @@ def test_probing_changes_nothing_of_an_encoder(tmp_path):
     assert checksum(encoder.state_dict()) == before and not encoder.training
 
 
-def test_a_class_without_test_images_has_no_accuracy(tmp_path):
+def test_a_class_without_test_images_has_no_accuracy():
     images = fake_images()
     images.test.labels[images.test.labels == 3] = 4
-    result = probe(
-        flat_pixels(), images, ProbeSettings(epochs=2, warmup_epochs=1, seeds=[0]), None, CPU
-    )
-    assert result["per_class"][3] is None and None not in result["per_class"][4:]
+    settings = ProbeSettings(epochs=2, warmup_epochs=1, seeds=[0])
+    result = probe(flat_pixels(), images, settings, None, CPU)
+    assert result.per_class[3] is None and None not in result.per_class[4:]
 
 
 def test_a_probe_reports_what_was_asked_for(tmp_path):
     images = fake_images()
-    result = probe(
-        flat_pixels(),
-        images,
-        ProbeSettings(epochs=20, warmup_epochs=2, seeds=[0, 1]),
-        tmp_path,
-        CPU,
-    )
-    shares = [run["top_1"] for run in result["seeds"]]
-    assert [run["seed"] for run in result["seeds"]] == [0, 1] and result[
-        "top_1"
-    ] == mean_and_spread(shares)
-    assert np.mean(shares) > 0.5 and result["top_5"]["mean"] >= result["top_1"]["mean"]
-    confusion = np.array(result["confusion"])
-    assert confusion.sum() == 2 * 256 and np.trace(confusion) / confusion.sum() == pytest.approx(
-        np.mean(shares)
-    )
-    assert result["per_class"] == pytest.approx(np.diag(confusion) / confusion.sum(1))
+    settings = ProbeSettings(epochs=20, warmup_epochs=2, seeds=[0, 1])
+    result = probe(flat_pixels(), images, settings, tmp_path, CPU)
+    shares = [run["top_1"] for run in result.seeds]
+    assert [run["seed"] for run in result.seeds] == [0, 1]
+    assert result.top_1.model_dump() == mean_and_spread(shares)
+    assert np.mean(shares) > 0.5 and result.top_5.mean >= result.top_1.mean
+    confusion = np.array(result.confusion)
+    assert confusion.sum() == 2 * 256
+    assert np.trace(confusion) / confusion.sum() == pytest.approx(np.mean(shares))
+    assert result.per_class == pytest.approx(np.diag(confusion) / confusion.sum(1))
     assert confusion.sum(1).tolist() == (2 * torch.bincount(images.test.labels)).tolist()
-    assert 0.2 < result["knn_200"] <= 1 and 0.2 < result["knn_20"] <= 1
-    assert (result["train_images"], result["test_images"]) == (1024, 256)
+    assert 0.2 < result.knn_200 <= 1 and 0.2 < result.knn_20 <= 1
+    assert (result.train_images, result.test_images) == (1024, 256)
 
 
 def test_fine_tuning_trains_all_weights_of_a_copy(monkeypatch):
@@ -537,7 +523,7 @@ def test_fine_tuning_trains_all_weights_of_a_copy(monkeypatch):
 
     monkeypatch.setattr(torch.optim.AdamW, "step", watched_step)
     result = fine_tune(replace(flat_pixels(), network=network), fake_images(), settings, CPU)
-    assert len(result["seeds"]) == 2 and result["top_1"]["mean"] > 0.5
+    assert len(result.seeds) == 2 and result.top_1.mean > 0.5
     # encoder and layer
     assert all(not torch.equal(first, last) for first, last in zip(trained[0], trained[-1]))
     assert checksum(network.state_dict()) == before and not network.training
@@ -550,7 +536,7 @@ def test_fine_tuning_meets_every_image_once_an_epoch_in_an_order_of_its_own(monk
         batches.append((images.name, tuple(indices.tolist())))
         return whole_images(images, indices, *rest)
 
-    monkeypatch.setattr(probing, "whole_images", watched)
+    monkeypatch.setattr(fine_tuning, "whole_images", watched)
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).eval()
     images, settings = (
         fake_images(),

@@ -19,7 +19,12 @@ from memorization.data.images import open_images
 from memorization.data.subsets import load_subsets
 from memorization.errors import WrongUse
 from memorization.machine.interruption import StopRequest
-from memorization.measuring.removal import (
+from memorization.measuring import removal_curve, retraining
+from memorization.measuring.probing import ProbeSettings
+from memorization.measuring.removal import NOTHING, Removal
+from memorization.measuring.removal_curve import ProbeCache, probe_all
+from memorization.measuring.removal_order import (
+    RankedSamples,
     distances_to_centres,
     duplicate_groups,
     removal_order,
@@ -30,8 +35,12 @@ SCORES = np.array([0.1, 0.9, -0.5, 0.4, 0.9, 0.0])
 LABELS = np.array([0, 1, 0, 0, 1, 1])
 
 
+def samples_of(scores, labels, **more):
+    return RankedSamples(np.arange(len(scores)), labels, scores, [0], **more)
+
+
 def order_of(policy, count=3, seed=0, **more):
-    return removal_order(policy, SCORES, LABELS, count, seed, **more).tolist()
+    return removal_order(policy, samples_of(SCORES, LABELS, **more), count, seed).tolist()
 
 
 def test_the_most_and_the_least_memorized_come_first():
@@ -47,9 +56,9 @@ def test_chance_depends_on_the_draw_alone_and_meets_everything():
 
 
 def test_no_draw_of_one_policy_is_that_of_another():
-    scores, labels = np.arange(50.0), np.zeros(50, dtype=int)
+    samples = samples_of(np.arange(50.0), np.zeros(50, dtype=int))
     random, matched = (
-        removal_order(policy, scores, labels, 10, seed=0)[:10].tolist()
+        removal_order(policy, samples, 10, seed=0)[:10].tolist()
         for policy in ("random", "random_matched")
     )
     assert len(set(random) & set(matched)) < 8
@@ -291,7 +300,7 @@ def in_process(monkeypatch):
         train_simclr.main(arguments)
         return 0
 
-    monkeypatch.setattr(remove_samples, "run_script", run_script)
+    monkeypatch.setattr(retraining, "run_script", run_script)
     return commands
 
 
@@ -358,15 +367,10 @@ def test_encoders_of_another_precision_are_not_compared(halves_copy, in_process,
     for file in (encoder, encoder.with_name("last.pt")):
         save_checkpoint(file, read_checkpoint(file) | {"precision": "bf16"})
     in_process.clear()
-    config = remove_samples.read_config("", ["--config", path, "--run", str(run), *options])
+    jobs = [(NOTHING, 0), (Removal("memorized", 4, 0), 0)]
+    probes = ProbeCache(run / "removal/probes", ProbeSettings(), torch.device("cpu"))
     with pytest.raises(WrongUse, match="trained in bf16, but f in fp32"):
-        remove_samples.probe_all(
-            [remove_samples.Removal("memorized", 4, 0)],
-            [],
-            config,
-            torch.device("cpu"),
-            StopRequest(),
-        )
+        probe_all(jobs, [], probes, run, StopRequest())
 
 
 def test_work_that_is_done_is_kept(halves_copy, in_process, monkeypatch):
@@ -382,7 +386,7 @@ def test_work_that_is_done_is_kept(halves_copy, in_process, monkeypatch):
     assert len(trained) == 6 and all(
         file.stat().st_mtime_ns == time for file, time in trained.items()
     )
-    monkeypatch.setattr(remove_samples, "probe", None)  # would be called
+    monkeypatch.setattr(removal_curve, "probe", None)  # would be called
     remove(halves_copy, "--retrain")
     assert (run / "removal/curve.csv").read_bytes() == curve
 
@@ -394,7 +398,7 @@ def test_probes_beyond_the_memory_name_the_setting_to_lower(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     path, run = halves_copy
-    monkeypatch.setattr(remove_samples, "probe", hungry)
+    monkeypatch.setattr(removal_curve, "probe", hungry)
     options = [
         "--removal.counts",
         "4",
@@ -420,7 +424,7 @@ def test_jobs_are_listed_and_shared(halves_copy, in_process, capsys):
         and sum("seed" in line for line in listed) == 12
     )
     removals = list(range(12))
-    parts = [remove_samples.share(removals, f"{i}/5") for i in range(5)]
+    parts = [retraining.share(removals, f"{i}/5") for i in range(5)]
     assert sorted(sum(parts, [])) == removals
 
 
@@ -506,10 +510,10 @@ def test_a_retraining_is_a_command_of_its_own_of_the_method_that_was_trained(met
 
 def test_a_retraining_that_fails_is_named_and_loses_nothing(halves_copy, refusal, monkeypatch):
     path, run = halves_copy
-    monkeypatch.setattr(remove_samples, "run_script", lambda script, arguments, stop: 2)
+    monkeypatch.setattr(retraining, "run_script", lambda script, arguments, stop: 2)
     line = refusal(remove_samples.main, ["--config", path, "--run", str(run), "--retrain"])
     assert "memorized_4_draw0, seed 0: train_simclr.py failed" in line
-    monkeypatch.setattr(remove_samples, "training_script", lambda config: Path("train_dino.py"))
+    monkeypatch.setattr(remove_samples, "training_script", lambda run: Path("train_dino.py"))
     assert "there is no train_dino.py" in refusal(
         remove_samples.main, ["--config", path, "--run", str(run), "--retrain"]
     )
