@@ -1,7 +1,7 @@
 """How many views a second? SimCLR's recipe from uint8 pixels, against torchvision on PIL images in
 two workers, and kornia.
 
-python -m benchmarks.augmentations [--device cpu]
+    python -m benchmarks.augmentations [--device cpu]
 """
 
 import torch
@@ -25,37 +25,33 @@ BIGGEST_KEPT = 31 * 2**20
 def main():
     device = chosen_device(__doc__)
     kornia = peer("kornia")
-    # made and freed, as a network's activations are, after which freed memory is kept
+    # memory is taken and freed, as a network does; from then on freed memory is kept
     torch.empty(BIGGEST_KEPT, dtype=torch.uint8)
     results = []
     for size, channels in CASES:
         count = BATCH * (32 if size < 64 else 8)
         split = random_split(count, channels, size, device)
-        contestants = [Contestant("this project", ours(split, size, channels), 2 * count)]
-        loader = worker_pipeline(
-            split, torchvision_transform(channels, size), views=2, batch_size=BATCH
-        )
-        contestants.append(
-            Contestant(
-                "torchvision, PIL, two workers",
-                lambda loader=loader: sum(1 for _ in loader),
-                2 * count,
-            )
-        )
-        if kornia:
-            contestants.append(
-                Contestant("kornia, batches", by_kornia(kornia, split, size, channels), 2 * count)
-            )
-        results.append(
-            contest(
-                f"SimCLR views, {size} x {size}, {channels} channels", "views", contestants, device
-            )
-        )
+        passes = passes_over(split, size, channels, kornia)
+        contestants = [Contestant(name, work, 2 * count) for name, work in passes.items()]
+        question = f"SimCLR views, {size} x {size}, {channels} channels"
+        results.append(contest(question, "views", contestants, device))
     save("augmentations", results, device)
 
 
+def passes_over(split, size, channels, kornia):
+    """{contestant: its pass over the split, which makes two views of every image}, ours first."""
+    transform = torchvision_transform(channels, size)
+    loader = worker_pipeline(split, transform, views=2, batch_size=BATCH)
+    passes = {
+        "this project": ours(split, size, channels),
+        "torchvision, PIL, two workers": lambda: sum(1 for _ in loader),
+    }
+    if kornia:
+        passes["kornia, batches"] = by_kornia(kornia, split, size, channels)
+    return passes
+
+
 def ours(split, size, channels):
-    """One pass over the split: two views of every image."""
     recipe = simclr_recipe(size)
     indices = torch.arange(len(split)).split(BATCH)
 
@@ -67,19 +63,15 @@ def ours(split, size, channels):
 
 
 def by_kornia(kornia, split, size, channels):
-    """The same recipe by kornia, on float batches that are on the device already."""
-    augmentation = kornia.augmentation.AugmentationSequential(
+    """The same recipe by kornia, on float batches on the device."""
+    operations = [
         kornia.augmentation.RandomResizedCrop((size, size), scale=(0.2, 1.0)),
         kornia.augmentation.RandomHorizontalFlip(p=0.5),
-        *(
-            [
-                kornia.augmentation.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
-                kornia.augmentation.RandomGrayscale(p=0.2),
-            ]
-            if channels == 3
-            else []
-        ),
-    )
+    ]
+    if channels == 3:
+        operations.append(kornia.augmentation.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8))
+        operations.append(kornia.augmentation.RandomGrayscale(p=0.2))
+    augmentation = kornia.augmentation.AugmentationSequential(*operations)
 
     def work():
         for batch in torch.arange(len(split)).split(BATCH):

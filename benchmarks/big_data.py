@@ -1,10 +1,10 @@
 """Does training wait for 20,000 images of 224 pixels that lie in a map on the disk? The share of a
-step that goes into data and views.
+step that data and views take.
 
     python -m benchmarks.big_data [--device cpu]
 
 Also: the memory of the process, without the pages of the map, after half of the steps and after the
-last.
+last step.
 """
 
 import statistics
@@ -39,48 +39,45 @@ def main():
     batch_size, steps = ON_CPU if device.type == "cpu" else ON_GPU
     with tempfile.TemporaryDirectory() as folder:
         split = map_of_noise(Path(folder) / "map.npy").to(device, "cpu")
-        encoder = make_encoder(encoder_settings(name="resnet18", stem="standard"), 3, SIZE)
-        method = SimCLR(encoder, **SimCLRSettings(name="simclr").arguments()).to(
-            device, memory_format=torch.channels_last
-        )
-        optimizer = make_optimizer(method, SETTINGS)
-        waiting, viewing, training, memory = [], [], [], []
-        batches = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(0)).split(
-            batch_size
-        )[:steps]
-        clock = Clock(device)
-        for indices, fetched in prefetch(split, batches):
-            waiting.append(clock.lap())
-            views = training_views(
-                fetched, indices, [simclr_recipe(SIZE)], normalization(3), Draw(0, "training")
-            )
-            viewing.append(clock.lap())
-            train_step(method, optimizer, views, SETTINGS, share=0.0)
-            training.append(clock.lap())
-            memory.append(status("RssAnon") / 1e3)
-    of_step = [statistics.median(times[2:]) for times in (waiting, viewing, training)]
-    shares = dict(
-        zip(
-            ("waiting for images", "views", "the network"),
-            (part / sum(of_step) for part in of_step),
-        )
-    )
-    print(
-        f"SimCLR, ResNet-18, {IMAGES:,} images of {SIZE} pixels in a map, {batch_size} a step, {steps} steps, medians:"
-    )
-    print(
-        f"  {batch_size / sum(of_step):.3g} images/s; "
-        + ", ".join(f"{name} {share:.2%}" for name, share in shares.items())
-    )
-    print(
-        f"  memory without the map: {memory[steps // 2]:,.0f} MB after half of the steps, {memory[-1]:,.0f} MB after the last"
-    )
-    seconds = {"waiting": waiting, "views": viewing, "network": training}
+        order = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(0))
+        seconds, memory = train(split, order.split(batch_size)[:steps], device)
+    medians = {part: statistics.median(times[2:]) for part, times in seconds.items()}
+    of_step = sum(medians.values())
+    names = {"waiting": "waiting for images", "views": "views", "network": "the network"}
+    shares = {names[part]: median / of_step for part, median in medians.items()}
+    images = f"{IMAGES:,} images of {SIZE} pixels in a map"
+    print(f"SimCLR, ResNet-18, {images}, {batch_size} a step, {steps} steps, medians:")
+    stated = ", ".join(f"{name} {share:.2%}" for name, share in shares.items())
+    print(f"  {batch_size / of_step:.3g} images/s; {stated}")
+    half, last = memory[steps // 2], memory[-1]
+    after = f"{half:,.0f} MB after half of the steps, {last:,.0f} MB after the last"
+    print(f"  memory without the map: {after}")
     save("big_data", [{"seconds": seconds, "shares": shares, "megabytes": memory}], device)
 
 
+def train(split, batches, device):
+    """Train on batches of indices. Returns {part of a step: its seconds in each step}, and the
+    memory of the process after each step, in megabytes.
+    """
+    encoder = make_encoder(encoder_settings(name="resnet18", stem="standard"), 3, SIZE)
+    method = SimCLR(encoder, **SimCLRSettings(name="simclr").arguments())
+    method.to(device, memory_format=torch.channels_last)
+    optimizer = make_optimizer(method, SETTINGS)
+    recipes, draw = [simclr_recipe(SIZE)], Draw(0, "training")
+    seconds, memory = {"waiting": [], "views": [], "network": []}, []
+    clock = Clock(device)
+    for indices, fetched in prefetch(split, batches):
+        seconds["waiting"].append(clock.lap())
+        views = training_views(fetched, indices, recipes, normalization(3), draw)
+        seconds["views"].append(clock.lap())
+        train_step(method, optimizer, views, SETTINGS, share=0.0)
+        seconds["network"].append(clock.lap())
+        memory.append(status("RssAnon") / 1e3)
+    return seconds, memory
+
+
 class Clock:
-    """The time between two moments, until the device has done its work."""
+    """Measures the time between calls of `lap`, each once the device has done its work."""
 
     def __init__(self, device):
         self.device = device

@@ -1,5 +1,5 @@
-"""Contestants timed in turn, so that whatever else the machine does falls on all alike: a table on
-the screen, and the same as JSON.
+"""Contestants are timed in turn, so that other work of the machine slows all of them alike. Results
+are a table on the screen, and the same as JSON.
 """
 
 import argparse
@@ -20,7 +20,7 @@ ROUNDS = 5
 
 @dataclass(frozen=True)
 class Contestant:
-    """One way to do the work. work: () -> anything; amount: how many units one call works through."""
+    """One way to do the work. work: takes nothing; amount: the units that one call processes."""
 
     name: str
     work: callable
@@ -28,8 +28,8 @@ class Contestant:
 
 
 def chosen_device(doc):
-    """The torch.device of `--device`, an option of every benchmark: by default the GPU where there
-    is one. doc: the script's docstring.
+    """The torch.device of `--device`, an option of every benchmark; by default the GPU if there is
+    one. doc: the script's docstring.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -39,7 +39,7 @@ def chosen_device(doc):
 
 
 def peer(module):
-    """An installed package of a peer, or None, said aloud."""
+    """A peer's package, or None if it is not installed, which is printed."""
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -48,10 +48,10 @@ def peer(module):
 
 
 def contest(question, unit, contestants, device, rounds=ROUNDS):
-    """Time contestants in turn, after one call each to warm up; the first is ours. Prints a table
-    and returns it, a dict of plain types.
+    """Time contestants in turn, after one call each to warm up. The first one is ours. Prints a
+    table and returns it, a dict of plain types.
 
-    Rates are units a second; the ratio is our median over the contestant's.
+    Rates are units a second; the ratio is our median divided by the contestant's.
     """
     contestants = list(contestants)
     for contestant in contestants:
@@ -61,24 +61,19 @@ def contest(question, unit, contestants, device, rounds=ROUNDS):
         for contestant in contestants:
             rates[contestant.name].append(contestant.amount / seconds(contestant.work, device))
     ours = statistics.median(rates[contestants[0].name])
-    rows = {
-        name: {"median": statistics.median(found), "rates": found} for name, found in rates.items()
-    }
-    print(
-        f"\n{question}\n{'':>44} {f'median {unit}/s':>22} {'lowest to highest':>24} {'ours is':>9}"
-    )
-    for name, row in rows.items():
-        row["ratio"] = ours / row["median"]
-        spread = f"{figures(min(row['rates']))} to {figures(max(row['rates']))}"
-        print(
-            f"{name:>44} {figures(row['median']):>22} {spread:>24} {row['ratio']:>8.2f}x",
-            flush=True,
-        )
+    print(f"\n{question}")
+    print(f"{'':>44} {f'median {unit}/s':>22} {'lowest to highest':>24} {'ours is':>9}")
+    rows = {}
+    for name, of_name in rates.items():
+        median = statistics.median(of_name)
+        rows[name] = {"median": median, "rates": of_name, "ratio": ours / median}
+        spread = f"{figures(min(of_name))} to {figures(max(of_name))}"
+        print(f"{name:>44} {figures(median):>22} {spread:>24} {ours / median:>8.2f}x", flush=True)
     return {"question": question, "unit": f"{unit}/s", "rounds": rounds, "contestants": rows}
 
 
 def seconds(work, device):
-    """How long a piece of work takes, from when the device is free until it has done it."""
+    """How long a piece of work takes, from when the device is idle until it is done."""
     wait_for(device)
     start = time.perf_counter()
     work()
@@ -87,7 +82,7 @@ def seconds(work, device):
 
 
 def wait_for(device):
-    """Until the device has done all that it was given."""
+    """Wait until the device has done all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -98,6 +93,6 @@ def figures(value):
 
 
 def save(name, results, device):
-    """Write what was measured, and on what, to runs/benchmarks/<name>.json. results: plain types."""
+    """Write results and the machine to runs/benchmarks/<name>.json. results: plain types."""
     write_json(RESULTS / f"{name}.json", {"machine": describe_machine(device), "results": results})
     print(f"\nkept in {RESULTS / name}.json")

@@ -3,13 +3,13 @@ the matrix product that all need.
 
     python -m benchmarks.neighbors [--device cpu]
 
-Also: the memory that a search takes at most, beside what its docstring promises.
+Also: the peak of memory of a search, beside what its docstring promises.
 """
 
 import torch
 
 from benchmarks.contest import Contestant, chosen_device, contest, peer, save
-from benchmarks.memory import measured
+from benchmarks.memory import measure
 from memorization.measuring.deja_vu import DejaVuSettings
 from memorization.neighbors import QUERY_CHUNK, nearest_neighbors
 
@@ -22,51 +22,33 @@ ROUNDS = 3
 def main():
     device = chosen_device(__doc__)
     sklearn, faiss = peer("sklearn.neighbors"), peer("faiss")
-    # before peers have run, and left memory behind that is used again
+    # before peers run, whose freed memory would be used again
     memory = [memory_of(*case, device) for case in CASES]
     results = []
     for (Q, N, D), (taken, promised) in zip(CASES, memory):
         queries, bank = vectors(Q, D, device), vectors(N, D, device)
-        contestants = [
-            Contestant(
-                "this project",
-                lambda queries=queries, bank=bank: nearest_neighbors(queries, bank, K, MEMORY_GB),
-                Q,
-            ),
-            Contestant(
-                "the matrix product alone",
-                lambda queries=queries, bank=bank: product(queries, bank),
-                Q,
-            ),
-        ]
-        if sklearn:
-            contestants.append(
-                Contestant(
-                    "scikit-learn, brute force",
-                    by_sklearn(sklearn, queries.cpu().numpy(), bank.cpu().numpy()),
-                    Q,
-                )
-            )
-        if faiss:
-            contestants.append(
-                Contestant(
-                    "FAISS, flat, float32",
-                    by_faiss(faiss, queries.cpu().numpy(), bank.cpu().numpy()),
-                    Q,
-                )
-            )
-        result = contest(
-            f"{K} neighbours of {Q:,} among {N:,} vectors of {D}",
-            "queries",
-            contestants,
-            device,
-            ROUNDS,
-        )
-        print(
-            f"  memory: {taken:,.0f} MB at most, beside {promised:,.0f} MB by the formula of nearest_neighbors"
-        )
+        question = f"{K} neighbours of {Q:,} among {N:,} vectors of {D}"
+        searches = searches_of(queries, bank, sklearn, faiss)
+        contestants = [Contestant(name, search, Q) for name, search in searches.items()]
+        result = contest(question, "queries", contestants, device, ROUNDS)
+        formula = f"{promised:,.0f} MB by the formula of nearest_neighbors"
+        print(f"  memory: {taken:,.0f} MB at most, beside {formula}")
         results.append(result | {"megabytes": taken, "megabytes_promised": promised})
     save("neighbors", results, device)
+
+
+def searches_of(queries, bank, sklearn, faiss):
+    """{contestant: its search}, ours first. sklearn, faiss: modules, or None."""
+    searches = {
+        "this project": lambda: nearest_neighbors(queries, bank, K, MEMORY_GB),
+        "the matrix product alone": lambda: product(queries, bank),
+    }
+    arrays = queries.cpu().numpy(), bank.cpu().numpy()
+    if sklearn:
+        searches["scikit-learn, brute force"] = by_sklearn(sklearn, *arrays)
+    if faiss:
+        searches["FAISS, flat, float32"] = by_faiss(faiss, *arrays)
+    return searches
 
 
 def vectors(count, dimensions, device):
@@ -74,11 +56,11 @@ def vectors(count, dimensions, device):
 
 
 def memory_of(Q, N, D, device):
-    """Megabytes that a search takes at most, and those of the formula that nearest_neighbors is
-    documented with.
+    """The peak of memory of a search, and that of the formula in the docstring of
+    nearest_neighbors, in megabytes.
     """
     queries, bank = vectors(Q, D, device), vectors(N, D, device)
-    _, taken = measured(lambda: nearest_neighbors(queries, bank, K, MEMORY_GB), device)
+    _, taken = measure(lambda: nearest_neighbors(queries, bank, K, MEMORY_GB), device)
     return taken, min(4 * N * (D + QUERY_CHUNK), MEMORY_GB * 2**30) / 1e6
 
 

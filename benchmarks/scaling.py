@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks.contest import chosen_device, save
-from benchmarks.memory import measured
+from benchmarks.memory import measure
 from benchmarks.peers import normalization, random_split, scoring_config, simclr_recipe
 from memorization.data.augmentations import Draw, training_views
 from memorization.encoder import Encoder
@@ -75,7 +75,7 @@ def main():
     )
     for name, sizes, work in studies:
         work(sizes[0])
-        times, memory = zip(*(measured(partial(work, size), device) for size in sizes))
+        times, memory = zip(*(measure(partial(work, size), device) for size in sizes))
         slopes = slope(sizes, times), slope(sizes, np.maximum(memory, 1.0))
         seconds_column, memory_column = (
             " ".join(f"{value:8.3g}" for value in values) for values in (times, memory)

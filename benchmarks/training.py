@@ -1,13 +1,13 @@
 """How many images a second does training take? Against DataLoader workers with the transforms of
-torchvision, and of lightly if there.
+torchvision, and of lightly if it is installed.
 
     python -m benchmarks.training [--device cpu]
 
-SimCLR by torchvision's transforms is timed twice: with one forward pass for each view, as here, and
-with one for both, as in its authors' code. Also: the share of a step that goes into data and views,
-its floating-point operations as a share of what matrix products reach here, and the operations that
-take most of its time; on a GPU the share of the time that it works, which tells whether calling
-operations binds.
+SimCLR by torchvision's transforms is timed twice: with one forward pass for each view, as in this
+project, and with one for both, as in its authors' code. Also: the share of a step that data and
+views take, its floating-point operations as a share of what matrix products reach, and the
+operations that take most of its time; on a GPU the share of the time that it works, which shows
+whether the host is fast enough to call its operations.
 """
 
 import shutil
@@ -40,13 +40,12 @@ from models.mae import MAE, MAESettings
 from models.simclr import SimCLR, SimCLRSettings
 
 RESNET18 = encoder_settings(name="resnet18")
+OF_DEMO = encoder_settings(name="resnet_small", width=32)
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained, by so many steps a round of so many images, which have so many pixels and
-    channels, in so many rounds.
-    """
+    """What is trained. steps: a round; size: height and width of the images, pixels."""
 
     method: str
     encoder: EncoderSettings
@@ -57,11 +56,11 @@ class Case:
     rounds: int = ROUNDS
 
     def __str__(self):
-        patches = f", patches of {self.encoder.patch}" if self.encoder.sees_patches else ""
-        images = (
-            f"{self.size} x {self.size}, {self.channels} channels, {self.batch_size} images a step"
-        )
-        return f"{self.method}, {self.encoder.name}{patches}, {images}"
+        patch = self.encoder.patch_size
+        patches = f", patches of {patch}" if patch else ""
+        images = f"{self.size} x {self.size}, {self.channels} channels"
+        step = f"{self.batch_size} images a step"
+        return f"{self.method}, {self.encoder.name}{patches}, {images}, {step}"
 
 
 CASES = {
@@ -69,15 +68,7 @@ CASES = {
         Case("simclr", RESNET18),
         Case("byol", RESNET18),
         Case("mae", encoder_settings(name="vit_tiny", patch=4)),
-        # the demo's
-        Case(
-            "simclr",
-            encoder_settings(name="resnet_small", width=32),
-            steps=32,
-            size=28,
-            channels=1,
-            rounds=9,
-        ),
+        Case("simclr", OF_DEMO, steps=32, size=28, channels=1, rounds=9),
     ],
     "cuda": [
         Case("simclr", RESNET18, batch_size=512, steps=20),
@@ -105,82 +96,70 @@ def main():
     for case in CASES[device.type]:
         split = random_split(case.steps * case.batch_size, case.channels, case.size, device)
         ours = OurTraining(case, split, device)
-        limits = contest(
-            str(case),
-            "images",
-            contestants(case, ours, split, device, lightly),
-            device,
-            case.rounds,
-        ) | ours.limits(rate)
-        views, reached = limits["share_of_views"], limits["share_of_product_rate"]
-        print(
-            f"  data and views: {views:.1%} of a step; {reached:.0%} of the rate of matrix products"
-        )
-        print("  " + ", ".join(f"{name} {share:.1%}" for name, share in limits["heaviest"].items()))
-        if device.type == "cuda":
-            print(f"  the GPU works {limits['share_of_work']:.0%} of the time")
-        results.append(limits)
+        epochs = epochs_of(case, ours, lightly)
+        contestants = [Contestant(name, epoch, len(split)) for name, epoch in epochs.items()]
+        speeds = contest(str(case), "images", contestants, device, case.rounds)
+        limits = ours.limits(rate)
+        print_limits(limits)
+        results.append(speeds | limits)
     save("training", results, device)
 
 
-def contestants(case, ours, split, device, lightly):
-    """Ours first. lightly: the module with its transforms, or None."""
-    yield Contestant("this project", ours.epoch, len(split))
-    # on a CPU compiling takes minutes, and a ResNet-18 is no faster
-    if device.type == "cuda" and a_compiler_is_there():
-        yield Contestant(
-            "this project, compiled",
-            OurTraining(case, split, device, compiled=True).epoch,
-            len(split),
-        )
-    loader = worker_pipeline(
-        split,
-        torchvision_transform(case.channels, case.size),
-        1 if case.method == "mae" else 2,
-        case.batch_size,
-    )
-    yield Contestant(
-        "torchvision, two workers", TheirTraining(case, loader, device).epoch, len(split)
-    )
+def epochs_of(case, ours, lightly):
+    """{contestant: what trains it for one epoch}, ours first. lightly: its transforms, or None."""
+    split, device = ours.split, ours.device
+    epochs = {"this project": ours.epoch}
+    # on a CPU compiling takes minutes, and a ResNet-18 becomes no faster
+    if device.type == "cuda" and has_compiler():
+        epochs["this project, compiled"] = OurTraining(case, split, device, compiled=True).epoch
+    transform = torchvision_transform(case.channels, case.size)
+    views = 1 if case.method == "mae" else 2
+    loader = worker_pipeline(split, transform, views, case.batch_size)
+    epochs["torchvision, two workers"] = TheirTraining(case, loader, device).epoch
     if case.method == "simclr":
-        yield Contestant(
-            "torchvision, both views in one pass",
-            TheirTraining(case, loader, device, one_pass=True).epoch,
-            len(split),
-        )
+        one_pass = TheirTraining(case, loader, device, one_pass=True)
+        epochs["torchvision, both views in one pass"] = one_pass.epoch
     if lightly and case.method == "simclr" and case.channels == 3:
-        transform = lightly.SimCLRTransform(input_size=case.size, gaussian_blur=0.0)
-        images = PilViews(split, lambda image: torch.stack(transform(image)), 1)
-        loader = DataLoader(
-            images,
-            case.batch_size,
-            shuffle=True,
-            num_workers=WORKERS,
-            persistent_workers=True,
-            drop_last=True,
-        )
-        yield Contestant(
-            "lightly's transform, two workers",
-            TheirTraining(case, loader, device).epoch,
-            len(split),
-        )
+        loader = lightly_pipeline(lightly, case, split)
+        epochs["lightly's transform, two workers"] = TheirTraining(case, loader, device).epoch
+    return epochs
 
 
-def a_compiler_is_there():
-    """Whether torch.compile finds the C compiler that it needs for a GPU; said aloud where not."""
+def lightly_pipeline(lightly, case, split):
+    """A DataLoader of whole batches of both views of each image, by lightly's transform."""
+    transform = lightly.SimCLRTransform(input_size=case.size, gaussian_blur=0.0)
+    return DataLoader(
+        PilViews(split, lambda image: torch.stack(transform(image)), 1),
+        case.batch_size,
+        shuffle=True,
+        num_workers=WORKERS,
+        persistent_workers=True,
+        drop_last=True,
+    )
+
+
+def has_compiler():
+    """Whether torch.compile finds the C compiler that it needs for a GPU. Prints if it does not."""
     if shutil.which("cc") or shutil.which("gcc") or shutil.which("clang"):
         return True
     print("(there is no C compiler, and the compiled contestant is skipped)")
     return False
 
 
+def print_limits(limits):
+    """What bounds a step, of `OurTraining.limits`."""
+    reached = f"{limits['share_of_product_rate']:.0%} of the rate of matrix products"
+    print(f"  data and views: {limits['share_of_views']:.1%} of a step; {reached}")
+    print("  " + ", ".join(f"{name} {share:.1%}" for name, share in limits["heaviest"].items()))
+    if "share_of_work" in limits:
+        print(f"  the GPU works {limits['share_of_work']:.0%} of the time")
+
+
 def make_method(case, **settings):
-    """The method of a case with an encoder, in its defaults but for those given."""
+    """The method of a case with an encoder. settings: of the method, if not its defaults."""
     method, schema = METHODS[case.method]
-    return method(
-        make_encoder(case.encoder, case.channels, case.size),
-        **schema(name=case.method, **settings).arguments(),
-    )
+    encoder = make_encoder(case.encoder, case.channels, case.size)
+    return method(encoder, **schema(name=case.method, **settings).arguments())
 
 
 class OurTraining:
@@ -189,12 +168,8 @@ class OurTraining:
     def __init__(self, case, split, device, compiled=False):
         self.split, self.device, self.channels = split, device, case.channels
         self.patch = case.encoder.patch_size
-        recipe = simclr_recipe(case.size)
-        self.recipes = [
-            recipe
-            if case.method != "mae"
-            else recipe.model_copy(update={"count": 1, "mask_ratio": MASK_RATIO})
-        ]
+        masked = {"count": 1, "mask_ratio": MASK_RATIO} if case.method == "mae" else {}
+        self.recipes = [simclr_recipe(case.size).model_copy(update=masked)]
         self.method = make_method(case).to(device, memory_format=torch.channels_last)
         self.forward = torch.compile(self.method) if compiled else self.method
         self.optimizer = make_optimizer(self.method, SETTINGS)
@@ -217,32 +192,27 @@ class OurTraining:
         of the time that it works.
         """
         views = self.views(self.batches[0])
-        of_views = statistics.median(
-            seconds(lambda: self.views(self.batches[0]), self.device) for _ in range(5)
-        )
-        of_step = statistics.median(
-            seconds(lambda: self.step(views), self.device) for _ in range(5)
-        )
+        of_views = self.median_seconds(lambda: self.views(self.batches[0]), 5)
+        of_step = self.median_seconds(lambda: self.step(views), 5)
         with FlopCounterMode(display=False) as counter:
             self.step(views)
-        # which may overlap on a GPU
-        whole = statistics.median(seconds(self.epoch, self.device) for _ in range(3)) / len(
-            self.batches
-        )
-        operations = self.profiled()
+        # of a step with its views, which may overlap on a GPU
+        whole = self.median_seconds(self.epoch, 3) / len(self.batches)
+        operations = self.profile_step()
         work = sum(operations.values())
-        return {
+        heaviest = sorted(operations, key=operations.get, reverse=True)[:HEAVIEST]
+        limits = {
             "share_of_views": of_views / (of_views + of_step),
             "share_of_product_rate": counter.get_total_flops() / whole / rate,
-            "heaviest": {
-                name: operations[name] / work
-                for name in sorted(operations, key=operations.get, reverse=True)[:HEAVIEST]
-            },
-            **({"share_of_work": work / whole} if self.device.type == "cuda" else {}),
+            "heaviest": {name: operations[name] / work for name in heaviest},
         }
+        return limits | ({"share_of_work": work / whole} if self.device.type == "cuda" else {})
 
-    def profiled(self):
-        """How many seconds the device works on each operation of a step and its views, by name."""
+    def median_seconds(self, work, times):
+        return statistics.median(seconds(work, self.device) for _ in range(times))
+
+    def profile_step(self):
+        """{operation: seconds that the device works on it} in a step and its views."""
         with profile() as profiler:
             self.step(self.views(self.batches[0]))
         # in microseconds
@@ -250,7 +220,7 @@ class OurTraining:
         return {
             event.key.removeprefix("aten::"): getattr(event, times) / 1e6
             for event in profiler.key_averages()
-            # where operations are called; kernels count as theirs
+            # of calls of operations; their kernels count as theirs
             if event.device_type == DeviceType.CPU
         }
 
@@ -262,7 +232,7 @@ class TheirTraining:
 
     def __init__(self, case, loader, device, **settings):
         self.loader, self.device = loader, device
-        self.patches = (case.size // case.encoder.patch) ** 2 if case.method == "mae" else None
+        self.patches = (case.size // case.encoder.patch_size) ** 2 if case.method == "mae" else None
         self.method = make_method(case, **settings).to(device)
         self.optimizer = torch.optim.SGD(
             self.method.parameters(), lr=0.06, momentum=0.9, weight_decay=5e-4
@@ -273,9 +243,8 @@ class TheirTraining:
             if views[0].ndim == 5:  # lightly gives both views of an image at once
                 views = views[0].unbind(1)
             views = [View(view.to(self.device), self.visible(len(view))) for view in views]
-            with torch.autocast(
-                self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"
-            ):
+            on_gpu = self.device.type == "cuda"
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=on_gpu):
                 loss = self.method(*views)
             self.optimizer.zero_grad()
             loss.backward()
@@ -287,9 +256,8 @@ class TheirTraining:
         """Patches drawn for each image, as many as a mask leaves, or None for all."""
         if self.patches is None:
             return None
-        return torch.rand(images, self.patches, device=self.device).argsort(1)[
-            :, : round(self.patches * (1 - MASK_RATIO))
-        ]
+        order = torch.rand(images, self.patches, device=self.device).argsort(1)
+        return order[:, : round(self.patches * (1 - MASK_RATIO))]
 
 
 def product_rate(device):
