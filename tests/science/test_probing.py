@@ -18,6 +18,7 @@ from memorization.data.images import Split, open_images
 from memorization.data.randomness import permutation
 from memorization.encoder import Encoder
 from memorization.errors import WrongUse
+from memorization.machine.files import json_text
 from memorization.measuring import fine_tuning, representations
 from memorization.measuring.fine_tuning import fine_tune
 from memorization.measuring.linear_classifier import (
@@ -27,7 +28,7 @@ from memorization.measuring.linear_classifier import (
     fit_probe,
     train_layers,
 )
-from memorization.measuring.probing import ProbeSettings, probe, probed_rows
+from memorization.measuring.probing import ProbeSettings, ProbeSummary, probe, probed_rows
 from memorization.measuring.representations import (
     Examples,
     in_channels,
@@ -552,17 +553,9 @@ def test_fine_tuning_meets_every_image_once_an_epoch_in_an_order_of_its_own(monk
 
 # --- the script -----------------------------------------------------------------------------------
 
-QUICK = [
-    "--probe.epochs",
-    "3",
-    "--probe.warmup_epochs",
-    "1",
-    "--probe.seeds",
-    "0",
-    "1",
-    "--probe.train_images",
-    "300",
-]
+QUICK = (
+    "--probe.epochs 3 --probe.warmup_epochs 1 --probe.seeds 0 1 --probe.train_images 300".split()
+)
 
 
 @pytest.fixture(scope="module")
@@ -610,6 +603,9 @@ def test_f_g_a_random_encoder_and_raw_pixels_stand_in_one_table(probed_run):
     )
     assert summary["trained"]["training"]["epochs"] == 3
     assert (run / "probe/probe.png").stat().st_size > 5000
+    text = (run / "probe/summary.json").read_text()
+    read = ProbeSummary.parse(text)
+    assert json_text(read.plain() | {"files": read.files}) == text
 
 
 def test_the_same_command_gives_the_same_numbers(probed_run, tmp_path):

@@ -18,11 +18,12 @@ from memorization.data.catalogue import DataSettings
 from memorization.data.images import open_images
 from memorization.data.subsets import load_subsets
 from memorization.errors import WrongUse
+from memorization.machine.files import json_text
 from memorization.machine.interruption import StopRequest
 from memorization.measuring import removal_curve, retraining
 from memorization.measuring.probing import ProbeSettings
 from memorization.measuring.removal import NOTHING, Removal
-from memorization.measuring.removal_curve import ProbeCache, probe_all
+from memorization.measuring.removal_curve import CurveSummary, KeptProbe, ProbeCache, probe_all
 from memorization.measuring.removal_order import (
     RankedSamples,
     distances_to_centres,
@@ -33,6 +34,7 @@ from memorization.measuring.removal_order import (
 
 SCORES = np.array([0.1, 0.9, -0.5, 0.4, 0.9, 0.0])
 LABELS = np.array([0, 1, 0, 0, 1, 1])
+FAKE = DataSettings(name="fake", size=16)
 
 
 def samples_of(scores, labels, **more):
@@ -125,9 +127,11 @@ def test_groups_go_together_and_every_policy_ends_at_the_same_number():
 
 PROBE = {"epochs": 3, "warmup_epochs": 1, "seeds": [0], "train_images": 200}
 HALVES = {
-    "subsets.shared": 0, "subsets.candidate": 32, "subsets.independent": 32, "seeds": [0, 1], "training.epochs": 2, "probe": PROBE,
+    "subsets.shared": 0, "subsets.candidate": 32, "subsets.independent": 32, "seeds": [0, 1],
+    "training.epochs": 2, "probe": PROBE,
     "removal": {"counts": [4, 8], "policies": ["memorized", "random"], "draws": 2},
 }  # fmt: skip
+ONE = "--removal.counts 4 --removal.policies memorized --seeds 0 --retrain".split()
 
 
 @pytest.fixture(scope="module")
@@ -203,24 +207,13 @@ def test_percentages_are_of_the_ranked_samples(halves_copy):
 
 def test_every_policy_and_grouped_duplicates_end_at_the_same_number(halves_copy, capsys):
     policies = ["memorized", "least", "random", "random_matched", "typical"]
-    remove(
-        halves_copy,
-        "--removal.policies",
-        *policies,
-        "--removal.group_duplicates",
-        "true",
-        "--removal.duplicate_similarity",
-        "0.6",
-    )
+    grouped = "--removal.group_duplicates true --removal.duplicate_similarity 0.6".split()
+    remove(halves_copy, "--removal.policies", *policies, *grouped)
     assert "groups of near duplicates hold" in capsys.readouterr().out
     _, run = halves_copy
-    images, parent = (
-        open_images(DataSettings(name="fake", size=16)),
-        load_subsets(run / "subsets.npz"),
-    )
-    groups = duplicate_groups(
-        images.train.pixels[torch.from_numpy(parent.candidate)].flatten(1).numpy() / 255.0, 0.6
-    )
+    images, parent = open_images(FAKE), load_subsets(run / "subsets.npz")
+    pixels = images.train.pixels[torch.from_numpy(parent.candidate)].flatten(1).numpy()
+    groups = duplicate_groups(pixels / 255.0, 0.6)
     assert len(np.unique(groups)) < 32  # so that there are some
     files = list((run / "removal/subsets").iterdir())
     assert len(files) == 2 * (1 + 1 + 2 + 2 + 1)
@@ -230,55 +223,28 @@ def test_every_policy_and_grouped_duplicates_end_at_the_same_number(halves_copy,
         is_kept = np.isin(parent.candidate, kept.candidate)
         # together, or not at all
         assert all(len(set(is_kept[groups == group])) == 1 for group in groups)
-        assert kept.parents["near_duplicates"] == {
-            "duplicates_in": "pixels",
-            "duplicate_similarity": 0.6,
-        }
+        by = {"duplicates_in": "pixels", "duplicate_similarity": 0.6}
+        assert kept.parents["near_duplicates"] == by
 
 
 def test_a_training_script_takes_a_subset_file_for_its_role_alone(halves_copy, refusal, tmp_path):
     path, run = halves_copy
     remove(halves_copy)
-    file = run / "removal/subsets/memorized_8_draw0.npz"
-    options = [
-        "--config",
-        path,
-        "--run",
-        str(tmp_path / "again"),
-        "--subsets.file",
-        str(file),
-        "--seeds",
-        "0",
-    ]
+    file, again = run / "removal/subsets/memorized_8_draw0.npz", tmp_path / "again"
+    options = ["--config", path, "--run", str(again), "--subsets.file", str(file), "--seeds", "0"]
     assert "add --role candidate" in refusal(train_simclr.main, options)
     assert "add --role candidate" in refusal(train_simclr.main, [*options, "--role", "independent"])
     assert "--role: 'f'" in refusal(train_simclr.main, [*options, "--role", "f"])
-    assert not (tmp_path / "again").exists()
+    assert not again.exists()
     train_simclr.main([*options, "--role", "candidate"])
-    trained = load_subsets(tmp_path / "again/subsets.npz")
-    assert (
-        trained.fingerprint == load_subsets(file).fingerprint
-        and trained.parents == load_subsets(file).parents
-    )
-    assert (
-        read_checkpoint(tmp_path / "again/seed_0/candidate/encoder.pt")["subsets"]
-        == trained.fingerprint
-    )
-    assert not (tmp_path / "again/seed_0/independent").exists()
-    assert "made for other images" in refusal(
-        train_simclr.main,
-        [
-            *options,
-            "--role",
-            "candidate",
-            "--data.size",
-            "8",
-            "--augmentation.views",
-            "[{size: 8, count: 2}]",
-            "--run",
-            str(tmp_path / "b"),
-        ],
-    )
+    trained, expected = load_subsets(again / "subsets.npz"), load_subsets(file)
+    assert trained.fingerprint == expected.fingerprint and trained.parents == expected.parents
+    record = read_checkpoint(again / "seed_0/candidate/encoder.pt")
+    assert record["subsets"] == trained.fingerprint
+    assert not (again / "seed_0/independent").exists()
+    smaller = ["--data.size", "8", "--augmentation.views", "[{size: 8, count: 2}]"]
+    options += ["--role", "candidate", *smaller, "--run", str(tmp_path / "b")]
+    assert "made for other images" in refusal(train_simclr.main, options)
 
 
 def test_one_encoder_of_a_pair_can_be_trained_alone(write_config, tmp_path):
@@ -311,31 +277,32 @@ def test_the_curve_holds_an_accuracy_for_every_removal_and_seed(halves_copy, in_
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["dataset", "policy", "count", "draw", "seed", "top_1"]
     assert len(in_process) == 2 * 2 * (1 + 2) and len(rows) == len(in_process) + 2
-    assert (
-        all(0 <= float(row["top_1"]) <= 1 for row in rows)
-        and len({row["top_1"] for row in rows}) > 2
-    )
+    assert all(0 <= float(row["top_1"]) <= 1 for row in rows)
+    assert len({row["top_1"] for row in rows}) > 2
     summary = json.loads((run / "removal/summary.json").read_text())["datasets"]["fake"]
-    random = [
-        float(row["top_1"]) for row in rows if (row["policy"], row["count"]) == ("random", "8")
-    ]
+
+    def top_1_of(policy):
+        chosen = [row for row in rows if (row["policy"], row["count"]) == (policy, "8")]
+        return [float(row["top_1"]) for row in chosen]
+
+    random, memorized = top_1_of("random"), top_1_of("memorized")
     assert summary["policies"]["random"]["8"] == {
         "mean": pytest.approx(np.mean(random)),
         "std": pytest.approx(np.std(random, ddof=1)),
         "n": 4,
     }
-    memorized = [
-        float(row["top_1"]) for row in rows if (row["policy"], row["count"]) == ("memorized", "8")
-    ]
-    test = summary["random_above_memorized"]["8"]
-    assert test["n"] == 2 and test["mean_difference"] == pytest.approx(
-        np.mean(random) - np.mean(memorized)
-    )
+    test, difference = summary["random_above_memorized"]["8"], np.mean(random) - np.mean(memorized)
+    assert test["n"] == 2 and test["mean_difference"] == pytest.approx(difference)
     assert summary["nothing_removed"]["n"] == 2
     assert (run / "removal/curve.png").stat().st_size > 5000
     encoder = read_checkpoint(run / "removal/memorized_8_draw0/seed_1/candidate/encoder.pt")
     # of 1 step, in place of 2 of 2
     assert encoder["seed"] == 1 and encoder["config"]["training"]["epochs"] == 4
+    text = (run / "removal/summary.json").read_text()
+    read = CurveSummary.parse(text)
+    assert json_text(read.plain() | {"files": read.files}) == text
+    for file in (run / "removal/probes").iterdir():
+        assert json_text(KeptProbe.parse(file.read_text()).plain()) == file.read_text()
 
 
 def test_an_encoder_of_other_scores_is_not_taken_for_one_of_these(halves_copy, in_process, refusal):
@@ -351,9 +318,8 @@ def test_an_encoder_of_other_scores_is_not_taken_for_one_of_these(halves_copy, i
     shutil.rmtree(run / "removal/memorized_4_draw0")
     line = refusal(remove_samples.main, options)
     assert f"made from other scores or settings than these; delete {run}/removal/subsets" in line
-    assert {
-        file: file.read_bytes() for file in (run / "removal/subsets").iterdir()
-    }.items() <= files.items()
+    remaining = {file: file.read_bytes() for file in (run / "removal/subsets").iterdir()}
+    assert remaining.items() <= files.items()
     remove(halves_copy)
     shutil.rmtree(run / "removal/subsets")
     remove(halves_copy, *views)
@@ -361,12 +327,10 @@ def test_an_encoder_of_other_scores_is_not_taken_for_one_of_these(halves_copy, i
 
 def test_encoders_of_another_precision_are_not_compared(halves_copy, in_process, refusal):
     path, run = halves_copy
-    options = ["--removal.counts", "4", "--removal.policies", "memorized", "--seeds", "0"]
-    remove(halves_copy, "--retrain", *options)
+    remove(halves_copy, *ONE)
     encoder = run / "removal/memorized_4_draw0/seed_0/candidate/encoder.pt"
     for file in (encoder, encoder.with_name("last.pt")):
         save_checkpoint(file, read_checkpoint(file) | {"precision": "bf16"})
-    in_process.clear()
     jobs = [(NOTHING, 0), (Removal("memorized", 4, 0), 0)]
     probes = ProbeCache(run / "removal/probes", ProbeSettings(), torch.device("cpu"))
     with pytest.raises(WrongUse, match="trained in bf16, but f in fp32"):
@@ -376,16 +340,14 @@ def test_encoders_of_another_precision_are_not_compared(halves_copy, in_process,
 def test_work_that_is_done_is_kept(halves_copy, in_process, monkeypatch):
     _, run = halves_copy
     remove(halves_copy, "--retrain", "--jobs", "0/2")
-    assert len(in_process) == 6 and {
-        tuple(run[run.index("--seeds") + 1] for run in in_process[i : i + 2]) for i in (0, 2, 4)
-    } == {("0", "1")}
+    seeds = [command[command.index("--seeds") + 1] for command in in_process]
+    assert seeds == ["0", "1"] * 3
     assert not (run / "removal/curve.csv").exists()
     trained = {file: file.stat().st_mtime_ns for file in (run / "removal").rglob("encoder.pt")}
     remove(halves_copy, "--retrain")
     curve = (run / "removal/curve.csv").read_bytes()
-    assert len(trained) == 6 and all(
-        file.stat().st_mtime_ns == time for file, time in trained.items()
-    )
+    assert len(trained) == 6
+    assert all(file.stat().st_mtime_ns == time for file, time in trained.items())
     monkeypatch.setattr(removal_curve, "probe", None)  # would be called
     remove(halves_copy, "--retrain")
     assert (run / "removal/curve.csv").read_bytes() == curve
@@ -399,30 +361,16 @@ def test_probes_beyond_the_memory_name_the_setting_to_lower(
 
     path, run = halves_copy
     monkeypatch.setattr(removal_curve, "probe", hungry)
-    options = [
-        "--removal.counts",
-        "4",
-        "--removal.policies",
-        "memorized",
-        "--seeds",
-        "0",
-        "--retrain",
-    ]
-    line = refusal(remove_samples.main, ["--config", path, "--run", str(run), *options])
-    assert (
-        line
-        == "error: probe.train_images: 200 needs more than the GPU's memory has left; lower it\n"
-    )
+    line = refusal(remove_samples.main, ["--config", path, "--run", str(run), *ONE])
+    reason = "200 needs more than the GPU's memory has left; lower it"
+    assert line == f"error: probe.train_images: {reason}\n"
 
 
 def test_jobs_are_listed_and_shared(halves_copy, in_process, capsys):
     remove(halves_copy, "--retrain", "--jobs", "list")
     listed = capsys.readouterr().out.splitlines()
-    assert (
-        not in_process
-        and "memorized_4_draw0 seed 1" in listed
-        and sum("seed" in line for line in listed) == 12
-    )
+    assert not in_process and "memorized_4_draw0 seed 1" in listed
+    assert sum("seed" in line for line in listed) == 12
     removals = list(range(12))
     parts = [retraining.share(removals, f"{i}/5") for i in range(5)]
     assert sorted(sum(parts, [])) == removals
@@ -432,26 +380,20 @@ def test_a_smaller_set_is_trained_for_as_many_steps_unless_told_otherwise(
     halves_copy, in_process, capsys, refusal
 ):
     path, run = halves_copy
-    options = [
-        "--removal.counts",
-        "16",
-        "--removal.policies",
-        "memorized",
-        "--seeds",
-        "0",
-        "--retrain",
-    ]
+    options = [*ONE, "--removal.counts", "16"]
     remove(halves_copy, *options)
     # 2 epochs of 2 steps are 4 of 1 step
     assert in_process[0][in_process[0].index("--training.epochs") + 1] == "4"
-    equal = "without 16 of 32 images: 4 epochs of 1 steps, 4 in all; with all of them: 2 epochs of 2 steps, 4 (+0.0 %)"
-    assert equal in capsys.readouterr().out
+    reduced = "without 16 of 32 images: 4 epochs of 1 steps, 4 in all"
+    whole = "with all of them: 2 epochs of 2 steps, 4 (+0.0 %)"
+    assert f"{reduced}; {whole}" in capsys.readouterr().out
     (summary,) = [
         json.loads(file.read_text()) for file in (run / "removal").glob("counts_16_*/summary.json")
     ]
     assert summary["steps"] == {
-        "0": {"epochs": 2, "steps_an_epoch": 2, "steps": 4}, "16": {"epochs": 4, "steps_an_epoch": 1, "steps": 4},
-    }  # fmt: skip
+        "0": {"epochs": 2, "steps_an_epoch": 2, "steps": 4},
+        "16": {"epochs": 4, "steps_an_epoch": 1, "steps": 4},
+    }
     fewer = [*options, "--removal.fixed_steps", "false"]
     line = refusal(remove_samples.main, ["--config", path, "--run", str(run), *fewer])
     assert f"trains {run}/removal/memorized_16_draw0 for 2 epochs, but it was trained for 4" in line
@@ -465,16 +407,7 @@ def test_a_smaller_set_is_trained_for_as_many_steps_unless_told_otherwise(
 def test_kept_probes_are_of_their_encoders(halves_copy, in_process, capsys):
     """Swapped, or without what they are of as in earlier versions, they are made again."""
     _, run = halves_copy
-    options = [
-        "--removal.counts",
-        "4",
-        "--removal.policies",
-        "memorized",
-        "--seeds",
-        "0",
-        "--retrain",
-    ]
-    remove(halves_copy, *options)
+    remove(halves_copy, *ONE)
     (curve,) = (run / "removal").glob("counts_4_*/curve.csv")
     expected, kept = curve.read_bytes(), sorted((run / "removal/probes").iterdir())
     one, other = (file.read_bytes() for file in kept)
@@ -484,14 +417,11 @@ def test_kept_probes_are_of_their_encoders(halves_copy, in_process, capsys):
         for file, content in zip(kept, contents):
             file.write_bytes(content)
         capsys.readouterr()
-        remove(halves_copy, *options)
-        assert curve.read_bytes() == expected and [file.read_bytes() for file in kept] == [
-            one,
-            other,
-        ]
-        assert capsys.readouterr().out.count("made again") == sum(
-            a != b for a, b in zip(contents, (one, other))
-        )
+        remove(halves_copy, *ONE)
+        assert curve.read_bytes() == expected
+        assert [file.read_bytes() for file in kept] == [one, other]
+        changed = sum(a != b for a, b in zip(contents, (one, other)))
+        assert capsys.readouterr().out.count("made again") == changed
 
 
 @pytest.mark.parametrize("method", ["simclr", "mae"])
@@ -523,34 +453,54 @@ def scores_with(change):
     """A damage that changes the arrays of scores.npz, a dict, as if they had been written so."""
 
     def damage(run):
-        with np.load(run / "scores/scores.npz") as file:
-            arrays = dict(file)
-        np.savez(run / "scores/scores.npz", **(arrays | change(arrays)))
-        summary = json.loads((run / "scores/summary.json").read_text())
-        summary["fingerprints"]["scores"] = hashlib.sha256(
-            (run / "scores/scores.npz").read_bytes()
-        ).hexdigest()
-        (run / "scores/summary.json").write_text(json.dumps(summary))
+        file, summary_file = run / "scores/scores.npz", run / "scores/summary.json"
+        with np.load(file) as archive:
+            arrays = dict(archive)
+        np.savez(file, **(arrays | change(arrays)))
+        summary = json.loads(summary_file.read_text())
+        summary["fingerprints"]["scores"] = hashlib.sha256(file.read_bytes()).hexdigest()
+        summary_file.write_text(json.dumps(summary))
 
     return damage
 
 
 def without_some_candidates(arrays):
-    kept = np.setdiff1d(
-        np.arange(len(arrays["index"])), np.flatnonzero(arrays["subset"] == "candidate")[:13]
-    )
-    return {name: values[..., kept] for name, values in arrays.items()}
+    removed = np.flatnonzero(arrays["subset"] == "candidate")[:13]
+    return {name: np.delete(values, removed, axis=-1) for name, values in arrays.items()}
 
 
-@pytest.mark.parametrize("damage, options, words", [
-    (lambda run: None, ["--removal.counts", "17", "--retrain"], ["removal.counts: 17 leaves 15 images", "batch_size is 16"]),
-    (lambda run: None, ["--retrain", "--probe.datasets", "cifar10", "--data.root", "absent"], ["cifar10", "absent"]),
+def without_subsets(arrays):
+    return {"subset": np.full(len(arrays["subset"]), "other")}
+
+
+def nothing(run):
+    pass
+
+
+WRONG_USES = [
+    (
+        nothing,
+        ["--retrain", "--removal.counts", "17"],
+        ["removal.counts: 17 leaves 15 images", "batch_size is 16"],
+    ),
+    (
+        nothing,
+        ["--retrain", "--probe.datasets", "cifar10", "--data.root", "absent"],
+        ["cifar10", "absent"],
+    ),
     (scores_with(without_some_candidates), [], ["13 of 32 candidates have no score"]),
-    (scores_with(lambda arrays: {"L_f": arrays["L_f"] * np.nan}), [], ["scores that are not finite"]),
-    (scores_with(lambda arrays: {"L_f": arrays["L_f"][:, 1:]}), [], ["not whole scores", "L_f is float64 of shape"]),
-    (scores_with(lambda arrays: {"subset": np.full(len(arrays["subset"]), "other")}), [], ["not whole scores", "no subset"]),
+    (scores_with(lambda old: {"L_f": old["L_f"] * np.nan}), [], ["scores that are not finite"]),
+    (
+        scores_with(lambda old: {"L_f": old["L_f"][:, 1:]}),
+        [],
+        ["not whole scores", "L_f is float64 of shape"],
+    ),
+    (scores_with(without_subsets), [], ["not whole scores", "no subset"]),
     (lambda run: (run / "scores/summary.json").write_text("{"), [], ["not whole scores"]),
-])  # fmt: skip
+]
+
+
+@pytest.mark.parametrize("damage, options, words", WRONG_USES)
 def test_wrong_use_is_one_line_and_nothing_is_written(
     damage, options, words, halves_copy, refusal, tmp_path, monkeypatch
 ):
@@ -563,23 +513,13 @@ def test_wrong_use_is_one_line_and_nothing_is_written(
 
 
 def test_shared_samples_have_no_score(scored_run, refusal, tmp_path):
-    path, run = scored_run
-    options = [
-        "--config",
-        path,
-        "--run",
-        str(shutil.copytree(run, tmp_path / "run")),
-        "--removal.counts",
-        "4",
-    ]
+    path, run = scored_run[0], shutil.copytree(scored_run[1], tmp_path / "run")
+    options = ["--config", path, "--run", str(run), "--removal.counts", "4"]
     line = refusal(remove_samples.main, options)
-    assert (
-        "subsets.shared: 32 samples" in line
-        and "removal_demo.yaml" in line
-        and "candidates_only" in line
-    )
+    parts = ("subsets.shared: 32 samples", "removal_demo.yaml", "candidates_only")
+    assert all(part in line for part in parts)
     remove_samples.main([*options, "--removal.candidates_only", "true"])
-    kept = load_subsets(tmp_path / "run/removal/subsets/memorized_4_draw0.npz")
+    kept = load_subsets(run / "removal/subsets/memorized_4_draw0.npz")
     assert len(kept.shared) == 32 and len(kept.candidate) == 20
 
 
