@@ -70,26 +70,19 @@ def exact_logistic_regression(train):
     return lambda values: layer((values - mean) / std)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"optimizer": "sgd", "learning_rates": [0.4]},
-        {"optimizer": "adamw", "learning_rates": [0.2]},
-    ],
-)
+@pytest.mark.parametrize("changes", [
+    {},
+    {"optimizer": "sgd", "learning_rates": [0.4]},
+    {"optimizer": "adamw", "learning_rates": [0.2]},
+])  # fmt: skip
 def test_a_probe_is_as_good_as_exact_logistic_regression(changes):
     train, test = clouds(4000), clouds(4000, seed=1)
     layer, choice = fit_probe(train, 4, ProbeSettings(**changes), seed=0)
-    found, exact = (
-        accuracies(model(test.values), test.labels)["top_1"]
-        for model in (layer, exact_logistic_regression(train))
-    )
-    assert 0.5 < exact < 0.95 and abs(found - exact) < 0.01
     logits = exact_logistic_regression(train)(test.values)
-    assert choice["validation_loss"] == pytest.approx(
-        F.cross_entropy(logits, test.labels).item(), abs=0.1
-    )
+    ours, exact = (accuracies(x, test.labels)["top_1"] for x in (layer(test.values), logits))
+    assert 0.5 < exact < 0.95 and abs(ours - exact) < 0.01
+    loss = F.cross_entropy(logits, test.labels).item()
+    assert choice["validation_loss"] == pytest.approx(loss, abs=0.1)
 
 
 def train_one_by_one(train, classes, settings, grid, seed):
@@ -172,9 +165,8 @@ def test_a_probe_depends_on_its_seed_alone():
 def test_dimensions_that_change_by_rounding_alone_do_no_harm():
     train = clouds(500)
     rounding = 3.0 + 2e-7 * (torch.arange(500) % 2)[:, None]
-    train = Examples(
-        torch.cat([train.values, torch.full((500, 1), 3.0), rounding], dim=1), train.labels
-    )
+    values = torch.cat([train.values, torch.full((500, 1), 3.0), rounding], dim=1)
+    train = Examples(values, train.labels)
     layer, _ = fit_probe(train, 4, ProbeSettings(epochs=5, warmup_epochs=1), seed=0)
     others = train.values.clone()
     others[:, -2:] += 0.01
@@ -210,10 +202,8 @@ def test_accuracies_and_confusion_counted_by_hand():
     assert accuracies(logits, labels) == {"top_1": 0.5, "top_5": 0.75}
     assert accuracies(logits[:, :5], torch.tensor([0, 1, 4, 1])) == {"top_1": 0.75}
     confusion = confusion_matrix(logits.argmax(1), labels, 6)
-    assert (
-        confusion.sum() == 4
-        and confusion[0, 0] == confusion[5, 0] == confusion[5, 5] == confusion[2, 1] == 1
-    )
+    assert confusion.sum() == 4
+    assert confusion[0, 0] == confusion[5, 0] == confusion[5, 5] == confusion[2, 1] == 1
 
 
 def test_mean_and_spread_by_hand():
@@ -250,12 +240,8 @@ def test_only_labelled_images_are_probed_and_a_cap_takes_the_first_by_hash():
     (_, train), (_, test) = probed_rows(images, ProbeSettings())
     assert torch.equal(train, torch.arange(1, 1024, 2)) and torch.equal(test, torch.arange(256))
     (_, few), (_, all_test) = probed_rows(images, ProbeSettings(train_images=300))
-    assert (
-        len(few) == 300
-        and set(few.tolist()) < set(train.tolist())
-        and few.tolist() != train[:300].tolist()
-    )
-    assert len(all_test) == 256
+    assert len(few) == 300 and set(few.tolist()) < set(train.tolist())
+    assert few.tolist() != train[:300].tolist() and len(all_test) == 256
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -285,20 +271,16 @@ def test_with_fewer_images_than_neighbours_these_are_left_out():
 def test_one_class_tells_nothing():
     images = fake_images()
     images.train.labels.clamp_(-1, 0)
-    with pytest.raises(
-        WrongUse,
-        match="the 1024 labelled training images of fake are of one class: nothing to tell",
-    ):
+    message = "the 1024 labelled training images of fake are of one class: nothing to tell"
+    with pytest.raises(WrongUse, match=message):
         probed_rows(images, ProbeSettings())
 
 
 def test_gray_is_repeated_and_colours_turn_gray():
-    gray = Split("train", torch.tensor([[[[7, 200]]]], dtype=torch.uint8), torch.tensor([0]))
-    colored = Split(
-        "train",
-        torch.tensor([[[[255, 10]], [[0, 100]], [[0, 200]]]], dtype=torch.uint8),
-        torch.tensor([0]),
-    )
+    def one_image(channels):
+        return Split("train", torch.tensor([channels], dtype=torch.uint8), torch.tensor([0]))
+
+    gray, colored = one_image([[[7, 200]]]), one_image([[[255, 10]], [[0, 100]], [[0, 200]]])
     assert in_channels(gray, 3).pixels.tolist() == [[[[7, 200]]] * 3]
     luminance = [round(0.2989 * 255), round(0.2989 * 10 + 0.587 * 100 + 0.114 * 200)]
     assert in_channels(colored, 1).pixels.tolist() == [[[luminance]]]
@@ -315,18 +297,15 @@ def test_images_on_a_gpu_turn_gray_there():
 def test_what_was_done_to_the_images_is_stated():
     images = fake_images()
     assert state_adaptation(flat_pixels(), images) == "as they are"
-    assert (
-        state_adaptation(flat_pixels(channels=1, size=28), images)
-        == "colours turned gray, resized from 8 to 28 pixels"
-    )
+    adapted = state_adaptation(flat_pixels(channels=1, size=28), images)
+    assert adapted == "colours turned gray, resized from 8 to 28 pixels"
 
 
 def test_representations_are_those_of_whole_images_normalized_as_the_encoder_was_trained(tmp_path):
     images, normalization = fake_images(), ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     rows = torch.tensor([5, 900, 3])
-    examples = stored_examples(
-        flat_pixels(normalization=normalization), images.train, rows, tmp_path, CPU
-    )
+    encoder = flat_pixels(normalization=normalization)
+    examples = stored_examples(encoder, images.train, rows, tmp_path, CPU)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalization)
     assert torch.equal(examples.values, ((images.train.pixels[rows] / 255 - mean) / std).flatten(1))
     assert torch.equal(examples.labels, images.train.labels[rows])
@@ -413,9 +392,8 @@ def test_swapped_files_of_representations_are_made_again(tmp_path, capsys):
             file.write_bytes(content)
         assert torch.equal(stored(encoders[0]), f) and torch.equal(stored(encoders[1]), g)
         assert [file.read_bytes() for file in files] == contents
-        assert capsys.readouterr().out.count("made again") == sum(
-            a != b for a, b in zip(changed, contents)
-        )
+        count = sum(a != b for a, b in zip(changed, contents))
+        assert capsys.readouterr().out.count("made again") == count
     # a plain .npy for others
     assert np.array_equal(np.load(files[0]), f if np.array_equal(np.load(files[0]), f) else g)
 
@@ -431,14 +409,9 @@ class Broken(nn.Module):
 
 
 def test_representations_that_are_not_finite_stop_the_probe(tmp_path):
+    encoder, images = replace(flat_pixels(), network=Broken()), fake_images()
     with pytest.raises(WrongUse, match="flat pixels: its representations are not finite"):
-        stored_examples(
-            replace(flat_pixels(), network=Broken()),
-            fake_images().train,
-            torch.arange(5),
-            tmp_path,
-            CPU,
-        )
+        stored_examples(encoder, images.train, torch.arange(5), tmp_path, CPU)
     assert not list(tmp_path.iterdir())
 
 
@@ -452,13 +425,8 @@ def test_two_encoders_that_differ_in_their_pooling_alone_are_kept_apart():
     for pooling in ("mean", "class"):
         torch.manual_seed(0)
         settings = encoder_settings(name="vit_mini", pooling=pooling)
-        record = {
-            "config": {"encoder": settings.model_dump()},
-            "channels": 3,
-            "size": 8,
-            "mean": [0.5] * 3,
-            "std": [0.5] * 3,
-        }
+        images = {"channels": 3, "size": 8, "mean": [0.5] * 3, "std": [0.5] * 3}
+        record = images | {"config": {"encoder": settings.model_dump()}}
         encoders.append(_encoder(pooling, make_encoder(settings, 3, 8), record))
     assert checksum(encoders[0].network.state_dict()) == checksum(encoders[1].network.state_dict())
     assert encoders[0].identity != encoders[1].identity
@@ -466,20 +434,12 @@ def test_two_encoders_that_differ_in_their_pooling_alone_are_kept_apart():
 
 def test_probing_changes_nothing_of_an_encoder(tmp_path):
     torch.manual_seed(0)
-    encoder = (
-        make_encoder(encoder_settings(name="resnet_small", width=8), 3, 8)
-        .eval()
-        .requires_grad_(False)
-    )
-    before = checksum(encoder.state_dict())
-    probe(
-        replace(flat_pixels(), network=encoder),
-        fake_images(),
-        ProbeSettings(epochs=2, warmup_epochs=1, seeds=[0]),
-        tmp_path,
-        CPU,
-    )
-    assert checksum(encoder.state_dict()) == before and not encoder.training
+    network = make_encoder(encoder_settings(name="resnet_small", width=8), 3, 8)
+    network.eval().requires_grad_(False)
+    before = checksum(network.state_dict())
+    settings = ProbeSettings(epochs=2, warmup_epochs=1, seeds=[0])
+    probe(replace(flat_pixels(), network=network), fake_images(), settings, tmp_path, CPU)
+    assert checksum(network.state_dict()) == before and not network.training
 
 
 def test_a_class_without_test_images_has_no_accuracy():
@@ -517,9 +477,8 @@ def test_fine_tuning_trains_all_weights_of_a_copy(monkeypatch):
     step = torch.optim.AdamW.step
 
     def watched_step(optimizer):
-        trained.append(
-            [parameter.clone() for group in optimizer.param_groups for parameter in group["params"]]
-        )
+        (group,) = optimizer.param_groups
+        trained.append([parameter.clone() for parameter in group["params"]])
         return step(optimizer)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", watched_step)
@@ -538,13 +497,11 @@ def test_fine_tuning_meets_every_image_once_an_epoch_in_an_order_of_its_own(monk
         return whole_images(images, indices, *rest)
 
     monkeypatch.setattr(fine_tuning, "whole_images", watched)
-    encoder = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).eval()
-    images, settings = (
-        fake_images(),
-        ProbeSettings(fine_tune_epochs=3, fine_tune_batch_size=16, seeds=[0]),
-    )
-    fine_tune(replace(flat_pixels(), network=encoder), images, settings, CPU)
-    # after the two images that tell the dimensions
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).eval()
+    settings = ProbeSettings(fine_tune_epochs=3, fine_tune_batch_size=16, seeds=[0])
+    images = fake_images()
+    fine_tune(replace(flat_pixels(), network=network), images, settings, CPU)
+    # after the two images that show the number of dimensions
     met = [rows for name, rows in batches[1:] if name == "train"]
     epochs = [sum(met[i : i + len(met) // 3], ()) for i in range(0, len(met), len(met) // 3)]
     assert len(set(epochs)) == len(epochs) == 3
@@ -553,9 +510,8 @@ def test_fine_tuning_meets_every_image_once_an_epoch_in_an_order_of_its_own(monk
 
 # --- the script -----------------------------------------------------------------------------------
 
-QUICK = (
-    "--probe.epochs 3 --probe.warmup_epochs 1 --probe.seeds 0 1 --probe.train_images 300".split()
-)
+OPTIONS = "--probe.epochs 3 --probe.warmup_epochs 1 --probe.seeds 0 1 --probe.train_images 300"
+QUICK = OPTIONS.split()
 
 
 @pytest.fixture(scope="module")
@@ -574,33 +530,23 @@ def probed_run(scored_run, tmp_path_factory):
 def test_f_g_a_random_encoder_and_raw_pixels_stand_in_one_table(probed_run):
     _, run = probed_run
     summary = json.loads((run / "probe/summary.json").read_text())
-    names = [
-        "candidate seed 0",
-        "independent seed 0",
-        "candidate seed 1",
-        "independent seed 1",
-        "random encoder",
-        "raw pixels",
-    ]
+    pairs = [f"{role} seed {seed}" for seed in (0, 1) for role in ("candidate", "independent")]
+    names = [*pairs, "random encoder", "raw pixels"]
     assert [row["encoder"] for row in summary["results"]] == names
     for row in summary["results"]:
-        assert (
-            row["dataset"] == "fake"
-            and row["train_images"] == 300
-            and row["adapted"] == "as they are"
-        )
+        assert (row["dataset"], row["train_images"]) == ("fake", 300)
+        assert row["adapted"] == "as they are"
         assert 0 <= row["top_1"]["mean"] <= row["top_5"]["mean"] <= 1 and row["top_1"]["n"] == 2
     of = {row["encoder"]: row["top_1"]["mean"] for row in summary["results"]}
-    assert summary["over_pairs"]["fake"]["candidate"]["mean"] == pytest.approx(
-        (of[names[0]] + of[names[2]]) / 2
-    )
-    assert summary["over_pairs"]["fake"]["paired"]["f > g"]["n"] == 2
+    over_pairs = summary["over_pairs"]["fake"]
+    mean = (of[names[0]] + of[names[2]]) / 2
+    assert over_pairs["candidate"]["mean"] == pytest.approx(mean)
+    assert over_pairs["paired"]["f > g"]["n"] == 2
     # they are not all the same encoder
     assert len({row["top_1"]["mean"] for row in summary["results"]}) > 3
-    assert (
-        set(summary["fingerprints"]["encoders"]) == set(names)
-        and summary["fingerprints"]["data"]["fake"]["train"]["count"] == 1024
-    )
+    fingerprints = summary["fingerprints"]
+    assert set(fingerprints["encoders"]) == set(names)
+    assert fingerprints["data"]["fake"]["train"]["count"] == 1024
     assert summary["trained"]["training"]["epochs"] == 3
     assert (run / "probe/probe.png").stat().st_size > 5000
     text = (run / "probe/summary.json").read_text()
@@ -611,13 +557,10 @@ def test_f_g_a_random_encoder_and_raw_pixels_stand_in_one_table(probed_run):
 def test_the_same_command_gives_the_same_numbers(probed_run, tmp_path):
     path, run = probed_run
     results = json.loads((run / "probe/summary.json").read_text())["results"]
-    kept = sorted(file.name for file in (run / "probe/representations").iterdir())
+    cached = sorted((run / "probe/representations").iterdir())
     linear_probing_train.main(["--config", path, "--run", str(run), *QUICK])
     assert json.loads((run / "probe/summary.json").read_text())["results"] == results
-    assert (
-        sorted(file.name for file in (run / "probe/representations").iterdir()) == kept
-        and len(kept) == 12
-    )
+    assert sorted((run / "probe/representations").iterdir()) == cached and len(cached) == 12
 
 
 def test_another_encoder_is_probed_into_a_folder_of_its_own(probed_run, tmp_path):
@@ -625,16 +568,12 @@ def test_another_encoder_is_probed_into_a_folder_of_its_own(probed_run, tmp_path
     foreign = tmp_path / "foreign.pt"
     record = read_checkpoint(run / "seed_0/candidate/encoder_epoch_0002.pt")
     save_checkpoint(foreign, record)
-    linear_probing_train.main(
-        ["--config", path, "--run", str(run), "--encoder", str(foreign), *QUICK]
-    )
+    options = ["--encoder", str(foreign), *QUICK]
+    linear_probing_train.main(["--config", path, "--run", str(run), *options])
     (folder,) = (run / "probe").glob("encoder_*")
     summary = json.loads((folder / "summary.json").read_text())
-    assert [row["encoder"] for row in summary["results"]] == [
-        str(foreign),
-        "random encoder",
-        "raw pixels",
-    ]
+    names = [str(foreign), "random encoder", "raw pixels"]
+    assert [row["encoder"] for row in summary["results"]] == names
 
 
 @pytest.mark.parametrize("what, options, named", [
@@ -649,9 +588,8 @@ def test_probes_beyond_the_memory_name_the_setting_to_lower(
 
     path, run = probed_run
     monkeypatch.setattr(linear_probing_train, what, hungry)
-    line = refusal(
-        linear_probing_train.main, ["--config", path, "--run", str(run), *QUICK, *options]
-    )
+    options = ["--config", path, "--run", str(run), *QUICK, *options]
+    line = refusal(linear_probing_train.main, options)
     assert line == f"error: {named} needs more than the GPU's memory has left; lower it\n"
 
 
@@ -662,9 +600,6 @@ def test_fine_tuned_encoders_are_named_so(probed_run):
     folder = run / "probe/fine_tuned_fine_tune_epochs_1_seeds_0"
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["kind"] == "all weights trained"
-    assert [row["encoder"] for row in summary["results"]] == [
-        "candidate seed 0",
-        "independent seed 0",
-        "random encoder",
-    ]
+    names = ["candidate seed 0", "independent seed 0", "random encoder"]
+    assert [row["encoder"] for row in summary["results"]] == names
     assert summary["over_pairs"] == {}
