@@ -48,6 +48,7 @@ POINTS = {"marker": "o", "markersize": 4, "capsize": 3}
 SCORE = "memorization score  $m(x) = L_{align}(g, x) - L_{align}(f, x)$"
 GALLERY_COLUMNS, GALLERY_ROWS = 8, 2
 CASES = 6
+APART = 1.015  # factor between the same counts of two policies
 LONGEST_NAME = 16  # characters above a small picture
 
 
@@ -118,22 +119,12 @@ def draw_histogram(scores, path):
         values = scores["score"][scores["subset"] == name]
         if len(values):
             label = f"{NAMES[name]}: n = {len(values)}, mean {values.mean():.4f}"
-            axes.hist(
-                values, bins, density=True, histtype="stepfilled", alpha=0.25, color=COLORS[name]
-            )
-            axes.hist(
-                values,
-                bins,
-                density=True,
-                histtype="step",
-                linewidth=1.5,
-                color=COLORS[name],
-                label=label,
-            )
+            options = {"bins": bins, "density": True, "color": COLORS[name]}
+            axes.hist(values, histtype="stepfilled", alpha=0.25, **options)
+            axes.hist(values, histtype="step", linewidth=1.5, label=label, **options)
             axes.axvline(values.mean(), color=COLORS[name], linestyle="--", linewidth=1)
-    axes.set(
-        title="How much the candidate encoder memorized each image", xlabel=SCORE, ylabel="density"
-    )
+    title = "How much the candidate encoder memorized each image"
+    axes.set(title=title, xlabel=SCORE, ylabel="density")
     axes.legend(**LEGEND)
     axes.set_ylim(top=1.25 * axes.get_ylim()[1])  # room for the legend
     return figure
@@ -141,8 +132,8 @@ def draw_histogram(scores, path):
 
 @picture
 def draw_scatter(scores, path):
-    """L_align of f against L_align of g, an image a point; above the diagonal lies what f
-    memorized.
+    """L_align of g against L_align of f, a point for every image. Images above the diagonal are
+    memorized by f.
 
     scores: dict of (N,) arrays "alignment_loss_f", "alignment_loss_g" and "subset".
     """
@@ -152,21 +143,12 @@ def draw_scatter(scores, path):
     margin = 0.03 * (high - low)
     limits = low - margin, high + margin
     axes.plot(limits, limits, color="black", linewidth=0.8, label="equally well aligned")
-    size = 12 if len(f) < 5000 else 3
-    # the subsets that should differ on top
+    options = {"s": 12 if len(f) < 5000 else 3, "alpha": 0.5, "linewidths": 0, "rasterized": True}
+    # the subsets that should differ lie on top
     for name in ("external", "shared", "independent", "candidate"):
-        chosen = scores["subset"] == name
-        if chosen.any():
-            axes.scatter(
-                f[chosen],
-                g[chosen],
-                s=size,
-                alpha=0.5,
-                linewidths=0,
-                color=COLORS[name],
-                label=NAMES[name],
-                rasterized=True,
-            )
+        rows = scores["subset"] == name
+        if rows.any():
+            axes.scatter(f[rows], g[rows], color=COLORS[name], label=NAMES[name], **options)
     axes.set(
         title="Above the diagonal: memorized by f",
         xlabel="alignment loss of the candidate encoder  $L_{align}(f, x)$  (L2 distance)",
@@ -183,18 +165,18 @@ def draw_scatter(scores, path):
 def draw_gallery(scores, images, path):
     """The most and the least memorized candidates with their scores.
 
-    scores: dict of (N,) arrays "index", "subset", "label", "score" and "stderr"; images: where the
-    indices lead to.
+    scores: dict of (N,) arrays "index", "subset", "label", "score" and "stderr"; images: the Images
+    that the indices are of.
     """
     candidates = np.flatnonzero(scores["subset"] == "candidate")
     by_score = candidates[np.argsort(-scores["score"][candidates], kind="stable")]
-    shown = min(GALLERY_COLUMNS * GALLERY_ROWS, len(by_score) // 2)
+    count = min(GALLERY_COLUMNS * GALLERY_ROWS, len(by_score) // 2)
     blocks = [
-        ("The most memorized candidates", by_score[:shown]),
-        ("The least memorized candidates", by_score[-shown:][::-1]),
+        ("The most memorized candidates", by_score[:count]),
+        ("The least memorized candidates", by_score[-count:][::-1]),
     ]
-    columns = min(GALLERY_COLUMNS, max(4, shown))
-    rows = -(-shown // columns)
+    columns = min(GALLERY_COLUMNS, max(4, count))
+    rows = -(-count // columns)
     figure = _figure(figsize=(1.25 * columns, 2 * (1.75 * rows + 0.4)), layout="constrained")
     for part, (title, members) in zip(figure.subfigures(2, 1), blocks):
         part.suptitle(f"{title}: score ± standard error", fontsize=11)
@@ -218,69 +200,46 @@ def draw_training_curve(summaries, logs, path):
     summaries: of memorization_scores.py, of the scored checkpoints in order of their epochs; logs:
     for every seed the lines of f's log.jsonl.
     """
-    epochs = [summary["checkpoint"]["epoch"] for summary in summaries]
     figure, (upper, lower) = _subplots(2, 1, figsize=(7.5, 7), sharex=True)
+    _draw_scores_over_training(upper, summaries)
+    _draw_logs(lower, logs)
+    return figure
+
+
+def _draw_scores_over_training(axes, summaries):
+    epochs = [summary["checkpoint"]["epoch"] for summary in summaries]
     for name in summaries[0]["subsets"]:
         raw = [summary["subsets"][name]["raw"] for summary in summaries]
-        errors = [values["standard_error"] for values in raw]
-        upper.errorbar(
-            epochs,
-            [values["mean"] for values in raw],
-            errors,
-            color=COLORS[name],
-            marker="o",
-            capsize=3,
-            label=f"{NAMES[name]}, mean",
-        )
+        means, errors = ([values[key] for values in raw] for key in ("mean", "standard_error"))
+        style = {"color": COLORS[name], "marker": "o", "capsize": 3}
+        axes.errorbar(epochs, means, errors, label=f"{NAMES[name]}, mean", **style)
     top = [summary["subsets"]["candidate"]["raw"]["top_tenth_mean"] for summary in summaries]
-    upper.plot(
-        epochs,
-        top,
-        color=COLORS["candidate"],
-        linestyle=":",
-        marker="^",
-        label=f"{NAMES['candidate']}, mean of the top 10 %",
-    )
-    upper.axhline(0, color="black", linewidth=0.8)
-    upper.set(
-        title="Memorization over training (error bars: standard error over images)",
-        ylabel="memorization score $m(x)$",
-    )
-    upper.legend(frameon=False, fontsize=8)
-    accuracy_axes = lower.twinx()
+    style = {"color": COLORS["candidate"], "linestyle": ":", "marker": "^"}
+    axes.plot(epochs, top, label=f"{NAMES['candidate']}, mean of the top 10 %", **style)
+    axes.axhline(0, color="black", linewidth=0.8)
+    title = "Memorization over training (error bars: standard error over images)"
+    axes.set(title=title, ylabel="memorization score $m(x)$")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _draw_logs(axes, logs):
+    """The training loss of f, and its kNN accuracy on an axis at the right."""
+    right = axes.twinx()
     for seed, log in enumerate(logs):
         label = None if seed else "training loss of f (left)"
-        lower.plot(
-            [line["epoch"] for line in log],
-            [line["loss"] for line in log],
-            color="black",
-            linewidth=1,
-            label=label,
-        )
-        measured = [line for line in log if line["knn_accuracy"] is not None]
+        epochs, losses = ([line[key] for line in log] for key in ("epoch", "loss"))
+        axes.plot(epochs, losses, color="black", linewidth=1, label=label)
+        lines = [line for line in log if line["knn_accuracy"] is not None]
         label = None if seed else "kNN accuracy of f (right)"
-        accuracy = [100 * line["knn_accuracy"] for line in measured]
-        accuracy_axes.plot(
-            [line["epoch"] for line in measured],
-            accuracy,
-            color="#CC79A7",
-            marker="s",
-            markersize=4,
-            label=label,
-        )
-    lower.set(xlabel="epoch", ylabel="training loss")
-    _mark_whole_numbers(lower.xaxis)
-    accuracy_axes.set_ylabel("kNN accuracy, %")
-    handles = [axes.get_legend_handles_labels() for axes in (lower, accuracy_axes)]
-    lower.legend(
-        handles[0][0] + handles[1][0],
-        handles[0][1] + handles[1][1],
-        fontsize=8,
-        framealpha=0.9,
-        edgecolor="none",
-        loc="center right",
-    )
-    return figure
+        epochs = [line["epoch"] for line in lines]
+        accuracies = [100 * line["knn_accuracy"] for line in lines]
+        right.plot(epochs, accuracies, color="#CC79A7", marker="s", markersize=4, label=label)
+    axes.set(xlabel="epoch", ylabel="training loss")
+    _mark_whole_numbers(axes.xaxis)
+    right.set_ylabel("kNN accuracy, %")
+    handles = [one.get_legend_handles_labels() for one in (axes, right)]
+    lines, labels = (left + right for left, right in zip(*handles))
+    axes.legend(lines, labels, loc="center right", **LEGEND)
 
 
 @picture
@@ -428,10 +387,9 @@ def _as_picture(pixels, normalization):
 
 
 def _show_labelled(axes, split, index, classes):
-    """An image of a split, (1,) its index, with the name of its class above."""
-    axes.imshow(
-        split.gather(index)[0].cpu().numpy().transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255
-    )
+    """Draw an image of a split, (1,) its index, with the name of its class above."""
+    pixels = split.gather(index)[0].cpu().numpy().transpose(1, 2, 0)
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
     axes.set_title(_drawable(classes[split.labels[index]]), fontsize=7.5, parse_math=False)
 
 
@@ -460,96 +418,75 @@ def draw_pictures(rows, normalization, path):
 
 @picture
 def draw_probe(summary, path):
-    """Top-1 accuracy of every encoder as a bar, a panel a dataset. summary: of
+    """Top-1 accuracy of every encoder as a bar, a panel for every data set. summary: of
     linear_probing_train.py.
     """
-    datasets = list(dict.fromkeys(row["dataset"] for row in summary["results"]))
-    rows = {
-        dataset: [row for row in summary["results"] if row["dataset"] == dataset]
-        for dataset in datasets
-    }
-    height = 1.2 + 0.4 * max(len(members) for members in rows.values())
-    figure, panels = _subplots(
-        1,
-        len(datasets),
-        figsize=(1.5 + 4.5 * len(datasets), height),
-        squeeze=False,
-        layout="constrained",
-    )
-    for axes, (dataset, members) in zip(panels[0], rows.items()):
-        names = [_drawable(row["encoder"], 30) for row in members]
-        means, errors = (
-            [100 * (row["top_1"][key] or 0) for row in members] for key in ("mean", "std")
-        )
-        colors = [COLORS.get(row["encoder"].partition(" ")[0], "#BBBBBB") for row in members]
-        places = np.arange(len(members))
+    datasets = {}
+    for row in summary["results"]:
+        datasets.setdefault(row["dataset"], []).append(row)
+    size = 1.5 + 4.5 * len(datasets), 1.2 + 0.4 * max(map(len, datasets.values()))
+    figure, panels = _panels(len(datasets), size)
+    for axes, (dataset, rows) in zip(panels, datasets.items()):
+        names = [_drawable(row["encoder"], 30) for row in rows]
+        means = [100 * row["top_1"]["mean"] for row in rows]
+        errors = [100 * (row["top_1"]["std"] or 0) for row in rows]
+        colors = [COLORS.get(row["encoder"].partition(" ")[0], "#BBBBBB") for row in rows]
+        places = np.arange(len(rows))
         axes.barh(places, means, xerr=errors, color=colors, capsize=3)
         for place, mean, error in zip(places, means, errors):
             axes.text(mean + error + 1, place, f"{mean:.1f}", va="center", fontsize=8)
         axes.set_yticks(places, names, parse_math=False)
         axes.set(title=dataset, xlabel="top-1 accuracy on the test images, %", xlim=(0, 109))
         axes.invert_yaxis()
-    figure.suptitle(
-        f"{summary['kind']} (error bars: standard deviation over probes)".capitalize(), fontsize=10
-    )
+    title = f"{summary['kind']} (error bars: standard deviation over probes)"
+    figure.suptitle(title.capitalize(), fontsize=10)
     return figure
 
 
 @picture
 def draw_removal_curve(summary, path):
-    """Accuracy against the number of samples removed, a line a policy, a panel a dataset. summary:
-    of remove_samples.py.
+    """Accuracy against the number of samples removed: a panel for every data set, a line for every
+    policy. summary: of remove_samples.py.
     """
     datasets = summary["datasets"]
-    figure, panels = _subplots(
-        1, len(datasets), figsize=(6 * len(datasets), 4.2), squeeze=False, layout="constrained"
-    )
-    for axes, (dataset, found) in zip(panels[0], datasets.items()):
-        whole = found["nothing_removed"]
+    figure, panels = _panels(len(datasets), (6 * len(datasets), 4.2))
+    for axes, (dataset, results) in zip(panels, datasets.items()):
+        whole, policies = results["nothing_removed"], results["policies"]
         axes.axhline(100 * whole["mean"], color="black", linewidth=1, label="nothing removed")
         if whole["std"] is not None:
             low, high = (100 * (whole["mean"] + sign * whole["std"]) for sign in (-1, 1))
             axes.axhspan(low, high, color="black", alpha=0.1, linewidth=0)
-        for number, (policy, of_count) in enumerate(found["policies"].items()):
+        for number, (policy, of_count) in enumerate(policies.items()):
             # set apart, so that error bars do not hide each other
-            counts = [int(count) * 1.015**number for count in of_count]
-            means, errors = (
-                [100 * (values[key] or 0) for values in of_count.values()]
-                for key in ("mean", "std")
-            )
-            label = policy.replace("_", ", ")
-            axes.errorbar(
-                counts,
-                means,
-                errors,
-                color=POLICY_COLORS[policy],
-                marker="o",
-                markersize=4,
-                capsize=3,
-                label=label,
-            )
+            counts = [int(count) * APART**number for count in of_count]
+            means = [100 * values["mean"] for values in of_count.values()]
+            errors = [100 * (values["std"] or 0) for values in of_count.values()]
+            style = POINTS | {"color": POLICY_COLORS[policy], "label": policy.replace("_", ", ")}
+            axes.errorbar(counts, means, errors, **style)
         axes.set(
             title=dataset,
             xlabel="samples removed from f's training set",
             ylabel="top-1 accuracy of a linear probe, %",
             xscale="log",
         )
-        ticks = sorted(
-            {int(count) for of_count in found["policies"].values() for count in of_count}
-        )
+        ticks = sorted({int(count) for of_count in policies.values() for count in of_count})
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.minorticks_off()
-        axes.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25 * 1.015 ** len(found["policies"]))
+        axes.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25 * APART ** len(policies))
         axes.legend(**LEGEND)
-    figure.suptitle(
-        "What removal costs (error bars and band: standard deviation over seeds and draws)",
-        fontsize=10,
-    )
+    title = "What removal costs (error bars and band: standard deviation over seeds and draws)"
+    figure.suptitle(title, fontsize=10)
     return figure
 
 
+def _panels(count, size):
+    """A figure of panels beside each other, and their axes."""
+    figure, axes = _subplots(1, count, figsize=size, squeeze=False, layout="constrained")
+    return figure, axes[0]
+
+
 def _drawable(name, most=LONGEST_NAME):
-    """A name from outside as it can be drawn in a small picture: shortened, and without what has no
+    """A name as it can be drawn in a small picture: shortened, and without characters that have no
     glyph.
     """
     name = UNPRINTED.sub("\ufffd", name)
