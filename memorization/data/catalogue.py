@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import pydantic
 from pydantic import Field
-from torchvision.datasets import CIFAR10, CIFAR100, GTSRB, STL10, SVHN, FashionMNIST
+from torchvision import datasets as tv
 
 from memorization.data.fake import make_fake_arrays
 from memorization.data.image_folder import list_image_folder
@@ -64,12 +64,12 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # One line a data set of torchvision: its class, the arguments of the two splits, mean and std.
 OF_TORCHVISION = {
-    "fashion_mnist": _arrays(FashionMNIST, BY_TRAIN, (0.2860,), (0.3530,)),
-    "cifar10": _arrays(CIFAR10, BY_TRAIN, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": _arrays(CIFAR100, BY_TRAIN, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "svhn": _arrays(SVHN, BY_SPLIT, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
-    "stl10": _arrays(STL10, WITH_UNLABELED, (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
-    "gtsrb": _files(GTSRB, BY_SPLIT, *IMAGENET),
+    "fashion_mnist": _arrays(tv.FashionMNIST, BY_TRAIN, (0.2860,), (0.3530,)),
+    "cifar10": _arrays(tv.CIFAR10, BY_TRAIN, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": _arrays(tv.CIFAR100, BY_TRAIN, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "svhn": _arrays(tv.SVHN, BY_SPLIT, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "stl10": _arrays(tv.STL10, WITH_UNLABELED, (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
+    "gtsrb": _files(tv.GTSRB, BY_SPLIT, *IMAGENET),
 }
 DATASETS = OF_TORCHVISION | {
     "image_folder": DataSet(_read_folder, *IMAGENET, needs_size=True, in_files=True),

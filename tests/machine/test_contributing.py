@@ -1,15 +1,18 @@
 """What CONTRIBUTING.md promises: how many lines a new method, encoder and data set take."""
 
 import difflib
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from conftest import EXPERIMENT
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 METHOD = '''"""Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230)."""
@@ -142,3 +145,29 @@ def test_an_encoder_is_a_file_and_a_line(copy):
     run(copy, "train_simclr.py")
     assert "candidate" in run(copy, "memorization_scores.py")
     assert changed_lines(copy) == {"models/encoders.py": 1}
+
+
+def write_food101(folder, classes, images):
+    """Files in Food-101's format: one image folder a class, and lists of both splits."""
+    lists = {split: {name: [] for name in classes} for split in images}
+    for split, count in images.items():
+        for number in range(count):
+            name = classes[number % len(classes)]
+            place = folder / "images" / name / f"{split}{number}.jpg"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(number).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(place)
+            lists[split][name].append(f"{name}/{place.stem}")
+    (folder / "meta").mkdir()
+    for split, of_split in lists.items():
+        (folder / "meta" / f"{split}.json").write_text(json.dumps(of_split))
+
+
+def test_a_data_set_that_torchvision_reads_is_a_line(copy):
+    catalogue = copy / "memorization/data/catalogue.py"
+    add_line(catalogue, '    "gtsrb"', '    "food101": _files(tv.Food101, BY_SPLIT, *IMAGENET),')
+    write_food101(copy / "data/food-101", ["pizza", "ramen"], {"train": 80, "test": 40})
+    write_config(copy, data={"name": "food101", "size": 16})
+    run(copy, "train_simclr.py")
+    assert "candidate" in run(copy, "memorization_scores.py")
+    assert changed_lines(copy) == {"memorization/data/catalogue.py": 1}
