@@ -130,23 +130,23 @@ class Config(Trained, Job):
                 if is_checked and value != trained.get(key):
                     _refuse_other(experiment, f"{section}.{key}", value, trained.get(key))
 
-    def _check_trained(self, config, experiment):
+    def _check_trained(self, other, experiment):
         """Raise WrongUse if what an experiment says of the training is not what this run did.
 
-        config: of the experiment, with what it does not say taken from this run.
+        other: the experiment's Config, which takes from this run what the experiment leaves open.
         """
         merged = experiment.merged
         keys = {section: merged[section] for section in TRAINED if section in merged}
         keys.pop("method", None)
         difference = first_difference(
-            _select(config.trained_part(), keys), _select(self.trained_part(), keys)
+            _select(other.trained_part(), keys), _select(self.trained_part(), keys)
         )
         if difference:
             _refuse_other(experiment, *difference)
         # Two files may hold the same subsets; but here the file would go unread.
-        if config.subsets.file != self.subsets.file:
-            _refuse_other(experiment, "subsets.file", config.subsets.file, self.subsets.file)
-        for seed in config.seeds:
+        if other.subsets.file != self.subsets.file:
+            _refuse_other(experiment, "subsets.file", other.subsets.file, self.subsets.file)
+        for seed in other.seeds:
             if seed not in self.seeds:
                 _refuse_other(experiment, "seeds", seed, self.seeds)
 

@@ -171,7 +171,7 @@ def _value(key, typed, annotation):
         return typed
     words = typed if isinstance(typed, list) else [typed]
     values = [parse_yaml(word, f"command line: --{key}: {shorten(word)!r}") for word in words]
-    # A list may be typed as one word, `[0, 1]`, and so may be null or a name in the place of a list.
+    # A list may be typed as one word, `[0, 1]`, and so may null or a name in the place of a list.
     in_place = (list, types.NoneType) if kinds == [list] else (list, types.NoneType, str)
     is_whole = typed is not words or (len(values) == 1 and isinstance(values[0], in_place))
     return values[0] if is_whole else values

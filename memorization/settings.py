@@ -128,9 +128,9 @@ class Trained(Settings):
         return self.augmentation.size
 
     def trained_part(self):
-        """The settings that say what was trained, a dict of plain types, as encoder.pt records them.
+        """The settings that say what was trained, a dict of plain types: encoder.pt records it.
 
-        Those that may differ between training and measuring are left out.
+        Settings that may differ between training and measuring are not in it.
         """
         return {section: _compared(getattr(self, section)) for section in TRAINED}
 

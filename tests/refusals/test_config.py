@@ -31,17 +31,8 @@ def test_every_config_is_whole_and_names_its_run_after_itself(path):
     _, schema, _ = METHODS[written["method"]["name"]]
     config = read_config("A script.", ["--config", str(path)], method=schema)
     assert config.run == f"runs/{path.stem}"
-    assert {
-        "run",
-        "seeds",
-        "data",
-        "subsets",
-        "augmentation",
-        "encoder",
-        "method",
-        "training",
-        "scores",
-    } <= set(written)
+    sections = "run seeds data subsets augmentation encoder method training scores"
+    assert set(sections.split()) <= set(written)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -62,10 +53,10 @@ def test_the_method_of_every_config_takes_the_views_of_its_augmentation(path, mo
 
 
 def test_every_value_of_the_file_is_an_option(write_config):
-    config = read(
-        write_config(), "--training.epochs", "7", "--seeds", "3", "4", "--method.temperature", "0.1", "--data.root", "2024",
-        "--augmentation.views", "[{size: 16, count: 2, flip: 1}]", "--training.clip_gradient", "null", "--training.checkpoint_epochs", "[]",
-    )  # fmt: skip
+    options = "--training.epochs 7 --seeds 3 4 --method.temperature 0.1 --data.root 2024 "
+    options += "--training.clip_gradient null --training.checkpoint_epochs []"
+    views = ["--augmentation.views", "[{size: 16, count: 2, flip: 1}]"]
+    config = read(write_config(), *options.split(), *views)
     assert (config.training.epochs, config.seeds, config.method.temperature) == (7, [3, 4], 0.1)
     assert config.data.root == "2024" and config.augmentation.views[0].flip == 1.0
     assert config.training.clip_gradient is None and config.training.checkpoint_epochs == []
@@ -84,9 +75,8 @@ def test_numbers_are_decimal_in_the_file_and_on_the_command_line(write_config):
 )
 def test_a_number_with_zeros_before_it_is_refused(word, plain, write_config):
     """YAML 1.1 reads 010 as 8, and `seq -w` means 10."""
-    with pytest.raises(
-        WrongUse, match=rf"seeds.0: .*without the zeros before it, as {re.escape(plain)}\)"
-    ):
+    hint = rf"seeds.0: .*without the zeros before it, as {re.escape(plain)}\)"
+    with pytest.raises(WrongUse, match=hint):
         read(write_config(), "--seeds", word)
     path = Path(write_config())
     path.write_text(path.read_text().replace("seeds:\n- 0\n", f"seeds: [{word}]\n"))
@@ -95,24 +85,9 @@ def test_a_number_with_zeros_before_it_is_refused(word, plain, write_config):
 
 
 TEXTS = [
-    "010",
-    "08",
-    "1:30",
-    "1_000",
-    "0x10",
-    "1e-3",
-    "on",
-    "no",
-    "null",
-    "true",
-    "2024-01-01",
-    "=",
-    "<<",
-    ".5",
-    "-.5",
-    ".inf",
-    "a: b",
-]
+    "010", "08", "1:30", "1_000", "0x10", "1e-3", "on", "no", "null", "true", "2024-01-01", "=",
+    "<<", ".5", "-.5", ".inf", "a: b",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -136,8 +111,9 @@ def test_what_is_neither_decimal_nor_true_or_false_is_text(text, write_config):
 
 
 def offered_options():
-    """The options of every piece of code in README that begins with one, such as "--seeds 0 1 2";
-    names of options alone left out.
+    """The options of every piece of code in README that begins with one, such as "--seeds 0 1 2".
+
+    Options without a value are not among them.
     """
     readme = Path(__file__).parents[2].joinpath("README.md").read_text()
     pieces = [
@@ -152,9 +128,7 @@ def offered_options():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_option_that_readme_offers_fits_every_config(path, tmp_path, monkeypatch, capsys):
-    """Where it is offered: another encoder to any method but MAE, and what a script does to that
-    script.
-    """
+    """MAE is offered no other encoder; what one script takes is offered to that script."""
     monkeypatch.chdir(tmp_path)
     method = yaml.safe_load(path.read_text())["method"]["name"]
     _, schema, _ = METHODS[method]
@@ -202,18 +176,24 @@ def test_another_encoder_leaves_out_the_settings_of_the_one_in_the_file_and_says
 
 
 @pytest.mark.parametrize("changes, options, place", [
-    ({"training.warmup_epochs": 2}, ["--training.epochs", "2"], "command line: --training.epochs 2: training: "),
-    ({"training.warmup_epochs": 2}, ["--training.epochs", "2", "--seeds", "3"], "command line: --training.epochs 2: training: "),
+    ({"training.warmup_epochs": 2}, ["--training.epochs", "2"],
+     "command line: --training.epochs 2: training: "),
+    ({"training.warmup_epochs": 2}, ["--training.epochs", "2", "--seeds", "3"],
+     "command line: --training.epochs 2: training: "),
     ({"training.warmup_epochs": 5}, ["--seeds", "3"], "FILE: training: "),
     ({"training.warmup_epochs": 5, "run": None}, ["--run", "r"], "FILE: training: "),
-    ({"training.warmup_epochs": 5, "training.epochs": None}, ["--training.epochs", "4"], "command line: --training.epochs 4: training: "),
+    ({"training.warmup_epochs": 5, "training.epochs": None}, ["--training.epochs", "4"],
+     "command line: --training.epochs 4: training: "),
     ({}, ["--training.epochs", "7", "--training.warmup_epochs", "8"],
      "command line: --training.epochs 7 --training.warmup_epochs 8: training: "),
-    ({"augmentation.views": [{"size": 16, "count": 2, "mask_ratio": 0.5}], "run": None}, ["--run", "r"], "FILE: augmentation.views: "),
+    ({"augmentation.views": [{"size": 16, "count": 2, "mask_ratio": 0.5}], "run": None},
+     ["--run", "r"], "FILE: augmentation.views: "),
     ({"encoder": {"name": "vit_tiny"}}, ["--scores.augmentation", "[{size: 17}]"],
      "command line: --scores.augmentation {'size': 17}: encoder.patch: "),
     ({"subsets.candidate": 25}, ["--threads", "1"], "FILE: subsets: "),
-    ({"subsets.candidate": 25}, ["--subsets.independent", "26"], "command line: --subsets.independent 26: subsets: "),
+    ({"training": 5}, ["--training.epochs", "2"], "FILE: training: 5 is not allowed: "),
+    ({"subsets.candidate": 25}, ["--subsets.independent", "26"],
+     "command line: --subsets.independent 26: subsets: "),
 ])  # fmt: skip
 def test_a_rule_between_settings_blames_who_broke_it(changes, options, place, write_config):
     path = write_config(changes)
@@ -279,7 +259,10 @@ def test_a_training_script_accepts_and_checks_what_its_help_does_not_show(write_
 
 
 @pytest.mark.parametrize("key, value", [
-    ("training.epochs", 4), ("encoder.name", "resnet18"), ("subsets.file", "other.npz"), ("seeds", [7]),
+    ("training.epochs", 4),
+    ("encoder.name", "resnet18"),
+    ("subsets.file", "other.npz"),
+    ("seeds", [7]),
 ])  # fmt: skip
 def test_a_value_that_differs_from_the_run_is_refused_where_it_was_written(
     key, value, scored_run, write_config
@@ -296,28 +279,15 @@ def test_a_value_that_differs_from_the_run_is_refused_where_it_was_written(
 
 
 def test_what_was_trained_leaves_out_what_may_differ(write_config):
-    one, other = (
-        read(write_config()),
-        read(
-            write_config(),
-            "--data.root",
-            "elsewhere",
-            "--training.knn_every",
-            "5",
-            "--device",
-            "auto",
-        ),
-    )
+    options = "--data.root elsewhere --training.knn_every 5 --device auto"
+    one, other = read(write_config()), read(write_config(), *options.split())
     assert one.trained_part() == other.trained_part()
     assert one.trained_part() != read(write_config(), "--training.epochs", "4").trained_part()
 
 
 def test_first_difference_names_the_key_and_both_values():
-    assert first_difference({"a": {"b": 1, "c": [1, 2]}}, {"a": {"b": 1, "c": [1, 3]}}) == (
-        "a.c.1",
-        2,
-        3,
-    )
+    one, other = {"a": {"b": 1, "c": [1, 2]}}, {"a": {"b": 1, "c": [1, 3]}}
+    assert first_difference(one, other) == ("a.c.1", 2, 3)
     assert first_difference({"a": [1]}, {"a": [1, 2]}) == ("a", [1], [1, 2])
     assert first_difference({"a": 1}, {"a": 1, "b": 2}) == ("b", None, 2)
     assert first_difference({"a": 1}, {"a": 1.0}) == ("a", 1, 1.0)
@@ -347,7 +317,7 @@ def test_measuring_needs_no_more_than_the_run(scored_run, tmp_path):
     )
     trained = Config.model_validate(yaml.safe_load((run / "config.yaml").read_text()))
     assert config.trained_part() == trained.trained_part() and config.scores.views == 7
-    # where the data lie may differ
+    # the place of the data may differ
     assert config.data.root == "elsewhere" and trained.data.root == "data"
 
 
