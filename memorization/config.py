@@ -151,7 +151,6 @@ class Config(Trained, Job):
                 _refuse_other(experiment, "seeds", seed, self.seeds)
 
 
-save_config = Config.save
 # The sections that say how a trained run is measured.
 MEASUREMENTS = ("scores", "dejavu", "probe", "removal")
 

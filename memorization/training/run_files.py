@@ -13,7 +13,7 @@ from memorization.checkpoint import (
     places_in,
     read_checkpoint,
 )
-from memorization.config import Config, read_run_config, save_config
+from memorization.config import Config, read_run_config
 from memorization.data.subsets import load_subsets, save_subsets
 from memorization.errors import WrongUse, escape, short_form
 from memorization.fingerprints import first_difference
@@ -104,7 +104,7 @@ class RunFiles:
             if run is None or seeds != set(run.seeds):
                 seeds = sorted(seeds) if run or trained else self.config.seeds
                 # The settings of measurements stay those of the first training.
-                save_config((run or self.config).model_copy(update={"seeds": seeds}))
+                (run or self.config).model_copy(update={"seeds": seeds}).save()
 
     def _check_files(self, subsets):
         """(Config in the folder or None, whether subsets.npz is there too).
