@@ -13,14 +13,10 @@ import numpy as np
 import torch
 
 from memorization.data.catalogue import DATASETS
-from memorization.data.prepared_maps import (
-    KNOWN,
-    Selection,
-    digest_rows,
-    prepare_map,
-    unfinished_path,
-)
+from memorization.data.decoding import KNOWN, prepare_map
+from memorization.data.prepared_maps import Selection, digest_rows
 from memorization.data.randomness import SPLITS
+from memorization.data.unfinished_maps import unfinished_path
 from memorization.errors import WrongUse
 from memorization.machine import processes
 from memorization.machine.device import to_device
@@ -85,7 +81,7 @@ class Split:
 
     @property
     def is_far(self):
-        """Whether to gather images takes long: from the memory to a GPU, or from a map on the disk."""
+        """Whether gathering images is slow: from memory to a GPU, or from a map on the disk."""
         return self.pixels.device.type != self.device.type or (
             self.row_of is not None and self.pixels.device.type == "cpu"
         )
@@ -312,9 +308,8 @@ def _prepare_split(split, indices, folder, known_suffice=False):
     """
     indices = torch.as_tensor(indices, dtype=torch.int64).unique()
     if len(indices) and not 0 <= indices.min() <= indices.max() < len(split):
-        raise WrongUse(
-            f"image_folder: image {indices.max()} is asked for, but the {split.name} folder has only {len(split)} images"
-        )
+        room = f"the {split.name} folder has only {len(split)} images"
+        raise WrongUse(f"image_folder: image {indices.max()} is asked for, but {room}")
     split = replace(
         split,
         row_of=torch.full((len(split),), -1).index_put((indices,), torch.arange(len(indices))),

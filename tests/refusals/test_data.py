@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
+from memorization.data import decoding, prepared_maps, published_files, unfinished_maps
 from memorization.data import images as data
-from memorization.data import prepared_maps, published_files
 from memorization.data.catalogue import DataSettings
 from memorization.data.images import open_images
 from memorization.errors import Interrupted, WrongUse
@@ -330,7 +330,7 @@ def count_decoding(monkeypatch, interrupt_at=None):
     """A list that collects the paths that are decoded from now on; KeyboardInterrupt at the given
     one.
     """
-    decoded, decode_image = [], prepared_maps.decode_image
+    decoded, decode_image = [], decoding.decode_image
 
     def counted(path, size):
         if len(decoded) == interrupt_at:
@@ -338,7 +338,7 @@ def count_decoding(monkeypatch, interrupt_at=None):
         decoded.append(path)
         return decode_image(path, size)
 
-    monkeypatch.setattr(prepared_maps, "decode_image", counted)
+    monkeypatch.setattr(decoding, "decode_image", counted)
     return decoded
 
 
@@ -435,9 +435,9 @@ def test_a_finished_map_is_neither_decoded_nor_hashed_again(folder, monkeypatch)
 
 
 def test_an_interrupted_preparation_goes_on_where_it_was(folder, monkeypatch):
-    monkeypatch.setattr(prepared_maps, "DECODED_AT_ONCE", 2)
+    monkeypatch.setattr(decoding, "DECODED_AT_ONCE", 2)
     monkeypatch.setattr(
-        prepared_maps, "ThreadPoolExecutor", functools.partial(ThreadPoolExecutor, max_workers=1)
+        decoding, "ThreadPoolExecutor", functools.partial(ThreadPoolExecutor, max_workers=1)
     )
     whole = opened_folder(folder).prepare(range(6), [0])
     for path in (folder / "prepared").iterdir():
@@ -465,10 +465,10 @@ def test_an_interrupted_preparation_goes_on_where_it_was(folder, monkeypatch):
 def test_a_signal_ends_a_preparation_once_the_images_under_way_are_kept(
     number, folder, monkeypatch
 ):
-    monkeypatch.setattr(prepared_maps, "DECODED_AT_ONCE", 2)
+    monkeypatch.setattr(decoding, "DECODED_AT_ONCE", 2)
     # which a job in the background ignores
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    decode, decoded = prepared_maps.decode_image, []
+    decode, decoded = decoding.decode_image, []
 
     def signalling(path, size):
         decoded.append(path)
@@ -481,7 +481,7 @@ def test_a_signal_ends_a_preparation_once_the_images_under_way_are_kept(
             monkeypatch.context() as patch,
             pytest.raises(Interrupted, match="4 of 6 train images are prepared") as stop,
         ):
-            patch.setattr(prepared_maps, "decode_image", signalling)
+            patch.setattr(decoding, "decode_image", signalling)
             opened_folder(folder).prepare(range(6), [0])
     finally:
         signal.signal(signal.SIGINT, before)
@@ -546,7 +546,7 @@ def test_a_map_gets_its_name_only_after_its_record_is_written(folder, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(prepared_maps, "hash_pixels", interrupt)
+        patch.setattr(unfinished_maps, "hash_pixels", interrupt)
         opened_folder(folder).prepare([0, 1], [0])
     decoded = count_decoding(monkeypatch)
     assert len(opened_folder(folder).prepare([0, 1], [0]).train.pixels) == 2
@@ -650,15 +650,15 @@ def test_an_image_that_is_added_is_decoded_alone(folder, added, monkeypatch):
     [([0, 1, 2, 3], [1, 3, 4, 5]), ([2, 3, 4, 5], [0, 2, 4]), ([0, 4], range(6)), (range(6), [5])],
 )
 def test_an_unfinished_map_of_other_images_is_taken_over(folder, before, after, monkeypatch):
-    monkeypatch.setattr(prepared_maps, "DECODED_AT_ONCE", 1)
+    monkeypatch.setattr(decoding, "DECODED_AT_ONCE", 1)
     monkeypatch.setattr(
-        prepared_maps, "ThreadPoolExecutor", functools.partial(ThreadPoolExecutor, max_workers=1)
+        decoding, "ThreadPoolExecutor", functools.partial(ThreadPoolExecutor, max_workers=1)
     )
     anew = opened_folder(folder).prepare(after, [0])
     for path in (folder / "prepared").iterdir():
         path.unlink()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(prepared_maps, "hash_pixels", interrupt_hashing)
+        patch.setattr(unfinished_maps, "hash_pixels", interrupt_hashing)
         opened_folder(folder).prepare(before, [0])
     decoded = count_decoding(monkeypatch)
     images = opened_folder(folder)
@@ -714,7 +714,7 @@ def test_a_preparation_that_dies_while_images_change_places_is_not_believed(
     break_images(folder, "train/cat/2.png")
     with pytest.raises(WrongUse):
         opened_folder(folder).prepare([2, 3, 4, 5], [0])
-    real, calls = getattr(prepared_maps, call), []
+    real, calls = getattr(unfinished_maps, call), []
 
     def die(*arguments):
         calls.append(arguments)
@@ -723,8 +723,9 @@ def test_a_preparation_that_dies_while_images_change_places_is_not_believed(
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepared_maps, call, die)
-        patch.setattr(prepared_maps._Partial, "discard", lambda self: None)  # as if it were killed
+        patch.setattr(unfinished_maps, call, die)
+        # as if the process were killed
+        patch.setattr(unfinished_maps.UnfinishedMap, "discard", lambda self: None)
         with suppress(KeyboardInterrupt):
             opened_folder(folder).prepare([3, 4, 5], [0])
     found = opened_folder(folder).prepare([3, 4, 5], [0])
@@ -735,7 +736,7 @@ def test_a_preparation_that_dies_while_images_change_places_is_not_believed(
 
 def test_finished_maps_are_opened_without_a_lock(folder, monkeypatch):
     first = opened_folder(folder).prepare([0, 1], [0])
-    monkeypatch.setattr(prepared_maps, "sole_process", None)  # would be called
+    monkeypatch.setattr(decoding, "sole_process", None)  # would be called
     assert opened_folder(folder).prepare([0, 1], [0]).fingerprint == first.fingerprint
 
 
@@ -752,7 +753,7 @@ def test_a_map_is_made_without_fallocate_too(folder, lacking, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "module, call", [(os, "posix_fallocate"), (prepared_maps, "_write_at"), (os, "fsync")]
+    "module, call", [(os, "posix_fallocate"), (unfinished_maps, "_write_at"), (os, "fsync")]
 )
 def test_a_full_disk_is_one_line_and_its_room_is_given_back(folder, module, call, monkeypatch):
     def refuse(*_):
@@ -823,7 +824,7 @@ def test_too_many_open_files_are_no_fault_of_an_image(folder, monkeypatch):
     def refuse(path, size):
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(prepared_maps, "decode_image", refuse)
+    monkeypatch.setattr(decoding, "decode_image", refuse)
     with pytest.raises(WrongUse, match="0.png: cannot be read .Too many open files.$"):
         opened_folder(folder).prepare(range(6), [0])
 
@@ -837,7 +838,9 @@ def test_pixels_of_a_map_have_the_digests_that_pixels_in_memory_have(folder):
 
 
 def test_no_map_is_begun_that_the_disk_cannot_hold(folder, monkeypatch):
-    monkeypatch.setattr(prepared_maps.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    monkeypatch.setattr(
+        unfinished_maps.shutil, "disk_usage", lambda path: SimpleNamespace(free=100)
+    )
     with pytest.raises(
         WrongUse, match="384 bytes are needed for the train images, but 100 bytes are free"
     ):

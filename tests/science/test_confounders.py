@@ -294,7 +294,7 @@ def test_an_image_that_may_not_be_read_is_not_skipped(folder, monkeypatch):
     def refuse(path, size):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("memorization.data.prepared_maps.decode_image", refuse)
+    monkeypatch.setattr("memorization.data.decoding.decode_image", refuse)
     data = DataSettings(
         name="image_folder",
         root=str(folder / "images"),
