@@ -22,7 +22,6 @@ of images, which is trained on images that f never saw.
 import time
 
 from memorization.checkpoint import encoder_file
-from memorization.data.subsets import ROLES
 from memorization.errors import escape
 from memorization.figures import (
     draw_deja_vu_cases,
@@ -53,10 +52,7 @@ PICTURES = ["confidence.png", "shares.png", "cases.png", "training_curve.png"]
 @one_line_errors
 def main(argv=None):
     run = open_run(__doc__, argv, "dejavu", ACTIONS)
-    roles = ROLES if run.settings.reference == "independent" else ROLES[:1]
-    results = {name: run.output(checkpoint=name) for name in run.checkpoints(roles)}
-    for result in results.values():
-        result.check_place()
+    results = {name: run.output(checkpoint=name) for name in run.checkpoints}
     images = run.images
     with memory_for("device", run.config.device, OTHER_DEVICE):
         sets = open_attack_sets(images, run.subsets, run.settings, run.device)
@@ -67,6 +63,7 @@ def main(argv=None):
             for name, result in results.items()
         ]
     if run.actions["checkpoint"] == "all":
+        result = results[run.checkpoints[-1]]
         with result.lock():
             draw_deja_vu_curve(summaries, result.folder / "training_curve.png")
 

@@ -2,8 +2,6 @@
 PIL images in two workers.
 """
 
-from types import SimpleNamespace
-
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -11,7 +9,8 @@ from torchvision import transforms
 
 from memorization.data.images import Split
 from memorization.data.recipes import ViewRecipe
-from memorization.measuring.scores import ScoreSettings
+from memorization.encoder import Encoder
+from models.encoders import make_encoder
 
 WORKERS = 2
 MEAN, STD = 0.5, 0.25
@@ -29,12 +28,11 @@ def simclr_recipe(size, count=2):
     return ViewRecipe(count=count, size=size, **RECIPE)
 
 
-def scoring_config(encoder, size, **scores):
-    """What scoring reads of a Config: SimCLR's views, by the defaults of `scores:` but for those
-    given. encoder: EncoderSettings.
-    """
-    views = SimpleNamespace(views=[simclr_recipe(size)])
-    return SimpleNamespace(scores=ScoreSettings(**scores), augmentation=views, encoder=encoder)
+def random_encoder(settings, size, device):
+    """An Encoder of images of three channels with random weights. settings: EncoderSettings."""
+    network = make_encoder(settings, 3, size).eval()
+    patch = getattr(network, "patch", None)
+    return Encoder(settings.name, network, 3, size, normalization(3), patch).to(device)
 
 
 def random_split(count, channels, size, device):

@@ -11,13 +11,12 @@ import torch
 
 from benchmarks.contest import chosen_device, save
 from benchmarks.memory import measure
-from benchmarks.peers import normalization, random_split, scoring_config, simclr_recipe
+from benchmarks.peers import normalization, random_encoder, random_split, simclr_recipe
 from memorization.data.augmentations import Draw, training_views
-from memorization.encoder import Encoder
 from memorization.measuring.representations import encode_images
+from memorization.measuring.scores import Scoring, score_images
 from memorization.neighbors import nearest_neighbors
-from memorization_scores import score_batch
-from models.encoders import encoder_settings, make_encoder
+from models.encoders import encoder_settings
 
 SIZE, BATCH, DIMENSIONS = 16, 256, 128
 IMAGES = [1_000, 4_000, 16_000, 64_000]
@@ -28,11 +27,7 @@ ENCODER = encoder_settings(name="resnet_small", width=8)
 
 def main():
     device = chosen_device(__doc__)
-    f, g = (
-        make_encoder(ENCODER, 3, SIZE).eval().to(device, memory_format=torch.channels_last)
-        for _ in range(2)
-    )
-    source = Encoder("f", f, 3, SIZE, normalization(3))
+    f, g = (random_encoder(ENCODER, SIZE, device) for _ in range(2))
     vectors = torch.randn(max(IMAGES), DIMENSIONS, generator=torch.Generator().manual_seed(0)).to(
         device
     )
@@ -45,9 +40,8 @@ def main():
             )
 
     def scores(n, v=4):
-        config = scoring_config(ENCODER, SIZE, views=v)
-        for batch in torch.arange(n).split(BATCH):
-            score_batch(f, g, split, batch, normalization(3), 0, config)
+        scoring = Scoring(views=v, batch_size=BATCH)
+        score_images(f, g, split, range(n), [simclr_recipe(SIZE)], scoring)
 
     studies = [
         ("views, by images", IMAGES, views),
@@ -56,7 +50,7 @@ def main():
         (
             "encoding, by images",
             IMAGES,
-            lambda n: encode_images(source, split, torch.arange(n), device),
+            lambda n: encode_images(f, split, torch.arange(n), device),
         ),
         (
             "100 neighbours of as many queries, by vectors",
@@ -84,16 +78,8 @@ def main():
             f"{name:>46} {seconds_column:>36} {slopes[0]:>9.2f} {memory_column:>36} {slopes[1]:>9.2f}",
             flush=True,
         )
-        results.append(
-            {
-                "study": name,
-                "sizes": sizes,
-                "seconds": times,
-                "megabytes": memory,
-                "exponent": slopes[0],
-                "exponent_of_memory": slopes[1],
-            }
-        )
+        row = {"study": name, "sizes": sizes, "seconds": times, "megabytes": memory}
+        results.append(row | {"exponent": slopes[0], "exponent_of_memory": slopes[1]})
     save("scaling", results, device)
 
 

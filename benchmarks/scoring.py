@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torchvision.transforms.functional import to_pil_image, to_tensor
 
 from benchmarks.contest import Contestant, chosen_device, contest, save
-from benchmarks.peers import normalization, random_split, scoring_config, torchvision_transform
+from benchmarks.peers import random_encoder, random_split, simclr_recipe, torchvision_transform
 from memorization.machine.device import use_exact_arithmetic
-from memorization_scores import score_batch
-from models.encoders import encoder_settings, make_encoder
+from memorization.measuring.scores import Scoring, score_images
+from models.encoders import encoder_settings
 
 SIZE, VIEWS = 32, 10
 OURS, THEIRS = {"cpu": 64, "cuda": 256}, 8  # images a call
@@ -34,56 +34,40 @@ def main():
     device = chosen_device(__doc__)
     use_exact_arithmetic()
     count = OURS[device.type]
-    split = random_split(count, 3, SIZE, device)
+    images = random_split(count, 3, SIZE, device)
     results = []
     for settings in ENCODERS:
-        f, g = (
-            make_encoder(settings, 3, SIZE).eval().to(device, memory_format=torch.channels_last)
-            for _ in range(2)
-        )
+        f, g = (random_encoder(settings, SIZE, device) for _ in range(2))
+        networks, ours = (f.network, g.network), partial(score, f, g, images)
+        one_by_one = partial(score_one_by_one, *networks, images, device)
         contestants = [
-            Contestant("this project", partial(scored, f, g, settings, split, "fp32"), count),
-            Contestant(
-                "this project in bf16", partial(scored, f, g, settings, split, "bf16"), count
-            ),
-            Contestant(
-                "one image and one view at a time",
-                partial(scored_one_by_one, f, g, split, device),
-                THEIRS,
-            ),
+            Contestant("this project", partial(ours, "fp32"), count),
+            Contestant("this project in bf16", partial(ours, "bf16"), count),
+            Contestant("one image and one view at a time", one_by_one, THEIRS),
         ]
-        if settings.sees_patches:
-            theirs = [by_torch_layers(encoder) for encoder in (f, g)]
-            contestants.append(
-                Contestant(
-                    "by torch's layers, one at a time",
-                    partial(scored_one_by_one, *theirs, split, device),
-                    THEIRS,
-                )
-            )
-        name = (
-            settings.name
-            if not settings.sees_patches
-            else f"{settings.name}, patches of {settings.patch}"
-        )
-        results.append(
-            contest(f"memorization scores, {name}, {VIEWS} views", "images", contestants, device)
-        )
+        name = settings.name
+        if f.patch:
+            name += f", patches of {f.patch}"
+            theirs = [by_torch_layers(network) for network in networks]
+            work = partial(score_one_by_one, *theirs, images, device)
+            contestants.append(Contestant("by torch's layers, one at a time", work, THEIRS))
+        question = f"memorization scores, {name}, {VIEWS} views"
+        results.append(contest(question, "images", contestants, device))
     save("scoring", results, device)
 
 
-def scored(f, g, settings, split, precision):
-    config = scoring_config(settings, SIZE, views=VIEWS, precision=precision)
-    return score_batch(f, g, split, torch.arange(len(split)), normalization(3), 0, config)
+def score(f, g, images, precision):
+    scoring = Scoring(views=VIEWS, precision=precision, batch_size=len(images))
+    return score_images(f, g, images, range(len(images)), [simclr_recipe(SIZE)], scoring)
 
 
 @torch.no_grad()
-def scored_one_by_one(f, g, split, device):
+def score_one_by_one(f, g, images, device):
     """As published: each view is compared with the original, which is encoded again every time."""
     transform = torchvision_transform(3, SIZE)
     scores = []
     for i in range(THEIRS):
-        image = to_pil_image(split.pixels[i].cpu())
+        image = to_pil_image(images.pixels[i].cpu())
         losses = {f: 0.0, g: 0.0}
         for _ in range(VIEWS):
             view, original = transform(image)[None].to(device), to_tensor(image)[None].to(device)

@@ -36,7 +36,10 @@ def represent(encoder, views, representation="pooled"):
             "tokens of masked views are no vectors to compare; see masked_token_distances"
         )
     encode = {
-        "pooled": encoder,
+        # A network that knows no hidden patches takes pixels alone.
+        "pooled": lambda pixels, visible: (
+            encoder(pixels) if visible is None else encoder(pixels, visible)
+        ),
         "tokens": lambda pixels, visible: encoder.tokens(pixels, visible).flatten(1),
     }[representation]
     representations = torch.stack(encode_in_parts(encode, views), dim=1)  # (B, V, D)

@@ -16,8 +16,8 @@ class Encoder:
     maps normalized pixels (B, C, S, S) to (B, D). channels: C; size: S, pixels; normalization:
     (mean, std), C floats each, of pixels in [0, 1]. patch: height and width of the patches that can
     be hidden from it, or None. identity: hexadecimal, equal only for networks that represent
-    alike; by default the hash of the weights. record: what its encoder.pt says of its training, a dict of plain types; empty for a
-    network that no training of this project made.
+    alike; by default the hash of the weights. record: what its encoder.pt says of its training, a
+    dict of plain types; empty for a network that this project did not train.
     """
 
     name: str
@@ -34,9 +34,16 @@ class Encoder:
             object.__setattr__(self, "identity", self.weights_fingerprint)
 
     def to(self, device):
-        """The same Encoder; its network is moved to the device, laid out as GPUs and CPUs like."""
+        """The same Encoder. Its network is moved to the device, in channels_last, which is faster."""
         self.network.to(device, memory_format=torch.channels_last)
         return self
+
+    @property
+    def place(self):
+        """Where in its run the Encoder lies, such as "seed_0/candidate"; its name if it is of no
+        run.
+        """
+        return place_of(self.record["seed"], self.record["role"]) if self.record else self.name
 
     @property
     def weights_fingerprint(self):
@@ -63,10 +70,7 @@ class Pair:
     @property
     def fingerprints(self):
         """{"seed_0/candidate": a hash of f's weights, "seed_0/independent": of g's}."""
-        return {
-            place_of(self.seed, encoder.record["role"]): encoder.weights_fingerprint
-            for encoder in self
-        }
+        return {encoder.place: encoder.weights_fingerprint for encoder in self}
 
 
 def place_of(seed, role):

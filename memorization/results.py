@@ -24,8 +24,11 @@ from memorization.machine.files import (
     stage,
     sync_folder,
 )
+from memorization.machine.processes import on_first_process
+from memorization.machine.screen import say
 
 SUMMARY = "summary.json"
+Number = int | float | None  # of a summary; NaN and infinity are written as null
 
 
 class Document(pydantic.BaseModel):
@@ -97,7 +100,7 @@ class Result:
         advice = f"; to measure anew, delete {self.folder / SUMMARY}"
         with refuse_broken(self.folder / SUMMARY, "not a whole summary of a result", advice):
             there = Summary.parse(read_text(self.folder / SUMMARY)).plain()
-            found, fingerprints = self.settings_in(there), there.get("fingerprints", {})
+            found, fingerprints = self.settings_in(there["settings"]), there.get("fingerprints", {})
             if found.get("probe.datasets") == []:
                 found.pop("probe.datasets")  # the one of training
             found |= {
@@ -136,44 +139,51 @@ class Result:
         """Put a result in place: all files are new, or all are old, or there is no summary.
 
         files: {name: bytes}; summary: a Summary; pictures: names of the result's pictures. They are
-        deleted if the files change. The body draws them, while the folder is locked.
+        deleted if the files change. The body draws them, while the folder is locked. Processes
+        beside the first write nothing.
         """
-        hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-        content = json_text(summary.plain() | {"files": hashes}).encode()
         with self.lock():
-            reason = self.check_place(summary.fingerprints.get("encoders"))
-            if reason:
-                print(f"{escape(self.folder)}: {reason}")
-            has_changed = self._written_files() != hashes
-            with ExitStack() as stack:
-                contents = files | {SUMMARY: content}
-                new = {
-                    name: stack.enter_context(stage(self.folder / name, content))
-                    for name, content in contents.items()
-                }
-                delete_file(self.folder / SUMMARY)
-                sync_folder(self.folder)  # from here on nothing is taken for whole
-                for name in pictures if has_changed else ():
-                    delete_file(self.folder / name)
-                for name in files:
-                    rename(new[name], self.folder / name)
-                sync_folder(self.folder)
-                rename(new[SUMMARY], self.folder / SUMMARY)
-                sync_folder(self.folder)
+            self._replace_files(files, summary, pictures)
             yield
 
-    def settings_in(self, summary):
-        """The settings that a summary names, {"section.name": value}; see `defaults`."""
+    @on_first_process
+    def _replace_files(self, files, summary, pictures):
+        hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        content = json_text(summary.plain() | {"files": hashes}).encode()
+        reason = self.check_place(summary.fingerprints.get("encoders"))
+        if reason:
+            say(f"{escape(self.folder)}: {reason}")
+        has_changed = self._written_files() != hashes
+        with ExitStack() as stack:
+            contents = files | {SUMMARY: content}
+            new = {
+                name: stack.enter_context(stage(self.folder / name, content))
+                for name, content in contents.items()
+            }
+            delete_file(self.folder / SUMMARY)
+            sync_folder(self.folder)  # from here on nothing is taken for whole
+            for name in pictures if has_changed else ():
+                delete_file(self.folder / name)
+            for name in files:
+                rename(new[name], self.folder / name)
+            sync_folder(self.folder)
+            rename(new[SUMMARY], self.folder / SUMMARY)
+            sync_folder(self.folder)
+
+    def settings_in(self, settings):
+        """The `settings` of a summary as {"section.name": value}; see `defaults`.
+
+        A summary of several sections names them; one of a single section may leave its name out.
+        """
         sections = {key.split(".")[0] for key in self.settings}
-        found = summary["settings"]
-        if len(sections) == 1 and not sections >= set(found):
+        if len(sections) == 1 and not sections >= set(settings):
             (section,) = sections
-            found = {section: found}
+            settings = {section: settings}
         values = {}
         for key in self.settings:
             section, name = key.split(".")
-            if section in found:
-                values[key] = found[section].get(name, self.defaults[key])
+            if section in settings:
+                values[key] = settings[section].get(name, self.defaults[key])
         return values
 
     def _written_files(self):

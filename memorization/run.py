@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from memorization import checkpoint as checkpoints
+from memorization.checkpoint import (
+    chosen_checkpoints,
+    folder_of,
+    load_pair,
+    load_trained,
+)
 from memorization.config import Config, read_config
 from memorization.data.images import open_images
 from memorization.data.subsets import ROLES, load_subsets
@@ -14,7 +19,8 @@ from memorization.errors import WrongUse, short_form
 from memorization.fingerprints import first_difference
 from memorization.machine.device import choose_device
 from memorization.machine.files import exists, is_folder, refuse_broken
-from memorization.measuring.scores import load_candidate_scores, scored_seeds
+from memorization.machine.resources import OTHER_DEVICE, memory_for
+from memorization.measuring.candidate_scores import load_candidate_scores, read_scores_summary
 from memorization.results import SUMMARY, Result, hash_of_file
 
 # Of every measurement: the script that makes its results, and the sections that it builds on. The
@@ -40,8 +46,11 @@ def open_run(doc, argv=None, section="scores", actions=None, flags=None):
     sections = (section, *BUILT_ON[section])
     config = read_config(doc, argv, actions=actions, flags=flags, sections=sections)
     device = choose_device(config.device, config.threads)
-    subsets = load_subsets(config.folder / "subsets.npz")
-    return Run(config, section, device, subsets)
+    run = Run(config, section, device, load_subsets(config.folder / "subsets.npz"))
+    if "checkpoint" in run.actions:
+        for checkpoint in run.checkpoints:
+            run.output(checkpoint=checkpoint).check_place()
+    return run
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,22 +110,36 @@ class Run:
             raise WrongUse(f"data.root: {others}: {difference[0]} is {value}, not {trained}")
         return images
 
-    def checkpoints(self, roles=ROLES):
-        """The checkpoints that the action `checkpoint` names; see `chosen_checkpoints`."""
+    @cached_property
+    def images_on_device(self):
+        """The Images of the four subsets, gathered on the device."""
+        with memory_for("device", self.config.device, OTHER_DEVICE):
+            return self.images.to(self.device)
+
+    @property
+    def roles(self):
+        """The roles of the measured encoders."""
+        return getattr(self.settings, "roles", ROLES)
+
+    @cached_property
+    def checkpoints(self):
+        """The measured checkpoints, a list: those that the action `checkpoint` names; see
+        `chosen_checkpoints`.
+        """
         action = self.actions["checkpoint"]
-        return checkpoints.chosen_checkpoints(action, self.folder, self.seeds, roles)
+        return chosen_checkpoints(action, self.folder, self.seeds, self.roles)
 
     def folder_of(self, seed, role):
         """The folder of one encoder, a Path."""
-        return checkpoints.folder_of(self.folder, seed, role)
+        return folder_of(self.folder, seed, role)
 
     def encoder(self, seed, role, checkpoint="encoder"):
         """One Encoder; see `load_trained`."""
-        return checkpoints.load_trained(self.folder, seed, role, checkpoint)
+        return load_trained(self.folder, seed, role, checkpoint)
 
     def pair(self, seed, checkpoint="encoder"):
         """The Pair of a seed; see `load_pair`."""
-        return checkpoints.load_pair(self.folder, seed, checkpoint)
+        return load_pair(self.folder, seed, checkpoint)
 
     def pairs(self, checkpoint="encoder"):
         """The Pair of every seed, a list."""
@@ -162,7 +185,7 @@ class Run:
         of_all = self.output("scores", checkpoint, seeds=self.config.recorded.seeds)
         if exists(own.folder / SUMMARY) or not exists(of_all.folder / SUMMARY):
             return own
-        return of_all if set(self.seeds) <= set(scored_seeds(of_all)) else own
+        return of_all if set(self.seeds) <= set(read_scores_summary(of_all).seeds) else own
 
     def candidate_scores(self, checkpoint="encoder"):
         """The CandidateScores of a checkpoint; see `load_candidate_scores`."""

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from scipy import stats
 
+from memorization.data.subsets import ROLES
 from memorization.errors import WrongUse
 from memorization.fields import MOST_EPOCHS, MOST_VIEWS, PathName
 from memorization.measuring.representations import encode_views, varying_dimensions
@@ -93,6 +94,11 @@ class DejaVuSettings(Settings):
         return self
 
     PLAIN: ClassVar = {"query": "training", "reference": "independent"}  # see ScoreSettings
+
+    @property
+    def roles(self):
+        """The roles of the encoders that are needed."""
+        return ROLES[:1] if self.reference == "crops" else ROLES
 
     def determining(self):
         """The names of the settings that determine the numbers of a result."""

@@ -1,23 +1,27 @@
-"""Memorization scores: their settings, and those of the candidates, read back."""
+"""Memorization scores of images: how much better f aligns the views of an image than g does."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 import pydantic
+import torch
 from pydantic import Field
 
-from memorization.alignment import memorization_score
+from memorization.alignment import (
+    encoder_distances,
+    jackknife_error,
+    mean_over_pairs,
+    memorization_score,
+)
+from memorization.data.augmentations import Draw, augment_all, measuring_recipe
 from memorization.data.recipes import Recipes
-from memorization.data.subsets import SUBSETS
 from memorization.errors import WrongUse, short_form
 from memorization.fields import MOST_VIEWS
 from memorization.fingerprints import first_difference
-from memorization.machine.files import exists, parse_json, read_arrays, read_text, refuse_broken
-from memorization.results import SUMMARY, check_files
+from memorization.machine import processes
+from memorization.machine.device import uses_bf16
 from models.settings import Settings
-
-FORMAT = "memorization scores 1"  # of summary.json and scores.npz
 
 
 class ScoreSettings(Settings):
@@ -46,7 +50,7 @@ class ScoreSettings(Settings):
     )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32",
-        description="bf16 lets the encoders multiply in bfloat16; how far its scores are from those of fp32 is measured as well",
+        description="bf16: the encoders multiply in bfloat16, and the error of the scores is measured",
     )
 
     # Values that add nothing to the name of a result's folder, whatever the run's config.yaml says.
@@ -68,137 +72,116 @@ class ScoreSettings(Settings):
         """The names of the settings that determine the numbers of a result."""
         return ["representation", "augmentation", "precision", "views", "per_subset"]
 
+    def recipes(self, of_training):
+        """The recipes of the scored views. of_training: those that the encoders were trained on."""
+        return self.augmentation or of_training
+
+    def scoring(self, seed):
+        """The Scoring by these settings. seed: of the views."""
+        return Scoring(self.views, self.representation, self.precision, self.batch_size, seed)
+
 
 @dataclass(frozen=True)
-class CandidateScores:
-    """What scores.npz knows of the scored samples of S_C, in ascending order of index."""
+class Scoring:
+    """How images are scored.
 
-    index: np.ndarray  # (N,) int64, in the training set
-    label: np.ndarray  # (N,) int64, -1 where there is none
-    losses_f: np.ndarray  # (S, N) float64, L_align(f, x) of every seed
-    losses_g: np.ndarray  # (S, N) float64
-    seeds: list  # S of them
+    views: V, at least 3, of each image. representation: "pooled", the encoder's output, or
+    "tokens", all its positions before pooling. precision: "fp32", or "bf16", in which GPUs are
+    faster and scores less exact. batch_size: images worked on together; it changes no score but for
+    rounding. seed: of the views.
+    """
+
+    views: int = 10
+    representation: str = "pooled"
+    precision: str = "fp32"
+    batch_size: int = 256
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class ImageScores:
+    """Memorization scores of N images, in the order in which the images were given."""
+
+    loss_f: np.ndarray  # (N,) float64, L_align(f, x), a distance: small means well aligned
+    loss_g: np.ndarray  # (N,) float64, L_align(g, x)
+    error: np.ndarray  # (N,) float64, standard error of the score over the choice of views
 
     @property
     def score(self):
-        """The memorization scores, (N,), means over the seeds."""
-        return memorization_score(self.losses_f.mean(0), self.losses_g.mean(0))
-
-    @property
-    def per_seed(self):
-        """The memorization scores of every seed, (S, N)."""
-        return memorization_score(self.losses_f, self.losses_g)
+        """m(x) = L_align(g, x) - L_align(f, x), (N,); positive if f memorized the image."""
+        return memorization_score(self.loss_f, self.loss_g)
 
 
-def scored_seeds(result):
-    """The seeds of the scores in a folder, a list; empty if it does not say.
+def score_images(f, g, images, indices, recipes, scoring=None):
+    """Memorization scores of images (SSLMem, arXiv 2401.12233), as ImageScores.
 
-    result: a Result of memorization_scores.py. Raises WrongUse if it is missing, broken or of
-    another format.
+    f, g: Encoders of any origin that take the same images; f was trained on the images in question,
+    g was not. images: a Split; its device is where the encoders are moved to and all is computed.
+    indices: (N,) integers, which of its images. recipes: a list of ViewRecipe; a score means most
+    with those of training. View v is drawn by the full-size recipe number v modulo their count, the
+    same view for f and g. scoring: a Scoring, None for the defaults.
+
+    L_align(f, x) is the mean L2 distance, in [0, 2], between f's l2-normalized representations of
+    two views of x, over all pairs of views. Raises WrongUse if f and g take different images, are
+    in training mode, represent something as NaN or infinity, or all views alike.
     """
-    seeds = _read_summary(result).get("seeds")
-    return seeds if isinstance(seeds, list) else []
+    scoring = scoring or Scoring()
+    _check_encoders(f, g, images)
+    f, g = f.to(images.device), g.to(images.device)
+
+    def score(batch):
+        # one transfer: a GPU waits for each
+        measured = torch.stack(score_batch(f, g, images, batch, recipes, scoring)).cpu()
+        for encoder, losses in zip((f, g), measured):
+            if not losses.isfinite().all():
+                raise WrongUse(f"{encoder.place}: its representations are not finite")
+        return measured
+
+    batches = torch.as_tensor(indices).split(scoring.batch_size)
+    parts = processes.map_parts(score, batches, f"scoring seed {scoring.seed}")
+    scores = ImageScores(*torch.cat(parts, dim=1).double().numpy())  # 3 times (N,)
+    for encoder, losses in ((f, scores.loss_f), (g, scores.loss_g)):
+        if not losses.any():  # the views of a single image may well be alike
+            why = "the recipe has no chance in it, or it collapsed"
+            raise WrongUse(f"{encoder.place}: all views are represented alike: {why}")
+    return scores
 
 
-def load_candidate_scores(result, checkpoint, subsets, load_pair):
-    """The CandidateScores that memorization_scores.py wrote for a checkpoint of a run.
-
-    result: the Result of those scores; subsets: of the run; load_pair: seed -> its Pair. Raises
-    WrongUse if files are missing, broken, of another format or not of one scoring, or the scores
-    are those of another split, checkpoint or settings, or of other encoders.
+@torch.inference_mode()
+def score_batch(f, g, images, indices, recipes, scoring):
+    """L_align of f and of g, and the jackknife error of their difference, three tensors (B,) on the
+    device. See `score_images`; indices: (B,), one batch; f and g are on the device.
     """
-    folder, summary = result.folder, _read_summary(result)
-    with refuse_broken(folder, "not whole scores"):
-        fingerprints, seeds = summary["fingerprints"], list(summary["seeds"])
-        _check_seeds(seeds)
-        found = {"subsets": fingerprints["subsets"], "checkpoint": summary["checkpoint"]["name"]}
-        found |= _without_section(result.settings_in(summary))
-        encoders = fingerprints["encoders"]
-        files = summary.get("files", {}) | {"scores.npz": fingerprints["scores"]}
-        file = read_arrays(folder / "scores.npz")
-        arrays = {name: file[name] for name in ("index", "label", "subset", "L_f", "L_g")}
-        _check_shapes(arrays, len(seeds))
-    wanted = {"subsets": subsets.fingerprint, "checkpoint": checkpoint}
-    _check_equal(found, wanted | _without_section(result.settings), folder)
-    check_files(folder, files, "memorization_scores.py")
-    trained = {}
-    try:
-        for seed in seeds:
-            trained |= load_pair(seed).fingerprints
-    except WrongUse as error:
-        raise WrongUse(f"{folder}: scores of encoders that cannot be read: {error}") from None
-    _check_equal({"encoders": encoders}, {"encoders": trained}, folder)
-    # in the order of the losses
-    _check_equal({"seeds": list(encoders)}, {"seeds": list(trained)}, folder)
-    chosen = arrays["subset"] == "candidate"
-    for losses in (arrays["L_f"], arrays["L_g"]):
-        if not np.isfinite(losses[:, chosen]).all():
-            raise WrongUse(f"{folder}: scores that are not finite")
-    index = arrays["index"][chosen]
-    if not np.isin(index, subsets.candidate).all() or (np.diff(index) <= 0).any():
-        not_candidates = "scores of images that are no candidates"
-        raise WrongUse(f"{folder}: {not_candidates}, or not in ascending order of index")
-    losses_f, losses_g = arrays["L_f"][:, chosen], arrays["L_g"][:, chosen]
-    return CandidateScores(index, arrays["label"][chosen], losses_f, losses_g, seeds)
+    recipes = [measuring_recipe(recipes, view) for view in range(scoring.views)]
+    draw = Draw(scoring.seed, "scoring", patch=f.patch)
+    views = augment_all(images, indices, recipes, f.normalization, draw)
+    in_bf16 = uses_bf16(scoring.precision, images.device)
+    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=in_bf16):
+        # The noise of the views cancels in the difference, as f and g see the same ones.
+        distances_f = encoder_distances(f.network, views, scoring.representation)
+        distances_g = encoder_distances(g.network, views, scoring.representation)
+    return (
+        mean_over_pairs(distances_f),
+        mean_over_pairs(distances_g),
+        jackknife_error(distances_f, distances_g),
+    )
 
 
-def _without_section(settings):
-    """Settings by their own names: {"views": 10} of {"scores.views": 10}."""
-    return {key.removeprefix("scores."): value for key, value in settings.items()}
-
-
-def _read_summary(result):
-    """The dict in the summary.json of a Result of memorization_scores.py.
-
-    Raises WrongUse if it is missing, broken or of another format.
-    """
-    folder = result.folder
-    if not exists(folder / SUMMARY):
-        all_scores = next(place for place in (folder, *folder.parents) if place.name == "scores")
-        others = sorted(all_scores.rglob(SUMMARY))
-        hint = f"; there are scores by other settings, such as {others[0].parent}" if others else ""
-        raise WrongUse(
-            f"{folder}: no scores here; run memorization_scores.py with the same config first{hint}"
-        )
-    with refuse_broken(folder, "not whole scores"):
-        summary = parse_json(read_text(folder / SUMMARY))
-    has_format = summary.get("format") if isinstance(summary, dict) else None
-    _check_equal({"format": has_format}, {"format": FORMAT}, folder)
-    return summary
-
-
-def _check_equal(found, wanted, folder):
-    """Raise WrongUse where what a folder of scores says of itself is not what is wanted of it, both
-    nested dicts.
-    """
-    difference = first_difference(found, wanted)
+def _check_encoders(f, g, images):
+    """Raise WrongUse unless f and g are ready to measure and take the same images as there are."""
+    for encoder in (f, g):
+        if encoder.network.training:
+            raise WrongUse(f"{encoder.name}: is in training mode; call eval() on its network first")
+        if encoder.channels != images.pixels.shape[1]:
+            both = f"{encoder.channels} channels, but the images have {images.pixels.shape[1]}"
+            raise WrongUse(f"{encoder.name}: takes images of {both}")
+    difference = first_difference(_inputs(f), _inputs(g))
     if difference:
-        key, value, other = difference
-        raise WrongUse(
-            f"{folder}: {key} is {short_form(value)}, but {short_form(other)} belongs here; run memorization_scores.py again"
-        )
+        key, of_f, of_g = difference
+        raise WrongUse(f"{key} is {of_f} of {f.name}, but {of_g} of {g.name}; they share all views")
 
 
-def _check_seeds(seeds):
-    """Raise ValueError unless seeds are what memorization_scores.py writes."""
-    if not all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds) or len(set(seeds)) < len(
-        seeds
-    ):
-        raise ValueError(f"seeds are {seeds}")
-
-
-def _check_shapes(arrays, seeds):
-    """Raise ValueError unless the arrays of scores.npz are what memorization_scores.py writes."""
-    N = arrays["index"].size
-    expected = {
-        "index": ((N,), "i"),
-        "label": ((N,), "i"),
-        "subset": ((N,), "U"),
-        "L_f": ((seeds, N), "f"),
-        "L_g": ((seeds, N), "f"),
-    }
-    for name, (shape, kind) in expected.items():
-        if arrays[name].shape != shape or arrays[name].dtype.kind != kind:
-            raise ValueError(f"{name} is {arrays[name].dtype} of shape {arrays[name].shape}")
-    if not np.isin(arrays["subset"], list(SUBSETS)).all():
-        raise ValueError("a row of no subset")
+def _inputs(encoder):
+    """What an encoder takes, a dict of plain types."""
+    mean, std = map(list, encoder.normalization)
+    return {"size": encoder.size, "mean": mean, "std": std, "patch": encoder.patch}

@@ -6,7 +6,6 @@ bf16.
 
 from contextlib import nullcontext
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,11 +28,10 @@ from memorization.measuring.linear_classifier import train_layers
 from memorization.measuring.probing import ProbeSettings
 from memorization.measuring.queries import make_queries
 from memorization.measuring.representations import Examples
-from memorization.measuring.scores import ScoreSettings
+from memorization.measuring.scores import Scoring, score_batch
 from memorization.neighbors import knn_accuracy
 from memorization.optimizers import make_optimizer
 from memorization.training import train_step
-from memorization_scores import score_batch
 from models.byol import BYOL
 from models.encoders import encoder_settings, make_encoder
 from models.mae import MAE
@@ -146,11 +144,12 @@ def test_a_batch_is_scored_by_one_call_of_each_encoder_that_waits_for_nothing(
     for encoder in (f, g):
         inner = encoder.layers if name == "resnet_small" else encoder.blocks
         inner.register_forward_hook(lambda layers, given, result: called.append(len(given[0])))
-    recipes = SimpleNamespace(views=[ViewRecipe(**EVERYTHING, mask_ratio=mask_ratio)])
-    scores = ScoreSettings(views=10, representation=representation)
-    config = SimpleNamespace(scores=scores, augmentation=recipes, encoder=settings)
+    pair = [Encoder(name, network, 3, 16, images.normalization, getattr(network, "patch", None), "-")
+            for name, network in (("f", f), ("g", g))]  # fmt: skip
+    recipes = [ViewRecipe(**EVERYTHING, mask_ratio=mask_ratio)]
+    scoring = Scoring(views=10, representation=representation)
     with NoBlockingCopies(), NoTensorsOfLists():
-        losses = score_batch(f, g, images.train, torch.arange(64), images.normalization, 0, config)
+        losses = score_batch(*pair, images.train, torch.arange(64), recipes, scoring)
     assert called == [640, 640] and all(
         values.shape == (64,) and values.device == META for values in losses
     )

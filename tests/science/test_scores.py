@@ -20,8 +20,9 @@ from memorization.data.catalogue import DataSettings
 from memorization.data.images import open_images
 from memorization.data.recipes import ViewRecipe
 from memorization.data.subsets import load_subsets
-from memorization.encoder import Pair
 from memorization.machine.device import choose_device
+from memorization.measuring import score_tables, scores
+from memorization.measuring.score_tables import rows_to_score, score_rows
 from memorization.run import Run, open_run
 from memorization.significance import cohens_d
 
@@ -429,7 +430,7 @@ def test_bf16_is_checked_on_images_from_all_over_every_subset(
     checked, rows, scored_run, run_copy, monkeypatch
 ):
     path, run = run_copy
-    monkeypatch.setattr(memorization_scores, "CHECKED", checked)
+    monkeypatch.setattr(score_tables, "CHECKED", checked)
     score(path, "--run", str(run), "--scores.precision", "bf16", "--seeds", "0")
     folder = run / "scores/bf16_seeds_0"
     error = json.loads((folder / "summary.json").read_text())["error_of_precision"]["score_error"]
@@ -507,7 +508,7 @@ def test_a_batch_beyond_the_memory_names_the_setting_to_lower(run_copy, refusal,
     def hungry(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(memorization_scores, "score_batch", hungry)
+    monkeypatch.setattr(scores, "score_batch", hungry)
     path, run = run_copy
     line = refusal(memorization_scores.main, ["--config", path, "--run", str(run)])
     assert "scores.batch_size: 256 needs more than the GPU's memory has left; lower it" in line
@@ -577,15 +578,15 @@ def test_jackknife_errors_predict_scores_with_fresh_views(scored_run):
     config = read_config("", ["--config", path, "--scores.views", "10"])
     subsets = load_subsets(run / "subsets.npz")
     images = open_images(config.data)
-    f, g = load_pair(run, seed=0)
-    rows = memorization_scores.chosen_rows(subsets, images, 20)
+    pair = load_pair(run, seed=0)
+    rows, recipes = rows_to_score(subsets, images, 20), config.augmentation.views
     repeats = [
-        memorization_scores.score_pair(Pair(f, g, seed), rows, images, config, torch.device("cpu"))
+        score_rows(pair, images, rows, recipes, config.scores.scoring(seed))
         for seed in range(100, 120)
     ]
-    scores = np.stack([loss_g - loss_f for loss_f, loss_g, _ in repeats])  # (repeats, N)
-    errors = np.sqrt(np.mean([error**2 for _, _, error in repeats], axis=0))
-    z = (scores - scores.mean(0)) / errors * np.sqrt(20 / 19)
+    repeated = np.stack([repeat.score for repeat in repeats])  # (repeats, N)
+    errors = np.sqrt(np.mean([repeat.error**2 for repeat in repeats], axis=0))
+    z = (repeated - repeated.mean(0)) / errors * np.sqrt(20 / 19)
     assert z.std() == pytest.approx(1, abs=0.15)
 
 
@@ -691,7 +692,7 @@ DAMAGE = [
     (
         lambda run: nan_weights(run / "seed_1/independent/encoder.pt"),
         [],
-        ["independent seed 1", "not finite"],
+        ["seed_1/independent", "not finite"],
     ),
     (
         lambda run: (run / "seed_1/independent/encoder.pt").unlink(),

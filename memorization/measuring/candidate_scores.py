@@ -1,0 +1,134 @@
+"""The memorization scores of the candidates, read back from the files of memorization_scores.py."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from memorization.alignment import memorization_score
+from memorization.data.subsets import SUBSETS
+from memorization.errors import WrongUse, short_form
+from memorization.fingerprints import first_difference
+from memorization.machine.files import exists, read_arrays, read_text, refuse_broken
+from memorization.measuring.score_tables import FORMAT, ScoresSummary
+from memorization.results import SUMMARY, Summary, check_files
+
+
+@dataclass(frozen=True)
+class CandidateScores:
+    """What scores.npz knows of the scored samples of S_C, in ascending order of index."""
+
+    index: np.ndarray  # (N,) int64, in the training set
+    label: np.ndarray  # (N,) int64, -1 if there is none
+    losses_f: np.ndarray  # (S, N) float64, L_align(f, x) of every seed
+    losses_g: np.ndarray  # (S, N) float64
+    seeds: list  # S of them
+
+    @property
+    def score(self):
+        """The memorization scores, (N,), means over the seeds."""
+        return memorization_score(self.losses_f.mean(0), self.losses_g.mean(0))
+
+    @property
+    def per_seed(self):
+        """The memorization scores of every seed, (S, N)."""
+        return memorization_score(self.losses_f, self.losses_g)
+
+
+def load_candidate_scores(result, checkpoint, subsets, pair_of):
+    """The CandidateScores that memorization_scores.py wrote for a checkpoint of a run.
+
+    result: the Result of those scores; subsets: of the run; pair_of: seed -> its Pair. Raises
+    WrongUse if files are missing, broken, of another format or not of one scoring, or if the scores
+    are those of another split, checkpoint or settings, or of other encoders.
+    """
+    folder, summary = result.folder, read_scores_summary(result)
+    with refuse_broken(folder, "not whole scores"):
+        hashes = summary.files | {"scores.npz": summary.fingerprints["scores"]}
+        scored = result.settings_in(summary.settings)
+        fingerprint = summary.fingerprints["subsets"]
+        encoders = summary.fingerprints["encoders"]
+        file = read_arrays(folder / "scores.npz")
+        arrays = {name: file[name] for name in ("index", "label", "subset", "L_f", "L_g")}
+        _check_shapes(arrays, len(summary.seeds))
+    _check_equal({"subsets": fingerprint}, {"subsets": subsets.fingerprint}, folder)
+    _check_equal({"checkpoint": summary.checkpoint.name}, {"checkpoint": checkpoint}, folder)
+    _check_equal(_without_section(scored), _without_section(result.settings), folder)
+    check_files(folder, hashes, "memorization_scores.py")
+    trained = {}
+    try:
+        for seed in summary.seeds:
+            trained |= pair_of(seed).fingerprints
+    except WrongUse as error:
+        raise WrongUse(f"{folder}: scores of encoders that cannot be read: {error}") from None
+    _check_equal({"encoders": encoders}, {"encoders": trained}, folder)
+    # in the order of the losses
+    _check_equal({"seeds": list(encoders)}, {"seeds": list(trained)}, folder)
+    return _candidates_in(arrays, summary.seeds, subsets, folder)
+
+
+def _candidates_in(arrays, seeds, subsets, folder):
+    """The CandidateScores in the arrays of scores.npz. Raises WrongUse if they are not finite, or
+    not of candidates.
+    """
+    rows = arrays["subset"] == "candidate"
+    for losses in (arrays["L_f"], arrays["L_g"]):
+        if not np.isfinite(losses[:, rows]).all():
+            raise WrongUse(f"{folder}: scores that are not finite")
+    index = arrays["index"][rows]
+    if not np.isin(index, subsets.candidate).all() or (np.diff(index) <= 0).any():
+        not_candidates = "scores of images that are no candidates"
+        raise WrongUse(f"{folder}: {not_candidates}, or not in ascending order of index")
+    losses_f, losses_g = arrays["L_f"][:, rows], arrays["L_g"][:, rows]
+    return CandidateScores(index, arrays["label"][rows], losses_f, losses_g, seeds)
+
+
+def read_scores_summary(result):
+    """The ScoresSummary of a Result of memorization_scores.py.
+
+    Raises WrongUse if it is missing, broken or of another format.
+    """
+    folder = result.folder
+    if not exists(folder / SUMMARY):
+        all_scores = next(place for place in (folder, *folder.parents) if place.name == "scores")
+        others = sorted(all_scores.rglob(SUMMARY))
+        hint = f"; there are scores by other settings, such as {others[0].parent}" if others else ""
+        first = "run memorization_scores.py with the same config first"
+        raise WrongUse(f"{folder}: no scores here; {first}{hint}")
+    with refuse_broken(folder, "not whole scores"):
+        text = read_text(folder / SUMMARY)
+        written = Summary.parse(text).plain().get("format")
+        _check_equal({"format": written}, {"format": FORMAT}, folder)
+        return ScoresSummary.parse(text)
+
+
+def _without_section(settings):
+    """Settings by their own names: {"views": 10} of {"scores.views": 10}."""
+    return {key.removeprefix("scores."): value for key, value in settings.items()}
+
+
+def _check_equal(written, expected, folder):
+    """Raise WrongUse if what a folder of scores says of itself is not as expected, both nested
+    dicts.
+    """
+    difference = first_difference(written, expected)
+    if difference:
+        key, value, other = difference
+        both = f"{key} is {short_form(value)}, but {short_form(other)} belongs here"
+        raise WrongUse(f"{folder}: {both}; run memorization_scores.py again")
+
+
+def _check_shapes(arrays, seeds):
+    """Raise ValueError unless the arrays of scores.npz are what memorization_scores.py writes."""
+    N = arrays["index"].size
+    expected = {
+        "index": ((N,), "i"),
+        "label": ((N,), "i"),
+        "subset": ((N,), "U"),
+        "L_f": ((seeds, N), "f"),
+        "L_g": ((seeds, N), "f"),
+    }
+    for name, (shape, kind) in expected.items():
+        if arrays[name].shape != shape or arrays[name].dtype.kind != kind:
+            raise ValueError(f"{name} is {arrays[name].dtype} of shape {arrays[name].shape}")
+    if not np.isin(arrays["subset"], list(SUBSETS)).all():
+        raise ValueError("a row of no subset")
