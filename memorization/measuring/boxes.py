@@ -28,47 +28,52 @@ EMPTY = "boxes had no area and were dropped"
 NONE_LEFT = "no box that lies in the image"  # of images
 
 
-def boxes_of(split, indices, source, counts=None):
-    """The boxes of some images in the prepared square.
+def boxes_of(split, rows, path, faults=None):
+    """The boxes of some images of a split in the prepared square.
 
-    Returns {index: (n, 4) float64, xmin, ymin, xmax and ymax, in pixels of the square}. Images
-    without a box are left out. A box may lie outside of the square, but not outside of the image.
-    source: a CSV file with the columns of COLUMNS, one row a box of a training image, in original
-    pixels; or a folder of XML files as ImageNet has them, one an image, named after it and perhaps
-    in a folder of its class, in pixels of the <size> that they state.
-    counts: a Counter, to which SWAPPED, CLIPPED, OUTSIDE, EMPTY and NONE_LEFT are added.
-    Raises WrongUse if the source is missing or broken.
+    path: of a CSV file or a folder. The CSV file has the columns of COLUMNS and a row for every box
+    of a training image, in original pixels. The folder has XML files as ImageNet has them: one for
+    every image, named after it, perhaps in a folder of its class; boxes are in pixels of the <size>
+    that it states. faults: a Counter, to which SWAPPED, CLIPPED, OUTSIDE, EMPTY and NONE_LEFT are
+    added.
+
+    Returns {row: (n, 4) float64, xmin, ymin, xmax and ymax, in pixels of the square}, without
+    images that have no box. A box may lie outside of the square, but not outside of the image.
+    Raises WrongUse if files are missing or broken.
     """
-    counts = Counter() if counts is None else counts
-    source = Path(source).expanduser()
-    original = {}
-    if is_folder(source):
-        if split.files is None:
-            raise WrongUse(
-                f"dejavu.boxes: {source} is a folder of XML files, named after image files; "
-                "these images come from none"
-            )
-        for index in indices.tolist():
-            size = _original_size(split, index)
-            original[index] = _of_image_file(Path(split.files[index]), source, size)
-    elif split.name != "train":
+    faults = Counter() if faults is None else faults
+    path = Path(path).expanduser()
+    read = _read_folder if is_folder(path) else _read_table
+    boxes = {}
+    for row, of_image in read(split, rows.tolist(), path).items():
+        clipped = _clip(of_image, _original_size(split, row), faults)
+        if len(clipped):
+            boxes[row] = _to_prepared_square(clipped, row, split)
+        elif len(of_image):
+            faults[NONE_LEFT] += 1
+    return boxes
+
+
+def _read_folder(split, rows, folder):
+    """{row: (n, 4) boxes in original pixels} of some images, from XML files."""
+    if split.files is None:
         raise WrongUse(
-            f"dejavu.boxes: {source} names training images; public images are from the "
+            f"dejavu.boxes: {folder} is a folder of XML files, named after image files; "
+            "these images come from none"
+        )
+    files = {row: Path(split.files[row]) for row in rows}
+    return {row: _read_xml(files[row], folder, _original_size(split, row)) for row in rows}
+
+
+def _read_table(split, rows, path):
+    """{row: (n, 4) boxes in original pixels} of some images, from a CSV file."""
+    if split.name != "train":
+        raise WrongUse(
+            f"dejavu.boxes: {path} names training images; public images are from the "
             f"{split.name} set: set public_split to train"
         )
-    else:
-        of_all = _read_csv(source, len(split))
-        for index in indices.tolist():
-            if index in of_all:
-                original[index] = np.frombuffer(of_all[index]).reshape(-1, 4)
-    kept = {}
-    for index, boxes in original.items():
-        inside = _inside(boxes, _original_size(split, index), counts)
-        if len(inside):
-            kept[index] = _in_prepared_square(inside, index, split)
-        elif len(boxes):
-            counts[NONE_LEFT] += 1
-    return kept
+    of_all = _read_csv(path, len(split))
+    return {row: np.frombuffer(of_all[row]).reshape(-1, 4) for row in rows if row in of_all}
 
 
 def largest_empty_rectangle(boxes, size):
@@ -85,7 +90,7 @@ def largest_empty_rectangle(boxes, size):
     columns, rows = (
         np.unique(np.concatenate([[0, size], low[:, axis], high[:, axis]])) for axis in (0, 1)
     )
-    taken = _taken_cells(low, high, columns, rows)
+    covered = _covered_cells(low, high, columns, rows)
     C = len(columns) - 1
     numbers = np.arange(C)
     # For every column, the free stretch that ends in this row: its first row, and the columns
@@ -93,7 +98,7 @@ def largest_empty_rectangle(boxes, size):
     # columns.
     first, left, right = np.zeros(C, int), np.zeros(C, int), np.full(C, C)
     best = (0, 0, 0, 0, 0)  # area, and what decides between equal ones
-    for row, blocked in enumerate(taken):
+    for row, blocked in enumerate(covered):
         after = np.maximum.accumulate(np.where(blocked, numbers + 1, 0))
         before = np.minimum.accumulate(np.where(blocked, numbers, C)[::-1])[::-1]
         left = np.where(blocked, 0, np.maximum(left, after))
@@ -114,28 +119,24 @@ def largest_empty_rectangle(boxes, size):
     return int(rows[top]), int(columns[left]), int(height), int(width)
 
 
-def _taken_cells(low, high, columns, rows):
+def _covered_cells(low, high, columns, rows):
     """Whether a box covers each cell between rows and columns, (rows - 1, columns - 1)."""
     steps = np.zeros((len(rows), len(columns)), dtype=int)  # sums of them count the boxes of a cell
     left, right = (np.searchsorted(columns, sides[:, 0]) for sides in (low, high))
     top, bottom = (np.searchsorted(rows, sides[:, 1]) for sides in (low, high))
-    for row, column, sign in (
-        (top, left, 1),
-        (bottom, right, 1),
-        (top, right, -1),
-        (bottom, left, -1),
-    ):
-        np.add.at(steps, (row, column), sign)
+    for corners in ((top, left), (bottom, right)):
+        np.add.at(steps, corners, 1)
+    for corners in ((top, right), (bottom, left)):
+        np.add.at(steps, corners, -1)
     return steps.cumsum(0).cumsum(1)[:-1, :-1] > 0
 
 
 def _read_csv(path, count):
     """{index: boxes, a flat array of float64} of all boxes in a CSV file.
 
-    count: of the images that an index may name. Raises WrongUse, which names the line of what is
-    no box.
+    count: number of images; an index is less. Raises WrongUse, naming the line, for what is no box.
     """
-    with _named(path):
+    with _refuse_unreadable(path):
         text = _csv_text(path)
     reader, boxes = csv.reader(io.StringIO(text, newline=""), strict=True), {}
     try:
@@ -160,8 +161,8 @@ def _read_csv(path, count):
 
 
 @contextmanager
-def _named(path):
-    """Turn what goes wrong while a file is read into WrongUse, naming the file."""
+def _refuse_unreadable(path):
+    """Raise WrongUse, naming the file, if it cannot be read or is broken."""
     try:
         yield
     except OSError as error:
@@ -184,19 +185,18 @@ def _csv_text(path):
 
 
 def _columns_in_order(header):
-    """row -> its values in the order of COLUMNS. header: the names in the first row, in any order."""
+    """A function: row -> its values in the order of COLUMNS. header: names in any order."""
     names = [name.strip() for name in header]
     if sorted(names) != sorted(COLUMNS):
         advice = "; separate them by commas, not semicolons" if ";" in "".join(header) else ""
-        raise ValueError(
-            f"its columns are {shorten(repr(header[:10]))}, but must be {COLUMNS}{advice}"
-        )
+        its_own = shorten(repr(header[:10]))
+        raise ValueError(f"its columns are {its_own}, but must be {COLUMNS}{advice}")
     return itemgetter(*(names.index(name) for name in COLUMNS))
 
 
 def _number(word, name):
-    """A number in a file. Raises ValueError if the word is none, or if only Python takes it for
-    one.
+    """The finite number that a word of a file is. Raises ValueError for other words, also for those
+    that only Python reads as numbers.
     """
     try:
         value = float(word)
@@ -209,7 +209,7 @@ def _number(word, name):
     return value
 
 
-def _of_image_file(image, folder, size):
+def _read_xml(image, folder, size):
     """The boxes of an image file, (n, 4), in its pixels; none if it has no XML file.
 
     folder: holds the XML file, or a folder of the image's class with it. size: the image's width
@@ -219,7 +219,7 @@ def _of_image_file(image, folder, size):
     path = next((p for p in (folder / image.parent.name / name, folder / name) if exists(p)), None)
     if path is None:
         return np.empty((0, 4))
-    with _named(path):
+    with _refuse_unreadable(path):
         content = read_text(path, MOST_XML)
         if "<!ENTITY" in content:  # an entity of entities of entities would fill the memory
             raise ValueError("it declares entities of its own")
@@ -253,34 +253,32 @@ def _is_resized(size, other):
     return lowest <= highest
 
 
-def _original_size(split, index):
+def _original_size(split, row):
     """Width and height of an image before its centre square was scaled to the prepared one."""
     if split.geometry is None:
         return split.size, split.size
-    scale, left, top = split.geometry[split.row_of[index]]
+    scale, left, top = split.geometry[split.row_of[row]]
     side = split.size / scale
     return round(side + 2 * left / scale), round(side + 2 * top / scale)
 
 
-def _inside(boxes, size, counts):
-    """Boxes with their sides in order, clipped to their image. counts: a Counter of what was done,
-    filled.
-    """
+def _clip(boxes, size, faults):
+    """Boxes with their sides in order, clipped to their image. faults: a Counter, to add to."""
     low, high = boxes[:, :2], boxes[:, 2:]
     ordered = np.concatenate([np.minimum(low, high), np.maximum(low, high)], axis=1)
     has_area = (ordered[:, :2] < ordered[:, 2:]).all(1)
     clipped = ordered.clip(0, np.array([*size, *size], dtype=float))
     is_inside = has_area & (clipped[:, :2] < clipped[:, 2:]).all(1)
-    counts[EMPTY] += int((~has_area).sum())
-    counts[OUTSIDE] += int((has_area & ~is_inside).sum())
-    counts[SWAPPED] += int((is_inside & (ordered != boxes).any(1)).sum())
-    counts[CLIPPED] += int((is_inside & (clipped != ordered).any(1)).sum())
+    faults[EMPTY] += int((~has_area).sum())
+    faults[OUTSIDE] += int((has_area & ~is_inside).sum())
+    faults[SWAPPED] += int((is_inside & (ordered != boxes).any(1)).sum())
+    faults[CLIPPED] += int((is_inside & (clipped != ordered).any(1)).sum())
     return clipped[is_inside]
 
 
-def _in_prepared_square(boxes, index, split):
+def _to_prepared_square(boxes, row, split):
     """Boxes in original pixels as boxes in pixels of the prepared image, perhaps outside of it."""
     if split.geometry is None:
         return boxes
-    scale, left, top = split.geometry[split.row_of[index]]
+    scale, left, top = split.geometry[split.row_of[row]]
     return boxes * scale - np.array([left, top, left, top])
