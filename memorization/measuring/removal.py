@@ -192,7 +192,7 @@ def compare_samples(samples, g, images, settings):
 
 
 def _represent(samples, encoder, images):
-    """Representations of the samples, (N, D). They are computed on a CPU, to be equal everywhere."""
+    """Representations of the samples, (N, D), computed on a CPU to be equal on all machines."""
     index = torch.from_numpy(samples.index)
     return encode_images(encoder, images.train, index, torch.device("cpu")).numpy()
 
