@@ -18,23 +18,23 @@ from memorization.training.progress import Progress
 def train_encoder(make_method, task, stop):
     """Train one encoder and write its folder.
 
-    make_method: () -> a method; task: a Task; stop: of `stop_requests`.
-    Goes on from last.pt if it is there. Of several processes each has its part of every batch.
-    Raises Interrupted, after saving, once a signal has come.
+    make_method: () -> a method; task: a Task; stop: of `stop_requests`. Goes on from last.pt if it
+    is there. Of several processes each has its part of every batch. Raises Interrupted, after
+    saving, once a signal has come.
     """
+    settings = task.settings
     torch.manual_seed(task.seed)
     method = processes.share_norms(make_method())
     method = method.to(task.device, memory_format=torch.channels_last)
-    optimizer = make_optimizer(method, task.settings)
+    optimizer = make_optimizer(method, settings)
     progress = Progress(task, method, optimizer, stop)
     forward = processes.share_gradients(method)
-    forward = torch.compile(forward) if task.settings.compile else forward
+    forward = torch.compile(forward) if settings.compile else forward
     for epoch in progress.epochs():
         for views in batches(task, epoch, progress.step_of_epoch):
             rate = task.learning_rate(progress.step)
             set_learning_rate(optimizer, rate, task.full_learning_rate)
-            share = progress.share
-            loss = train_step(method, optimizer, views, task.settings, share, forward)
+            loss = train_step(method, optimizer, views, settings, progress.share, forward)
             progress.note(loss)
         _draw_pictures(method, views, task, epoch + 1)
         progress.end_epoch(measure_encoder(method.encoder, views[0], task, epoch + 1))
@@ -50,11 +50,9 @@ def batches(task, epoch, first_step):
     order = permutation(len(task.training_set), task.seed, "order", epoch=epoch)
     positions = order.split(task.settings.batch_size)[first_step : task.steps_per_epoch]
     indices = [task.training_set[processes.shard(batch)] for batch in positions]
-    fetched = prefetch(task.images.train, indices)
-    hidden = processes.hidden_bar()
-    for batch, split in tqdm(
-        fetched, f"epoch {epoch + 1}", len(indices), leave=False, disable=hidden
-    ):
+    fetched, hidden = prefetch(task.images.train, indices), processes.hidden_bar()
+    bar = tqdm(fetched, f"epoch {epoch + 1}", len(indices), leave=False, disable=hidden)
+    for batch, split in bar:
         yield draw_views(task, batch, split, epoch)
 
 

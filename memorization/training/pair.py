@@ -18,7 +18,7 @@ from memorization.training.plan import estimate, print_plan
 from memorization.training.run_files import RunFiles
 from memorization.training.task import Task
 
-# of the training scripts
+# The action of the training scripts, see `read_config`.
 ROLE_ACTION = {"role": "train this encoder only, candidate or independent, and not the pair"}
 
 
