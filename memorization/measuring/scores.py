@@ -60,8 +60,7 @@ class ScoreSettings(Settings):
     @classmethod
     def _read_training(cls, value):
         if isinstance(value, str) and value != "training":
-            allowed = "allowed are 'training' and a list of recipes"
-            raise ValueError(f"{short_form(value)} is not allowed: {allowed}")
+            raise ValueError(f"{short_form(value)} is neither 'training' nor a list of recipes")
         return None if value == "training" else value
 
     @pydantic.field_serializer("augmentation", mode="wrap")

@@ -15,6 +15,7 @@ from memorization.config import Config, read_config, read_run_config
 from memorization.data.catalogue import DATASETS
 from memorization.errors import WrongUse
 from memorization.fingerprints import first_difference
+from memorization.machine.strict_yaml import dump_yaml, parse_yaml
 from memorization.training.door import try_method
 from models.simclr import SimCLRSettings
 
@@ -99,6 +100,13 @@ def test_a_text_that_looks_like_something_else_is_kept_in_the_run_folder(
     assert read_run_config(text).run == text
     # for others' programs, too
     assert yaml.safe_load(Path(text, "config.yaml").read_text())["run"] == text
+
+
+def test_a_value_that_stands_twice_is_written_out_twice():
+    """An alias would be refused once the file is read back."""
+    views = [{"size": 16}]
+    text = dump_yaml({"augmentation": views, "scores": views})
+    assert parse_yaml(text, "here") == {"augmentation": views, "scores": views}
 
 
 @pytest.mark.parametrize(
