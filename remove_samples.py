@@ -21,8 +21,9 @@ from memorization.figures import draw_removal_curve
 from memorization.machine import processes
 from memorization.machine.command import one_line_errors
 from memorization.machine.device import describe_machine
-from memorization.machine.files import check_writable, exists, sole_process
+from memorization.machine.files import check_writable, exists
 from memorization.machine.interruption import stop_requests
+from memorization.machine.locks import sole_process
 from memorization.machine.screen import say
 from memorization.measuring.probing import open_probed
 from memorization.measuring.removal import (

@@ -18,12 +18,12 @@ from memorization.encoder import Encoder, Pair, place_of
 from memorization.errors import Broken, Caution, WrongUse, short_form, shorten
 from memorization.fields import MOST_PIXELS
 from memorization.fingerprints import checksum, first_difference, on_cpu
+from memorization.machine.archives import open_archive
 from memorization.machine.files import (
     atomically,
     delete_file,
     exists,
     names_in,
-    open_archive,
     open_regular,
     refuse_broken,
     rename,

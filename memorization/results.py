@@ -20,10 +20,10 @@ from memorization.machine.files import (
     read_text,
     refuse_broken,
     rename,
-    sole_process,
     stage,
     sync_folder,
 )
+from memorization.machine.locks import sole_process
 from memorization.machine.processes import on_first_process
 from memorization.machine.screen import say
 

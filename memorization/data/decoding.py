@@ -28,10 +28,10 @@ from memorization.machine.files import (
     read_text,
     reason_of,
     refuse_broken,
-    sole_process,
     write_atomically,
 )
 from memorization.machine.interruption import stop_requests
+from memorization.machine.locks import sole_process
 from memorization.machine.screen import say
 
 DECODED_AT_ONCE = 512  # images that an interrupted preparation loses at most

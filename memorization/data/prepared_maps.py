@@ -18,14 +18,8 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
-from memorization.machine.files import (
-    array_header,
-    array_in,
-    open_regular,
-    parse_json,
-    read_bytes,
-    read_text,
-)
+from memorization.machine.archives import array_header, array_in
+from memorization.machine.files import open_regular, parse_json, read_bytes, read_text
 
 HASHED_AT_ONCE = 256
 DIGEST_BYTES = 16  # of a file's identity, and of an image's pixels

@@ -20,13 +20,8 @@ from torchvision import datasets
 from memorization.data.image_folder import Listing
 from memorization.errors import WrongUse
 from memorization.machine import processes
-from memorization.machine.files import (
-    exists,
-    open_regular,
-    reason_of,
-    refuse_unwritable,
-    sole_process,
-)
+from memorization.machine.files import exists, open_regular, reason_of, refuse_unwritable
+from memorization.machine.locks import sole_process
 
 # torchvision knows the checksums of the packed files alone; others may pack a file otherwise.
 UNPACKED = {

@@ -14,7 +14,8 @@ from pydantic import Field
 from memorization.data.randomness import permutation, sample_keys, stream
 from memorization.errors import WrongUse
 from memorization.fields import NOT_COMPARED, PathName, Seed
-from memorization.machine.files import atomically, parse_json, read_arrays, refuse_broken
+from memorization.machine.archives import read_arrays
+from memorization.machine.files import atomically, parse_json, refuse_broken
 from models.settings import Settings
 
 # In the order of every table; external images come from the test set, the others from the training

@@ -13,31 +13,24 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import stat
-import threading
 import time
-import zipfile
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-import numpy as np
-
-from memorization.errors import Broken, WrongUse, escape
+from memorization.errors import Broken, WrongUse
 from memorization.machine.processes import is_first, on_first_process
-from memorization.machine.screen import say
 
 MOST_TEXT = 2**25  # bytes of a text file that is read at once: of a log, 100,000 epochs
 MOST_JSON = 2**23  # characters; small lists take twenty times as much memory
-MOST_DIRECTORY = 2**24  # bytes of a zip file's list of members, some 80 a member
 TRIED_BYTES = 4096  # written to find out if a folder takes files; a full disk takes empty ones
 LEFT_BEHIND = 24 * 3600  # seconds after which a temporary file has no writer, if locks cannot tell
 OF_ROOM = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # errors of a file too large
 # Errors of folders that cannot be synced, or not be opened to sync them.
-UNKNOWN_SYNC = (
+NO_SYNC = (
     errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EISDIR, errno.EBADF, errno.EACCES,
 )  # fmt: skip
-UNKNOWN_LOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 # A file is opened only if it is there as such: no link is followed, and nothing is waited for.
 AS_IT_IS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -101,7 +94,7 @@ def append(path, text):
     with refuse_unwritable(path, len(content)):
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | AS_IT_IS
         with os.fdopen(os.open(path, flags, 0o666), "ab", buffering=0) as file:
-            size = _regular_status(file.fileno(), path).st_size
+            size = regular_status(file.fileno(), path).st_size
             try:
                 _write_through(file, content)
             except BaseException:
@@ -129,7 +122,7 @@ def temporary_file(path):
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | AS_IT_IS, 0o666)
         with os.fdopen(descriptor, "r+b", buffering=0) as file:
             try:
-                if _flock(descriptor) is not False and _leads_to(temporary, descriptor):
+                if try_flock(descriptor) is not False and _leads_to(temporary, descriptor):
                     yield file, temporary
                     return
             finally:
@@ -149,8 +142,8 @@ def _delete_left_behind(path):
 
 def _delete_if_left_behind(temporary):
     with closing_descriptor(os.open(temporary, os.O_RDWR | AS_IT_IS)) as descriptor:
-        written = _regular_status(descriptor, temporary).st_mtime
-        locked = _flock(descriptor)
+        written = regular_status(descriptor, temporary).st_mtime
+        locked = try_flock(descriptor)
         if locked is None:
             locked = time.time() - written > LEFT_BEHIND
         if locked and _leads_to(temporary, descriptor):
@@ -209,7 +202,7 @@ def sync_folder(folder):
             with closing_descriptor(os.open(folder, os.O_RDONLY)) as descriptor:
                 os.fsync(descriptor)
         except OSError as error:
-            if error.errno not in UNKNOWN_SYNC:  # the file itself is synced
+            if error.errno not in NO_SYNC:  # the file itself is synced
                 raise
 
 
@@ -286,6 +279,52 @@ def _finite_or_none(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def trytry_flock(descriptor):
+    """Lock an open file. Returns True, False if another has it locked, None if the file system has
+    no locks.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return None
+
+
+def _leads_to(path, descriptor):
+    """Whether a path still leads to an open file."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def try_flock(descriptor):
+    """Lock an open file. Returns True, False if another has it locked, None if the file system has
+    no locks.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return None
+
+
+def _leads_to(path, descriptor):
+    """Whether a path still leads to an open file."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
 # --- reading --------------------------------------------------------------------------------------
 
 
@@ -332,14 +371,14 @@ def open_regular(path):
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
-        _regular_status(descriptor, path)
+        regular_status(descriptor, path)
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
 
 
-def _regular_status(descriptor, path):
+def regular_status(descriptor, path):
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise _not_regular(status, path)
@@ -408,364 +447,3 @@ def parse_json(text):
 
 def _refuse_constant(name):
     raise ValueError(f"{name} is no JSON")
-
-
-def read_arrays(path):
-    """{name: array} of an .npz file of np.savez. Raises ValueError where it is broken, compressed
-    or claims more than it holds.
-    """
-    with open_archive(path) as file:
-        return {
-            member.filename.removesuffix(".npy"): array_in(file.read(member))
-            for member in file.infolist()
-        }
-
-
-@contextmanager
-def open_archive(path):
-    """Open a zip file whose members are stored as they are. Raises ValueError if it is broken,
-    OSError as the system does.
-    """
-    try:
-        with open_regular(path) as opened:
-            _check_directory(opened)
-            with zipfile.ZipFile(opened) as file:
-                check_members(file)
-                yield file
-    # also of encrypted and of foreign archives
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise ValueError(str(error)) from None
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # of a place before the beginning of the file
-            raise
-        raise ValueError("its directory leads out of it") from None
-
-
-def _check_directory(file):
-    """Raise ValueError if the list of members is larger than ours ever are: each becomes an object."""
-    end = zipfile._EndRecData(file)  # what ZipFile itself goes by
-    if end is not None and end[zipfile._ECD_SIZE] > MOST_DIRECTORY:
-        raise ValueError(f"a list of members of {end[zipfile._ECD_SIZE]} bytes")
-
-
-def check_members(file):
-    """Raise ValueError unless the members of an open zip file are stored as they are, each once,
-    together no larger than the file.
-    """
-    size, members = os.fstat(file.fp.fileno()).st_size, file.infolist()
-    if len({member.filename for member in members}) < len(members):
-        raise ValueError("a member stands twice")
-    for member in members:
-        if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
-            raise ValueError(f"{member.filename} is compressed")
-    if sum(member.file_size for member in members) > size:  # several may lie in the same place
-        raise ValueError(f"its members claim more than its {size} bytes")
-
-
-def array_in(content):
-    """The array in the bytes of an .npy file. Raises ValueError where its header claims another
-    size than they have.
-    """
-    file = io.BytesIO(content)
-    shape, fortran_order, dtype = array_header(file)
-    values = np.frombuffer(content, dtype, offset=file.tell())
-    # of its own memory, which may be written to
-    return values.reshape(shape, order="F" if fortran_order else "C").copy()
-
-
-def array_header(file):
-    """(shape, whether in Fortran's order, dtype) at the start of an open .npy file. Raises
-    ValueError for what np.save of numbers and text does not write: nothing of it is executed.
-    """
-    try:
-        version = np.lib.format.read_magic(file)
-        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-    # numpy reads the header as Python's literals, and raises many kinds for broken ones
-    except Exception:
-        raise ValueError("no header of an array") from None
-    if (
-        version != (1, 0)
-        or dtype.kind not in "biufU"
-        or dtype.itemsize == 0
-        or dtype.subdtype
-        or min(shape, default=0) < 0
-    ):
-        raise ValueError(f"{dtype} of shape {shape} is no array of numbers or text")
-    return shape, fortran_order, dtype
-
-
-# --- one process at a time ------------------------------------------------------------------------
-
-HEARTBEAT = 20  # seconds between two signs of life of a lock's holder
-# seconds without one, by the clock of the file system, after which its holder is dead
-SILENCE = 300
-PATIENCE = 3  # seconds of waiting before a line says so
-LONGEST_PAUSE = 0.5  # seconds between two tries
-CONTEST = 1  # seconds in which another host may take over the same lock
-LOCK_START = b'{"host": '  # of every lock file
-_own_tokens = set()  # of the locks that this process holds
-
-
-@contextmanager
-def sole_process(path, wait=False):
-    """Hold a lock file, which names this host and process; it is deleted in the end.
-
-    The file's time is renewed while it is held. A lock that a dead process of this host left behind
-    is taken over; so is one of another host whose time is SILENCE old. If another process holds it,
-    this one waits, with a line on the screen after PATIENCE, or, unless `wait`, raises WrongUse.
-    Raises WrongUse also if the lock file cannot be written.
-    """
-    if not is_first():
-        yield
-        return
-    path = Path(path)
-    lock = _Lock(path)
-    start, pause, is_silent = time.monotonic(), 0.01, True
-    while True:
-        with refuse_unwritable(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            holder = lock.try_to_take()
-        if holder is None:
-            break
-        if not wait:
-            raise WrongUse(_refusal(path, holder))
-        if is_silent and time.monotonic() - start > PATIENCE:
-            who = f"{escape(path.parent)}: {_stated_holder(holder)}"
-            say(f"{who} is writing here; waiting for it to end")
-            is_silent = False
-        time.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE)
-    try:
-        yield
-    except BaseException:
-        # the first error matters; a lock that is left behind is taken over
-        with suppress(WrongUse):
-            lock.release()
-        raise
-    lock.release()
-
-
-def _refusal(path, holder):
-    if _is_here(holder):
-        return f"{path.parent}: {_stated_holder(holder)} is writing here; wait for it to end"
-    hours = (time.time() - holder["since"]) / 3600
-    return (
-        f"{path.parent}: {_stated_holder(holder)} has written here for {hours:.1f} hours; "
-        f"if it has ended: rm {path}, or wait {SILENCE // 60} minutes"
-    )
-
-
-def _stated_holder(holder):
-    return (
-        "another process"
-        if holder["host"] is None
-        else escape(f"process {holder['process']} of {holder['host']}")
-    )
-
-
-class _Lock:
-    """A lock file. It is locked by flock; if the file system has none, its existence alone is the
-    lock.
-    """
-
-    def __init__(self, path):
-        self.path, self.descriptor = path, None
-        self.record = {
-            "host": socket.gethostname(), "boot": _boot(), "numbering": _numbering(), "process": os.getpid(),
-            "since": time.time(), "token": secrets.token_hex(8),
-        }  # fmt: skip
-        self.ended = threading.Event()
-
-    def try_to_take(self):
-        """Take the lock and return None, or return who holds it."""
-        holder = _RELEASED
-        while holder is _RELEASED:
-            holder = self._try_once()
-        return holder
-
-    def _try_once(self):
-        flags, is_new = os.O_RDWR | AS_IT_IS, True
-        try:
-            descriptor = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileExistsError:
-            is_new = False
-            try:
-                descriptor = os.open(self.path, flags)
-            except FileNotFoundError:
-                return _RELEASED
-        try:
-            _regular_status(descriptor, self.path)
-            _check_is_lock(descriptor, self.path)
-            holder = self._holder_in_the_way(descriptor, is_new)
-            if holder is None:
-                self.descriptor = descriptor
-                self._keep_alive()
-            return holder
-        except BaseException:
-            if is_new and _leads_to(self.path, descriptor):
-                self.path.unlink(missing_ok=True)
-            raise
-        finally:
-            if self.descriptor is None:
-                os.close(descriptor)
-
-    def _holder_in_the_way(self, descriptor, is_new):
-        locked, holder = _flock(descriptor), _read_holder(descriptor)
-        if not _leads_to(self.path, descriptor):
-            return _RELEASED
-        if locked is False:
-            return holder
-        if is_new:
-            _write_holder(descriptor, self.record)
-            return None
-        age = _now(self.path) - os.fstat(descriptor).st_mtime
-        if age < SILENCE and not (_is_here(holder) and (locked or _has_ended(holder))):
-            return holder
-        if not _is_here(holder):
-            silence = f"which gave no sign of life for {age / 60:.0f} minutes"
-            say(f"{escape(self.path)}: taken over from {_stated_holder(holder)}, {silence}")
-        _write_holder(descriptor, self.record)
-        if not locked or not _is_here(holder):
-            time.sleep(CONTEST)  # the last one who wrote into it has it
-        now = _read_holder(descriptor)
-        return (
-            None
-            if now["token"] == self.record["token"] and _leads_to(self.path, descriptor)
-            else now
-        )
-
-    def _keep_alive(self):
-        _own_tokens.add(self.record["token"])
-
-        def renew():
-            while not self.ended.wait(HEARTBEAT):
-                # a server that is away for a moment; the next beat comes soon
-                with suppress(OSError):
-                    os.utime(self.descriptor)
-
-        self.thread = threading.Thread(target=renew, daemon=True)
-        self.thread.start()
-
-    def release(self):
-        """Delete the lock file, unless another has taken it over."""
-        self.ended.set()
-        self.thread.join()
-        try:
-            with refuse_unwritable(self.path):
-                is_own = _read_holder(self.descriptor)["token"] == self.record["token"]
-                if is_own and _leads_to(self.path, self.descriptor):
-                    self.path.unlink(missing_ok=True)
-        finally:
-            _own_tokens.discard(self.record["token"])
-            os.close(self.descriptor)
-
-
-def _flock(descriptor):
-    """Lock an open file. Returns True, False if another has it locked, None if the file system has
-    no locks.
-    """
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in UNKNOWN_LOCK:
-            raise
-        return None
-
-
-def _leads_to(path, descriptor):
-    """Whether a path still leads to an open file."""
-    try:
-        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
-_RELEASED = {}  # stands for a holder who has deleted the lock meanwhile
-_UNKNOWN = {
-    "host": None,
-    "boot": None,
-    "numbering": None,
-    "process": "another",
-    "since": 0.0,
-    "token": None,
-}
-
-
-def _check_is_lock(descriptor, path):
-    """Raise OSError if an open file holds something else than a lock, or what was left of one."""
-    start = os.pread(descriptor, len(LOCK_START), 0).rstrip(b"\0")
-    if not LOCK_START.startswith(start):
-        raise OSError(errno.EEXIST, "it is no lock, but a file of something else", str(path))
-
-
-def _read_holder(descriptor):
-    """Who wrote a lock file, a dict; host is None if it holds nothing that can be read."""
-    try:
-        content = json.loads(os.pread(descriptor, 4096, 0))
-        texts = {name: str(content.get(name))[:200] for name in ("boot", "numbering", "token")}
-        known = {
-            "host": str(content["host"])[:200],
-            "process": int(content["process"]),
-            "since": float(content["since"]),
-        }
-        return known | texts
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-        return _UNKNOWN | {"since": time.time()}
-
-
-def _write_holder(descriptor, record):
-    content = json.dumps(record).encode()
-    os.ftruncate(descriptor, 0)
-    if os.pwrite(descriptor, content, 0) < len(content):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _is_here(holder):
-    """Whether a holder is, or was, on this machine. A container may have another host name at each
-    start.
-    """
-    return holder["host"] in (None, socket.gethostname()) or (
-        _boot() is not None and holder["boot"] == _boot()
-    )
-
-
-def _has_ended(holder):
-    """Whether a holder on this machine is known to have ended."""
-    if type(holder["process"]) is not int or holder["process"] <= 0:
-        return False
-    if holder["numbering"] not in ("None", str(_numbering())):  # "None": of an earlier version
-        return False
-    if holder["process"] == os.getpid():
-        return holder["token"] not in _own_tokens
-    try:
-        os.kill(holder["process"], 0)
-    except (ProcessLookupError, OverflowError):
-        return True
-    except PermissionError:  # another user's
-        return False
-    return False
-
-
-def _boot():
-    """What identifies the running kernel, or None."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return None
-
-
-def _numbering():
-    """What tells processes that are numbered together from those of another container, or None."""
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return None
-
-
-def _now(path):
-    """The time by the clock of the file system, which may be another host's."""
-    with temporary_file(path) as (file, _):
-        return os.fstat(file.fileno()).st_mtime

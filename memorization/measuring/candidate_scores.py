@@ -8,7 +8,8 @@ from memorization.alignment import memorization_score
 from memorization.data.subsets import SUBSETS
 from memorization.errors import WrongUse, short_form
 from memorization.fingerprints import first_difference
-from memorization.machine.files import exists, read_arrays, read_text, refuse_broken
+from memorization.machine.archives import read_arrays
+from memorization.machine.files import exists, read_text, refuse_broken
 from memorization.measuring.score_tables import FORMAT, ScoresSummary
 from memorization.results import SUMMARY, Summary, check_files
 

@@ -13,9 +13,9 @@ import torch.nn as nn
 from memorization.data.augmentations import GRAY_WEIGHTS, whole_images
 from memorization.errors import WrongUse, escape
 from memorization.machine import processes, threads
+from memorization.machine.archives import array_in
 from memorization.machine.device import to_device
 from memorization.machine.files import (
-    array_in,
     check_writable,
     exists,
     read_bytes,

@@ -11,8 +11,9 @@ import pydantic
 
 from memorization.checkpoint import encoder_file, folder_of
 from memorization.errors import WrongUse
-from memorization.machine.files import exists, sole_process
+from memorization.machine.files import exists
 from memorization.machine.interruption import run_child
+from memorization.machine.locks import sole_process
 from memorization.machine.resources import print_estimate
 from memorization.machine.screen import say
 from memorization.settings import read_trained

@@ -8,8 +8,8 @@ from memorization.data.subsets import check_subsets, draw_subsets, prepare_subse
 from memorization.errors import escape
 from memorization.machine import processes
 from memorization.machine.device import choose_device, warn_of_emulation
-from memorization.machine.files import sole_process
 from memorization.machine.interruption import stop_requests
+from memorization.machine.locks import sole_process
 from memorization.machine.resources import memory_for
 from memorization.machine.screen import loss_of_screen, say
 from memorization.training.door import check_device, check_fit, chosen_roles

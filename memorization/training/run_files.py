@@ -25,10 +25,10 @@ from memorization.machine.files import (
     parse_json,
     read_text,
     refuse_broken,
-    sole_process,
     write_atomically,
     write_json,
 )
+from memorization.machine.locks import sole_process
 from memorization.machine.screen import caution, say
 
 LOCK = ".lock"  # held while config.yaml, subsets.npz and environment.json are checked and written

@@ -11,8 +11,8 @@ from conftest import METHODS, write_experiment
 import memorization_scores
 import remove_samples
 import train_simclr
-from memorization.machine.files import sole_process
 from memorization.machine.interruption import PIPE_OF_PARENT, stop_requests
+from memorization.machine.locks import sole_process
 from memorization.measuring import retraining
 from memorization.training import loop as training
 

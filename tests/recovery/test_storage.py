@@ -19,8 +19,8 @@ from conftest import write_experiment
 import train_simclr
 from memorization.checkpoint import read_checkpoint
 from memorization.errors import WrongUse
-from memorization.machine import files as storage
 from memorization.machine import processes
+from memorization.machine.archives import read_arrays
 from memorization.machine.files import (
     append,
     atomically,
@@ -30,19 +30,18 @@ from memorization.machine.files import (
     is_folder,
     make_folder,
     names_in,
-    read_arrays,
     read_bytes,
     read_text,
     refuse_broken,
     rename,
     size_in_words,
-    sole_process,
     stage,
     sync_folder,
     temporary_file,
     write_atomically,
     write_json,
 )
+from memorization.machine.locks import sole_process
 
 
 def test_a_file_is_written_with_its_folder(tmp_path):
@@ -188,19 +187,24 @@ def test_a_lock_left_behind_on_this_host_is_taken_over(content, tmp_path):
         assert json.loads((tmp_path / "lock").read_text())["process"] == os.getpid()
 
 
-def test_a_lock_of_another_host_is_refused_with_its_age_and_the_line_that_removes_it(tmp_path):
+def test_a_lock_of_another_host_that_has_ended_is_taken_over(tmp_path):
+    (tmp_path / "lock").write_text(json.dumps({"host": "elsewhere", "process": 7, "since": 0}))
+    with sole_process(tmp_path / "lock"):  # its kernel has released it
+        assert json.loads((tmp_path / "lock").read_text())["process"] == os.getpid()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_lock_of_a_killed_process_is_free_at_once(tmp_path):
+    code = (
+        "import os, signal, sys\nfrom memorization.machine.locks import sole_process\n"
+        "with sole_process(sys.argv[1]):\n    os.kill(os.getpid(), signal.SIGKILL)"
+    )
     lock = tmp_path / "lock"
-    lock.write_text(json.dumps({"host": "elsewhere", "process": 7, "since": time.time() - 7200}))
-    for _ in range(2):
-        with pytest.raises(
-            WrongUse,
-            match=f"process 7 of elsewhere has written here for 2.0 hours; if it has ended: rm {lock}",
-        ):
-            with sole_process(lock):
-                pass
-    lock.unlink()
+    killed = subprocess.run([sys.executable, "-c", code, str(lock)]).returncode
+    assert killed == -signal.SIGKILL and lock.exists()
     with sole_process(lock):
-        pass
+        assert json.loads(lock.read_text())["process"] == os.getpid()
+    assert os.listdir(tmp_path) == []
 
 
 def test_who_waits_goes_on_once_the_first_one_has_ended(tmp_path, capsys):
@@ -415,7 +419,6 @@ def test_a_folder_that_cannot_be_synced_is_passed_over_and_another_error_is_not(
 
 def test_without_flock_a_lock_is_a_file_that_is_there(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse_locks)
-    monkeypatch.setattr(storage, "CONTEST", 0)
     with sole_process(tmp_path / "lock"):
         with (
             pytest.raises(WrongUse, match=f"process {os.getpid()} of .* is writing here"),
@@ -425,28 +428,31 @@ def test_without_flock_a_lock_is_a_file_that_is_there(tmp_path, monkeypatch):
         assert (tmp_path / "lock").exists()
     assert not (tmp_path / "lock").exists()
     # ended; or its number is ours, as in a container that starts anew
-    for process in (4_000_000, os.getpid()):
-        (tmp_path / "lock").write_text(
-            json.dumps({"host": socket.gethostname(), "process": process, "since": 0})
-        )
-        with sole_process(tmp_path / "lock"):
+    for process in ("4000000\n{}\n", f"{os.getpid()}\n{{}}\n1\n"):
+        (tmp_path / "lock").write_text(process.format(socket.gethostname()))
+        with sole_process(tmp_path / "lock", wait=True):
             pass
+    assert os.listdir(tmp_path) == []
 
 
-def test_without_flock_the_number_of_a_process_in_another_container_tells_nothing(
+def test_without_flock_a_lock_of_another_host_is_refused_with_its_age_and_the_line_that_removes_it(
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr(fcntl, "flock", refuse_locks)
-    with sole_process(tmp_path / "lock"):
-        record = json.loads((tmp_path / "lock").read_text())
-    for process in (4_000_000, os.getpid()):  # there it may be at work
-        other = record | {"host": "3f2a77c01b9e", "numbering": "pid:[7]", "process": process}
-        (tmp_path / "lock").write_text(json.dumps(other))
-        with (
-            pytest.raises(WrongUse, match=f"process {process} of 3f2a77c01b9e is writing here"),
-            sole_process(tmp_path / "lock"),
-        ):
-            pass
+    lock = tmp_path / "lock"
+    for process in (4_000_000, os.getpid()):  # there, or in that container, it may be at work
+        lock.write_text(f"{process}\n3f2a77c01b9e\n")
+        os.utime(lock, (time.time() - 7200,) * 2)
+        holder = f"process {process} of 3f2a77c01b9e has written here for 2.0 hours"
+        for _ in range(2):
+            with (
+                pytest.raises(WrongUse, match=f"{holder}; if it has ended: rm {lock}"),
+                sole_process(lock),
+            ):
+                pass
+        lock.unlink()
+    with sole_process(lock):
+        pass
 
 
 def test_a_lock_that_cannot_be_had_is_one_line_and_nothing_is_left(tmp_path, monkeypatch):
@@ -499,59 +505,13 @@ def test_half_a_line_is_not_left_in_a_log(tmp_path, monkeypatch):
 # --- who holds a lock -----------------------------------------------------------------------------
 
 
-def lock_of_another_host(path, silent_for):
-    path.write_text(json.dumps({"host": "elsewhere", "process": 7, "since": time.time() - 7200}))
-    os.utime(path, (time.time() - silent_for,) * 2)
-
-
-def test_a_lock_of_another_host_that_gives_no_sign_of_life_is_taken_over_with_one_line(
-    tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(storage, "CONTEST", 0)
-    lock_of_another_host(tmp_path / "lock", silent_for=600)
-    with sole_process(tmp_path / "lock"):
-        assert json.loads((tmp_path / "lock").read_text())["process"] == os.getpid()
-    line = f"{tmp_path}/lock: taken over from process 7 of elsewhere, which gave no sign of life for 10 minutes\n"
-    assert capsys.readouterr().out == line and os.listdir(tmp_path) == []
-
-
-def test_silence_is_measured_by_the_clock_of_the_file_system(tmp_path, monkeypatch):
-    lock_of_another_host(tmp_path / "lock", silent_for=0)
-    monkeypatch.setattr(storage, "_now", lambda path: os.stat(path).st_mtime + 10)
-    monkeypatch.setattr(time, "time", lambda: 4e9)  # the clock of this host is wrong
-    with pytest.raises(WrongUse, match="process 7 of elsewhere"), sole_process(tmp_path / "lock"):
-        pass
-
-
-def test_who_holds_a_lock_renews_its_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "HEARTBEAT", 0.01)
-    with sole_process(tmp_path / "lock"):
-        os.utime(tmp_path / "lock", (0, 0))
-        while os.stat(tmp_path / "lock").st_mtime == 0:
-            time.sleep(0.01)
-    assert not (tmp_path / "lock").exists()
-
-
-def test_a_lock_of_a_container_on_this_machine_that_had_another_name_is_taken_over(tmp_path):
-    with sole_process(tmp_path / "lock"):
-        record = json.loads((tmp_path / "lock").read_text())
-    if record["boot"] is None:
-        pytest.skip("this system does not tell one start of its kernel from another")
-    (tmp_path / "lock").write_text(json.dumps(record | {"host": "3f2a77c01b9e"}))
-    with sole_process(tmp_path / "lock"):
-        assert json.loads((tmp_path / "lock").read_text())["host"] == socket.gethostname()
-
-
 def test_a_lock_that_another_has_taken_over_is_left_to_it(tmp_path):
-    with sole_process(tmp_path / "lock"):
-        # as after a night in which this host slept
-        lock_of_another_host(tmp_path / "lock", silent_for=0)
-    assert json.loads((tmp_path / "lock").read_text())["host"] == "elsewhere"
-    (tmp_path / "lock").unlink()
-    with sole_process(tmp_path / "lock"):
-        (tmp_path / "lock").rename(tmp_path / "aside")
-        (tmp_path / "lock").write_text("another file")
-    assert (tmp_path / "lock").read_text() == "another file"
+    for content in (json.dumps({"host": "elsewhere", "process": 7}), "another file"):
+        with sole_process(tmp_path / "lock"):
+            (tmp_path / "lock").rename(tmp_path / "aside")
+            (tmp_path / "lock").write_text(content)
+        assert (tmp_path / "lock").read_text() == content
+        (tmp_path / "lock").unlink()
 
 
 def add_ten(path):

@@ -44,7 +44,7 @@ from memorization.data.images import Split, open_images
 from memorization.data.subsets import load_subsets, save_subsets
 from memorization.errors import Broken, WrongUse
 from memorization.fingerprints import checksum
-from memorization.machine.files import read_arrays
+from memorization.machine.archives import read_arrays
 from memorization.measuring.boxes import boxes_of
 from memorization.measuring.removal_curve import read_accuracy
 from memorization.measuring.representations import read_representations
