@@ -25,8 +25,10 @@ GPU_MEMORY, HOST_MEMORY = "the GPU's memory has left", "memory has left in the h
 
 
 def escape(text):
-    """A text of a file, or a file's name, as it may be printed: control characters as escapes."""
-    return UNPRINTED.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+    """Write the control characters of a text or of a file's name as escapes, so that it can be
+    printed.
+    """
+    return UNPRINTED.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
 
 
 def shorten(text, most=MOST_OF_A_VALUE):
@@ -36,14 +38,12 @@ def shorten(text, most=MOST_OF_A_VALUE):
 
 
 def short_form(value):
-    """A value as it is shown: of a SHA-256 the first 12 digits, of a long one its beginning and its
-    end.
+    """A value in a message: the first 12 digits of a SHA-256, the beginning and the end of a long
+    value.
     """
-    return (
-        f"{value[:12]}..."
-        if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
-        else shorten(repr(value))
-    )
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
+        return f"{value[:12]}..."
+    return shorten(repr(value))
 
 
 def one_line(message):
@@ -65,8 +65,8 @@ class Broken(WrongUse):
 
 
 class Interrupted(Exception):
-    """A training was told to stop, and is saved. The message is one line; `exit_code` is 128 + the
-    signal's number, as in shells.
+    """A signal stopped a training, which is saved. The message is one line; `exit_code` is 128 +
+    the signal's number, as in shells.
     """
 
     def __init__(self, message, number):
@@ -75,7 +75,7 @@ class Interrupted(Exception):
 
 
 class Caution(UserWarning):
-    """A warning of ours, one line: the work goes on, but its result may not be what was wanted."""
+    """A warning of one line: the work goes on, but its result may not be what the user expects."""
 
     def __init__(self, message):
         super().__init__(one_line(message))

@@ -1,4 +1,4 @@
-"""Arrays in files: .npy, .npz and other zip files, of which nothing is executed or taken on trust."""
+"""Arrays in .npy files, and in .npz and other zip files. Nothing in them is executed or trusted."""
 
 import errno
 import io
@@ -14,7 +14,7 @@ MOST_DIRECTORY = 2**24  # bytes of a zip file's list of members, some 80 a membe
 
 
 def read_arrays(path):
-    """{name: array} of an .npz file of np.savez. Raises ValueError where it is broken, compressed
+    """{name: array} of an .npz file of np.savez. Raises ValueError if it is broken or compressed,
     or claims more than it holds.
     """
     with open_archive(path) as file:
@@ -45,7 +45,7 @@ def open_archive(path):
 
 
 def _check_directory(file):
-    """Raise ValueError if the list of members is larger than ours ever are: each becomes an object."""
+    """Raise ValueError if the list of members is larger than ours are: each becomes an object."""
     end = zipfile._EndRecData(file)  # what ZipFile itself goes by
     if end is not None and end[zipfile._ECD_SIZE] > MOST_DIRECTORY:
         raise ValueError(f"a list of members of {end[zipfile._ECD_SIZE]} bytes")
@@ -66,8 +66,8 @@ def check_members(file):
 
 
 def array_in(content):
-    """The array in the bytes of an .npy file. Raises ValueError where its header claims another
-    size than they have.
+    """The array in the bytes of an .npy file. Raises ValueError if its header claims another size
+    than they have.
     """
     file = io.BytesIO(content)
     shape, fortran_order, dtype = array_header(file)

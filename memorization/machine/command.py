@@ -31,26 +31,11 @@ def one_line_errors(main):
             processes.leave()
             _check_screen()
             return result
-        except WrongUse as error:
-            if processes.claim_report():
-                print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
         except processes.OtherFailed:
             raise SystemExit(2) from None
-        except (MemoryError, RuntimeError, OSError) as error:
-            memory = exhausted_memory(error)
-            if memory is not None:
-                reason = (
-                    f"this needs more than {memory}; end what else uses it, or take less at a time"
-                )
-            elif isinstance(error, OSError):
-                place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-                reason = one_line(f"{place}{error.strerror or error}")
-            elif processes.is_lost(error):
-                reason = (
-                    f"one of the {processes.count()} processes has ended before its work was done"
-                )
-            else:
+        except (WrongUse, MemoryError, RuntimeError, OSError) as error:
+            reason = _reason_to_end(error)
+            if reason is None:
                 raise
             if processes.claim_report():
                 print(f"error: {reason}", file=sys.stderr)
@@ -68,13 +53,27 @@ def one_line_errors(main):
     return run
 
 
+def _reason_to_end(error):
+    """Why a script ends, in one line, if that is not the program's fault; else None."""
+    memory = exhausted_memory(error)
+    if isinstance(error, WrongUse):
+        return str(error)
+    if memory is not None:
+        return f"this needs more than {memory}; end what else uses it, or take less at a time"
+    if isinstance(error, OSError):
+        place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return one_line(f"{place}{error.strerror or error}")
+    if processes.is_lost(error):
+        return f"one of the {processes.count()} processes has ended before its work was done"
+    return None
+
+
 def _check_screen():
     """Raise WrongUse if something could not be printed, unless the reader had left."""
     loss = loss_of_screen()
     if loss is not None and not isinstance(loss, BrokenPipeError):
-        raise WrongUse(
-            f"the screen (stdout): cannot be written to ({loss.strerror}); the work is done, and its files are whole"
-        )
+        fault = f"the screen (stdout): cannot be written to ({loss.strerror})"
+        raise WrongUse(f"{fault}; the work is done, and its files are whole")
 
 
 _as_python_does = warnings.formatwarning

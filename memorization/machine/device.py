@@ -22,19 +22,18 @@ def choose_device(name, threads=None):
     use_exact_arithmetic()
     if threads:
         torch.set_num_threads(threads)
-    given = name
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    else:
+        device = torch.device(name)
     if meeting.world_size() > 1 and device.type == "cuda":
         if device.index is not None:
-            raise WrongUse(
-                f"device: {name!r} is one GPU for {meeting.world_size()} processes; with cuda or auto each has its own"
-            )
+            both = f"{name!r} is one GPU for {meeting.world_size()} processes"
+            raise WrongUse(f"device: {both}; with cuda or auto each has its own")
         device = meeting.own_gpu()
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise WrongUse(
-            f"device: {given!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices"
+            f"device: {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices"
         )
     meeting.join(device)
     return device
@@ -82,12 +81,11 @@ def use_exact_arithmetic():
 
 def describe_machine(device):
     """Versions, device and git commit, a dict of plain types."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "torchvision", "numpy", "scipy")},
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu ({processor()})",
+        "device": gpu or f"cpu ({processor()})",
         "threads": torch.get_num_threads(),
         "processes": processes.count(),
         "commit": _commit(),
@@ -107,20 +105,13 @@ def processor():
 
 
 def _commit():
-    """The git commit of this code, with + where the files differ from it; None outside a git
+    """The git commit of this code, with + if the files differ from it; None outside a git
     checkout.
     """
     try:
-        git = [
-            "git",
-            "-C",
-            str(Path(__file__).parent),
-            "describe",
-            "--always",
-            "--abbrev=40",
-            "--exclude=*",
-            "--dirty=+",
-        ]
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        git = ["git", "-C", str(Path(__file__).parent)]
+        describe = ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+        ended = subprocess.run([*git, *describe], capture_output=True, text=True, check=True)
+        return ended.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -23,12 +23,13 @@ from memorization.machine.processes import is_first, on_first_process
 
 MOST_TEXT = 2**25  # bytes of a text file that is read at once: of a log, 100,000 epochs
 MOST_JSON = 2**23  # characters; small lists take twenty times as much memory
-TRIED_BYTES = 4096  # written to find out if a folder takes files; a full disk takes empty ones
-LEFT_BEHIND = 24 * 3600  # seconds after which a temporary file has no writer, if locks cannot tell
+TRIAL_BYTES = 4096  # written to find out if a folder takes files; a full disk takes empty ones
+ABANDONED = 24 * 3600  # seconds after which a temporary file has no writer, if locks cannot tell
 OF_ROOM = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # errors of a file too large
 # Errors of folders that cannot be synced, or not be opened to sync them.
 NO_SYNC = (
-    errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EISDIR, errno.EBADF, errno.EACCES,
+    errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EISDIR, errno.EBADF,
+    errno.EACCES,
 )  # fmt: skip
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 # A file is opened only if it is there as such: no link is followed, and nothing is waited for.
@@ -103,9 +104,9 @@ def append(path, text):
 
 
 def _write_through(file, content):
-    left = memoryview(content)
-    while left:
-        left = left[file.write(left) :]
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
     os.fsync(file.fileno())
 
 
@@ -116,7 +117,7 @@ def temporary_file(path):
     No other process opens it: its name cannot be guessed, and its writer holds a lock on it.
     Temporary files that killed writers have left beside path are deleted first.
     """
-    _delete_left_behind(path)
+    _delete_abandoned(path)
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | AS_IT_IS, 0o666)
@@ -130,22 +131,22 @@ def temporary_file(path):
                     temporary.unlink(missing_ok=True)
 
 
-def _delete_left_behind(path):
+def _delete_abandoned(path):
     """Delete temporary files of path whose writers were killed."""
     name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}\.partial")
     # what cannot be deleted does no harm
     with suppress(OSError), os.scandir(path.parent) as entries:
         for temporary in [Path(entry.path) for entry in entries if name.fullmatch(entry.name)]:
             with suppress(OSError):  # gone already, another user's, or a link
-                _delete_if_left_behind(temporary)
+                _delete_if_abandoned(temporary)
 
 
-def _delete_if_left_behind(temporary):
+def _delete_if_abandoned(temporary):
     with closing_descriptor(os.open(temporary, os.O_RDWR | AS_IT_IS)) as descriptor:
         written = regular_status(descriptor, temporary).st_mtime
         locked = try_flock(descriptor)
         if locked is None:
-            locked = time.time() - written > LEFT_BEHIND
+            locked = time.time() - written > ABANDONED
         if locked and _leads_to(temporary, descriptor):
             temporary.unlink()
 
@@ -166,8 +167,8 @@ def check_writable(folder):
         if exists(place) and not is_folder(place):
             raise WrongUse(f"{place}: cannot be written to (it is a file, and should be a folder)")
     folder = nearest_folder(folder)
-    with refuse_unwritable(folder, TRIED_BYTES), temporary_file(folder / "writable") as (file, _):
-        _write_through(file, bytes(TRIED_BYTES))
+    with refuse_unwritable(folder, TRIAL_BYTES), temporary_file(folder / "writable") as (file, _):
+        _write_through(file, bytes(TRIAL_BYTES))
 
 
 @on_first_process
@@ -186,7 +187,7 @@ def delete_file(path):
 
 @on_first_process
 def rename(path, new):
-    """Rename a file, over a file or a link that is there. Raises WrongUse if that cannot be done."""
+    """Rename a file, over a file or a link that is there. Raises WrongUse if that fails."""
     with refuse_unwritable(path):
         _check_replaceable(path)
     with refuse_unwritable(new):
@@ -217,10 +218,12 @@ def refuse_unwritable(path, size=None):
 
 
 def _stated_room(path, size):
+    needed = f": it needs {size_in_words(size)}"
     try:
-        return f": it needs {size_in_words(size)}, {size_in_words(free_bytes(Path(path).parent))} are free there"
+        free = free_bytes(Path(path).parent)
     except (OSError, WrongUse):  # of a disk that is gone
-        return f": it needs {size_in_words(size)}"
+        return needed
+    return f"{needed}, {size_in_words(free)} are free there"
 
 
 def reason_of(error, path=None):

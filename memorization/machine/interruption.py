@@ -48,17 +48,15 @@ class StopRequest:
     @property
     def name(self):
         if self.number == signal.SIGPIPE:
-            return (
-                f"nothing can be printed ({getattr(loss_of_screen(), 'strerror', 'Broken pipe')})"
-            )
+            reason = getattr(loss_of_screen(), "strerror", "Broken pipe")
+            return f"nothing can be printed ({reason})"
         return signal.Signals(self.number).name
 
     def check(self, done):
-        """Raise Interrupted where a signal has come. done: what is saved, in words."""
+        """Raise Interrupted if a signal has come. done: what is saved, in words."""
         if self.number:
-            raise Interrupted(
-                f"{self.name}: {done}; the same command goes on from here", self.number
-            )
+            advice = "the same command goes on from here"
+            raise Interrupted(f"{self.name}: {done}; {advice}", self.number)
 
 
 @contextmanager
@@ -74,11 +72,9 @@ def stop_requests():
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    previous = {number: signal.getsignal(number) for number in STOPPING}
-    previous = {
-        number: handler for number, handler in previous.items() if handler != signal.SIG_IGN
-    }
-    asked = []  # (signal, time)
+    handlers = {number: signal.getsignal(number) for number in STOPPING}
+    previous = {number: old for number, old in handlers.items() if old != signal.SIG_IGN}
+    signals = []  # (number, time)
 
     def note(number, _):
         request.number = number
@@ -86,9 +82,10 @@ def stop_requests():
         # at once.
         if processes.count() > 1 or number == signal.SIGHUP:
             return
-        asked.append((number, time.monotonic()))
-        is_echo = number == asked[0][0] == signal.SIGTERM and asked[-1][1] - asked[0][1] < ECHO
-        if len(asked) > 1 and not is_echo:
+        signals.append((number, time.monotonic()))
+        (first, start), (_, end) = signals[0], signals[-1]
+        is_echo = number == first == signal.SIGTERM and end - start < ECHO
+        if len(signals) > 1 and not is_echo:
             signal.signal(number, previous[number])
             os.kill(os.getpid(), number)
 
@@ -134,7 +131,7 @@ def run_child(command, stop):
 
 
 def _parent_is_gone():
-    """Whether this process is a child of `run_child` whose parent has ended or was asked to stop."""
+    """Whether this process is a child of `run_child` whose parent has ended or has to stop."""
     text = os.environ.get(PIPE_OF_PARENT, "")
     if not re.fullmatch("[0-9]{1,4}", text):
         return False

@@ -84,18 +84,17 @@ def _number(variable, least, most):
     """The whole number in a variable of the environment, within bounds."""
     text = os.environ[variable]
     if not re.fullmatch("[0-9]{1,7}", text) or not least <= int(text) <= most:
-        raise WrongUse(
-            f"{variable}: {text[:80]!r} in the environment is not allowed: a number from {least} to {most}; {_advice()}"
-        )
+        fault = f"{text[:80]!r} in the environment is not allowed: a number from {least} to {most}"
+        raise WrongUse(f"{variable}: {fault}; {_advice()}")
     return int(text)
 
 
 def _check_present(*variables):
     missing = [variable for variable in variables if not os.environ.get(variable)]
     if missing:
-        raise WrongUse(
-            f"WORLD_SIZE: {os.environ['WORLD_SIZE']} in the environment, but not {', '.join(missing)}; {_advice()}"
-        )
+        size = os.environ["WORLD_SIZE"]
+        fault = f"{size} in the environment, but not {', '.join(missing)}"
+        raise WrongUse(f"WORLD_SIZE: {fault}; {_advice()}")
 
 
 def _advice():
@@ -118,7 +117,7 @@ class _Wait:
         self.place, self.start = place, time.monotonic()
         self.for_whom = f"the first process at {place}"
         self.timers = [
-            threading.Timer(FIRST_WORD, self._tell),
+            threading.Timer(FIRST_WORD, self._report),
             threading.Timer(PATIENCE + 10, self._end),
         ]
 
@@ -139,7 +138,7 @@ class _Wait:
     def _out_of_patience(self):
         return f"WORLD_SIZE: waited {PATIENCE / 60:.0f} minutes for {self.for_whom}; {_advice()}"
 
-    def _tell(self):
+    def _report(self):
         who = f"process {self.place.rank} of {self.place.count} (WORLD_SIZE)"
         print(one_line(f"{who} waits for {self.for_whom}"), file=sys.stderr, flush=True)
 
@@ -158,9 +157,8 @@ def _meet(place, wait):
         start = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
         store = dist.PrefixStore(f"meeting {start} of {place.count}", store)
         if store.add(f"process {place.rank}", 1) > 1:
-            raise WrongUse(
-                f"RANK: {place.rank} in the environment of two processes that meet at {place}; each needs its own"
-            )
+            fault = f"{place.rank} in the environment of two processes that meet at {place}"
+            raise WrongUse(f"RANK: {fault}; each needs its own")
         while missing := [
             rank for rank in range(place.count) if not store.check([f"process {rank}"])
         ]:
@@ -168,9 +166,8 @@ def _meet(place, wait):
             names = ", ".join(map(str, missing[:5])) + (" and others" if len(missing) > 5 else "")
             wait.go_on(f"RANK {names}: {here} of {place.count} processes are at {place}")
     except dist.DistError as error:
-        raise WrongUse(
-            f"MASTER_ADDR, MASTER_PORT: no meeting at {place} ({_first_line(error)}); {_advice()}"
-        ) from None
+        fault = f"no meeting at {place} ({_first_line(error)})"
+        raise WrongUse(f"MASTER_ADDR, MASTER_PORT: {fault}; {_advice()}") from None
     return store
 
 
@@ -191,9 +188,8 @@ def _connect(place, store, device, wait):
         )
     except RuntimeError as error:
         reason = _first_line(error)
-        raise WrongUse(
-            f"no connection to the other processes ({reason}); GLOO_SOCKET_IFNAME names the network"
-        ) from None
+        fault = f"no connection to the other processes ({reason})"
+        raise WrongUse(f"{fault}; GLOO_SOCKET_IFNAME names the network") from None
 
 
 def _open_store(place, wait):
@@ -213,9 +209,8 @@ def _check_free(place):
     try:
         socket.create_server(("", place.port)).close()
     except OSError as error:
-        raise WrongUse(
-            f"MASTER_PORT: {place.port} cannot be used ({os.strerror(error.errno)}); take another port"
-        ) from None
+        fault = f"{place.port} cannot be used ({os.strerror(error.errno)})"
+        raise WrongUse(f"MASTER_PORT: {fault}; take another port") from None
 
 
 def _unreachable(place):

@@ -17,11 +17,11 @@ import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-# that a process waits for the others: the first may have a data set to decode
+# A process waits so long for the others: the first may have a data set to decode.
 PATIENCE = timedelta(hours=12)
-# seconds that the other processes wait before they print an error, if they have not met
+# Seconds that the other processes wait before they print an error, if they have not met.
 SILENCE = 2
-# in the errors of torch when another process is gone
+# Words in torch's errors if another process is gone.
 LOST = re.compile("gloo|NCCL|TCPStore", re.IGNORECASE)
 
 meeting_point = None  # the store in which the processes met
@@ -68,14 +68,14 @@ def on_first_process(function):
 
 
 def leave():
-    """Part from the other processes, once all is done."""
+    """Leave the other processes, once all work is done."""
     if dist.is_initialized():
         wait_for_all()
         dist.destroy_process_group()
 
 
 def claim_report():
-    """Whether this process is to print why all of them end: it is the first one that asks."""
+    """Whether this process prints why all of them end: the first one that asks does."""
     if meeting_point is not None:
         try:
             return meeting_point.add("told", 1) == 1
@@ -104,8 +104,8 @@ def hidden_bar():
 
 @contextmanager
 def first_before_others():
-    """Let the first process run the body before the others, such as to make a file that they then
-    find.
+    """Let the first process run the body before the others, for example to write a file that they
+    then read.
 
     The others raise OtherFailed if the first one fails.
     """
@@ -128,16 +128,12 @@ def wait_for_all():
 
 
 def map_parts(work, parts, name):
-    """[work(part) for part in parts], each part worked on by one process. name: of the work, at its
-    bar.
+    """[work(part) for part in parts], divided among the processes. name: of the work, at its bar.
 
-    What work returns is to be of plain types and arrays, and of tensors on the CPU: it is pickled
-    on its way.
+    What work returns is pickled: plain types, arrays, and tensors on the CPU.
     """
-    own = [
-        work(part)
-        for part in tqdm(parts[rank() :: count()], desc=name, leave=False, disable=hidden_bar())
-    ]
+    own_parts = tqdm(parts[rank() :: count()], desc=name, leave=False, disable=hidden_bar())
+    own = [work(part) for part in own_parts]
     if count() == 1:
         return own
     shares = [None] * count()
@@ -146,7 +142,7 @@ def map_parts(work, parts, name):
 
 
 def broadcast(value):
-    """The value that the first process has, in all."""
+    """The value of the first process, in all processes."""
     if count() == 1:
         return value
     values = [value]
@@ -155,7 +151,7 @@ def broadcast(value):
 
 
 def maxima(*numbers):
-    """For each of these ints the largest among the processes, a list."""
+    """The largest value of each of these ints among the processes, a list."""
     if count() == 1:
         return list(numbers)
     numbers = torch.tensor(numbers)
@@ -182,7 +178,7 @@ def mean(value):
 
 @torch.no_grad()
 def gather_rows(values):
-    """The rows (n, D) of all processes, one after the other, (count n, D)."""
+    """The rows (n, D) of all processes in their order, (count n, D)."""
     if count() == 1:
         return values
     parts = [torch.empty_like(values) for _ in range(count())]
@@ -191,19 +187,15 @@ def gather_rows(values):
 
 
 def find_unshared_norm(module, device):
-    """The name of a batch norm that would see this process's part of a batch alone, or None: on
-    GPUs they are shared, on CPUs not.
+    """The name of a batch norm that would see only this process's part of a batch, or None.
+
+    On GPUs the processes share what a norm sees (see `share_norms`), on CPUs they cannot.
     """
-    if count() == 1 or device.type == "cuda":
-        return None
-    return next(
-        (
-            name
-            for name, part in module.named_modules()
-            if isinstance(part, nn.modules.batchnorm._BatchNorm)
-        ),
-        None,
-    )
+    if count() > 1 and device.type != "cuda":
+        for name, part in module.named_modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                return name
+    return None
 
 
 def share_norms(module):
@@ -212,8 +204,8 @@ def share_norms(module):
 
 
 def share_gradients(module):
-    """What to call in the place of a module, so that its gradients are means over the processes;
-    its weights become the first one's.
+    """A module to call in place of this one: its gradients are means over the processes, and its
+    weights become those of the first one.
     """
     if count() == 1:
         return module

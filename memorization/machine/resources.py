@@ -1,4 +1,4 @@
-"""What long work takes: time, memory and disk, told before it starts; and one line where memory
+"""What long work takes: time, memory and disk, printed before it starts; and one line if memory
 runs out.
 """
 
@@ -37,7 +37,7 @@ def print_estimate(what, seconds, device, disk=0, folder="."):
     """One line: what is about to be done, its time, the memory that a trial of it took, and the
     bytes it writes to the disk.
 
-    Warns where the disk that holds the folder has less room.
+    Warns if the disk that holds the folder has less room.
     """
     memory = f"{size_in_words(peak_memory())} of memory"
     if device.type == "cuda":

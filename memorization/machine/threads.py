@@ -1,4 +1,8 @@
-"""Work that a CPU's threads share, each of them doing all of an operation alone."""
+"""A thread pool for work on a CPU. Every thread runs its operations single-threaded.
+
+For encoders that is faster than to let torch divide each operation among its threads: the
+activations of a small part of a batch stay in a thread's cache.
+"""
 
 import math
 import os
@@ -9,7 +13,7 @@ from itertools import islice
 
 import torch
 
-# that a thread encodes at most: what they become in a network is to stay in its cache
+# What a thread encodes at a time, at most: its activations are to stay in the thread's cache.
 IMAGES_TOGETHER, PIXELS_TOGETHER = 64, 2**18
 PIXELS_TOGETHER_ELSEWHERE = 2**22  # on a device that does not tell the size of its memory
 # of a GPU's memory, for each pixel it encodes at a time: a ResNet-50 takes 2**12
@@ -17,13 +21,13 @@ BYTES_A_PIXEL = 2**14
 
 
 def count(device):
-    """How many threads share: one on a GPU, and in a thread that has its share already."""
+    """Number of worker threads: one on a GPU and inside a worker thread."""
     return torch.get_num_threads() if device.type == "cpu" else 1
 
 
 def map_parts(work, parts, device):
-    """[work(part) for part in parts], shared among threads."""
-    # which hold for one thread alone, as autocast does
+    """[work(part) for part in parts], computed by a pool of threads on a CPU."""
+    # torch keeps these modes, and autocast, for each thread
     gradients, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     halved = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
 
@@ -42,23 +46,22 @@ def map_parts(work, parts, device):
 def encode_in_parts(encode, views):
     """[encode(view.pixels, view.visible) for view in views], in fewer or more calls.
 
-    encode: its rows must not depend on each other. On a CPU threads share the images. A GPU encodes
-    views of one shape together, as far as its memory allows: every call costs the host time, and
-    under autocast casts all weights.
+    encode: each of its rows depends on one image alone. On a CPU the images are divided among
+    threads. A GPU encodes views of one shape together, as far as its memory allows: every call
+    costs the host time, and under autocast casts all weights.
     """
     device = views[0].pixels.device
     if device.type != "cpu":
         return _encode_together(encode, views, _pixels_at_once(device))
     share = math.ceil(sum(len(view.pixels) for view in views) / count(device))
     parts = [_parts(view, min(IMAGES_TOGETHER, share)) for view in views]
-    made = iter(map_parts(lambda part: encode(*part), sum(parts, []), device))
-    return [torch.cat(list(islice(made, len(of_view)))) for of_view in parts]
+    encodings = iter(map_parts(lambda part: encode(*part), sum(parts, []), device))
+    return [torch.cat(list(islice(encodings, len(of_view)))) for of_view in parts]
 
 
 def _encode_together(encode, views, most):
-    """What `encode_in_parts` returns. A call encodes views of one shape, with at most `most` pixels in all.
-
-    A view that has more pixels is encoded by itself.
+    """What `encode_in_parts` returns. A call encodes views of one shape, with at most `most` pixels
+    in all; a view that has more pixels is encoded by itself.
     """
     places_of = {}
     for place, (pixels, visible) in enumerate(views):
@@ -97,24 +100,22 @@ def _parts(view, most):
     height, width = view.pixels.shape[2:]
     length = max(1, min(most, PIXELS_TOGETHER // (height * width)))
     pixels = view.pixels.split(length)
-    return list(
-        zip(pixels, [None] * len(pixels) if view.visible is None else view.visible.split(length))
-    )
+    visible = [None] * len(pixels) if view.visible is None else view.visible.split(length)
+    return list(zip(pixels, visible))
 
 
 @cache
 def _pool(threads):
-    """Threads that each do all of an operation alone: it is too small to be shared, and torch
-    rounds a shared sum in another way.
+    """A pool of threads, each of which runs its operations single-threaded: they are small, and
+    torch rounds a sum that several threads compute in another way.
     """
-    return ThreadPoolExecutor(threads, initializer=_alone)
+    return ThreadPoolExecutor(threads, initializer=_use_one_thread)
 
 
-def _alone():
-    """Have torch do operations in this thread alone."""
+def _use_one_thread():
+    """Make torch run the operations of this thread single-threaded."""
     torch.set_num_threads(1)
-    # else torch would take the number that was set last, by any thread, at the first operation in
-    # this one
+    # This fixes the number. Else the first operation would take the one that any thread set last.
     torch.get_num_threads()
 
 

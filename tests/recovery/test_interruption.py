@@ -235,7 +235,8 @@ def test_a_retraining_that_nobody_reads_ends_the_others_too(tmp_path, monkeypatc
     with pytest.raises(SystemExit) as ending:
         remove_samples.main(["--config", path, "--retrain"])
     assert (ending.value.code, len(started)) == (code, 1)
-    line = "stopped: nothing can be printed (Broken pipe): what was retrained so far is kept; the same command goes on from here\n"
+    reason, state = "nothing can be printed (Broken pipe)", "what was retrained so far is kept"
+    line = f"stopped: {reason}: {state}; the same command goes on from here\n"
     assert capsys.readouterr().err == line
 
 

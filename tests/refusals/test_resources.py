@@ -83,7 +83,10 @@ GPU, HOST = "the GPU's memory has left", "memory has left in the host"
 
 @pytest.mark.parametrize("error, memory", [
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), GPU),
-    (torch.AcceleratorError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'"), GPU),
+    (
+        torch.AcceleratorError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'"),
+        GPU,
+    ),
     (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), GPU),
     (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), GPU),
     (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), GPU),
@@ -91,7 +94,10 @@ GPU, HOST = "the GPU's memory has left", "memory has left in the host"
     (RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED"), GPU),
     (RuntimeError("CUDA driver error: out of memory"), GPU),
     (RuntimeError("NCCL error: unhandled cuda error: Cuda failure 2 'out of memory'"), GPU),
-    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), HOST),
+    (
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        HOST,
+    ),
     (RuntimeError("unable to mmap 9 bytes from file <x>: Cannot allocate memory (12)"), HOST),
     (OSError(errno.ENOMEM, "Cannot allocate memory"), HOST),
     (MemoryError(), HOST),
