@@ -28,13 +28,12 @@ def represent(encoder, views, representation="pooled"):
     """Representations of V views of the same B images, each l2-normalized.
 
     representation: "pooled", the encoder's output; "tokens", all its positions before pooling,
-    flattened. Returns (B, V, D). Raises ValueError for tokens of masked views, which stand at other
-    positions in every view.
+    flattened. Returns (B, V, D). Raises ValueError for tokens of masked views: their positions
+    differ from view to view.
     """
     if representation == "tokens" and any(view.visible is not None for view in views):
-        raise ValueError(
-            "tokens of masked views are no vectors to compare; see masked_token_distances"
-        )
+        message = "tokens of masked views are no vectors to compare; see masked_token_distances"
+        raise ValueError(message)
     encode = {
         # A network that knows no hidden patches takes pixels alone.
         "pooled": lambda pixels, visible: (
@@ -43,11 +42,11 @@ def represent(encoder, views, representation="pooled"):
         "tokens": lambda pixels, visible: encoder.tokens(pixels, visible).flatten(1),
     }[representation]
     representations = torch.stack(encode_in_parts(encode, views), dim=1)  # (B, V, D)
-    return normalize(in_single_at_least(representations), dim=2)
+    return normalize(widen_half(representations), dim=2)
 
 
-def in_single_at_least(representations):
-    """Representations of half precision in float32, in which they are compared; others as they are."""
+def widen_half(representations):
+    """Casts half-precision representations to float32 before they are compared."""
     return representations.to(torch.promote_types(representations.dtype, torch.float32))
 
 
@@ -55,10 +54,9 @@ def view_distances(representations):
     """L2 distances between the views of each sample. representations: (B, V, D). Returns (B, V, V),
     zeros on the diagonal.
     """
-    # By differences, not by inner products, which lose half the digits where views nearly agree.
-    return torch.cdist(
-        representations, representations, compute_mode="donot_use_mm_for_euclid_dist"
-    )
+    # Differences, not inner products: those lose half the digits if views nearly agree.
+    by_differences = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(representations, representations, compute_mode=by_differences)
 
 
 def encoder_distances(encoder, views, representation="pooled"):
@@ -74,45 +72,42 @@ def encoder_distances(encoder, views, representation="pooled"):
 
 
 def masked_tokens(encoder, views):
-    """The tokens of V views of the same B images, each at its own position, of a vision
-    transformer.
+    """The tokens that a vision transformer makes of V views of the same B images, each at its
+    position in the image.
 
     Returns tokens (B, V, 1 + T, D), the class token first, undefined where a patch is hidden; and
-    seen (B, V, 1 + T), bool.
+    is_visible (B, V, 1 + T), bool.
     """
-    tokens, seen = [], []
-    for view, known in zip(views, encode_in_parts(encoder.tokens, views)):
+    all_tokens, all_visible = [], []
+    for view, tokens in zip(views, encode_in_parts(encoder.tokens, views)):
         T = (view.pixels.shape[2] // encoder.patch) ** 2
-        known = in_single_at_least(known)  # (B, 1 + K, D)
-        places = torch.arange(1 + T, device=known.device).expand(len(known), -1)
+        tokens = widen_half(tokens)  # (B, 1 + K, D)
+        positions = torch.arange(1 + T, device=tokens.device).expand(len(tokens), -1)
         if view.visible is not None:
-            places = torch.cat([places[:, :1], 1 + view.visible], dim=1)  # (B, 1 + K)
-        everywhere = known.new_zeros(len(known), 1 + T, known.shape[2])
-        tokens.append(everywhere.scatter_(1, places[:, :, None].expand_as(known), known))
-        seen.append(
-            torch.zeros(len(known), 1 + T, dtype=torch.bool, device=known.device).scatter_(
-                1, places, True
-            )
-        )
-    return torch.stack(tokens, dim=1), torch.stack(seen, dim=1)
+            positions = torch.cat([positions[:, :1], 1 + view.visible], dim=1)  # (B, 1 + K)
+        in_image = tokens.new_zeros(len(tokens), 1 + T, tokens.shape[2])
+        all_tokens.append(in_image.scatter_(1, positions[:, :, None].expand_as(tokens), tokens))
+        is_visible = torch.zeros(len(tokens), 1 + T, dtype=torch.bool, device=tokens.device)
+        all_visible.append(is_visible.scatter_(1, positions, True))
+    return torch.stack(all_tokens, dim=1), torch.stack(all_visible, dim=1)
 
 
-def masked_token_distances(tokens, seen):
-    """L2 distances between flattened tokens, each pair of views only at the positions that both
-    see, l2-normalized after the restriction.
+def masked_token_distances(tokens, is_visible):
+    """L2 distances between flattened tokens. A pair of views is compared only at the positions that
+    are visible in both; the tokens there are l2-normalized together.
 
     Zeros for hidden tokens would measure how much the masks overlap, not the encoder. tokens: (B,
-    V, T, D); seen: (B, V, T), bool, with at least one position that all views see, the class
-    token's. Returns (B, V, V), zeros on the diagonal.
+    V, T, D); is_visible: (B, V, T), bool, with at least one position that is visible in all views,
+    the class token's. Returns (B, V, V), zeros on the diagonal.
     """
-    B, V = seen.shape[:2]
+    B, V = is_visible.shape[:2]
     distances = tokens.new_zeros(B, V, V)
     for i, j in itertools.combinations(range(V), 2):
-        both = (seen[:, i] & seen[:, j])[:, :, None]  # (B, T, 1)
-        one, other = (
-            normalize(torch.where(both, tokens[:, v], 0.0).flatten(1), dim=1) for v in (i, j)
+        in_both = (is_visible[:, i] & is_visible[:, j])[:, :, None]  # (B, T, 1)
+        first, second = (
+            normalize(torch.where(in_both, tokens[:, v], 0.0).flatten(1), dim=1) for v in (i, j)
         )
-        distances[:, i, j] = distances[:, j, i] = (one - other).norm(dim=1)
+        distances[:, i, j] = distances[:, j, i] = (first - second).norm(dim=1)
     return distances
 
 
@@ -127,8 +122,8 @@ def mean_over_pairs(distances):
 
 
 def jackknife_error(distances_f, distances_g):
-    """Standard error of each sample's memorization score over the choice of views, by leaving out
-    one view at a time.
+    """Standard error of each sample's memorization score over the choice of views, by the
+    jackknife that leaves out one view at a time.
 
     distances_f, distances_g: (B, V, V) between the same V >= 3 views, zeros on the diagonal.
     Returns (B,), sqrt((V - 1) / V sum_v (m_(-v) - mean)^2). Pairs share views, so their spread over

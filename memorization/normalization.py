@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-# vectors whose largest value is below it are raised first: the inverse of a denormal overflows
+# vectors whose largest value is smaller are scaled up first: the inverse of a denormal overflows
 SMALL = 2.0**-60
 # bounds of largest values whose spread float32 computes without scaling
 MODERATE = (2.0**-20, 2.0**40)
@@ -14,12 +14,12 @@ def normalize(values, dim):
     """l2-normalize tensors along a dimension; vectors of zeros stay zeros.
 
     Each vector is multiplied by powers of two first, so that its squares neither overflow nor
-    vanish. That is exact: of ordinary vectors the result is F.normalize's, bit for bit.
+    vanish. That is exact: for ordinary vectors the result equals F.normalize bit for bit.
     """
     largest = values.abs().amax(dim, keepdim=True)
     values = values * torch.where(largest < SMALL, 2.0**64, 1.0).to(values.dtype)
     largest = torch.where(largest < SMALL, largest * 2.0**64, largest)
-    # The quotient is a power of two, which division finds exactly on every device.
+    # The quotient is a power of two: division is exact on every device.
     scale = torch.frexp(largest).mantissa / largest
     return F.normalize(values * torch.where(largest > 0, scale, 1.0), dim=dim)
 
@@ -31,9 +31,10 @@ def normalize_rows(values):
 
 
 def moderate_scales(values):
-    """Powers of two, by which float32 can compute the spread of each dimension; often 1.
+    """Powers of two, often 1: values times them have a spread that float32 can compute.
 
-    values: (N, D), finite. Small dimensions are raised only if all are small. Returns (D,).
+    values: (N, D), finite. Small dimensions are scaled up only if all are small. Returns (D,), one
+    scale for each dimension.
     """
     largest = values.abs().amax(0)
     common = moderate_scale(largest)
@@ -43,7 +44,7 @@ def moderate_scales(values):
 
 
 def moderate_scale(values):
-    """As `moderate_scales`, one power of two for all values of a tensor, a float."""
+    """Like `moderate_scales`, but one power of two for all values of a tensor, a float."""
     largest = values.abs().max().item()
     if largest == 0 or MODERATE[0] <= largest <= MODERATE[1]:
         return 1.0

@@ -13,7 +13,7 @@ ADAM_EPS = 1e-8  # torch's default
 
 
 class OptimizerSettings(Settings):
-    """What an optimizer needs beside its kind, learning rate and weight decay."""
+    """Settings of an optimizer beside its name, learning rate and weight decay."""
 
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd and lars: momentum")
     betas: Annotated[
@@ -28,17 +28,13 @@ class LARS(torch.optim.Optimizer):
     momentum.
 
     Each weight takes steps in proportion to its own norm: its rate is lr x eta ||w|| / (||g|| +
-    weight_decay ||w||). With clip, never more than lr itself. Groups with `adapt` false (biases and
-    norms, as is the custom) take plain momentum steps.
+    weight_decay ||w||), with clip at most lr. Groups with `adapt` false (usually biases and norms)
+    take plain momentum steps.
     """
 
     def __init__(self, groups, lr, momentum, weight_decay, eta, clip):
-        super().__init__(
-            groups,
-            dict(
-                lr=lr, momentum=momentum, weight_decay=weight_decay, eta=eta, clip=clip, adapt=True
-            ),
-        )
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(groups, defaults | {"eta": eta, "clip": clip, "adapt": True})
 
     @torch.no_grad()
     def step(self):
@@ -55,11 +51,8 @@ class LARS(torch.optim.Optimizer):
             weight_norms, gradient_norms = (
                 torch.stack(torch._foreach_norm(tensors)) for tensors in (parameters, gradients)
             )
-            trust = (
-                group["eta"]
-                * weight_norms
-                / (gradient_norms + group["weight_decay"] * weight_norms)
-            )
+            norms = gradient_norms + group["weight_decay"] * weight_norms
+            trust = group["eta"] * weight_norms / norms
             trust = torch.where((weight_norms > 0) & (gradient_norms > 0), trust, 1.0)
             if group["clip"]:
                 trust = (trust / group["lr"]).clamp(max=1.0)
@@ -74,11 +67,11 @@ class LARS(torch.optim.Optimizer):
 
 
 class StackedOptimizer:
-    """The steps that SGD, AdamW or LARS take on G layers, all layers in one tensor.
+    """SGD, AdamW or LARS for G layers in one tensor.
 
     layers: (G, ...), changed in place; learning_rates, weight_decays: G floats, one for each layer;
-    settings: OptimizerSettings with `optimizer`; adapt: as of LARS. Each layer is trained as
-    `optimizer_of` would train it by itself, but for rounding.
+    settings: OptimizerSettings with `optimizer`; adapt: see LARS. Except for rounding, each layer
+    is trained as `optimizer_of` would train it alone.
     """
 
     def __init__(self, layers, learning_rates, weight_decays, settings, adapt=True):
@@ -92,7 +85,7 @@ class StackedOptimizer:
 
     @torch.no_grad()
     def step(self, gradient, share):
-        """One step. gradient: (G, ...); share: of the learning rates to use, of `schedule`."""
+        """One step. gradient: (G, ...); share: of the learning rates, see `schedule`."""
         rates = (share * self.rates).to(self.layers.dtype)
         steps = {"sgd": self._sgd_step, "lars": self._lars_step, "adamw": self._adamw_step}
         steps[self.settings.optimizer](gradient, rates)
@@ -129,11 +122,10 @@ class StackedOptimizer:
 
 def make_optimizer(method, settings):
     """The optimizer of a method. settings: the config's `training:` section."""
-    groups = (
-        method.parameter_groups()
-        if hasattr(method, "parameter_groups")
-        else default_parameter_groups(method, settings)
-    )
+    if hasattr(method, "parameter_groups"):
+        groups = method.parameter_groups()
+    else:
+        groups = default_parameter_groups(method, settings)
     groups = [{"weight_decay": settings.weight_decay, **group} for group in groups]
     return optimizer_of(groups, scaled_learning_rate(settings), settings)
 
@@ -153,15 +145,11 @@ OPTIMIZERS = {
 
 
 def default_parameter_groups(method, settings):
-    """Two groups: weights, and biases and norms, which are neither decayed nor adapted to their own
-    norm.
-    """
+    """Two groups: weights; and biases and norms, which have no decay, and no adaptation by LARS."""
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
     weights = [parameter for parameter in trained if parameter.ndim > 1]
-    plain = {
-        "params": [parameter for parameter in trained if parameter.ndim <= 1],
-        "weight_decay": 0.0,
-    }
+    vectors = [parameter for parameter in trained if parameter.ndim <= 1]
+    plain = {"params": vectors, "weight_decay": 0.0}
     if settings.optimizer == "lars":
         plain["adapt"] = False
     return [group for group in ({"params": weights}, plain) if group["params"]]
@@ -175,17 +163,16 @@ def scaled_learning_rate(settings):
 
 
 def schedule(step, steps, warmup_steps):
-    """The share of the learning rate to use in a step: a linear warm-up to 1, then half a cosine
-    towards 0.
-    """
+    """Share of the learning rate in a step: linear warm-up to 1, then half a cosine towards 0."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))
 
 
 def set_learning_rate(optimizer, rate, full_rate):
-    """Set the rate of every group; a group's `lr_scale` multiplies it, and `constant_lr` keeps it
-    at the full rate.
+    """Set the rate of every group.
+
+    A group's `lr_scale` multiplies its rate. A group with `constant_lr` takes the full rate.
     """
     for group in optimizer.param_groups:
         group["lr"] = group.get("lr_scale", 1.0) * (full_rate if group.get("constant_lr") else rate)

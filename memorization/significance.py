@@ -1,8 +1,8 @@
-"""Is it more than chance? Tests between subsets, effect sizes, and intervals.
+"""Tests between subsets, effect sizes, and intervals.
 
-Tests over samples hold *given this pair*: all samples share the two encoders, whose own offset is
-in every score. Contrasts between subsets cancel that offset; only several seeds show how much pairs
-differ.
+Tests over samples hold *given this pair*: all samples share the two encoders, and every score
+contains the offset of this pair. Contrasts between subsets cancel that offset. Only several seeds
+show how much pairs differ.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ def describe(values):
 
 
 def mean_and_spread(values):
-    """Mean, standard deviation (n - 1) and n of some values, a dict; the deviation of a single
+    """Mean, standard deviation (n - 1) and n of (n,) values, a dict. The deviation of a single
     value is None.
     """
     return {
@@ -33,15 +33,17 @@ def mean_and_spread(values):
 
 
 def plus_minus(value, form, scale=1):
-    """What is printed after a mean: its deviation, of `mean_and_spread`, times a scale; nothing
-    where there is none.
+    """The text to print after a mean: its deviation times a scale, or nothing if it has none.
+
+    value: of `mean_and_spread`; form: such as ".2f".
     """
     return "" if value["std"] is None else f" ± {scale * value['std']:{form}}"
 
 
 def welch_test(greater, smaller):
-    """Welch's one-sided t test that the mean of `greater` is above that of `smaller`; t, p and
-    Cohen's d as a dict.
+    """Welch's one-sided t test that the mean of `greater` is above the mean of `smaller`.
+
+    Returns t, p and Cohen's d as a dict.
     """
     result = stats.ttest_ind(greater, smaller, equal_var=False, alternative="greater")
     return {
@@ -52,8 +54,9 @@ def welch_test(greater, smaller):
 
 
 def one_sample_test(values, alternative):
-    """One-sample t test of a mean against 0, as in SSLMem; t, p and Cohen's d as a dict.
-    alternative: "greater", "less", "two-sided".
+    """One-sample t test of a mean against 0, as in SSLMem.
+
+    alternative: "greater", "less" or "two-sided". Returns t, p and Cohen's d as a dict.
     """
     result = stats.ttest_1samp(values, 0.0, alternative=alternative)
     return {
@@ -64,8 +67,9 @@ def one_sample_test(values, alternative):
 
 
 def paired_test(first, second):
-    """Paired one-sided t test that `first` is above `second`, (n,) each, one value a seed; t, p, n
-    and the mean difference as a dict.
+    """Paired one-sided t test that `first` is above `second`.
+
+    first, second: (n,), one value a seed. Returns t, p, n and the mean difference as a dict.
     """
     result = stats.ttest_rel(first, second, alternative="greater")
     difference = float(np.mean(np.subtract(first, second)))
@@ -78,7 +82,10 @@ def paired_test(first, second):
 
 
 def cohens_d(first, second):
-    """Difference of two means over the pooled standard deviation (Cohen 1988); NaN where that is 0."""
+    """Difference of two means over the pooled standard deviation (Cohen 1988).
+
+    NaN if the deviation is 0.
+    """
     n, m = len(first), len(second)
     pooled = ((n - 1) * np.var(first, ddof=1) + (m - 1) * np.var(second, ddof=1)) / (n + m - 2)
     return _standardized(np.mean(first) - np.mean(second), np.sqrt(pooled))
@@ -89,10 +96,9 @@ def _standardized(difference, deviation):
 
 
 def bootstrap_interval(statistic, *samples, seed=0):
-    """95 % percentile interval of a statistic of independent samples, each resampled on its own.
-    Returns [low, high].
+    """95 % percentile interval of a statistic of independent samples, each resampled by itself.
 
-    statistic: takes the samples as arrays (..., n) and an `axis`.
+    statistic: takes the samples as arrays (..., n) and an `axis`. Returns [low, high].
     """
     result = stats.bootstrap(
         samples,

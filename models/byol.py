@@ -25,7 +25,7 @@ class BYOLSettings(MethodSettings):
         256,
         ge=1,
         le=16384,
-        description="width of what the projector gives and the predictor predicts",
+        description="width of the output of projector and predictor",
     )
     momentum: float = Field(
         0.99,
@@ -42,11 +42,12 @@ class BYOLSettings(MethodSettings):
 
 
 class BYOL(nn.Module):
-    """From one view of an image, the online network predicts what the momentum network, its slow
-    copy, makes of the other.
+    """From one view of an image, the online network predicts the projection of the other view by
+    the momentum network, its slow copy.
 
     As in the paper's code, the batch norms of the momentum network normalize by their own batch and
-    keep running statistics of their own; only parameters are averaged. Each view passes by itself.
+    keep their own running statistics; only parameters are averaged. Each view is a batch of its
+    own.
     """
 
     def __init__(self, encoder, hidden_dim, projection_dim, momentum, head_norm, kept):
@@ -65,7 +66,7 @@ class BYOL(nn.Module):
         return self.momentum_encoder if self.kept == "momentum" else self.online_encoder
 
     def forward(self, first, second):
-        """Two views of the same B images. Returns the loss, a scalar: that of predicting either
+        """Two views of the same B images. Returns the loss, a scalar: the error of predicting each
         view from the other (eq. 2, symmetric).
         """
         p1, p2 = (
@@ -80,24 +81,25 @@ class BYOL(nn.Module):
         return prediction_loss(p1, z2) + prediction_loss(p2, z1)
 
     def after_step(self, progress):
-        """The momentum network follows the online network."""
+        """Move the momentum network towards the online network."""
         online = [*self.online_encoder.parameters(), *self.projector.parameters()]
         slow = [*self.momentum_encoder.parameters(), *self.momentum_projector.parameters()]
         get_ema_multi_avg_fn(momentum_at(progress, self.base_momentum))(slow, online, None)
 
 
 def prediction_loss(p, z):
-    """2 - 2 cos(p, z), the squared distance of the two once l2-normalized, mean over B, a scalar;
-    computed in at least float32.
+    """2 - 2 cos(p, z), the squared distance between the l2-normalized p and z: the mean over B, a
+    scalar, computed in at least float32.
 
-    p: (B, D), predictions; z: (B, D), what they should be.
+    p: (B, D), predictions; z: (B, D), projections to be predicted.
     """
     p, z = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (p, z))
     return 2 - 2 * F.cosine_similarity(p, z, dim=1).mean()
 
 
 def momentum_at(progress, base):
-    """The momentum of a step: half a cosine from base to 1 (section 3.1). progress: in [0, 1], the
-    share of the training that is done.
+    """The momentum of a step: half a cosine from base to 1 (section 3.1).
+
+    progress: share of the training before this step, in [0, 1].
     """
     return 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2

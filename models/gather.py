@@ -1,23 +1,22 @@
-"""What the processes that train together have made of their parts of a batch, put together."""
+"""Gather the parts of a batch from the processes that train together."""
 
 import torch
 import torch.distributed as dist
 
 
 def gather(part):
-    """The rows of all processes, (processes B, D), in their order; of one process, its own. part:
-    (B, D).
+    """The rows of all processes in their order, (processes B, D). part: (B, D), of this process.
 
-    The gradient flows back to the process that each row is from, summed over all: where every
-    process computes the same loss from the gathered rows, their mean gradient, which
-    DistributedDataParallel takes, is that of one process with the whole batch.
+    Each process gets the gradient of its own rows, summed over the losses of all processes. If
+    every process computes the same loss from the gathered rows, the mean of their gradients, which
+    DistributedDataParallel takes, equals the gradient of one process with the whole batch.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return part
-    return _Gathered.apply(part)
+    return _Gather.apply(part)
 
 
-class _Gathered(torch.autograd.Function):
+class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(context, part):
         parts = [

@@ -1,6 +1,4 @@
-"""The small networks on top of an encoder that exist only while training: projectors and
-predictors.
-"""
+"""Projectors and predictors: small networks on top of an encoder that exist only in training."""
 
 import torch.nn as nn
 

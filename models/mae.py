@@ -33,7 +33,7 @@ class MAESettings(MethodSettings):
     )
     normalize_pixels: bool = Field(
         True,
-        description="reconstruct each patch's pixels less their mean, over their standard deviation",
+        description="reconstruct the pixels of a patch less their mean, over their deviation",
     )
 
 
@@ -45,13 +45,11 @@ class MAE(nn.Module):
     def __init__(self, encoder, decoder_dim, decoder_depth, decoder_heads, normalize_pixels):
         super().__init__()
         if not isinstance(encoder, VisionTransformer):
-            raise ValueError(
-                "encoder.name: MAE hides patches, which only a vision transformer (vit_...) can leave out"
-            )
+            needed = "MAE hides patches, which only a vision transformer (vit_...) can leave out"
+            raise ValueError(f"encoder.name: {needed}")
         if decoder_dim % decoder_heads:
-            raise ValueError(
-                f"method.decoder_heads: {decoder_heads} does not divide decoder_dim ({decoder_dim})"
-            )
+            indivisible = f"{decoder_heads} does not divide decoder_dim ({decoder_dim})"
+            raise ValueError(f"method.decoder_heads: {indivisible}")
         self.encoder = encoder
         self.embed = nn.Linear(encoder.dim, decoder_dim)
         self.mask_token = nn.Parameter(0.02 * torch.randn(decoder_dim))
@@ -60,7 +58,7 @@ class MAE(nn.Module):
         self.norm = nn.LayerNorm(decoder_dim, eps=1e-6)
         self.predict = nn.Linear(decoder_dim, encoder.channels * encoder.patch**2)
         self.normalize_pixels = normalize_pixels
-        for module in (self.embed, self.blocks, self.predict):  # the encoder has its weights
+        for module in (self.embed, self.blocks, self.predict):  # the encoder has its own weights
             initialize_linear(module)
 
     def forward(self, view):
@@ -71,9 +69,8 @@ class MAE(nn.Module):
             raise ValueError("augmentation.views: MAE needs a mask_ratio above 0, such as 0.75")
         hidden = hidden_patches(view.visible, self.encoder.grid**2)
         if hidden.shape[1] == 0:
-            raise ValueError(
-                f"augmentation.views: mask_ratio hides none of the {self.encoder.grid**2} patches of an image"
-            )
+            patches = f"the {self.encoder.grid**2} patches of an image"
+            raise ValueError(f"augmentation.views: mask_ratio hides none of {patches}")
         # (B, T - K, C patch^2)
         predicted = take_tokens(self.reconstruct(view.pixels, view.visible), hidden)
         target = take_tokens(patchify(view.pixels, self.encoder.patch), hidden)
@@ -83,9 +80,7 @@ class MAE(nn.Module):
         return (predicted - target).square().mean()
 
     def reconstruct(self, pixels, visible):
-        """All patches as the decoder predicts them from the visible ones, (B, T, C patch^2), in the
-        order of the image.
-        """
+        """Predict all patches from the visible ones. Returns (B, T, C patch^2), row by row."""
         tokens = self.embed(self.encoder.tokens(pixels, visible))  # (B, 1 + K, decoder_dim)
         # (B, T, decoder_dim)
         patches = restore_order(tokens[:, 1:], visible, self.mask_token, self.encoder.grid**2)
@@ -94,11 +89,11 @@ class MAE(nn.Module):
 
     @torch.no_grad()
     def pictures(self, views):
-        """Some images, what the encoder saw of them, and with the hidden patches as reconstructed,
-        each (n, C, H, W).
+        """Some images: whole, with the hidden patches blank, and with the hidden patches
+        reconstructed, each (n, C, H, W).
 
-        With normalize_pixels the true mean and standard deviation of each hidden patch are put
-        back, which the decoder does not predict.
+        With normalize_pixels the decoder does not predict the mean and the standard deviation of a
+        patch. The pictures take the true ones.
         """
         pixels, visible = views[0].pixels[:PICTURED], views[0].visible[:PICTURED]
         patches = patchify(pixels, self.encoder.patch)
@@ -106,24 +101,23 @@ class MAE(nn.Module):
         if self.normalize_pixels:
             mean, std = patch_statistics(patches)
             predicted = predicted * std + mean
-        hidden = hidden_patches(visible, self.encoder.grid**2)[:, :, None].expand(
-            -1, -1, patches.shape[2]
-        )
+        hidden = hidden_patches(visible, self.encoder.grid**2)
+        hidden = hidden[:, :, None].expand(-1, -1, patches.shape[2])
         masked = patches.scatter(1, hidden, 0.0)
         reconstruction = patches.scatter(1, hidden, predicted.gather(1, hidden))
-        masked, reconstruction = (
-            unpatchify(x, self.encoder.patch) for x in (masked, reconstruction)
-        )
-        return {"original": pixels, "masked": masked, "reconstruction": reconstruction}
+        return {
+            "original": pixels,
+            "masked": unpatchify(masked, self.encoder.patch),
+            "reconstruction": unpatchify(reconstruction, self.encoder.patch),
+        }
 
 
 def hidden_patches(visible, T):
     """The patches that are not visible, in ascending order. visible: (B, K) of T patches. Returns
     (B, T - K) int64.
     """
-    is_visible = torch.zeros(len(visible), T, dtype=torch.int8, device=visible.device).scatter_(
-        1, visible, 1
-    )
+    is_visible = torch.zeros(len(visible), T, dtype=torch.int8, device=visible.device)
+    is_visible.scatter_(1, visible, 1)
     return is_visible.argsort(dim=1, stable=True)[:, : T - visible.shape[1]]
 
 
@@ -138,8 +132,9 @@ def restore_order(tokens, visible, mask_token, T):
 
 
 def patch_statistics(patches):
-    """Mean and standard deviation of the pixels of each patch, (B, T, 1) each, over all its
-    channels. patches: (B, T, C patch^2).
+    """Mean and standard deviation of the pixels of each patch over all channels, (B, T, 1) each.
+
+    patches: (B, T, C patch^2).
     """
     variance, mean = torch.var_mean(patches, dim=2, keepdim=True)
     return mean, (variance + 1e-6).sqrt()

@@ -1,4 +1,4 @@
-"""ResNets as encoders: torchvision's, and a small one for CPUs."""
+"""ResNets as encoders: those of torchvision, and a small one for CPUs."""
 
 from typing import Literal
 

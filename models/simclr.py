@@ -35,7 +35,7 @@ class SimCLRSettings(MethodSettings):
     )
     one_pass: bool = Field(
         False,
-        description="both views through the encoder in one batch: batch norm then sees them together",
+        description="encode both views in one batch, so that batch norm sees them together",
     )
 
 
@@ -52,12 +52,9 @@ class SimCLR(nn.Module):
     def forward(self, first, second):
         """Two views of the same B images. Returns the loss, a scalar."""
         if self.one_pass:
-            z1, z2 = self.project(*joined(first, second)).chunk(2)
+            z1, z2 = self.project(*join_views(first, second)).chunk(2)
         else:
-            z1, z2 = (
-                self.project(first.pixels, first.visible),
-                self.project(second.pixels, second.visible),
-            )
+            z1, z2 = (self.project(view.pixels, view.visible) for view in (first, second))
         return nt_xent(gather(z1), gather(z2), self.temperature)
 
     def project(self, pixels, visible):
@@ -65,15 +62,16 @@ class SimCLR(nn.Module):
         return self.projector(self.encoder(pixels, visible))
 
 
-def joined(first, second):
-    """Two views of B images as one batch: pixels (2B, C, H, W), and visible (2B, K) or None. Raises
-    ValueError where they do not fit.
+def join_views(first, second):
+    """Two views of B images as one batch: pixels (2B, C, H, W), and visible (2B, K) or None.
+
+    Raises ValueError if they differ in size, or in how many patches are visible.
     """
-    shapes = [
-        (view.pixels.shape, None if view.visible is None else view.visible.shape)
-        for view in (first, second)
-    ]
-    if shapes[0] != shapes[1]:
+
+    def shapes(view):
+        return view.pixels.shape, None if view.visible is None else view.visible.shape
+
+    if shapes(first) != shapes(second):
         raise ValueError("method.one_pass: True needs two views of one size, under one mask ratio")
     visible = None if first.visible is None else torch.cat([first.visible, second.visible])
     return torch.cat([first.pixels, second.pixels]), visible
@@ -83,8 +81,8 @@ def nt_xent(z1, z2, temperature):
     """The normalized temperature-scaled cross entropy (eq. 1 of the paper), a scalar.
 
     z1, z2: (B, D), projections of two views of the same B images, in the same order. Each of the 2B
-    views has to find its partner among the 2B - 1 others by cosine similarity; the loss is the mean
-    over all 2B. Computed in at least float32.
+    views has to find its partner among the 2B - 1 others by cosine similarity. The loss is the mean
+    over all 2B views, computed in at least float32.
     """
     B = len(z1)
     z = torch.cat([z1, z2])

@@ -1,5 +1,5 @@
-"""Vision transformers (Dosovitskiy et al. 2021, arXiv 2010.11929) as encoders that may see some of
-an image's patches only.
+"""Vision transformers (Dosovitskiy et al. 2021, arXiv 2010.11929) as encoders. Patches can be
+hidden from them.
 """
 
 import math
@@ -86,8 +86,8 @@ class VisionTransformer(nn.Module):
         initialize_linear(self)
 
     def forward(self, pixels, visible=None):
-        """pixels: (B, C, H, W), normalized; visible: (B, K), the patches to look at, or None for
-        all. Returns (B, D).
+        """pixels: (B, C, H, W), normalized; visible: (B, K), indices of the patches to encode, or
+        None for all. Returns (B, D).
         """
         tokens = self.tokens(pixels, visible)
         return tokens[:, 0] if self.pooling == "class" else tokens[:, 1:].mean(1)
@@ -111,8 +111,9 @@ class VisionTransformer(nn.Module):
 
 
 class Positions(nn.Module):
-    """Where a patch is: a vector for each place of a square grid, "sincos" (fixed) or "learned";
-    interpolated for other grids.
+    """A vector for each position in a square grid of patches, interpolated for other grids.
+
+    kind: "sincos" (fixed) or "learned".
     """
 
     def __init__(self, dim, grid, kind):
@@ -140,9 +141,9 @@ class Block(nn.TransformerEncoderLayer):
     """Attention and a perceptron of 4 dim, each normalized first and added to what went in; (B, T,
     dim) -> (B, T, dim), without dropout.
 
-    The weights are those of torch's layer. Its forward pass is not taken: it copies queries, keys
-    and values, and where no gradient is wanted it may be a fused one, which on a GPU measures with
-    the tanh approximation of gelu what was trained with gelu itself.
+    The weights are those of torch's layer, but not its forward pass. That one copies queries, keys
+    and values. Without gradients it may also be fused: on a GPU an encoder that was trained with
+    gelu would then be measured with the tanh approximation of gelu.
     """
 
     def __init__(self, dim, heads):
@@ -162,13 +163,13 @@ class Block(nn.TransformerEncoderLayer):
         return tokens + self.linear2(F.gelu(self.linear1(self.norm2(tokens))))
 
     def attention(self, tokens):
-        """Every token becomes a mean of the values of all, weighted by how well its query fits
-        their keys; (B, T, D) -> (B, T, D).
+        """Every token becomes the mean of all values, weighted by how well its query fits their
+        keys; (B, T, D) -> (B, T, D).
         """
         B, T, D = tokens.shape
         layer, heads = self.self_attn, self.self_attn.num_heads
         packed = F.linear(tokens, layer.in_proj_weight, layer.in_proj_bias)  # (B, T, 3 D)
-        # Cut first and viewed then, so that the gradients of the three are copied once, into one.
+        # chunk first, view second: the gradients of all three are then copied only once
         parts = [part.view(B, T, heads, D // heads) for part in packed.chunk(3, dim=2)]
         queries, keys, values = (part.transpose(1, 2) for part in parts)  # (B, heads, T, D / heads)
         mixed = F.scaled_dot_product_attention(queries, keys, values)
@@ -176,7 +177,9 @@ class Block(nn.TransformerEncoderLayer):
 
 
 def initialize_linear(module):
-    """Xavier-uniform weights and no biases in every linear layer, as in MAE (He et al. 2022, A.1)."""
+    """Draw Xavier-uniform weights and set biases to 0 in every linear layer (MAE, He et al. 2022,
+    A.1).
+    """
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
@@ -203,16 +206,18 @@ def unpatchify(patches, patch):
 
 
 def take_tokens(tokens, indices):
-    """The tokens at some places of each image. tokens: (B, T, D); indices: (B, K) int64. Returns
+    """The tokens at some positions of each image. tokens: (B, T, D); indices: (B, K) int64. Returns
     (B, K, D).
     """
     return tokens.gather(1, indices[:, :, None].expand(-1, -1, tokens.shape[2]))
 
 
 def sincos_positions(dim, grid):
-    """Fixed positions (grid^2, dim), row by row: sines and cosines of the column in one half, of
-    the row in the other, at wavelengths from 2 pi to 20,000 pi (Vaswani et al. 2017, in two
-    dimensions as in MoCo v3 and MAE). Raises ValueError unless 4 divides dim.
+    """Fixed positions (grid^2, dim), row by row (Vaswani et al. 2017, in two dimensions as in MoCo
+    v3 and MAE).
+
+    The first half holds sines and cosines of the column, the second half those of the row, at
+    wavelengths from 2 pi to 20,000 pi. Raises ValueError unless 4 divides dim.
     """
     if dim % 4:
         raise ValueError(f"fixed positions need a width that 4 divides, {dim} given")

@@ -71,12 +71,12 @@ def test_lars_leaves_biases_and_norms_unadapted():
 @pytest.mark.parametrize("settings, expected", [
     ({"optimizer": "sgd", "momentum": 0.7}, {"momentum": 0.7, "nesterov": False}),
     ({"optimizer": "adamw", "betas": [0.8, 0.95]}, {"betas": (0.8, 0.95)}),
-    ({"optimizer": "lars", "momentum": 0.7, "lars_eta": 0.02, "lars_clip": True}, {"momentum": 0.7, "eta": 0.02, "clip": True}),
+    ({"optimizer": "lars", "momentum": 0.7, "lars_eta": 0.02, "lars_clip": True},
+     {"momentum": 0.7, "eta": 0.02, "clip": True}),
 ])  # fmt: skip
 def test_an_optimizer_follows_its_settings(settings, expected):
-    for group in make_optimizer(
-        nn.Linear(2, 2), training(base_batch_size=128, **settings)
-    ).param_groups:
+    optimizer = make_optimizer(nn.Linear(2, 2), training(base_batch_size=128, **settings))
+    for group in optimizer.param_groups:
         assert expected.items() <= group.items() and group["lr"] == pytest.approx(0.24)
 
 

@@ -129,7 +129,7 @@ def test_a_block_is_attention_and_a_perceptron_each_normalized_first_written_out
         assert torch.allclose(blocks(x), expected, atol=1e-3, rtol=1e-4)
 
 
-def test_a_fresh_transformer_has_no_biases_a_head_for_every_32_channels_and_small_learned_positions():
+def test_a_fresh_transformer_has_no_biases_a_head_per_32_channels_and_small_learned_positions():
     encoder = make_vit(width=96, positions="learned")
     assert encoder.blocks[0].self_attn.num_heads == 3
     linear = [layer for layer in encoder.modules() if isinstance(layer, nn.Linear)]
