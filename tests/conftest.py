@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -120,6 +121,10 @@ def log_of(run, role="candidate", seed=0):
 def log_without_times(run, role="candidate"):
     times = ("seconds", "images_per_second")
     return [{k: v for k, v in line.items() if k not in times} for line in log_of(run, role)]
+
+
+def random_bytes(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def with_hidden_pixels(view, value, patch=4):

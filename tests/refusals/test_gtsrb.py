@@ -116,8 +116,10 @@ def test_a_failed_download_is_wrong_use_with_data_set_root_and_reason(tmp_path):
 
 
 @pytest.mark.parametrize("rows, words", [
-    ("00000.ppm;30;20;5;5;25;15\n", "gtsrb: cannot be read"), ("00000.ppm;30;20;5;5;25;15;one\n", "invalid literal"),
-    ("00000.ppm;30;20;5;5;25;15;-2\n", "a test label outside of the 2 classes"), ("", "gtsrb: cannot be read .0 test images"),
+    ("00000.ppm;30;20;5;5;25;15\n", "gtsrb: cannot be read"),
+    ("00000.ppm;30;20;5;5;25;15;one\n", "invalid literal"),
+    ("00000.ppm;30;20;5;5;25;15;-2\n", "a test label outside of the 2 classes"),
+    ("", "gtsrb: cannot be read .0 test images"),
 ])  # fmt: skip
 def test_a_damaged_table_is_wrong_use(tmp_path, rows, words):
     write_gtsrb(tmp_path)

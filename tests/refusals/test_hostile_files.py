@@ -198,9 +198,12 @@ def hostile_arrays(intact):
     """An .npy file with claims and types that it must not have."""
     nested = b"\x93NUMPY\x01\x00" + struct.pack("<H", 9000) + b"(" * 8999 + b"\n"
     return [
-        *(claiming(intact, shape) for shape in [(10**12,), (2**62, 4), (-1, -4), (0, 10**12), (2**32, 2**32), ()]),
-        *(claiming(intact, (1,), dtype) for dtype in ["<U0", "|O", "<U100000000", "|V8", "<c16", "|S8"]),
-        claiming(intact, (10**12,), "<U0"), nested, npy(np.array([Executes()], object), True), b"", b"\x93NUMPY\x01\x00",
+        *(claiming(intact, shape) for shape in [(10**12,), (2**62, 4), (-1, -4), (0, 10**12),
+            (2**32, 2**32), ()]),
+        *(claiming(intact, (1,), dtype) for dtype in ["<U0", "|O", "<U100000000", "|V8", "<c16",
+            "|S8"]),
+        claiming(intact, (10**12,), "<U0"), nested, npy(np.array([Executes()], object), True), b"",
+        b"\x93NUMPY\x01\x00",
     ]  # fmt: skip
 
 
@@ -251,13 +254,16 @@ def hostile_checkpoints(intact):
     assert storage[name].count(b"M\xe8\x03") == 2
     storage[name] = storage[name].replace(b"M\xe8\x03", b"\x8a\x06" + (2**40).to_bytes(6, "little"))
     values = [
-        Executes(), Allocates(), endless, laughs, deep, torch.zeros(1).expand(2**40), [torch.zeros(2**18)[None]] * 10**4, 10**5000,
-        ["x" * 10**5] * 10**4, (1, 2), {1, 2}, torch.zeros(2, requires_grad=True), torch.zeros(9).to_sparse(), {("a", "b"): 1},
+        Executes(), Allocates(), endless, laughs, deep, torch.zeros(1).expand(2**40),
+        [torch.zeros(2**18)[None]] * 10**4, 10**5000,
+        ["x" * 10**5] * 10**4, (1, 2), {1, 2}, torch.zeros(2, requires_grad=True),
+        torch.zeros(9).to_sparse(), {("a", "b"): 1},
         torch.zeros(9, device="meta"), np.zeros(3),
     ]  # fmt: skip
     return [
         *map(pickled, values), zipped(storage), zipped(unzipped(intact), zipfile.ZIP_DEFLATED),
-        zipped({"archive/data.pkl": b"\x80\x02" + b"(" * 10**5}), zipped({"a/data.pkl": b"", "b/data.pkl": b""}), pickled(1)[:-1],
+        zipped({"archive/data.pkl": b"\x80\x02" + b"(" * 10**5}),
+        zipped({"a/data.pkl": b"", "b/data.pkl": b""}), pickled(1)[:-1],
         b"\x80\x02cos\nsystem\n(X\x0e\x00\x00\x00touch executedtR.",
     ]  # fmt: skip
 
@@ -290,16 +296,20 @@ CHANGES_OF_WEIGHT = [
 WEIGHT = ("weights", "layers.0.weight")
 ENCODER_CHANGES = [
     *(((*WEIGHT,), change) for change in [
-        lambda w: w[:1], lambda w: w.double(), lambda w: w.int(), lambda w: w * float("nan"), lambda w: w.flatten(), lambda w: w[:0], 5,
+        lambda w: w[:1], lambda w: w.double(), lambda w: w.int(), lambda w: w * float("nan"),
+        lambda w: w.flatten(), lambda w: w[:0], 5,
     ]),
-    *((("config", "encoder", key), value) for key in ("width", "depth", "patch") for value in (10**9, -1, "8", None, torch.ones(3))),
+    *((("config", "encoder", key), value) for key in ("width", "depth",
+        "patch") for value in (10**9, -1, "8", None, torch.ones(3))),
     (("config", "encoder"), {"name": "vit_mini", "width": 32 * 10**6, "depth": 10**6}),
     (("config", "encoder"), {"name": "vit_mini", "width": 8192, "depth": 256, "patch": 16}),
     (("config", "encoder", "name"), "resnet_huge"),
     (("config", "augmentation", "views", 0, "size"), 10**9),
-    *(((key,), value) for key in ("config", "role", "seed", "subsets", "channels", "size", "mean", "std", "weights", "epoch", "precision")
+    *(((key,), value) for key in ("config", "role", "seed", "subsets", "channels", "size", "mean",
+        "std", "weights", "epoch", "precision")
       for value in (10**9, None, torch.ones(3), [float("nan")] * 3, {})),
-    (("std",), [0.0, 1.0, 1.0]), (("kind",), "progress"), (("kind",), torch.ones(2)), (("weights", "layers.1.num_batches_tracked"), 1),
+    (("std",), [0.0, 1.0, 1.0]), (("kind",), "progress"), (("kind",), torch.ones(2)),
+    (("weights", "layers.1.num_batches_tracked"), 1),
 ]  # fmt: skip
 
 
@@ -330,10 +340,13 @@ def test_the_progress_of_a_training(run):
 
     state = ("optimizer", "state", 0)
     changes = [
-        *((("method", name), change) for name in ("encoder.layers.0.weight",) for change in CHANGES_OF_WEIGHT),
+        *((("method", name),
+            change) for name in ("encoder.layers.0.weight",) for change in CHANGES_OF_WEIGHT),
         *(((*state, "exp_avg"), change) for change in CHANGES_OF_WEIGHT),
-        *((("optimizer", key), value) for key in ("state", "param_groups") for value in (None, [], 5, torch.ones(2))),
-        (("optimizer", "param_groups", 0, "betas"), [0.5, 0.5]), (("optimizer", "param_groups", 0, "params"), [10**9]),
+        *((("optimizer", key), value) for key in ("state", "param_groups") for value in (None, [],
+            5, torch.ones(2))),
+        (("optimizer", "param_groups", 0, "betas"), [0.5, 0.5]),
+        (("optimizer", "param_groups", 0, "params"), [10**9]),
         (("optimizer",), None), (("method",), {}),
     ]  # fmt: skip
     fuzz(path, read, hostile_checkpoints(path.read_bytes()) + resaved(path, changes))
@@ -407,8 +420,10 @@ def test_subsets(run):
     subsets = load_subsets(path)
     contents = []
     for changes in (
-        {"shared": subsets.shared - 1}, {"external": subsets.external + 10**12}, {"candidate": subsets.candidate[:-1]},
-        {"candidate": subsets.shared[: len(subsets.candidate)]}, {"role": "both"}, {"data": {"name": "fake"}}, {"data": []},
+        {"shared": subsets.shared - 1}, {"external": subsets.external + 10**12},
+        {"candidate": subsets.candidate[:-1]},
+        {"candidate": subsets.shared[: len(subsets.candidate)]}, {"role": "both"},
+        {"data": {"name": "fake"}}, {"data": []},
     ):  # fmt: skip
         save_subsets(type(subsets)(**{**vars(subsets), **changes}), path.with_name("changed.npz"))
         contents.append(path.with_name("changed.npz").read_bytes())
@@ -440,9 +455,12 @@ def test_scores(run):
     members = unzipped(path.read_bytes())
     arrays = dict(np.load(path))
     changes = [
-        ("L_f", arrays["L_f"] * np.nan), ("L_f", arrays["L_f"][:1]), ("L_f", arrays["L_f"].astype("U9")), ("index", -arrays["index"] - 1),
-        ("index", arrays["index"] * 0 + arrays["index"][40]), ("index", arrays["index"].astype(float)), ("index", np.array(1)),
-        ("subset", arrays["subset"] + "x"), ("label", arrays["label"][:, None]), ("L_g", arrays["L_g"].astype(complex)),
+        ("L_f", arrays["L_f"] * np.nan), ("L_f", arrays["L_f"][:1]),
+        ("L_f", arrays["L_f"].astype("U9")), ("index", -arrays["index"] - 1),
+        ("index", arrays["index"] * 0 + arrays["index"][40]),
+        ("index", arrays["index"].astype(float)), ("index", np.array(1)),
+        ("subset", arrays["subset"] + "x"), ("label", arrays["label"][:, None]),
+        ("L_g", arrays["L_g"].astype(complex)),
     ]  # fmt: skip
     contents = [zipped(members | {f"{name}.npy": npy(values)}) for name, values in changes]
     fuzz(path, lambda: scores_read(run), hostile_archives(path.read_bytes(), "L_f.npy") + contents)
@@ -456,7 +474,8 @@ def test_scores(run):
 
 
 HOSTILE_JSON = [
-    b"[" * 10**5, b'{"a":' * 10**5, b"1" * 10**5, b"NaN", b"", b"\xff", b"null", b"[]", b"1e999", b'"x"', b"{}"
+    b"[" * 10**5, b'{"a":' * 10**5, b"1" * 10**5, b"NaN", b"", b"\xff", b"null", b"[]", b"1e999",
+    b'"x"', b"{}"
 ]  # fmt: skip
 
 
@@ -464,9 +483,11 @@ def test_the_summary_of_scores(run):
     path = run / "scores/summary.json"
     summary = json.loads(path.read_text())
     changes = [
-        {"seeds": [0, 0]}, {"seeds": [1, 0]}, {"seeds": "01"}, {"seeds": [0.0, 1.0]}, {"seeds": [0, 10**400]},
+        {"seeds": [0, 0]}, {"seeds": [1, 0]}, {"seeds": "01"}, {"seeds": [0.0, 1.0]},
+        {"seeds": [0, 10**400]},
         {"seeds": list(range(10**4))},
-        {"fingerprints": []}, {"checkpoint": "encoder"}, {"checkpoint": {"name": "../encoder"}}, {"checkpoint": {"name": 5}},
+        {"fingerprints": []}, {"checkpoint": "encoder"}, {"checkpoint": {"name": "../encoder"}},
+        {"checkpoint": {"name": 5}},
     ]  # fmt: skip
     contents = [json.dumps(summary | change).encode() for change in changes]
     fuzz(path, lambda: scores_read(run), HOSTILE_JSON + contents)
@@ -481,9 +502,12 @@ LAUGHS = "\n".join(
     ]
 )
 HOSTILE_YAML = [
-    LAUGHS.encode(), b"[" * 10**4, b"a: " * 10**4, b"a: &a [*a]", b"a: &a {b: *a}", b"!!python/object/apply:os.system ['touch executed']",
-    b"a: !!python/name:os.system", b"", b"\x00", b"a: " + b"1" * 10**4, b"a: 2001-99-99", b"? [a, b]\n: 1", b"x" * 10**7, b"[1]",
-    b"a: !!binary '='", b'"a\\nb": 1', b"? {a: 1}\n: 1", b"<<: 1", b"a: !!int x", b"a: !!float ''", b"a: !!timestamp x",
+    LAUGHS.encode(), b"[" * 10**4, b"a: " * 10**4, b"a: &a [*a]", b"a: &a {b: *a}",
+    b"!!python/object/apply:os.system ['touch executed']",
+    b"a: !!python/name:os.system", b"", b"\x00", b"a: " + b"1" * 10**4, b"a: 2001-99-99",
+    b"? [a, b]\n: 1", b"x" * 10**7, b"[1]",
+    b"a: !!binary '='", b'"a\\nb": 1', b"? {a: 1}\n: 1", b"<<: 1", b"a: !!int x", b"a: !!float ''",
+    b"a: !!timestamp x",
 ]  # fmt: skip
 
 
@@ -514,8 +538,10 @@ def changed_yaml(path, changes):
 
 
 CONFIG_CHANGES = [
-    *((f"encoder.{key}", value) for key in ("width", "depth", "patch") for value in (10**9, -1, float("nan"), "8", [8], 10**400)),
-    ("augmentation.views", [{"size": 10**9}]), ("training.learning_rate", float("inf")), ("seeds", [-1]), ("a\nb", 1), ("encoder.x\ny", 1),
+    *((f"encoder.{key}", value) for key in ("width", "depth", "patch") for value in (10**9, -1,
+        float("nan"), "8", [8], 10**400)),
+    ("augmentation.views", [{"size": 10**9}]), ("training.learning_rate", float("inf")),
+    ("seeds", [-1]), ("a\nb", 1), ("encoder.x\ny", 1),
 ]  # fmt: skip
 
 
@@ -576,7 +602,8 @@ def test_boxes_in_a_table(tmp_path):
     )
     head = b"index,xmin,ymin,xmax,ymax\n"
     rows = [
-        b"0," + b"1" * 10**7 + b",2,3,4", b'0,"' + b"x" * 10**6, b"0,nan,0,1,1", b"0,0,0,inf,1", b"-1,0,0,1,1", b"9,0,0,1,1",
+        b"0," + b"1" * 10**7 + b",2,3,4", b'0,"' + b"x" * 10**6, b"0,nan,0,1,1", b"0,0,0,inf,1",
+        b"-1,0,0,1,1", b"9,0,0,1,1",
         b"1" * 5000 + b",0,0,1,1", b"0,0,0,1,1,1", b"0,0,0,1", b"\xff", b"0,0\x00,0,1,1",
     ]  # fmt: skip
     fuzz(
@@ -595,7 +622,10 @@ def test_boxes_of_an_image(tmp_path):
     path.write_text(f"<annotation><filename>a</filename>{box * 4}</annotation>")
     entities = "".join(f'<!ENTITY a{i} "{f"&a{i - 1};" * 10}">' for i in range(1, 20))
     hostile = [
-        f'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a0 "ha">{entities}]><annotation>&a19;</annotation>'.encode(),
+        (
+            f'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a0 "ha">{entities}]>'
+            "<annotation>&a19;</annotation>"
+        ).encode(),
         b'<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><annotation>&a;</annotation>',
         b'<!DOCTYPE x [<!ENTITY % a SYSTEM "file:///etc/passwd">%a;]><annotation/>',
         "<!DOCTYPE x [<!ENTITY a 'b'>]><annotation/>".encode("utf-16"),
@@ -781,7 +811,8 @@ def npz_with_text(intact, name, text):
 
 MANY = 33 * 2**20  # bytes
 LARGE_YAML = [
-    b"{" + b",".join(b"k%d: 1" % i for i in range(20_000)) + b"}", b"[],\n" * (MANY // 4), b"[" * 2**18, b"a: " + b"9" * 2**17,
+    b"{" + b",".join(b"k%d: 1" % i for i in range(20_000)) + b"}", b"[],\n" * (MANY // 4),
+    b"[" * 2**18, b"a: " + b"9" * 2**17,
 ]  # fmt: skip
 LARGE_JSON = [
     b"[" + b"[]," * (MANY // 3) + b"[]]",
@@ -824,16 +855,20 @@ def test_a_large_file_of_small_things_takes_little_memory(kind, run, tmp_path):
     small = subsets.read_bytes()
     path, read, contents = {
         "config": (run / "config.yaml", lambda: read_run_config(run), LARGE_YAML),
-        "checkpoint": (encoder, lambda: read_checkpoint(encoder), [*map(with_pickle, LARGE_PICKLES), many_members(1_300_000)]),
+        "checkpoint": (encoder, lambda: read_checkpoint(encoder),
+            [*map(with_pickle, LARGE_PICKLES), many_members(1_300_000)]),
         "subsets": (subsets, lambda: load_subsets(subsets), [
-            many_members(1_300_000), many_members(300_000), npz_with_text(small, "data.npy", "[" + "[]," * 2**21 + "[]]"),
+            many_members(1_300_000), many_members(300_000),
+            npz_with_text(small, "data.npy", "[" + "[]," * 2**21 + "[]]"),
             npz_with_text(small, "fingerprint.npy", "x" * 2**24),
             npz_with_text(small, "shared.npy", np.arange(2**23)),
         ]),
         "summary": (run / "scores/summary.json", lambda: scores_read(run), LARGE_JSON),
-        "log": (run / "seed_0/candidate/log.jsonl", lambda: read_log(run / "seed_0/candidate/log.jsonl"), LARGE_JSON),
+        "log": (run / "seed_0/candidate/log.jsonl",
+            lambda: read_log(run / "seed_0/candidate/log.jsonl"), LARGE_JSON),
         "table of boxes": (table, lambda: boxes_read(table), LARGE_CSV),
-        "boxes of an image": (xml, lambda: boxes_read(tmp_path, ["/images/c/a.png"] * 9), LARGE_XML),
+        "boxes of an image": (xml, lambda: boxes_read(tmp_path, ["/images/c/a.png"] * 9),
+            LARGE_XML),
     }[kind]  # fmt: skip
     for number, content in enumerate(contents):
         path.write_bytes(content)
@@ -874,20 +909,28 @@ BOXES = b"index,xmin,ymin,xmax,ymax\n0,0,0,5,5\n"
 # The file, the script that reads it, and what is put in its place.
 REAL = {
     "encoder.pt": ("seed_0/candidate/encoder.pt", "memorization_scores.py", [], lambda path: [
-        *resaved(path, [(("config", "encoder"), {"name": "vit_mini", "width": 8192, "depth": 256})]),
+        *resaved(path,
+            [(("config", "encoder"), {"name": "vit_mini", "width": 8192, "depth": 256})]),
         *hostile_checkpoints(path.read_bytes())[1::15],
     ]),
     "last.pt": ("seed_1/candidate/last.pt", "train_simclr.py", [], lambda path: [
-        hostile_checkpoints(path.read_bytes())[5], *resaved(path, [(("losses",), [torch.ones(3)]), (("step",), 10**9)]),
+        hostile_checkpoints(path.read_bytes())[5],
+        *resaved(path, [(("losses",), [torch.ones(3)]), (("step",), 10**9)]),
     ]),
-    "subsets.npz": ("subsets.npz", "memorization_scores.py", [], lambda path: hostile_archives(path.read_bytes(), "shared.npy")),
+    "subsets.npz": ("subsets.npz", "memorization_scores.py", [],
+        lambda path: hostile_archives(path.read_bytes(), "shared.npy")),
     "config.yaml": ("config.yaml", "memorization_scores.py", [], lambda path: HOSTILE_YAML),
-    "config of the script": ("../tiny.yaml", "memorization_scores.py", [], lambda path: HOSTILE_YAML),
-    "log.jsonl": ("seed_1/candidate/log.jsonl", "memorization_scores.py", ["--checkpoint", "all"], lambda path: HOSTILE_JSON),
-    "scores.npz": ("scores/scores.npz", "dejavu.py", ["--dejavu.k", "5"], lambda path: hostile_archives(path.read_bytes(), "L_f.npy")),
-    "summary.json": ("scores/summary.json", "dejavu.py", ["--dejavu.k", "5"], lambda path: HOSTILE_JSON),
+    "config of the script": ("../tiny.yaml", "memorization_scores.py", [],
+        lambda path: HOSTILE_YAML),
+    "log.jsonl": ("seed_1/candidate/log.jsonl", "memorization_scores.py", ["--checkpoint", "all"],
+        lambda path: HOSTILE_JSON),
+    "scores.npz": ("scores/scores.npz", "dejavu.py", ["--dejavu.k", "5"],
+        lambda path: hostile_archives(path.read_bytes(), "L_f.npy")),
+    "summary.json": ("scores/summary.json", "dejavu.py", ["--dejavu.k", "5"],
+        lambda path: HOSTILE_JSON),
     "environment.json": ("environment.json", "train_simclr.py", [], lambda path: HOSTILE_JSON[:-1]),
-    "boxes.csv": ("boxes.csv", "dejavu.py", ["--dejavu.k", "5", "--dejavu.query", "boxes", "--dejavu.boxes"], lambda path: [
+    "boxes.csv": ("boxes.csv", "dejavu.py",
+        ["--dejavu.k", "5", "--dejavu.query", "boxes", "--dejavu.boxes"], lambda path: [
         BOXES + b"1," + b"1" * 10**7 + b",2,3,4", BOXES + b"1,nan,0,1,1", BOXES + b'1,"',
     ]),
 }  # fmt: skip
@@ -942,10 +985,13 @@ def folder_experiment(tmp_path_factory):
             box = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>3</xmax><ymax>4</ymax></bndbox>"
             (folder / "boxes" / f"{i}.xml").write_text(f"<annotation>{box}</annotation>")
     path = write_experiment(folder, {
-        "data": {"name": "image_folder", "size": 16, "root": str(folder / "images"), "prepared": str(folder / "prepared")},
-        "subsets": {"shared": 0, "candidate": 20, "independent": 20, "external": 10, "order": "file"},
+        "data": {"name": "image_folder", "size": 16, "root": str(folder / "images"),
+            "prepared": str(folder / "prepared")},
+        "subsets": {"shared": 0, "candidate": 20, "independent": 20, "external": 10,
+            "order": "file"},
         "training.epochs": 1, "dejavu": {"k": 5},
-        "probe": {"epochs": 2, "warmup_epochs": 1, "seeds": [0]}, "removal": {"counts": [4], "policies": ["memorized"]},
+        "probe": {"epochs": 2, "warmup_epochs": 1, "seeds": [0]},
+        "removal": {"counts": [4], "policies": ["memorized"]},
     })  # fmt: skip
     train_simclr.main(["--config", path])
     memorization_scores.main(["--config", path])
@@ -957,16 +1003,23 @@ def folder_experiment(tmp_path_factory):
 # As REAL; every file of a name with a star.
 REAL_OF_A_FOLDER = {
     "image": ("images/train/c0/0.png", "memorization_scores.py", [], lambda path: [b"GIF89a", b""]),
-    "map": ("prepared/train_16_????????????.npy", "memorization_scores.py", [], lambda path: hostile_arrays(path.read_bytes())),
-    "geometry": ("prepared/train_16_*.geometry.npy", "memorization_scores.py", [], lambda path: hostile_arrays(path.read_bytes())),
-    "record of a map": ("prepared/train_16_*.json", "memorization_scores.py", [], lambda path: HOSTILE_JSON),
-    "boxes of an image": ("boxes/*.xml", "dejavu.py", ["--dejavu.query", "boxes", "--dejavu.boxes", "boxes"], lambda path: [
+    "map": ("prepared/train_16_????????????.npy", "memorization_scores.py", [],
+        lambda path: hostile_arrays(path.read_bytes())),
+    "geometry": ("prepared/train_16_*.geometry.npy", "memorization_scores.py", [],
+        lambda path: hostile_arrays(path.read_bytes())),
+    "record of a map": ("prepared/train_16_*.json", "memorization_scores.py", [],
+        lambda path: HOSTILE_JSON),
+    "boxes of an image": ("boxes/*.xml", "dejavu.py",
+        ["--dejavu.query", "boxes", "--dejavu.boxes", "boxes"], lambda path: [
         b'<!DOCTYPE x [<!ENTITY a "ha">]><annotation>&a;</annotation>', b"<a><bndbox/></a>",
     ]),
-    "kept representations": ("run/probe/representations/*.npy", "linear_probing_train.py", [], lambda path: [
-        content + hashlib.sha256(content).digest() for content in hostile_arrays(path.read_bytes()[:-32])
-    ]),
-    "kept probe": ("run/removal/probes/*.json", "remove_samples.py", ["--retrain"], lambda path: HOSTILE_JSON),
+    "kept representations": ("run/probe/representations/*.npy", "linear_probing_train.py", [],
+        lambda path: [
+            content + hashlib.sha256(content).digest()
+            for content in hostile_arrays(path.read_bytes()[:-32])
+        ]),
+    "kept probe": ("run/removal/probes/*.json", "remove_samples.py", ["--retrain"],
+        lambda path: HOSTILE_JSON),
 }  # fmt: skip
 
 

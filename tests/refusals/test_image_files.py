@@ -136,7 +136,8 @@ def test_transparency_and_further_images_of_a_file_are_noted(tmp_path):
 
 
 @pytest.mark.parametrize("content", [
-    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n", saved(RAMP.astype(np.uint8), "tga"),
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n",
+    saved(RAMP.astype(np.uint8), "tga"),
     saved(RAMP.astype(np.uint8), "pcx"), b"GIF89a", b"",
 ])  # fmt: skip
 def test_other_formats_behind_the_name_of_an_image_are_refused_and_start_nothing(

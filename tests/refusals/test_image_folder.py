@@ -17,7 +17,8 @@ def root(tmp_path):
     """Two classes with three training and two test images each, some of them in a folder of their
     own.
     """
-    for place in ("train/cat/0.png", "train/cat/more/1.JPG", "train/cat/z.png", "train/dog/0.png", "train/dog/a.b/1.png", "train/dog/2.png",
+    for place in ("train/cat/0.png", "train/cat/more/1.JPG", "train/cat/z.png", "train/dog/0.png",
+        "train/dog/a.b/1.png", "train/dog/2.png",
                   "val/cat/0.png", "val/cat/1.png", "val/dog/0.png", "val/dog/1.png"):  # fmt: skip
         path = tmp_path / "data" / place
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -130,7 +130,7 @@ def test_an_archive_whose_download_was_interrupted_is_named_and_kept(tmp_path, c
     tmp_path.joinpath("cifar-10-python.tar.gz").write_bytes(cifar[1][:200])
     with pytest.raises(
         WrongUse,
-        match="cifar-10-python.tar.gz: its checksum is not the published one.*delete it if a download",
+        match="cifar-10-python.tar.gz: its checksum is not the published one.*delete it if a down",
     ):
         opened(tmp_path)
     with pytest.raises(WrongUse, match="cifar-10-python.tar.gz cannot be unpacked"):
@@ -196,8 +196,10 @@ def test_arrays_in_pickles_of_every_protocol_are_read(tmp_path, cifar, protocol)
 
 
 @pytest.mark.parametrize("name, file", [
-    ("fashion_mnist", "FashionMNIST/raw/t10k-labels-idx1-ubyte"), ("fashion_mnist", "FashionMNIST/raw/t10k-labels-idx1-ubyte.gz"),
-    ("cifar10", "cifar-10-batches-py/data_batch_2"), ("cifar100", "cifar-100-python/meta"), ("svhn", "test_32x32.mat"),
+    ("fashion_mnist", "FashionMNIST/raw/t10k-labels-idx1-ubyte"),
+    ("fashion_mnist", "FashionMNIST/raw/t10k-labels-idx1-ubyte.gz"),
+    ("cifar10", "cifar-10-batches-py/data_batch_2"), ("cifar100", "cifar-100-python/meta"),
+    ("svhn", "test_32x32.mat"),
     ("stl10", "stl10_binary/train_y.bin"),
 ])  # fmt: skip
 def test_every_published_dataset_is_checked(tmp_path, name, file, monkeypatch):

@@ -201,7 +201,7 @@ def dense_filter(start, length, source, target, mirrored):
 @pytest.mark.parametrize(
     "channels, source, size", [(3, 24, 24), (1, 13, 29), (3, 29, 13), (1, 24, 23), (3, 1, 2)]
 )
-def test_a_crop_made_of_the_few_lines_that_count_equals_the_product_with_the_whole_matrix_of_its_filter(
+def test_a_crop_made_of_the_few_lines_that_count_equals_the_product_with_its_whole_filter_matrix(
     channels, source, size
 ):
     pixels = made_up_split(20, channels, source).pixels
@@ -727,7 +727,8 @@ def test_switching_an_operation_on_leaves_what_is_drawn_for_the_others_as_it_was
 
 
 @pytest.mark.parametrize("size, patch, ratio, K", [
-    (28, 4, 0.75, 12), (32, 2, 0.75, 64), (32, 4, 0.9, 6), (8, 4, 0.9, 1), (8, 4, 0.99, 1), (4, 4, 0.6, 1), (32, 4, 0.001, 64),
+    (28, 4, 0.75, 12), (32, 2, 0.75, 64), (32, 4, 0.9, 6), (8, 4, 0.9, 1), (8, 4, 0.99, 1),
+    (4, 4, 0.6, 1), (32, 4, 0.001, 64),
 ])  # fmt: skip
 def test_a_mask_leaves_all_but_the_rounded_share_of_the_patches_and_at_least_one(
     size, patch, ratio, K

@@ -29,7 +29,10 @@ from memorization.measuring import retraining
 MEASURING = {
     memorization_scores: [],
     dejavu: ["--dejavu.k", "20", "--dejavu.views", "1"],
-    linear_probing_train: "--probe.train_images 200 --probe.epochs 2 --probe.warmup_epochs 0 --probe.learning_rates 1".split(),
+    linear_probing_train: [
+        *("--probe.train_images", "200", "--probe.epochs", "2"),
+        *("--probe.warmup_epochs", "0", "--probe.learning_rates", "1"),
+    ],
     remove_samples: ["--removal.counts", "4", "--removal.candidates_only", "true"],
 }
 OF_SCORES = (dejavu, remove_samples)  # the scripts that read scores
@@ -369,10 +372,9 @@ def test_another_split_is_refused(change, run_copy, refused):
         path,
         run,
     )
-    line = [
-        f"subsets.npz: its fingerprint is {new.fingerprint[:12]}..., but {old.fingerprint[:12]}... belongs here"
-    ]
-    refused(line, path, run, by=[train_simclr])
+    is_new = f"its fingerprint is {new.fingerprint[:12]}..."
+    line = f"subsets.npz: {is_new}, but {old.fingerprint[:12]}... belongs here"
+    refused([line], path, run, by=[train_simclr])
 
 
 @pytest.mark.parametrize("key, value, words", [
@@ -522,8 +524,10 @@ def test_scores_of_another_format_or_of_other_encoders_are_refused(
 
 
 @pytest.mark.parametrize("options, words", [
-    (["--scores.representation", "tokens"], ["representation is 'tokens', but 'pooled' belongs here"]),
-    (["--scores.augmentation", "[{size: 16, noise: 0.1}]"], ["augmentation is [{'count': 1", "but 'training' belongs here"]),
+    (["--scores.representation", "tokens"],
+        ["representation is 'tokens', but 'pooled' belongs here"]),
+    (["--scores.augmentation", "[{size: 16, noise: 0.1}]"],
+        ["augmentation is [{'count': 1", "but 'training' belongs here"]),
     (["--checkpoint", "epoch_0002"], ["checkpoint is 'epoch_0002', but 'encoder' belongs here"]),
     (["--scores.precision", "bf16"], ["precision is 'bf16', but 'fp32' belongs here"]),
 ], ids=["representation", "augmentation", "checkpoint", "precision"])  # fmt: skip
