@@ -7,7 +7,6 @@ import os
 import pickletools
 import re
 import tempfile
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import torch
 
 from memorization.data.subsets import ROLES, load_subsets
 from memorization.encoder import Encoder, Pair, place_of
-from memorization.errors import Broken, Caution, WrongUse, short_form, shorten
+from memorization.errors import Broken, WrongUse, short_form, shorten
 from memorization.fields import MOST_PIXELS
 from memorization.fingerprints import checksum, first_difference, on_cpu
 from memorization.machine.archives import open_archive
@@ -30,6 +29,7 @@ from memorization.machine.files import (
     sync_folder,
 )
 from memorization.machine.processes import on_first_process
+from memorization.machine.screen import caution
 from memorization.settings import read_trained, with_defaults
 from models.encoders import encoder_settings, make_encoder
 
@@ -230,7 +230,7 @@ def read_progress(folder):
         if not exists(previous):
             raise Broken(f"{error}; delete it to train from the start") from None
         content = read_checkpoint(previous)
-        warnings.warn(Caution(f"{error}; going on from {previous}"), stacklevel=2)
+        caution(f"{error}; going on from {previous}")
         delete_file(last)
         return content
 

@@ -65,10 +65,12 @@ class FirstEncoderSettings(BaseEncoderSettings):
         if type(values) is not dict:
             return values
         others = cls.RECORDED.keys() - cls.model_fields.keys()
-        for key in cls.RECORDED:
-            if key in others and key in values and values[key] != cls.RECORDED[key]:
+        for key in sorted(others & values.keys()):
+            value, recorded = values[key], cls.RECORDED[key]
+            # the types first: a file may hold anything, also a tensor, which is not compared
+            if (type(value), value) != (type(recorded), recorded):
                 takes = ", ".join(sorted(cls.model_fields.keys() - {"name"}))
-                value, name = reprlib.repr(values[key]), values.get("name")
+                value, name = reprlib.repr(value), values.get("name")
                 raise ValueError(f"{key} is {value}, but {name} takes no {key}, only {takes}")
         return {key: value for key, value in values.items() if key not in others}
 

@@ -8,14 +8,13 @@ import socket
 import sys
 import threading
 import time
-import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from memorization.errors import Caution, WrongUse, one_line
+from memorization.errors import WrongUse, one_line
 from memorization.machine import processes
 
 VARIABLES = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -77,7 +76,6 @@ def join(device):
     processes.meeting_point = store
     if place.rank > 0:
         sys.stdout = open(os.devnull, "w")
-        warnings.simplefilter("ignore", Caution)  # all processes are warned of the same
 
 
 def _number(variable, least, most):
