@@ -43,7 +43,7 @@ from memorization.run import open_run
 from memorization.training import read_log
 
 ACTIONS = {
-    "checkpoint": "encoder (the default), epoch_NNNN for a kept one, or all for the score over training"
+    "checkpoint": "encoder (the default), epoch_NNNN for a kept one, or all, over training",
 }
 PICTURES = ["histogram.png", "scatter.png", "gallery.png", "training_curve.png"]
 LONG = 20  # batches from which on one is tried first, to tell what all will take

@@ -34,7 +34,7 @@ class Encoder:
             object.__setattr__(self, "identity", self.weights_fingerprint)
 
     def to(self, device):
-        """The same Encoder. Its network is moved to the device, in channels_last, which is faster."""
+        """The same Encoder. Its network is moved to the device, in channels_last."""
         self.network.to(device, memory_format=torch.channels_last)
         return self
 

@@ -121,9 +121,8 @@ class Result:
             both = f"{key} is {short_form(value)}, but {short_form(other)} belongs here"
             raise WrongUse(f"{self.folder}: holds another result: {both}{advice}")
         if not set(seeds) <= set(self.seeds):
-            raise WrongUse(
-                f"{self.folder}: holds another result: seeds is {seeds}, but {self.seeds} belongs here{advice}"
-            )
+            both = f"seeds is {seeds}, but {self.seeds} belongs here"
+            raise WrongUse(f"{self.folder}: holds another result: {both}{advice}")
         if retrained:
             return f"{retrained[0]} was trained again since the result that was there"
         if 0 < len(seeds) < len(self.seeds):

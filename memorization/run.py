@@ -171,7 +171,7 @@ class Run:
         return Result(
             folder=self.folder / section / _joined(names),
             again=SCRIPTS[section],
-            settings={key: self._value(self.config, key) for key in keys},
+            settings={key: self._value(key) for key in keys},
             defaults={key: _default(key) for key in keys},
             seeds=seeds,
             fingerprints=fingerprints,
@@ -199,18 +199,18 @@ class Run:
         return [f"{section}.{name}" for name in getattr(self.config, section).determining()]
 
     def _differences(self, section):
-        """The parts of a folder's name that tell settings from those of the run's config.yaml."""
-        run, names = self.config.recorded, []
+        """The parts of a folder's name for the settings that differ from the run's config.yaml."""
+        names = []
         for part in (section, *BUILT_ON[section]):
             plain_values = getattr(self.config, part).PLAIN if part == section else {}
             for key in self._keys(part):
                 name = key.split(".")[1]
-                value = self._value(self.config, key)
+                value = self._value(key)
                 if name in plain_values:
                     names += [_text(key, value)] if value != plain_values[name] else []
                     if key == "dejavu.query" and value == "boxes":
                         names[-1] += self._text_of_boxes()
-                elif value != self._value(run, key) and key != "dejavu.boxes":
+                elif value != self._value(key, recorded=True) and key != "dejavu.boxes":
                     # seeds alone are those of the run
                     words = [name] if part == section and name != "seeds" else [part, name]
                     names.append("_".join([*words, _text(key, value)]))
@@ -220,12 +220,14 @@ class Run:
         boxes = self.config.dejavu.boxes
         return "" if boxes == self.config.recorded.dejavu.boxes else f"_{_hash_of_path(boxes)}"
 
-    @staticmethod
-    def _value(config, key):
-        """A setting as a plain value; settings that mean the same have the same value."""
+    def _value(self, key, recorded=False):
+        """A setting as a plain value, of this run or as its config.yaml records it; settings that
+        mean the same have the same value.
+        """
         section, name = key.split(".")
-        value = getattr(config, section).model_dump()[name]
-        return value or [config.data.name] if key == "probe.datasets" else value
+        settings = getattr(self.config.recorded if recorded else self.config, section)
+        value = settings.model_dump()[name]
+        return value or [self.config.data.name] if key == "probe.datasets" else value
 
 
 def _default(key):

@@ -49,6 +49,23 @@ class Split:
     sha256: str | None = None
     device: torch.device = torch.device("cpu")
 
+    @classmethod
+    def from_array(cls, array, labels=None, name="train"):
+        """The Split of the images in an array of numpy or torch.
+
+        array: (N, S, S, C) or (N, S, S), uint8; labels: (N,) integers, None if there are none;
+        name: "train" or "test", which decides the views. Raises WrongUse for another array.
+        """
+        pixels = torch.as_tensor(array)
+        pixels = pixels[..., None] if pixels.ndim == 3 else pixels
+        shape = tuple(pixels.shape)
+        if pixels.dtype != torch.uint8 or len(shape) != 4 or shape[1] != shape[2]:
+            needed = "uint8 of shape (N, S, S, C) is needed"
+            raise WrongUse(f"images are {pixels.dtype} of shape {shape}, but {needed}")
+        labels = np.full(len(pixels), -1) if labels is None else labels
+        pixels = pixels.permute(0, 3, 1, 2).contiguous()
+        return cls(name, pixels, torch.as_tensor(labels, dtype=torch.int64))
+
     def __len__(self):
         return len(self.labels)
 

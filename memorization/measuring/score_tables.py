@@ -100,8 +100,8 @@ def score_rows(pair, images, rows, recipes, scoring):
 
 
 def error_of_precision(scores, pair, images, rows, settings, of_training):
-    """How far the scores of a pair are off those in fp32, for some images of every subset: a dict of
-    plain types.
+    """How far the scores of a pair are off those in fp32, for some images of every subset: a dict
+    of plain types.
 
     scores: of `score_rows`; settings: the ScoreSettings by which they were scored; of_training: the
     recipes of training. score_error is a score less that in fp32; beside it stands the median

@@ -53,7 +53,7 @@ class ScoreSettings(Settings):
         description="bf16: the encoders multiply in bfloat16, and the error of the scores is measured",
     )
 
-    # Values that add nothing to the name of a result's folder, whatever the run's config.yaml says.
+    # Values that add nothing to the name of a result's folder.
     PLAIN: ClassVar = {"representation": "pooled", "augmentation": "training", "precision": "fp32"}
 
     @pydantic.field_validator("augmentation", mode="before")

@@ -10,19 +10,24 @@ import torch
 import torch.nn.functional as F
 from conftest import METHODS, write_experiment
 
+import memorization
 import memorization_scores
 import train_mae
 import train_simclr
+from examples import score_any_encoder
 from memorization.checkpoint import load_pair, read_checkpoint, save_checkpoint
 from memorization.config import read_config
 from memorization.data.augmentations import Draw, augment
 from memorization.data.catalogue import DataSettings
-from memorization.data.images import open_images
+from memorization.data.images import Split, open_images
 from memorization.data.recipes import ViewRecipe
 from memorization.data.subsets import load_subsets
+from memorization.encoder import Encoder
+from memorization.errors import WrongUse
 from memorization.machine.device import choose_device
 from memorization.measuring import score_tables, scores
 from memorization.measuring.score_tables import rows_to_score, score_rows
+from memorization.measuring.scores import Scoring, score_images
 from memorization.run import Run, open_run
 from memorization.significance import cohens_d
 
@@ -667,6 +672,84 @@ def test_float32_is_never_tf32():
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     choose_device("cpu")
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
+# --- encoders of any origin -----------------------------------------------------------------------
+
+
+def foreign_encoder(name, seed, **changes):
+    """An Encoder of a network that takes pixels alone, as networks of other programs do."""
+    torch.manual_seed(seed)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 8)).eval()
+    return Encoder(**{"name": name, "network": network, "channels": 3, "size": 16,
+                      "normalization": ((0.5,) * 3, (0.25,) * 3)} | changes)  # fmt: skip
+
+
+RECIPES = [ViewRecipe(size=16, crop_scale=[0.3, 1.0])]
+
+
+def noise_images(count=12):
+    return np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+
+
+def test_images_of_an_array_are_scored_by_encoders_of_any_origin():
+    """One image: the views drawn again, and the mean distance over all pairs."""
+    images, f, g = (
+        Split.from_array(noise_images()),
+        foreign_encoder("f", 0),
+        foreign_encoder("g", 1),
+    )
+    found = score_images(f, g, images, [7, 3], RECIPES, Scoring(views=3, seed=5))
+    index, draw = torch.tensor([3]), Draw(5, "scoring")
+    views = [augment(images, index, RECIPES[0], f.normalization, draw, view=v) for v in range(3)]
+    for encoder, losses in ((f, found.loss_f), (g, found.loss_g)):
+        z = [F.normalize(encoder.network(view.pixels), dim=1)[0] for view in views]
+        distances = [torch.dist(z[i], z[j]).item() for i, j in ((0, 1), (0, 2), (1, 2))]
+        assert losses[1] == pytest.approx(np.mean(distances), abs=1e-6)
+    assert np.array_equal(found.score, found.loss_g - found.loss_f)
+    assert found.error.shape == (2,) and (found.error > 0).all()
+
+
+def test_scores_of_images_are_those_of_the_script(scored_run):
+    _, run = scored_run
+    pair = load_pair(run, seed=1)
+    images = open_images(DataSettings(name="fake", size=16))
+    recipes = [ViewRecipe(**r) for r in pair.f.record["config"]["augmentation"]["views"]]
+    with np.load(run / "scores/scores.npz") as arrays:
+        candidates = arrays["subset"] == "candidate"
+        indices, losses = arrays["index"][candidates], arrays["L_f"][1, candidates]
+    found = score_images(*pair, images.train, indices, recipes, Scoring(views=4, seed=1))
+    assert np.abs(found.loss_f - losses).max() < 1e-6
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"size": 32}, "size is 16 of f, but 32 of g"),
+    ({"normalization": ((0.5,) * 3, (0.5,) * 3)}, "std.0 is 0.25 of f, but 0.5 of g"),
+    ({"channels": 1}, "g: takes images of 1 channels, but the images have 3"),
+    ({"network": torch.nn.Flatten().train()}, "g: is in training mode"),
+])  # fmt: skip
+def test_encoders_that_do_not_fit_each_other_or_the_images_are_refused(changes, words):
+    f, g = foreign_encoder("f", 0), foreign_encoder("g", 1, **changes)
+    with pytest.raises(WrongUse, match=words):
+        score_images(f, g, Split.from_array(noise_images()), range(12), RECIPES)
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 8, 8, 3)), np.zeros((4, 8, 9, 3), np.uint8)])
+def test_an_array_of_no_square_uint8_images_is_refused(array):
+    with pytest.raises(WrongUse, match="but uint8 of shape .N, S, S, C. is needed"):
+        Split.from_array(array)
+
+
+def test_the_example_scores_every_image(capsys):
+    scores = score_any_encoder.main()
+    assert scores.score.shape == (64,) and scores.score.any()
+    assert capsys.readouterr().out.count("image ") == 6
+
+
+def test_what_people_import_is_there():
+    for name in memorization.__all__:
+        assert getattr(memorization, name) is not None
+    assert memorization.score_images is score_images
 
 
 # --- wrong use ------------------------------------------------------------------------------------
