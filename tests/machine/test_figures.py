@@ -17,7 +17,8 @@ from memorization.errors import Caution, WrongUse
 from memorization.figures import draw_gallery, draw_pictures, draw_probe
 
 HOSTILE_NAMES = [
-    "price_$_to_$", "Ba$$in", "$\\frac{", "a_b^c\\{}%#&", "caf\udce9", "a\nb\rc\x07\x1b[2J\0", "x" * 300, "$" * 300, "\u05d0\u05d1\u202e",
+    "price_$_to_$", "Ba$$in", "$\\frac{", "a_b^c\\{}%#&", "caf\udce9", "a\nb\rc\x07\x1b[2J\0",
+    "x" * 300, "$" * 300, "\u05d0\u05d1\u202e",
     "\U0001f600\U0010ffff", "e" + "\u0301" * 300, "\ufdd0\ufffe", "", " ", "\u00e9\u4e2d\u0e01",
 ]  # fmt: skip
 SUMMARY = {
@@ -103,10 +104,8 @@ def test_pictures_do_not_depend_on_variables_and_files_of_the_user(backend, tmp_
 
 def test_a_picture_that_cannot_be_drawn_is_named_and_left_out(tmp_path):
     rows = {"no title of text": ["no pixels"]}
-    with pytest.warns(
-        Caution,
-        match=f"{tmp_path}/pictures.png: this picture cannot be drawn .AttributeError: .*the work goes on",
-    ):
+    message = "pictures.png: this picture cannot be drawn .AttributeError: .*the work goes on"
+    with pytest.warns(Caution, match=f"{tmp_path}/{message}"):
         draw_pictures(rows, ((0.5,), (0.5,)), tmp_path / "pictures.png")
     assert list(tmp_path.iterdir()) == []
 

@@ -145,12 +145,14 @@ def test_boxes_of_imagenets_xml_files_are_found_by_the_name_of_the_image(tmp_pat
     ("index,xmin,ymin,xmax,ymax\n0,1,2,3\n", ["line 2", "missing"]),
     ("index,xmin,ymin,xmax,ymax\n0,1,2,3,4\n1,,2,3,4\n", ["line 3", "is no box", "xmin: missing"]),
     ("index,xmin,ymin,xmax,ymax\n0,1,2,3,4\n ,1,2,3,4\n", ["line 3", "index: missing"]),
-    ("index,xmin,ymin,xmax,ymax\r\n0,1,2,3,4\r\n1,1,2,3,4,5\r\n", ["line 3", "6 of 5 values", "too many"]),
+    ("index,xmin,ymin,xmax,ymax\r\n0,1,2,3,4\r\n1,1,2,3,4,5\r\n",
+     ["line 3", "6 of 5 values", "too many"]),
     ("index,xmin,ymin,xmax,ymax\n0.5,1,2,3,4\n", ["line 2", "image 0.5", "there are 2"]),
     ("index,xmin,ymin,xmax,ymax\n0,1_0,2,3,4\n", ["line 2", "'1_0'"]),
     ("index,xmin,ymin,xmax,ymax\n0,١,2,3,4\n", ["line 2", "'١'"]),
     ("index,xmin,ymin,xmax,ymax\n0,1,2,3,4\n0,\"1\n,2", ["line 4"]),
-    ("index;xmin;ymin;xmax;ymax\n0;1,5;2;3;4\n", ["line 1", "columns are", "commas, not semicolons"]),
+    ("index;xmin;ymin;xmax;ymax\n0;1,5;2;3;4\n",
+     ["line 1", "columns are", "commas, not semicolons"]),
     ("label,index,xmin,ymin,xmax,ymax\n0,0,1,2,3,4\n", ["line 1", "columns are"]),
     ("", ["line 1", "columns are []"]),
     ("index,xmin,ymin,xmax,ymax\n0,nan,2,3,4\n", ["line 2", "is no box"]),
@@ -244,10 +246,11 @@ def split_of_an_image(width, height, size=10):
 
 @pytest.mark.parametrize("stated, own", [
     ((500, 375), (500, 375)), ((500, 375), (1000, 750)), ((500, 375), (250, 188)),
-    ((500, 375), (133, 100)), ((1024, 683), (500, 333)), ((333, 500), (71, 107)), ((48, 40), (48, 40)),
+    ((500, 375), (133, 100)), ((1024, 683), (500, 333)), ((333, 500), (71, 107)),
+    ((48, 40), (48, 40)),
 ])  # fmt: skip
 def test_boxes_are_relative_to_the_size_that_their_file_states(stated, own, tmp_path):
-    """The left half, whatever the ratio; a side may have been rounded when the image was resized."""
+    """The left half, whatever the ratio; resizing an image may have rounded a side."""
     width, height = stated
     (tmp_path / "a.xml").write_text(
         XML.format(SIZE.format(*stated) + BOX.format(0, 0, width / 2, height))

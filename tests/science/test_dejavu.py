@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,7 +27,9 @@ from memorization.errors import WrongUse
 from memorization.measuring import attacks
 from memorization.measuring.attacks import check_labels, public_images
 from memorization.measuring.deja_vu import DejaVuSettings, deja_vu, mcnemar_p, outcomes
+from memorization.measuring.deja_vu_summary import DejaVuSummary
 from memorization.measuring.representations import encode_images
+from memorization.results import read_summary
 from memorization.run import Run
 
 OPTIONS = ["--dejavu.k", "20", "--dejavu.views", "3"]
@@ -45,7 +48,8 @@ def test_the_summary_follows_from_the_table(run_copy):
     rows, summary = ask(path, run)
     assert list(rows[0]) == [
         "seed", "index", "subset", "label",
-        "prediction_f", "confidence_f", "label_share_f", "prediction_g", "confidence_g", "label_share_g", "outcome",
+        "prediction_f", "confidence_f", "label_share_f",
+        "prediction_g", "confidence_g", "label_share_g", "outcome",
     ]  # fmt: skip
     assert {file.name for file in (run / "dejavu").iterdir()} == {
         "dejavu.csv",
@@ -55,18 +59,16 @@ def test_the_summary_follows_from_the_table(run_copy):
         "cases.png",
     }
     assert summary["query"] == "training" and "projector" in summary["representation"]
-    assert summary["chance"] == 0.1 and summary["public"]["images"] == 256 and summary["seeds"][0]["images"] == {
-        "candidate": 24, "independent": 24,
-    }  # fmt: skip
+    assert summary["chance"] == 0.1 and summary["public"]["images"] == 256
+    assert summary["seeds"][0]["images"] == {"candidate": 24, "independent": 24}
     scores = []
     for seed in summary["seeds"]:
         mine = [row for row in rows if row["seed"] == str(seed["seed"])]
         answers = []
         for subset, target, reference in (("candidate", "f", "g"), ("independent", "g", "f")):
             chosen = [row for row in mine if row["subset"] == subset]
-            assert [int(row["index"]) for row in chosen] == sorted(
-                int(row["index"]) for row in chosen
-            ) and len(chosen) == 24
+            index = [int(row["index"]) for row in chosen]
+            assert index == sorted(index) and len(index) == 24
             answers.append([
                 (
                     np.array([row[f"prediction_{model}"] == row["label"] for row in chosen]),
@@ -191,7 +193,9 @@ def test_the_summary_tells_what_the_score_is_to_be_compared_with(tmp_path):
 
 
 def sweep(rows, target_of_candidates, target_of_independents):
-    """acc_target over a sweep of confidence, from the table, equal confidences in order of index."""
+    """acc_target over a sweep of confidence, from the table. Equal confidences are in order of
+    index.
+    """
     curves = []
     for subset, model in (
         ("candidate", target_of_candidates),
@@ -226,6 +230,16 @@ def slow_knn(bank, bank_labels, queries, labels, leave_out, k=20):
         ]
         right += min(votes)[2] == label
     return right / len(labels)
+
+
+def test_the_summary_is_read_by_the_class_that_wrote_it(run_copy):
+    path, run = run_copy
+    for options in ([], ["--dejavu.reference", "crops", "--dejavu.reference_epochs", "1"]):
+        _, summary = ask(path, run, *options)
+        folder = run / "dejavu" / ("crops_reference_epochs_1" if options else "")
+        read = read_summary(folder, "dejavu.py", DejaVuSummary)
+        assert json.dumps(read.plain() | {"files": read.files}) == json.dumps(summary)
+        assert bool(read.caveat) == ("classifier" in summary["seeds"][0]) == bool(options)
 
 
 def test_a_repeated_command_gives_the_same_bytes(run_copy):
@@ -338,19 +352,13 @@ def test_deja_vu_is_compared_with_the_scores_of_the_same_candidates(run_copy, ca
         overlap(by_score[0], by_score[1])
     )
     printed = capsys.readouterr().out
-    assert (
-        "of 24 candidates two rankings have this share of their first 12 in common (50.0% by chance):"
-        in printed
-    )
-    assert (
-        f"Deja Vu and memorization score {np.mean(pairs):.1%} ± {np.std(pairs, ddof=1):.1%}, Kendall's tau "
-        in printed
-    )
-    tau = found["score_between_seeds"]["kendall_tau"]["mean"]
-    assert (
-        f"memorization score of two seeds {overlap(by_score[0], by_score[1]):.1%}, Kendall's tau {tau:+.2f}\n"
-        in printed
-    )
+    in_common = "two rankings have this share of their first 12 in common (50.0% by chance):"
+    assert f"of 24 candidates {in_common}" in printed
+    spread = f"{np.mean(pairs):.1%} ± {np.std(pairs, ddof=1):.1%}"
+    assert f"Deja Vu and memorization score {spread}, Kendall's tau " in printed
+    share = f"{overlap(by_score[0], by_score[1]):.1%}"
+    tau = f"{found['score_between_seeds']['kendall_tau']['mean']:+.2f}"
+    assert f"memorization score of two seeds {share}, Kendall's tau {tau}\n" in printed
 
 
 @pytest.mark.parametrize("method", ["byol", "mae"])
@@ -509,28 +517,30 @@ def collapsed_weights(path):
 
 
 def unscored(damage):
-    """The damage to a run that has not been scored: scores would be found to be of other encoders
-    first.
+    """The damage to an encoder of a run without scores, which would be refused first, as scores of
+    another encoder.
     """
 
-    def damage_unscored(run):
-        shutil.rmtree(run / "scores")
-        damage(run)
+    def damage_unscored(file):
+        shutil.rmtree(file.parents[2] / "scores")
+        damage(file)
 
     return damage_unscored
 
 
-@pytest.mark.parametrize("damage, options, words", [
-    (lambda run: break_file(run / "seed_0/candidate/encoder.pt"), [], ["seed_0/candidate/encoder.pt", "not a whole checkpoint"]),
-    (unscored(lambda run: nan_weights(run / "seed_1/independent/encoder.pt")), [], ["layers.0.weight is not finite"]),
-    (unscored(lambda run: collapsed_weights(run / "seed_1/candidate/encoder.pt")), [], ["candidate seed 1: all images are represented alike"]),
-    (lambda run: (run / "seed_1/independent/encoder.pt").unlink(), [], ["seed_1/independent/encoder.pt", "no such file"]),
+@pytest.mark.parametrize("damage, file, words", [
+    (break_file, "seed_0/candidate/encoder.pt",
+     ["seed_0/candidate/encoder.pt", "not a whole checkpoint"]),
+    (unscored(nan_weights), "seed_1/independent/encoder.pt", ["layers.0.weight is not finite"]),
+    (unscored(collapsed_weights), "seed_1/candidate/encoder.pt",
+     ["candidate seed 1: all images are represented alike"]),
+    (Path.unlink, "seed_1/independent/encoder.pt",
+     ["seed_1/independent/encoder.pt", "no such file"]),
 ])  # fmt: skip
-def test_wrong_use_is_one_line_and_nothing_is_written(damage, options, words, run_copy, refusal):
+def test_wrong_use_is_one_line_and_nothing_is_written(damage, file, words, run_copy, refusal):
     path, run = run_copy
-    if damage:
-        damage(run)
-    line = refusal(dejavu.main, ["--config", path, "--run", str(run), *OPTIONS, *options])
+    damage(run / file)
+    line = refusal(dejavu.main, ["--config", path, "--run", str(run), *OPTIONS])
     assert all(word in line for word in words), line
     assert not (run / "dejavu").exists()
 
