@@ -3,7 +3,7 @@ process, or as several by torchrun.
 
     python tests/train_in_double.py CONFIG METHOD [STEPS]
 
-With STEPS this process is told to stop (SIGTERM) after so many steps.
+With STEPS this process gets SIGTERM after so many steps.
 """
 
 import os
@@ -25,16 +25,13 @@ from models.encoders import make_encoder  # noqa: E402
 
 @one_line_errors
 def main(argv):
-    path, method, *told_after = argv
+    path, method, *last_step = argv
     script, schema, _ = METHODS[method]
     config = read_config("", ["--config", path], method=schema, actions=ROLE_ACTION)
     images = open_training_images(config.data, config.device, config.threads)
     step, steps = loop.train_step, 0
-    (of_method,) = (
-        value
-        for value in vars(script).values()
-        if isinstance(value, type) and issubclass(value, torch.nn.Module)
-    )
+    classes = [value for value in vars(script).values() if isinstance(value, type)]
+    (of_method,) = (value for value in classes if issubclass(value, torch.nn.Module))
 
     def make_method():
         encoder = make_encoder(config.encoder, images.channels, config.augmentation.size)
@@ -46,7 +43,7 @@ def main(argv):
     def counted_step(*arguments):
         nonlocal steps
         steps += 1
-        if [str(steps)] == told_after and os.environ.get("RANK", "0") == "0":
+        if [str(steps)] == last_step and os.environ.get("RANK", "0") == "0":
             os.kill(os.getpid(), signal.SIGTERM)
         return step(*arguments)
 

@@ -1,4 +1,4 @@
-"""Progress: how far the training of an encoder is. It saves, logs, and ends when it is told to."""
+"""Progress: how far the training of an encoder is. It saves, logs, and ends at a signal."""
 
 import itertools
 import math

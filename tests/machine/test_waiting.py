@@ -39,8 +39,8 @@ from models.simclr import SimCLR
 
 CLASSES = {"simclr": SimCLR, "byol": BYOL, "mae": MAE}
 EVERYTHING = {
-    "size": 16, "crop_scale": [0.2, 1.0], "flip": 0.5, "rotate": [0, 90], "jitter": 0.8, "grayscale": 0.5, "blur": 0.5, "solarize": 0.5,
-    "noise": 0.1,
+    "size": 16, "crop_scale": [0.2, 1.0], "flip": 0.5, "rotate": [0, 90], "jitter": 0.8,
+    "grayscale": 0.5, "blur": 0.5, "solarize": 0.5, "noise": 0.1,
 }  # fmt: skip
 
 
@@ -133,7 +133,8 @@ def small_encoder():
 
 
 @pytest.mark.parametrize("name, mask_ratio, representation", [
-    ("resnet_small", 0.0, "pooled"), ("vit_mini", 0.0, "tokens"), ("vit_mini", 0.75, "pooled"), ("vit_mini", 0.75, "tokens"),
+    ("resnet_small", 0.0, "pooled"), ("vit_mini", 0.0, "tokens"),
+    ("vit_mini", 0.75, "pooled"), ("vit_mini", 0.75, "tokens"),
 ])  # fmt: skip
 def test_a_batch_is_scored_by_one_call_of_each_encoder_that_waits_for_nothing(
     name, mask_ratio, representation, monkeypatch
@@ -144,15 +145,16 @@ def test_a_batch_is_scored_by_one_call_of_each_encoder_that_waits_for_nothing(
     for encoder in (f, g):
         inner = encoder.layers if name == "resnet_small" else encoder.blocks
         inner.register_forward_hook(lambda layers, given, result: called.append(len(given[0])))
-    pair = [Encoder(name, network, 3, 16, images.normalization, getattr(network, "patch", None), "-")
-            for name, network in (("f", f), ("g", g))]  # fmt: skip
+    pair = [
+        Encoder(name, network, 3, 16, images.normalization, settings.patch_size, identity="-")
+        for name, network in (("f", f), ("g", g))
+    ]
     recipes = [ViewRecipe(**EVERYTHING, mask_ratio=mask_ratio)]
     scoring = Scoring(views=10, representation=representation)
     with NoBlockingCopies(), NoTensorsOfLists():
         losses = score_batch(*pair, images.train, torch.arange(64), recipes, scoring)
-    assert called == [640, 640] and all(
-        values.shape == (64,) and values.device == META for values in losses
-    )
+    assert called == [640, 640]
+    assert all(values.shape == (64,) and values.device == META for values in losses)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
