@@ -10,28 +10,30 @@ from memorization.normalization import moderate_scale, normalize
 
 QUERY_CHUNK = 512  # queries compared with vectors of the bank at a time
 CHUNKS = 4  # of queries, worked on one after the other for every part of the bank
-# neighbours found in float32 beyond the k that are wanted, so that rounding loses none of those
+# candidates beyond k that are searched in float32, so that rounding loses none of the k nearest
 SPARE = 32
-GROUP = 10  # columns of which only the least is looked at first
-# vectors of one product on a CPU: the least of its groups are found while it is in the cache
+GROUP = 10  # columns in a group; first only the least of each group is compared
+# vectors in one product on a CPU: the minima of its groups are computed while it is in the cache
 BLOCK = GROUP**3
-# held at a time while distances are recomputed on a CPU, so that they stay in cache
+# values in memory while distances are recomputed: on a CPU few enough for its cache; on a GPU
+# 192 MB, so that few operations are called
 RECOMPUTED_VALUES = 1 << 18
-RECOMPUTED_VALUES_ON_GPU = 1 << 24  # there 192 MB, worth the cost of calling operations
+RECOMPUTED_VALUES_ON_GPU = 1 << 24
 
 
 def nearest_neighbors(queries, bank, k, memory_gb=0.25):
-    """The k vectors of the bank nearest to every query, exactly: in order of squared L2 distance,
-    equal ones in order of index.
+    """The exact k nearest vectors of the bank for every query, in order of squared L2 distance,
+    equal distances in order of index.
 
-    queries: (Q, D), bank: (N, D), finite float32 on one device; 1 <= k <= N; memory_gb: bound on
-    what is held beside them, a centred copy of P vectors of the bank and their distances to
-    QUERY_CHUNK queries, 4 P (D + QUERY_CHUNK) bytes; P is BLOCK at least. Returns (indices,
+    queries: (Q, D), bank: (N, D), finite float32 on one device; 1 <= k <= N. memory_gb: bound on
+    the memory beside them: a centred copy of P vectors of the bank and their distances to
+    QUERY_CHUNK queries, 4 P (D + QUERY_CHUNK) bytes, where P is at least BLOCK. Returns (indices,
     distances): (Q, k) int64, and (Q, k) float64, squared.
 
-    k + SPARE candidates are found by matrix products in float32 on centred vectors. Those that
-    float32's rounding leaves in doubt are compared again in float64, as they are. A query with more
-    of them than candidates is compared with the whole bank in float64.
+    Matrix products of centred vectors in float32 give k + SPARE candidates. Distances that the
+    rounding of float32 leaves in doubt are computed again in float64, from the vectors without
+    centring. If all candidates of a query are in doubt, it is compared with the whole bank in
+    float64.
     """
     if not 1 <= k <= len(bank):
         raise ValueError(f"{k} neighbours are wanted of {len(bank)}")
@@ -48,10 +50,8 @@ def nearest_neighbors(queries, bank, k, memory_gb=0.25):
 
     def search(part):
         if len(bank) <= k + SPARE:
-            candidates, unsure = (
-                torch.arange(len(bank), device=bank.device).expand(len(part), -1),
-                [],
-            )
+            everything = torch.arange(len(bank), device=bank.device)
+            candidates, unsure = everything.expand(len(part), -1), []
         else:
             candidates, unsure = _contenders(part, bank, center, k, *room)
         indices, distances = _by_exact_distance(part, bank, candidates)
@@ -60,16 +60,16 @@ def nearest_neighbors(queries, bank, k, memory_gb=0.25):
         return indices[:, :k].cpu(), distances[:, :k].cpu()
 
     share = max(1, math.ceil(len(queries) / processes.count()))
-    found = processes.map_parts(
+    parts = processes.map_parts(
         search, queries.split(min(share, CHUNKS * QUERY_CHUNK)), "searching neighbours"
     )
-    indices, distances = (torch.cat(parts).to(queries.device) for parts in zip(*found))
+    indices, distances = (torch.cat(part).to(queries.device) for part in zip(*parts))
     return indices, distances / scale**2
 
 
 def _contenders(queries, bank, center, k, copy, tile):
-    """Vectors of the bank that hold each query's k nearest, (q, c) int64, and the queries (r,) for
-    which there may be still others.
+    """Candidates that contain the k nearest of each query, (q, c) int64, and the queries (r,) for
+    which the bank may have others.
 
     queries: (q, D); copy: (columns, D), room for so many centred vectors of the bank at a time;
     tile: (QUERY_CHUNK, columns).
@@ -83,11 +83,11 @@ def _contenders(queries, bank, center, k, copy, tile):
         part = bank[start : start + len(copy)]
         centred, norms = _centred(part, center, copy[: len(part)])
         farthest = torch.maximum(farthest, norms.max())
-        found = [
+        nearest = [
             _least_keys(chunk, centred, norms.float(), min(count, len(part)), tile)
             for chunk in queries.split(QUERY_CHUNK)
         ]
-        least, places = (torch.cat(parts) for parts in zip(*found))
+        least, places = (torch.cat(parts) for parts in zip(*nearest))
         keys, indices = torch.cat([keys, least], dim=1), torch.cat([indices, start + places], dim=1)
         if start:
             keys, order = keys.topk(min(count, keys.shape[1]), dim=1, largest=False)
@@ -108,11 +108,10 @@ def _centred(vectors, center, out):
 
 
 def _least_keys(queries, bank, norms, count, tile):
-    """The `count` least |b|^2 - 2 ab of each query in ascending order, and their places: (q, count)
-    each. tile: room for all.
+    """The `count` least keys |b|^2 - 2 ab of each query in ascending order, and their columns:
+    (q, count) each. tile: memory for all keys.
 
-    A tournament: the least of every group of columns, then of every group of those, as long as that
-    spares work; and back again, since the least of all lie in the groups of least minima.
+    The least keys lie in the groups with the least minima, so only those groups are searched.
     """
     keys = tile[: len(queries), : BLOCK * math.ceil(len(bank) / BLOCK)]
     width = BLOCK if keys.is_cpu else keys.shape[1]
@@ -122,20 +121,12 @@ def _least_keys(queries, bank, norms, count, tile):
         torch.addmm(norms[part], queries, bank[part].T, alpha=-2, out=block[:, : len(bank[part])])
         block[:, len(bank[part]) :] = math.inf
         minima.append(_least_of_groups(block))
-    rounds, widths, minima = [keys], [width], torch.cat(minima, dim=1)
-    while rounds[-1].shape[1] > 2 * GROUP * count and minima.shape[1] % GROUP == 0:
-        rounds.append(minima)
-        widths.append(minima.shape[1])
-        minima = _least_of_groups(minima)
-    least, places = rounds.pop().topk(count, dim=1, largest=False, sorted=not rounds)
-    while rounds:
-        members = _members_of_groups(places, widths[len(rounds) - 1])  # (q, GROUP count)
-        least, order = (
-            rounds.pop().gather(1, members).topk(count, dim=1, largest=False, sorted=not rounds)
-        )
-        places = members.gather(1, order)
-    # a place beyond the bank is found only where all else overflowed
-    return least, places.clamp_(max=len(bank) - 1)
+    minima = torch.cat(minima, dim=1)  # (q, columns / GROUP)
+    groups = minima.topk(min(count, minima.shape[1]), dim=1, largest=False, sorted=False).indices
+    members = _members_of_groups(groups, width)  # (q, GROUP count)
+    least, order = keys.gather(1, members).topk(count, dim=1, largest=False)
+    # a column beyond the bank is taken only if the keys of the bank overflowed
+    return least, members.gather(1, order).clamp_(max=len(bank) - 1)
 
 
 def _least_of_groups(block):
@@ -146,14 +137,14 @@ def _least_of_groups(block):
 
 
 def _members_of_groups(groups, width):
-    """The columns of groups (q, n), which are numbered through blocks of one width: (q, GROUP n)."""
+    """The columns of groups (q, n), numbered through blocks of one width: (q, GROUP n)."""
     stride = width // GROUP
     first = groups // stride * width + groups % stride
     return (first[:, None] + stride * torch.arange(GROUP, device=groups.device)[:, None]).flatten(1)
 
 
 def _by_exact_distance(queries, bank, candidates):
-    """Candidates (q, c) in order of their squared distances in float64, equal ones in order of
+    """Candidates (q, c) in order of their squared distances in float64, equal distances in order of
     index, and those distances.
     """
     candidates = candidates.sort(dim=1).values
@@ -179,8 +170,7 @@ def _by_brute_force(query, bank, count):
 
 
 def _rounding_bound(norm, dimensions):
-    """How far |b|^2 - 2 ab, computed in float32, may be from the true value, infinitely where it
-    may overflow.
+    """Bound on the error of |b|^2 - 2 ab in float32, infinite if it may overflow.
 
     norm: |a| + |b|, centred; after Higham (2002), section 3.1.
     """
@@ -189,28 +179,30 @@ def _rounding_bound(norm, dimensions):
 
 
 def count_votes(labels, distances, classes):
-    """How many neighbours each class has, and how far they are in sum: (Q, classes) int64 and
-    float64. labels, distances: (Q, k).
+    """The number of neighbours of each class, and the sum of their distances: (Q, classes) int64
+    and float64. labels, distances: (Q, k).
     """
-    places = (np.arange(len(labels))[:, None] * classes + labels).ravel()
+    cells = (np.arange(len(labels))[:, None] * classes + labels).ravel()
     shape = len(labels), classes
-    votes = np.bincount(places, minlength=math.prod(shape)).reshape(shape)
-    return votes, np.bincount(places, distances.ravel(), minlength=math.prod(shape)).reshape(shape)
+    votes = np.bincount(cells, minlength=math.prod(shape))
+    sums = np.bincount(cells, distances.ravel(), minlength=math.prod(shape))
+    return votes.reshape(shape), sums.reshape(shape)
 
 
-def elected(votes, distances):
-    """The class with the most votes; of equals the one with the smaller summed distance, then the
-    lower one.
+def elect(votes, distances):
+    """The class with the most votes. If several have equally many, the one with the smallest sum of
+    distances, then the lowest.
 
-    votes, distances: of `count_votes`. Returns (Q,) int64, and (Q,) bool, where there was a tie.
+    votes, distances: of `count_votes`. Returns the class, (Q,) int64, and whether there was a tie,
+    (Q,) bool.
     """
     ahead = votes == votes.max(1, keepdims=True)
     return np.where(ahead, distances, np.inf).argmin(1), ahead.sum(1) > 1
 
 
 def vote_confidence(votes):
-    """Minus the entropy of the shares of the votes, in nats: 0 where all agree. votes: (Q,
-    classes). Returns (Q,) float64.
+    """Minus the entropy of the shares of the votes, in nats: 0 if all agree. votes: (Q, classes).
+    Returns (Q,) float64.
     """
     # sorted, so that equal shares give equal sums whatever the classes
     shares = np.sort(votes, axis=1) / votes.sum(1, keepdims=True)
@@ -221,8 +213,8 @@ def knn_accuracy(queries, query_labels, bank, bank_labels, k, temperature=None):
     """Share of queries whose k most similar images of the bank vote for their label.
 
     queries: (Q, D), bank: (N, D), representations, compared by cosine; labels: (Q,) and (N,) int64.
-    k is lowered to N where N is less. temperature: every vote weighs exp(cosine / temperature) (Wu
-    et al. 2018), or 1 where it is None. A tie goes to the lower label. Returns a float.
+    k is at most N: a larger one is lowered. temperature: a vote weighs exp(cosine / temperature)
+    (Wu et al. 2018), or 1 if it is None. A tie goes to the lower label. Returns a float.
     """
     queries, bank = normalize(queries, dim=1), normalize(bank, dim=1)
     classes = int(bank_labels.max()) + 1
@@ -230,14 +222,11 @@ def knn_accuracy(queries, query_labels, bank, bank_labels, k, temperature=None):
     for start in range(0, len(queries), QUERY_CHUNK):
         similarity = queries[start : start + QUERY_CHUNK] @ bank.T  # (q, N)
         nearest = similarity.topk(min(k, len(bank)), dim=1)  # (q, k)
-        weights = (
-            torch.ones_like(nearest.values)
-            if temperature is None
-            else (nearest.values / temperature).exp()
-        )
-        # (q, classes)
-        votes = weights.new_zeros(len(weights), classes).scatter_add_(
-            1, bank_labels[nearest.indices], weights
-        )
+        if temperature is None:
+            weights = torch.ones_like(nearest.values)
+        else:
+            weights = (nearest.values / temperature).exp()
+        votes = weights.new_zeros(len(weights), classes)  # (q, classes)
+        votes.scatter_add_(1, bank_labels[nearest.indices], weights)
         right += (votes.argmax(1) == query_labels[start : start + QUERY_CHUNK]).sum()
     return right.item() / len(queries)

@@ -15,7 +15,7 @@ from memorization.data.subsets import ROLES
 from memorization.errors import WrongUse
 from memorization.fields import MOST_EPOCHS, MOST_VIEWS, PathName
 from memorization.measuring.representations import encode_views, varying_dimensions
-from memorization.neighbors import count_votes, elected, nearest_neighbors, vote_confidence
+from memorization.neighbors import count_votes, elect, nearest_neighbors, vote_confidence
 from memorization.normalization import normalize
 from models.settings import Settings
 
@@ -190,7 +190,7 @@ def infer_by_neighbors(encoder, queries, bank, settings):
         distances += view_distances
         if view == 0:
             neighbors = bank.public.rows.numpy()[places[:, :SHOWN]]
-    prediction, tied = elected(votes, distances)
+    prediction, tied = elect(votes, distances)
     label_share = votes[np.arange(shape[0]), queries.labels.numpy()] / votes.sum(1)
     return Inference(prediction, vote_confidence(votes), label_share, int(tied.sum()), neighbors)
 
@@ -208,7 +208,7 @@ def neighbor_accuracy(values, labels, bank, settings, leave_out):
         itself[~itself.any(1), -1] = True  # k equal images come before it: leave out the last one
         places, squares = (part[~itself].reshape(len(part), k) for part in (places, squares))
     votes = count_votes(bank.public.labels[places], squares, len(bank.public.classes))
-    return float((elected(*votes)[0] == labels).mean())
+    return float((elect(*votes)[0] == labels).mean())
 
 
 def _search(values, bank, k, settings):

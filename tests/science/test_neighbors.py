@@ -5,7 +5,7 @@ import torch
 from memorization import neighbors
 from memorization.neighbors import (
     count_votes,
-    elected,
+    elect,
     knn_accuracy,
     nearest_neighbors,
     vote_confidence,
@@ -148,7 +148,7 @@ def test_votes_counted_by_hand():
     votes, sums = count_votes(labels, distances, 4)
     assert votes.tolist() == [[1, 1, 2, 0], [2, 2, 0, 0], [0, 2, 2, 0], [0, 0, 0, 4], [2, 0, 0, 2]]
     assert sums.tolist() == [[1, 4, 5, 0], [4, 5, 0, 0], [0, 4, 4, 0], [0, 0, 0, 4], [6, 0, 0, 5]]
-    predictions, tied = elected(votes, sums)
+    predictions, tied = elect(votes, sums)
     # most votes; the smaller distance; the lower label; the smaller distance, though higher
     assert predictions.tolist() == [2, 0, 1, 3, 3]
     assert tied.tolist() == [False, True, True, False, True]
