@@ -282,17 +282,20 @@ ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
 @pytest.mark.parametrize("variables, words", [
-    ({"WORLD_SIZE": "2"}, ["WORLD_SIZE: 2", "not RANK, MASTER_ADDR, MASTER_PORT", "torchrun, or unset WORLD_SIZE to"]),
+    ({"WORLD_SIZE": "2"}, ["WORLD_SIZE: 2", "not RANK, MASTER_ADDR, MASTER_PORT",
+                           "torchrun, or unset WORLD_SIZE to"]),
     ({"WORLD_SIZE": ""}, ["WORLD_SIZE: ''"]),
     ({"WORLD_SIZE": "x"}, ["WORLD_SIZE: 'x'", "a number from 1"]),
     ({"WORLD_SIZE": "0"}, ["WORLD_SIZE: '0'"]),
     ({"WORLD_SIZE": "\u00b2"}, ["WORLD_SIZE: '\u00b2'"]),
     ({"WORLD_SIZE": "9" * 5000}, ["WORLD_SIZE: '999"]),
-    ({"WORLD_SIZE": "2", **ADDRESS}, ["but not RANK;", "unset WORLD_SIZE, MASTER_ADDR, MASTER_PORT"]),
+    ({"WORLD_SIZE": "2", **ADDRESS},
+     ["but not RANK;", "unset WORLD_SIZE, MASTER_ADDR, MASTER_PORT"]),
     ({"WORLD_SIZE": "2", "RANK": "", **ADDRESS}, ["but not RANK;"]),
     ({"WORLD_SIZE": "2", "RANK": "2", **ADDRESS}, ["RANK: '2'", "0 to 1"]),
     ({"WORLD_SIZE": "1", "RANK": "1"}, ["RANK: '1'", "0 to 0"]),
-    ({"WORLD_SIZE": "2", "RANK": "0", **ADDRESS, "MASTER_PORT": "70000"}, ["MASTER_PORT: '70000'", "1 to 65535"]),
+    ({"WORLD_SIZE": "2", "RANK": "0", **ADDRESS, "MASTER_PORT": "70000"},
+     ["MASTER_PORT: '70000'", "1 to 65535"]),
     ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "29500"}, ["but not MASTER_ADDR"]),
 ])  # fmt: skip
 def test_a_clusters_variables_that_lead_to_no_meeting_are_named_at_once(
@@ -425,10 +428,13 @@ def ended_together(body, tmp_path):
 
 
 @pytest.mark.parametrize("body, line", [
-    (["with processes.first_before_others():", "    if processes.is_first():", "        raise WrongUse('no room')"], "no room"),
+    (["with processes.first_before_others():", "    if processes.is_first():",
+      "        raise WrongUse('no room')"], "no room"),
     (["raise WrongUse('all see it')"], "all see it"),
-    (["if not processes.is_first():", "    raise WrongUse('the second')", "processes.wait_for_all()"], "the second"),
-    (["if not processes.is_first():", "    os._exit(2)", "processes.wait_for_all()"], "one of the 2 processes has ended"),
+    (["if not processes.is_first():", "    raise WrongUse('the second')",
+      "processes.wait_for_all()"], "the second"),
+    (["if not processes.is_first():", "    os._exit(2)", "processes.wait_for_all()"],
+     "one of the 2 processes has ended"),
 ])  # fmt: skip
 def test_an_error_of_one_process_ends_all_with_one_line(body, line, tmp_path):
     codes, lines = ended_together(body, tmp_path)
