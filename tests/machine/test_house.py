@@ -1,6 +1,4 @@
-"""The packages work together, and the house's arrows point down; else other tests fail for reasons
-that are hard to see.
-"""
+"""The house: which module may import which, how long functions are, and who sees the config."""
 
 import ast
 from pathlib import Path
@@ -96,3 +94,64 @@ def test_no_module_imports_itself_through_others():
     unvisited = set(imports)
     for module in imports:
         visit(module, [])
+
+
+CODE = [*FILES, *SCRIPTS, *ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/*.py")]
+SEE_THE_CONFIG = {"open_run", "train_pair"}  # beside the scripts
+
+
+def functions():
+    """(path, function) of every function and method of the code, as a node of its syntax tree."""
+    for path in CODE:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                yield path, node
+
+
+def parameters(function):
+    arguments = function.args
+    names = [part.arg for part in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+    return [name for name in names if name not in ("self", "cls")]
+
+
+def test_a_function_has_six_parameters_at_most():
+    many = [
+        f"{path.name}: {function.name}"
+        for path, function in functions()
+        if len(parameters(function)) > 6
+    ]
+    assert many == []
+
+
+def test_only_open_run_train_pair_and_scripts_take_a_config():
+    takers = [
+        f"{path.name}: {function.name}"
+        for path, function in functions()
+        if "config" in parameters(function)
+        and path not in SCRIPTS
+        and function.name not in SEE_THE_CONFIG
+    ]
+    assert takers == []
+
+
+def test_a_script_has_180_lines_at_most():
+    lengths = {path.name: len(path.read_text().splitlines()) for path in SCRIPTS}
+    assert {name: length for name, length in lengths.items() if length > 180} == {}
+
+
+def test_only_the_machine_asks_whether_it_is_the_first_process():
+    asking = [path.name for path in CODE if "is_first" in path.read_text()]
+    machine = {path.name for path in ROOT.glob("memorization/machine/*.py")}
+    assert set(asking) <= machine
+
+
+def test_benchmarks_and_examples_import_no_script():
+    names = {path.stem for path in SCRIPTS}
+    for room in ("benchmarks", "examples"):
+        for path in ROOT.glob(f"{room}/*.py"):
+            assert not names & set(imported_modules(path)), path.name
+
+
+def test_the_training_loop_is_short():
+    (loop,) = (function for _, function in functions() if function.name == "train_encoder")
+    assert loop.end_lineno - loop.lineno < 40
