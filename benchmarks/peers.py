@@ -53,10 +53,11 @@ def normalization(channels):
 
 def torchvision_transform(channels, size):
     """SimCLR's recipe by torchvision, from a PIL image to a normalized tensor."""
+    jitter = transforms.ColorJitter(*RECIPE["jitter_strength"])
     return transforms.Compose([
         transforms.RandomResizedCrop(size, scale=RECIPE["crop_scale"]),
         transforms.RandomHorizontalFlip(RECIPE["flip"]),
-        transforms.RandomApply([transforms.ColorJitter(*RECIPE["jitter_strength"])], RECIPE["jitter"]),
+        transforms.RandomApply([jitter], RECIPE["jitter"]),
         transforms.RandomGrayscale(RECIPE["grayscale"]),
         transforms.ToTensor(),
         transforms.Normalize(*normalization(channels)),

@@ -64,20 +64,17 @@ def main():
         ),
     ]
     results = []
-    print(
-        f"{'':>46} {'seconds':>36} {'exponent':>9} {'memory above the start, MB':>36} {'exponent':>9}"
-    )
+    columns = f"{'seconds':>36} {'exponent':>9} {'memory above the start, MB':>36} {'exponent':>9}"
+    print(f"{'':>46} {columns}")
     for name, sizes, work in studies:
         work(sizes[0])
         times, memory = zip(*(measure(partial(work, size), device) for size in sizes))
         slopes = slope(sizes, times), slope(sizes, np.maximum(memory, 1.0))
-        seconds_column, memory_column = (
-            " ".join(f"{value:8.3g}" for value in values) for values in (times, memory)
-        )
-        print(
-            f"{name:>46} {seconds_column:>36} {slopes[0]:>9.2f} {memory_column:>36} {slopes[1]:>9.2f}",
-            flush=True,
-        )
+        cells = []
+        for values, exponent in zip((times, memory), slopes):
+            numbers = " ".join(f"{value:8.3g}" for value in values)
+            cells.append(f"{numbers:>36} {exponent:>9.2f}")
+        print(f"{name:>46} {' '.join(cells)}", flush=True)
         row = {"study": name, "sizes": sizes, "seconds": times, "megabytes": memory}
         results.append(row | {"exponent": slopes[0], "exponent_of_memory": slopes[1]})
     save("scaling", results, device)

@@ -56,7 +56,7 @@ class _Foreign(ValueError):
 
 @on_first_process
 def save_checkpoint(path, content):
-    """Write a dict of plain types and tensors, with its checksum. Equal contents give equal bytes."""
+    """Write a dict of plain types and tensors, with its checksum; equal dicts give equal bytes."""
     content = on_cpu({"format": FORMAT, **content})
     with atomically(path) as file:
         torch.save({**content, "checksum": checksum(content)}, file)
@@ -409,7 +409,7 @@ def places_in(run):
 
 
 def newest_checkpoint(run, seed, role):
-    """The file of an encoder, of the end of its training or of its progress; None if there is none."""
+    """The file of an encoder, or of the progress of its training; None if there is none."""
     folder = folder_of(run, seed, role)
     paths = [folder / name for name in ("encoder.pt", "last.pt", "previous.pt")]
     return next((path for path in paths if exists(path)), None)
@@ -483,15 +483,14 @@ def kept_epochs(run, seeds, roles):
 
 
 def check_belongs(content, expected, path):
-    """Raise WrongUse where a checkpoint's content differs from what is expected of it, a dict of
-    some of its keys.
+    """Raise WrongUse if a checkpoint's content differs from what is expected of it, a dict of some
+    of its keys.
     """
-    found = {key: content.get(key) for key in expected}
-    if type(found.get("config")) is dict:
-        found["config"] = with_defaults(found["config"], path)
-    difference = first_difference(found, expected)
+    values = {key: content.get(key) for key in expected}
+    if type(values.get("config")) is dict:
+        values["config"] = with_defaults(values["config"], path)
+    difference = first_difference(values, expected)
     if difference:
-        key, value, wanted = difference
-        raise WrongUse(
-            f"{path}: {key.removeprefix('config.')} is {short_form(value)}, but {short_form(wanted)} belongs here"
-        )
+        key, value, other = difference
+        both = f"is {short_form(value)}, but {short_form(other)} belongs here"
+        raise WrongUse(f"{path}: {key.removeprefix('config.')} {both}")

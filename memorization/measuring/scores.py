@@ -50,7 +50,7 @@ class ScoreSettings(Settings):
     )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32",
-        description="bf16: the encoders multiply in bfloat16, and the error of the scores is measured",
+        description="bf16: encoders multiply in bfloat16, and the error of the scores is measured",
     )
 
     # Values that add nothing to the name of a result's folder.
