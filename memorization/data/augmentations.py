@@ -2,8 +2,8 @@
 sample with parameters of its own.
 
 A view is fully decided by (seed, purpose, split, epoch, view number, sample index): it does not
-depend on the batch around it, on what was drawn before, or on the device, but for rounding on a
-GPU, which adds up in an order of its own. The operations are those of torchvision's functional
+depend on the batch around it, on what was drawn before, or on the device, except for rounding: a
+GPU adds in another order. The operations are those of torchvision's functional
 transforms, on pixels in [0, 1].
 """
 
@@ -21,17 +21,17 @@ from memorization.data.recipes import ViewRecipe
 from memorization.machine import threads
 from memorization.machine.device import to_device
 
-# of pixels worked on at a time on a CPU: little enough for its cache, and worth the cost of calling
-# operations
+# of pixels that are transformed at a time on a CPU: they fit into its cache, and are worth the cost
+# of calling operations
 CHUNK_BYTES = 1 << 21
-# of views that are made together on a GPU: a call costs more there, and memory less
+# of views that are made together on a GPU, where a call costs more, and memory less
 CHUNK_BYTES_ON_GPU = 1 << 26
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # of red, green and blue, as in torchvision
 # the operations of colour jitter, in the order of jitter_strength
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-NOWHERE, UNTOUCHED = 4, -1  # in place of hue's place
+NOWHERE, UNTOUCHED = 4, -1  # instead of the place of hue in the order
 
-# Which of a sample's numbers decides what.
+# Which of a sample's numbers decides which parameter.
 _CROP_TRIES = 10
 _SLOTS = torch.arange(37)
 _SCALES, _RATIOS, (_TOP, _LEFT, _FLIP, _ROTATE, _JITTER) = (
@@ -58,7 +58,7 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class Parameters:
-    """What was drawn for one view of B images, each field (B,) or as noted, on the CPU."""
+    """The drawn parameters of one view of B images, each field (B,) or as noted, on the CPU."""
 
     top: torch.Tensor  # the crop, in pixels of the source image
     left: torch.Tensor
@@ -358,8 +358,9 @@ def color_jitter(x, parameters):
     """Brightness, contrast, saturation and hue, in each image's own order. x: (B, C, H, W) in [0,
     1], changed in place.
 
-    Neighbours that have hue at the same place are worked on together: the other three are one
-    operation with other coefficients. Gray images know neither saturation nor hue.
+    Neighbouring images that have hue at the same place of their order are changed together: the
+    other three are one operation with other coefficients. Gray images have neither saturation nor
+    hue.
     """
     order = (
         parameters.order
@@ -413,8 +414,8 @@ def shift_hue(x, shift):
     torch.maximum(highest, blue, out=highest)
     torch.minimum(lowest, blue, out=lowest)
     chroma = highest - lowest
-    # The way from red, at most three sides, negative towards blue: |g - b| where red is highest, 3
-    # chroma - |g - b| where it is lowest.
+    # The way from red, at most three sides, negative towards blue: |g - b| if red is highest, 3
+    # chroma - |g - b| if it is lowest.
     hue = (green + blue).sub_(red).add_(highest).sub_(lowest, alpha=2).copysign_(green - blue)
     # (B, 3), seen from each channel's corner, -3 to 3
     turned = (6 * shift[:, None] - torch.tensor([0, 2, 4]) + 3) % 6 - 3
@@ -454,8 +455,7 @@ def weighted_lines(x, lines, weights):
         (first + lines[:, None]).reshape(-1, K),
         weights[:, None].expand(B, C, T, K).reshape(-1, K),
     )
-    # Contiguous, or torch would add them up in another way, and round them unlike those of other
-    # batches.
+    # If x is not contiguous, torch adds in another order, and rounds unlike in other batches.
     x, weights = x.reshape(-1, W).contiguous(), weights.contiguous()
     return F.embedding_bag(lines, x, mode="sum", per_sample_weights=weights).view(B, C, T, W)
 
@@ -514,9 +514,9 @@ def _interpolation(start, length, source, target, reverse, device):
     filter.
 
     start, length: (..., B) float64; reverse: (..., B) bool, mirror the result. The filter is
-    widened where it shrinks the line (antialiasing) and never reads outside the crop. Returns the
+    widened if it shrinks the line (antialiasing) and never reads outside the crop. Returns the
     pixels of the line that count, (..., B, target, K) int64, and their weights, float32: two
-    pixels, and more only where the whole line is longer than the target.
+    pixels, and more only if the whole line is longer than the target.
     """
     # (..., B, 1, 1)
     start, length, reverse = (

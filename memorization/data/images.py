@@ -31,7 +31,7 @@ class Split:
     """The training or the test images of a dataset.
 
     name: "train" or "test". pixels: (rows, C, H, W) uint8, in memory or over a memory map. labels:
-    (N,) int64, -1 where there is none. row_of: (N,) int64, the row of pixels that holds image i, -1
+    (N,) int64, -1 for none. row_of: (N,) int64, the row of pixels that holds image i, -1
     where image i was not prepared; None where row i is image i. For a folder of images also files,
     the N paths; geometry: (rows, 3) float64, scale and x and y offset of each row, prepared pixel =
     original pixel * scale - offset; digests: (rows, bytes) uint8, of the pixels of each row; and
@@ -180,8 +180,8 @@ class Images:
         return {"name": self.name, "train": self.train.fingerprint, "test": self.test.fingerprint}
 
     def prepare(self, train_indices, test_indices):
-        """The Images from which these indices can be gathered: a folder's are decoded, where no
-        earlier run did; the others are at hand.
+        """The Images from which these indices can be gathered. Images in files are decoded, unless an
+        earlier run did it.
 
         Raises WrongUse, naming the images that cannot be decoded or the map that cannot be written;
         what was decoded is kept.

@@ -1,4 +1,4 @@
-"""Images for the next steps, fetched by a thread while a step is under way."""
+"""Images for the next steps, fetched by a thread during a step."""
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -8,11 +8,11 @@ AHEAD = 2  # batches
 
 
 def prefetch(split, batches):
-    """For each batch of indices (B,) int64, each once: (indices, a Split from which their images
-    are gathered at once).
+    """Yield (indices, a Split from which their images are gathered fast) for each batch of indices,
+    (B,) int64.
 
-    split: of the images. Where it is far (see `Split.is_far`), the next batches are fetched
-    meanwhile, into pinned memory for a GPU.
+    split: of the images. If it is far (see `Split.is_far`), a thread fetches the next batches, into
+    pinned memory for a GPU.
     """
     if not split.is_far:
         yield from ((indices, split) for indices in batches)
