@@ -180,8 +180,8 @@ class Images:
         return {"name": self.name, "train": self.train.fingerprint, "test": self.test.fingerprint}
 
     def prepare(self, train_indices, test_indices):
-        """The Images from which these indices can be gathered. Images in files are decoded, unless an
-        earlier run did it.
+        """The Images from which these indices can be gathered. Those in files are decoded, unless
+        an earlier run did it.
 
         Raises WrongUse, naming the images that cannot be decoded or the map that cannot be written;
         what was decoded is kept.

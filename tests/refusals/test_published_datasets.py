@@ -130,7 +130,7 @@ def test_an_archive_whose_download_was_interrupted_is_named_and_kept(tmp_path, c
     tmp_path.joinpath("cifar-10-python.tar.gz").write_bytes(cifar[1][:200])
     with pytest.raises(
         WrongUse,
-        match="cifar-10-python.tar.gz: its checksum is not the published one.*delete it if a down",
+        match="10-python.tar.gz: its checksum is not the published one.*delete it if a download",
     ):
         opened(tmp_path)
     with pytest.raises(WrongUse, match="cifar-10-python.tar.gz cannot be unpacked"):
