@@ -152,7 +152,9 @@ class Config(Trained, Job):
 
 
 # The sections that say how a trained run is measured.
-MEASUREMENTS = ("scores", "dejavu", "probe", "removal")
+MEASUREMENTS = tuple(
+    name for name in Config.model_fields if name not in {*Trained.model_fields, *Job.model_fields}
+)
 
 
 def read_config(doc, argv=None, method=None, actions=None, flags=None, sections=MEASUREMENTS):

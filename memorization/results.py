@@ -5,6 +5,7 @@ import json
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pydantic
 
@@ -26,6 +27,7 @@ from memorization.machine.files import (
 from memorization.machine.locks import sole_process
 from memorization.machine.processes import on_first_process
 from memorization.machine.screen import say
+from models.settings import Settings
 
 SUMMARY = "summary.json"
 Number = int | float | None  # of a summary; NaN and infinity are written as null
@@ -69,6 +71,24 @@ class Summary(Document):
     def plain(self):
         """The dict of summary.json without `files`."""
         return self.model_dump(exclude={"files"}, exclude_unset=True)
+
+
+class MeasurementSettings(Settings):
+    """A config's section of a measurement.
+
+    SCRIPT: the command that makes its results. PLAIN: {setting: value} of what adds nothing to the
+    name of a result's folder. BUILT_ON: other sections that are named there if they differ from the
+    run's; DETERMINED_BY: those among them that determine the numbers of this measurement, too.
+    """
+
+    SCRIPT: ClassVar[str]
+    PLAIN: ClassVar[dict] = {}
+    BUILT_ON: ClassVar[tuple] = ()
+    DETERMINED_BY: ClassVar[tuple] = ()
+
+    def determining(self):
+        """The names of the settings that determine the numbers of a result."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -23,16 +23,6 @@ from memorization.machine.resources import OTHER_DEVICE, memory_for
 from memorization.measuring.candidate_scores import load_candidate_scores, read_scores_summary
 from memorization.results import SUMMARY, Result, hash_of_file
 
-# Of every measurement: the script that makes its results, and the sections that it builds on. The
-# last two sections of a removal curve determine its numbers, too; others only name its folder.
-SCRIPTS = {
-    "scores": "memorization_scores.py",
-    "dejavu": "dejavu.py",
-    "probe": "linear_probing_train.py",
-    "removal": "remove_samples.py --retrain",
-}
-BUILT_ON = {"scores": [], "dejavu": ["scores"], "probe": [], "removal": ["probe", "scores"]}
-DETERMINED_BY = {"scores": [], "dejavu": [], "probe": [], "removal": ["probe", "scores"]}
 MOST_NAME = 100  # characters of a folder's name
 HASH = 8  # digits of a hash in a name
 
@@ -43,7 +33,7 @@ def open_run(doc, argv=None, section="scores", actions=None, flags=None):
     doc: the script's docstring, shown by --help; section: of the measurement; actions, flags: see
     `read_config`. Raises WrongUse, one line, if what was given does not belong to the run.
     """
-    sections = (section, *BUILT_ON[section])
+    sections = (section, *_settings_class(section).BUILT_ON)
     config = read_config(doc, argv, actions=actions, flags=flags, sections=sections)
     device = choose_device(config.device, config.threads)
     run = Run(config, section, device, load_subsets(config.folder / "subsets.npz"))
@@ -155,7 +145,7 @@ class Run:
         section = self.section if section is None else section
         seeds = list(self.seeds if seeds is None else seeds)
         keys = self._keys(section)
-        for other in DETERMINED_BY[section]:
+        for other in _settings_class(section).DETERMINED_BY:
             keys += self._keys(other)
         names = [] if checkpoint == "encoder" else [checkpoint]
         names += [] if encoder is None else [f"encoder_{encoder[:HASH]}"]
@@ -170,7 +160,7 @@ class Run:
             fingerprints["boxes"] = _hash_of_path(self.config.dejavu.boxes)
         return Result(
             folder=self.folder / section / _joined(names),
-            again=SCRIPTS[section],
+            again=_settings_class(section).SCRIPT,
             settings={key: self._value(key) for key in keys},
             defaults={key: _default(key) for key in keys},
             seeds=seeds,
@@ -201,7 +191,7 @@ class Run:
     def _differences(self, section):
         """The parts of a folder's name for the settings that differ from the run's config.yaml."""
         names = []
-        for part in (section, *BUILT_ON[section]):
+        for part in (section, *_settings_class(section).BUILT_ON):
             plain_values = getattr(self.config, part).PLAIN if part == section else {}
             for key in self._keys(part):
                 name = key.split(".")[1]
@@ -233,7 +223,11 @@ class Run:
 def _default(key):
     """The default of a setting, for summaries of earlier versions, which lack it."""
     section, name = key.split(".")
-    return Config.model_fields[section].annotation.model_fields[name].default
+    return _settings_class(section).model_fields[name].default
+
+
+def _settings_class(section):
+    return Config.model_fields[section].annotation
 
 
 def _text(key, value):

@@ -3,7 +3,7 @@
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import pydantic
@@ -17,7 +17,7 @@ from memorization.fields import MOST_EPOCHS, MOST_VIEWS, PathName
 from memorization.measuring.representations import encode_views, varying_dimensions
 from memorization.neighbors import count_votes, elect, nearest_neighbors, vote_confidence
 from memorization.normalization import normalize
-from models.settings import Settings
+from memorization.results import MeasurementSettings
 
 SHOWN = 4  # neighbours kept for a picture
 RESAMPLES = 2000
@@ -30,7 +30,7 @@ OUTCOMES = {
 }
 
 
-class DejaVuSettings(Settings):
+class DejaVuSettings(MeasurementSettings):
     query: Literal["training", "corner", "center_masked", "boxes", "whole"] = Field(
         "training",
         description="the part of an image that is shown: views of training, a corner, all but the "
@@ -93,7 +93,9 @@ class DejaVuSettings(Settings):
             raise ValueError(f"{both}; query boxes needs a file or folder, the others take none")
         return self
 
-    PLAIN: ClassVar = {"query": "training", "reference": "independent"}  # see ScoreSettings
+    SCRIPT = "dejavu.py"
+    PLAIN = {"query": "training", "reference": "independent"}
+    BUILT_ON = ("scores",)
 
     @property
     def roles(self):

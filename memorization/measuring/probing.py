@@ -2,7 +2,7 @@
 representations.
 """
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pydantic
@@ -19,7 +19,7 @@ from memorization.measuring.linear_classifier import accuracies, confusion_matri
 from memorization.measuring.representations import stored_examples
 from memorization.neighbors import knn_accuracy
 from memorization.optimizers import OptimizerSettings
-from memorization.results import Document, Summary
+from memorization.results import Document, MeasurementSettings, Summary
 from memorization.significance import mean_and_spread, paired_test
 
 FEWEST = 10  # labelled training images, of which one is held out
@@ -27,7 +27,7 @@ FEWEST = 10  # labelled training images, of which one is held out
 NEIGHBORS = {"knn_20": {"k": 20}, "knn_200": {"k": 200, "temperature": 0.1}}
 
 
-class ProbeSettings(OptimizerSettings):
+class ProbeSettings(MeasurementSettings, OptimizerSettings):
     datasets: Annotated[list[Literal[tuple(OF_TORCHVISION)]], Distinct] = Field(
         [], description="the probed datasets, looked for in data.root; [] for the one of training"
     )
@@ -70,7 +70,8 @@ class ProbeSettings(OptimizerSettings):
             raise ValueError(f"warmup_epochs is {self.warmup_epochs}, but {bound}")
         return self
 
-    PLAIN: ClassVar = {"fine_tune": False}  # see ScoreSettings
+    SCRIPT = "linear_probing_train.py"
+    PLAIN = {"fine_tune": False}
 
     def determining(self):
         """The names of the settings that determine the numbers of a result."""

@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -23,10 +23,10 @@ from memorization.measuring.removal_order import (
     remove_in_order,
 )
 from memorization.measuring.representations import encode_images, raw_pixels
-from models.settings import Settings
+from memorization.results import MeasurementSettings
 
 
-class RemovalSettings(Settings):
+class RemovalSettings(MeasurementSettings):
     counts: Annotated[list[Annotated[int, Field(ge=1)]], Distinct] = Field(
         [], description="how many samples to remove from f's training set"
     )
@@ -66,7 +66,8 @@ class RemovalSettings(Settings):
         description="cosine similarity from which on two are duplicates, the mean subtracted",
     )
 
-    PLAIN: ClassVar = {}  # see ScoreSettings
+    SCRIPT = "remove_samples.py --retrain"
+    BUILT_ON = DETERMINED_BY = ("probe", "scores")
 
     def determining(self):
         """The names of the settings that determine the numbers of a result."""

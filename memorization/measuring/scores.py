@@ -1,7 +1,7 @@
 """Memorization scores of images: how much better f aligns the views of an image than g does."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import pydantic
@@ -21,10 +21,10 @@ from memorization.fields import MOST_VIEWS
 from memorization.fingerprints import first_difference
 from memorization.machine import processes
 from memorization.machine.device import uses_bf16
-from models.settings import Settings
+from memorization.results import MeasurementSettings
 
 
-class ScoreSettings(Settings):
+class ScoreSettings(MeasurementSettings):
     views: int = Field(
         10, ge=3, le=MOST_VIEWS, description="views of each image, compared pair by pair"
     )
@@ -53,8 +53,8 @@ class ScoreSettings(Settings):
         description="bf16: encoders multiply in bfloat16, and the error of the scores is measured",
     )
 
-    # Values that add nothing to the name of a result's folder.
-    PLAIN: ClassVar = {"representation": "pooled", "augmentation": "training", "precision": "fp32"}
+    SCRIPT = "memorization_scores.py"
+    PLAIN = {"representation": "pooled", "augmentation": "training", "precision": "fp32"}
 
     @pydantic.field_validator("augmentation", mode="before")
     @classmethod

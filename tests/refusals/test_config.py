@@ -119,13 +119,18 @@ def test_what_is_neither_decimal_nor_true_or_false_is_text(text, write_config):
 
 
 def offered_options():
-    """The options of every piece of code in README that begins with one, such as "--seeds 0 1 2".
+    """The options of every piece of code in README and its pages that begins with one, such as
+    "--seeds 0 1 2".
 
     Options without a value are not among them.
     """
-    readme = Path(__file__).parents[2].joinpath("README.md").read_text()
+    root = Path(__file__).parents[2]
+    pages = [root / "README.md", root / "configs/README.md", *root.glob("docs/*.md")]
     pieces = [
-        piece for line in readme.splitlines() for piece in re.findall("`(--[^`]* [^`]*)`", line)
+        piece
+        for page in pages
+        for line in page.read_text().splitlines()
+        for piece in re.findall("`(--[^`]* [^`]*)`", line)
     ]
     assert {
         "--seeds 0 1 2 --training.epochs 200",
@@ -135,7 +140,9 @@ def offered_options():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_option_that_readme_offers_fits_every_config(path, tmp_path, monkeypatch, capsys):
+def test_every_option_that_readme_and_its_pages_offer_fits_every_config(
+    path, tmp_path, monkeypatch, capsys
+):
     """MAE is offered no other encoder; what one script takes is offered to that script."""
     monkeypatch.chdir(tmp_path)
     method = yaml.safe_load(path.read_text())["method"]["name"]
