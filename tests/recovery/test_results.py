@@ -254,28 +254,39 @@ def run_of(scored_run):
     return lambda *options: open_run("", ["--config", path, "--run", str(run), *options])
 
 
-@pytest.mark.parametrize("options, name", [
-    ([], "scores"),
-    (["--scores.views", "4", "--scores.batch_size", "7", "--seeds", "1", "0"], "scores"),
-    (["--scores.views", "5"], "scores/views_5"),
-    (["--scores.per_subset", "16"], "scores/per_subset_16"),
-    (["--scores.representation", "tokens", "--scores.precision", "bf16", "--scores.views", "5", "--seeds", "0"],
-     "scores/tokens_bf16_views_5_seeds_0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, name",
+    [
+        ("", "scores"),
+        ("--scores.views 4 --scores.batch_size 7 --seeds 1 0", "scores"),
+        ("--scores.views 5", "scores/views_5"),
+        ("--scores.per_subset 16", "scores/per_subset_16"),
+        (
+            "--scores.representation tokens --scores.precision bf16 --scores.views 5 --seeds 0",
+            "scores/tokens_bf16_views_5_seeds_0",
+        ),
+    ],
+)
 def test_scores_lie_in_a_folder_named_after_what_differs_from_the_run(options, name, run_of):
-    run = run_of(*options)
+    run = run_of(*options.split())
     assert run.output("scores").folder == run.folder / name
 
 
-@pytest.mark.parametrize("options, name", [
-    (["--dejavu.memory_gb", "1", "--dejavu.corner", "upper_left", "--dejavu.reference_epochs", "7"], "dejavu"),
-    (["--dejavu.k", "5", "--dejavu.normalize", "true"], "dejavu/k_5_normalize_true"),
-    (["--dejavu.query", "corner", "--dejavu.views", "7", "--dejavu.corner", "upper_left"], "dejavu/corner_corner_upper_left"),
-    (["--dejavu.reference", "crops", "--dejavu.reference_epochs", "7"], "dejavu/crops_reference_epochs_7"),
-    (["--dejavu.public_images", "50", "--scores.views", "5"], "dejavu/public_images_50_scores_views_5"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, name",
+    [
+        ("--dejavu.memory_gb 1 --dejavu.corner upper_left --dejavu.reference_epochs 7", "dejavu"),
+        ("--dejavu.k 5 --dejavu.normalize true", "dejavu/k_5_normalize_true"),
+        (
+            "--dejavu.query corner --dejavu.views 7 --dejavu.corner upper_left",
+            "dejavu/corner_corner_upper_left",
+        ),
+        ("--dejavu.reference crops --dejavu.reference_epochs 7", "dejavu/crops_reference_epochs_7"),
+        ("--dejavu.public_images 50 --scores.views 5", "dejavu/public_images_50_scores_views_5"),
+    ],
+)
 def test_deja_vu_lies_in_a_folder_named_after_what_matters_for_its_query(options, name, run_of):
-    run = run_of(*options)
+    run = run_of(*options.split())
     assert run.output("dejavu").folder == run.folder / name
 
 
@@ -298,16 +309,22 @@ def test_the_order_of_seeds_makes_no_other_result(run_of):
     assert run_of("--seeds", "1", "0").config == run_of("--seeds", "0", "1").config
 
 
-@pytest.mark.parametrize("options, name", [
-    (["--probe.datasets", "cifar10", "--probe.momentum", "0.8"], "probe/datasets_cifar10_momentum_0.8"),
-    (["--probe.seeds", "0"], "probe/probe_seeds_0"),
-    (["--seeds", "0"], "probe/seeds_0"),
-    # of adamw, and of fine-tuning
-    (["--probe.betas", "[0.5, 0.9]", "--probe.fine_tune_epochs", "3"], "probe"),
-    (["--probe.fine_tune", "true", "--probe.epochs", "11", "--probe.fine_tune_epochs", "3"], "probe/fine_tuned_fine_tune_epochs_3"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, name",
+    [
+        ("--probe.datasets cifar10 --probe.momentum 0.8", "probe/datasets_cifar10_momentum_0.8"),
+        ("--probe.seeds 0", "probe/probe_seeds_0"),
+        ("--seeds 0", "probe/seeds_0"),
+        # of adamw, and of fine-tuning
+        ("--probe.betas [0.5,0.9] --probe.fine_tune_epochs 3", "probe"),
+        (
+            "--probe.fine_tune true --probe.epochs 11 --probe.fine_tune_epochs 3",
+            "probe/fine_tuned_fine_tune_epochs_3",
+        ),
+    ],
+)
 def test_probes_lie_in_a_folder_named_after_what_differs(options, name, run_of):
-    run = run_of(*options)
+    run = run_of(*options.split())
     assert run.output("probe").folder == run.folder / name
 
 
