@@ -25,7 +25,6 @@ from memorization.machine.processes import is_first
 from memorization.machine.screen import say
 
 PATIENCE = 3  # seconds of waiting before a line says so
-UNKNOWN = "another process"  # a holder whose name cannot be read
 LONGEST_PAUSE = 0.5  # seconds between two tries
 MOST_RECORD = 1024  # bytes of a lock file
 # What lock files hold: ours name their holder as JSON, those of SoftFileLock in lines.
@@ -74,20 +73,28 @@ def _has_flock(path):
 
 def _acquire(lock, path, wait, is_soft):
     start, pause, is_silent = time.monotonic(), 0.01, True
-    while not _try_to_acquire(lock, path):
-        holder, hours = _read_holder(path)
+    while not _try_to_acquire(lock, path, is_soft):
+        holder, hours, is_alive = _read_holder(path)
+        advice = "" if is_alive or not is_soft else f"; if it has ended: rm {path}"
+        if not wait and advice:
+            raise WrongUse(
+                f"{path.parent}: {holder} has written here for {hours:.1f} hours{advice}"
+            )
         if not wait:
-            raise WrongUse(_refusal(path, holder, hours, is_soft))
+            raise WrongUse(f"{path.parent}: {holder} is writing here; wait for it to end")
         if is_silent and time.monotonic() - start > PATIENCE:
-            say(f"{escape(path.parent)}: {escape(holder)} is writing here; waiting for it to end")
+            waiting = f"{holder} is writing here; waiting for it to end{advice}"
+            say(escape(f"{path.parent}: {waiting}"))
             is_silent = False
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def _try_to_acquire(lock, path):
+def _try_to_acquire(lock, path, is_soft):
     with refuse_unwritable(path):
-        _check_is_lock(path)
+        # SoftFileLock takes one of an earlier version for a broken one, which it takes over.
+        if _check_is_lock(path).startswith(JSON_START) and is_soft:
+            return False
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -96,12 +103,17 @@ def _try_to_acquire(lock, path):
 
 
 def _check_is_lock(path):
-    """Raise OSError if something else than a lock file lies at path."""
-    with suppress(FileNotFoundError):
-        start = _read_record(path)
-        is_json = start.startswith(JSON_START) or JSON_START.startswith(start.rstrip(b"\0"))
-        if not is_json and not LINES.match(start):
-            raise OSError(errno.EEXIST, "it is no lock, but a file of something else", str(path))
+    """The record in a lock file, empty if there is none. Raises OSError if something else than a
+    lock file lies at path.
+    """
+    try:
+        record = _read_record(path)
+    except FileNotFoundError:
+        return b""
+    is_json = record.startswith(JSON_START) or JSON_START.startswith(record.rstrip(b"\0"))
+    if not is_json and not LINES.match(record):
+        raise OSError(errno.EEXIST, "it is no lock, but a file of something else", str(path))
+    return record
 
 
 def _read_record(path):
@@ -133,23 +145,16 @@ def _release(lock, path, record):
 
 
 def _read_holder(path):
-    """(who holds a lock, in words; the hours since then)."""
+    """(who holds a lock, in words; the hours since then; whether SoftFileLock knows it alive)."""
     try:
         record, since = _read_record(path), os.lstat(path).st_mtime
-        if lines := LINES.match(record):
+        lines = LINES.match(record)
+        if lines:
             process, host = lines[1].decode(), lines[2].decode(errors="replace")
         else:
             content = json.loads(record)
             process, host = content["process"], content["host"]
     except (OSError, ValueError, KeyError, TypeError):  # released meanwhile, or half written
-        return UNKNOWN, 0.0
-    return f"process {process} of {host}", (time.time() - since) / 3600
-
-
-def _refusal(path, holder, hours, is_soft):
-    is_here = holder == UNKNOWN or holder.endswith(f" of {socket.gethostname()}")
-    if is_soft and not is_here:
-        state = f"has written here for {hours:.1f} hours; if it has ended: rm {path}"
-    else:
-        state = "is writing here; wait for it to end"
-    return f"{path.parent}: {holder} {state}"
+        return "another process", 0.0, False
+    is_alive = lines is not None and host == socket.gethostname()
+    return f"process {process} of {host}", (time.time() - since) / 3600, is_alive

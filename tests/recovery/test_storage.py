@@ -455,6 +455,34 @@ def test_without_flock_a_lock_of_another_host_is_refused_with_its_age_and_the_li
         pass
 
 
+@pytest.mark.parametrize(
+    "record", ['{"host": "HOST", "process": 4000000}', "4000000\nelsewhere\n", ""]
+)
+def test_without_flock_who_waits_for_a_lock_that_may_be_left_behind_is_told_how_to_remove_it(
+    record, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(fcntl, "flock", refuse_locks)
+    monkeypatch.setattr("memorization.machine.locks.PATIENCE", 2.5)
+    lock, taken = tmp_path / "lock", []
+    lock.write_text(record.replace("HOST", socket.gethostname()))
+    with pytest.raises(WrongUse, match=f"; if it has ended: rm {lock}"), sole_process(lock):
+        pass
+
+    def wait():
+        with sole_process(lock, wait=True):
+            taken.append(True)
+
+    waiting, screen = threading.Thread(target=wait), ""
+    waiting.start()
+    while "waiting" not in screen:
+        screen += capsys.readouterr().out
+        time.sleep(0.01)
+    assert f"waiting for it to end; if it has ended: rm {lock}" in screen and not taken
+    lock.unlink()
+    waiting.join()
+    assert taken
+
+
 def test_a_lock_that_cannot_be_had_is_one_line_and_nothing_is_left(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
