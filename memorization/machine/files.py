@@ -282,29 +282,6 @@ def _finite_or_none(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def trytry_flock(descriptor):
-    """Lock an open file. Returns True, False if another has it locked, None if the file system has
-    no locks.
-    """
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        return None
-
-
-def _leads_to(path, descriptor):
-    """Whether a path still leads to an open file."""
-    try:
-        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
 def try_flock(descriptor):
     """Lock an open file. Returns True, False if another has it locked, None if the file system has
     no locks.
