@@ -72,7 +72,7 @@ def scores_of_candidates(run, checkpoint):
     """The CandidateScores of a checkpoint. None if there are none, or if there is no encoder g any
     more that they could be checked against.
     """
-    is_scored = exists(run.scored(checkpoint).folder / SUMMARY)
+    is_scored = exists(run.scores_output(checkpoint).folder / SUMMARY)
     has_g = all(exists(encoder_file(run.folder, seed, "independent")) for seed in run.seeds)
     if not is_scored or (run.settings.reference == "crops" and not has_g):
         return None

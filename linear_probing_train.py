@@ -27,7 +27,7 @@ from memorization.measuring.probing import (
     ProbeRow,
     ProbeSummary,
     compare_roles,
-    open_probed,
+    open_probed_images,
     probe,
     probed_data,
     probed_rows,
@@ -91,7 +91,7 @@ def probed_images(run):
     data, settings, size = run.config.data, run.settings, run.config.size
     if data.name in (each.name for each in probed_data(data, settings, size)):
         _ = run.images  # refuses other images than those of training
-    datasets = open_probed(data, settings, size)
+    datasets = open_probed_images(data, settings, size)
     for images in datasets if not settings.fine_tune else ():
         (_, train), _ = probed_rows(images, settings)
         for name, rule in NEIGHBORS.items():

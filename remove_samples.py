@@ -25,7 +25,7 @@ from memorization.machine.files import check_writable, exists
 from memorization.machine.interruption import stop_requests
 from memorization.machine.locks import sole_process
 from memorization.machine.screen import say
-from memorization.measuring.probing import open_probed
+from memorization.measuring.probing import open_probed_images
 from memorization.measuring.removal import (
     NOTHING,
     check_shared,
@@ -60,7 +60,7 @@ def main(argv=None):
     _ = run.images  # refuses other images than those of training
     check_shared(run.subsets, run.settings)
     scores = run.candidate_scores()
-    samples = rank_candidates(scores, run.subsets.candidate, run.scored().folder)
+    samples = rank_candidates(scores, run.subsets.candidate, run.scores_output().folder)
     removals = plan_removals(samples, run.settings)
     if run.actions["retrain"]:
         retrain(removals, samples, run)
@@ -116,7 +116,7 @@ def retrain(removals, samples, run):
     result.check_place()
     retraining.check_epochs(removals)
     retraining.budget.print_steps(removals)
-    datasets = open_probed(run.config.data, run.config.probe, run.config.size)
+    datasets = open_probed_images(run.config.data, run.config.probe, run.config.size)
     samples = write_sets(removals, samples, run)
     log = run.folder_of(run.seeds[0], "candidate") / "log.jsonl"
     retraining.print_estimate(jobs, whole_lines(log) if exists(log) else [], run.device)

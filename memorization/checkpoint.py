@@ -34,14 +34,14 @@ from memorization.settings import read_trained, with_defaults
 from models.encoders import encoder_settings, make_encoder
 
 FORMAT = "memorization checkpoint 1"
-# what torch.save of tensors names
+# The names in a pickle that torch.save makes of tensors.
 GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")
-# Of what is not tensors. Most of it is the losses of an epoch under way, 20 parts and 100 bytes a
-# step.
+# Bounds on what is not tensors, in bytes and in parts of a pickle. Most of it is the losses of an
+# unfinished epoch, 100 bytes and 20 parts a step.
 MOST_PICKLED, MOST_PARTS = 2**23, 2**21
-# names of the encoders of training.checkpoint_epochs
+# The names of encoders that training.checkpoint_epochs keeps.
 KEPT = re.compile(r"encoder_epoch_[0-9]{4,7}\.pt")
-# names of the folders of seeds
+# The names of the folders of seeds.
 OF_SEED = re.compile("seed_(0|[1-9][0-9]{0,18})")
 # Errors of the system, whatever a file's content is.
 OF_SYSTEM = (
@@ -78,9 +78,8 @@ def read_checkpoint(path):
         # torch raises many kinds for foreign and broken files, with advice that is none here
         except Exception as error:
             _raise_if_of_system(error)
-            raise Broken(
-                f"{path}: not a whole checkpoint: truncated, broken, or another kind of file"
-            ) from None
+            fault = "truncated, broken, or another kind of file"
+            raise Broken(f"{path}: not a whole checkpoint: {fault}") from None
     if content.pop("checksum", None) != checksum(content):
         raise Broken(f"{path}: its checksum does not fit; the file is broken")
     return content
@@ -89,7 +88,7 @@ def read_checkpoint(path):
 def _load(path):
     _check_first_bytes(path)
     with open_archive(path) as archive:
-        _check_pickled(archive)
+        _check_pickle_of_tensors(archive)
         with _copy_of(archive.fp, path) as copy:
             # Mapped, a tensor cannot claim more than the file holds; read into memory, torch takes
             # its word.
@@ -127,9 +126,9 @@ def _copy_of(file, path):
     the process. A copy in memory may be larger than a limit on the size of files; then path itself
     is given.
     """
-    in_memory = (
-        os.fdopen(os.memfd_create("checkpoint"), "r+b", 0) if hasattr(os, "memfd_create") else None
-    )
+    in_memory = None
+    if hasattr(os, "memfd_create"):
+        in_memory = os.fdopen(os.memfd_create("checkpoint"), "r+b", 0)
     with in_memory or tempfile.NamedTemporaryFile(buffering=0) as copy:
         place = f"/proc/self/fd/{copy.fileno()}" if in_memory else copy.name
         file.seek(0)
@@ -154,7 +153,7 @@ def _in_memory(value):
     return [_in_memory(item) for item in value] if isinstance(value, list) else value
 
 
-def _check_pickled(archive):
+def _check_pickle_of_tensors(archive):
     """Raise _Foreign unless an open zip file is one of torch.save, whose pickle names only tensors.
 
     Raises ValueError if the pickle is broken.
@@ -179,27 +178,25 @@ def _check_plain(content, most):
     numbers, text and whole tensors, of at most so many bytes. A pickle may hold a list in itself,
     or a small tensor a million times.
     """
-    seen, size = set(), 0
-    left = [(content, 0)]
-    while left:
-        value, depth = left.pop()
+    visited, size = set(), 0
+    waiting = [(content, 0)]
+    while waiting:
+        value, depth = waiting.pop()
         if type(value) in (dict, list):
-            if id(value) in seen or depth > DEEPEST:
+            if id(value) in visited or depth > DEEPEST:
                 raise ValueError("its parts hold each other")
-            seen.add(id(value))
+            visited.add(id(value))
             parts = [*value, *value.values()] if type(value) is dict else value
-            left += [(part, depth + 1) for part in parts]
+            waiting += [(part, depth + 1) for part in parts]
         elif type(value) is torch.Tensor:
             if value.requires_grad or not value.is_contiguous():
                 raise ValueError("a tensor that was not saved so")
             size += value.nbytes
         elif type(value) is str:
             size += len(value)
-        elif not (
-            value is None
-            or type(value) in (bool, float)
-            or (type(value) is int and abs(value) < 2**64)
-        ):
+        elif type(value) is int and abs(value) >= 2**64:
+            raise ValueError("an int of more than 64 bits")
+        elif value is not None and type(value) not in (bool, float, int):
             raise ValueError(f"a {type(value).__name__}")
         if size > most:
             raise ValueError("it holds more than its bytes")
@@ -239,40 +236,44 @@ def restore(progress, method, optimizer, folder):
     """Put the weights of a method and the state of its optimizer back. progress: of read_progress
     in this folder.
 
-    Raises WrongUse where they are not those of this method and optimizer, or not finite.
+    Raises WrongUse if they do not fit this method and optimizer, or are not finite.
     """
-    message = f"{folder}/last.pt: its weights do not fit its method"
+    path = folder / "last.pt"
+    message = f"{path}: its weights do not fit its method"
     check_weights(progress.get("method"), method.state_dict(), message)
     try:
-        kept, fresh = progress["optimizer"], optimizer.state_dict()
-        groups = [
-            [
-                {key: value for key, value in group.items() if key != "lr"}
-                for group in state["param_groups"]
-            ]
-            for state in (kept, fresh)
-        ]
-        difference = first_difference(*map(on_cpu, groups), "optimizer")
-        parameters = dict(
-            enumerate(
-                parameter for group in optimizer.param_groups for parameter in group["params"]
-            )
-        )
-        for i, state in kept["state"].items():
-            for name, value in state.items():
-                if (name, value) != ("momentum_buffer", None) and (
-                    value.shape not in ((), parameters[i].shape) or not value.isfinite().all()
-                ):
-                    raise ValueError(f"{name} of parameter {i}")
-        if difference:
-            raise ValueError(f"{difference[0]} is {difference[1]!r}")
-        optimizer.load_state_dict(kept)
+        state = progress["optimizer"]
+        _check_optimizer(state, optimizer)
+        optimizer.load_state_dict(state)
         _lay_out_alike(optimizer)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise WrongUse(
-            f"{folder}/last.pt: its optimizer is not that of this training ({error})"
-        ) from None
+        other = f"its optimizer is not that of this training ({error})"
+        raise WrongUse(f"{path}: {other}") from None
     method.load_state_dict(progress["method"])
+
+
+def _check_optimizer(state, optimizer):
+    """Raise ValueError unless an optimizer's state dict fits another optimizer, and is finite."""
+    parameters = []
+    for group in optimizer.param_groups:
+        parameters += group["params"]
+    shapes = dict(enumerate(parameter.shape for parameter in parameters))
+    for i, values in state["state"].items():
+        for name, value in values.items():
+            if (name, value) == ("momentum_buffer", None):
+                continue
+            if value.shape not in ((), shapes[i]) or not value.isfinite().all():
+                raise ValueError(f"{name} of parameter {i}")
+    groups = _groups_without_rate(state), _groups_without_rate(optimizer.state_dict())
+    difference = first_difference(*map(on_cpu, groups), "optimizer")
+    if difference:
+        raise ValueError(f"{difference[0]} is {difference[1]!r}")
+
+
+def _groups_without_rate(state):
+    """The parameter groups of an optimizer's state dict, without the learning rate."""
+    groups = state["param_groups"]
+    return [{key: group[key] for key in group if key != "lr"} for group in groups]
 
 
 def _lay_out_alike(optimizer):
@@ -296,9 +297,8 @@ def load_encoder(path, name=None):
     """
     record = read_checkpoint(path)
     if record.get("kind") != "encoder":
-        raise WrongUse(
-            f"{path}: a checkpoint, but not of an encoder; encoder.pt is what is measured"
-        )
+        other = "a checkpoint, but not of an encoder; encoder.pt is what is measured"
+        raise WrongUse(f"{path}: {other}")
     weights = record.pop("weights", None)
     _check_record(record, path)
     try:
@@ -316,6 +316,8 @@ def load_encoder(path, name=None):
 def _encoder(name, network, record):
     """The Encoder of a network with a record. It is frozen, and in eval mode."""
     network.eval().requires_grad_(False)
+    # Two encoders may differ in their pooling alone.
+    parts = {"encoder": record["config"]["encoder"], "weights": network.state_dict()}
     return Encoder(
         name=name,
         network=network,
@@ -323,10 +325,7 @@ def _encoder(name, network, record):
         size=record["size"],
         normalization=(record["mean"], record["std"]),
         patch=getattr(network, "patch", None),
-        # Two may differ in their pooling alone.
-        identity=checksum(
-            {"encoder": record["config"]["encoder"], "weights": network.state_dict()}
-        ),
+        identity=checksum(parts),
         record=record,
     )
 
@@ -365,23 +364,20 @@ def check_weights(weights, expected, message):
     """
     if type(weights) is not dict or set(weights) != set(expected):
         raise WrongUse(f"{message}: other names")
-    for name, wanted in expected.items():
+    for name, fitting in expected.items():
         weight = weights[name]
-        if (
-            type(weight) is not torch.Tensor
-            or weight.shape != wanted.shape
-            or weight.dtype != wanted.dtype
-        ):
-            found = (
-                f"{weight.dtype} {tuple(weight.shape)}"
-                if type(weight) is torch.Tensor
-                else type(weight).__name__
-            )
-            raise WrongUse(
-                f"{message}: {name} is {found}, but {wanted.dtype} {tuple(wanted.shape)} is needed"
-            )
+        kind, needed = _kind(weight), _kind(fitting)
+        if kind != needed:
+            raise WrongUse(f"{message}: {name} is {kind}, but {needed} is needed")
         if not weight.isfinite().all():
             raise WrongUse(f"{message}: {name} is not finite")
+
+
+def _kind(weight):
+    """Dtype and shape of a tensor, or the type of something else, in words."""
+    if type(weight) is not torch.Tensor:
+        return type(weight).__name__
+    return f"{weight.dtype} {tuple(weight.shape)}"
 
 
 def untrained_encoder(encoder, seed):
@@ -453,7 +449,7 @@ def chosen_checkpoints(action, run, seeds, roles=ROLES):
     """The checkpoints that an action `checkpoint` names, such as ["epoch_0100", "epoch_0200",
     "encoder"] for "all"; None is "encoder".
 
-    Raises WrongUse where the encoders of these seeds and roles do not all have it.
+    Raises WrongUse if one of the encoders of these seeds and roles lacks it.
     """
     if action in (None, "encoder"):
         return ["encoder"]
@@ -461,14 +457,11 @@ def chosen_checkpoints(action, run, seeds, roles=ROLES):
     if action == "all" and kept:
         return [*kept, "encoder"]
     if action not in kept:
-        has = (
-            f"has {', '.join(kept)}"
-            if kept
-            else "kept none; name their epochs in training.checkpoint_epochs"
-        )
-        raise WrongUse(
-            f"command line: --checkpoint: {action!r} is not allowed: beside encoder, {run} {has}"
-        )
+        has = "kept none; name their epochs in training.checkpoint_epochs"
+        if kept:
+            has = f"has {', '.join(kept)}"
+        refused = f"--checkpoint: {action!r} is not allowed"
+        raise WrongUse(f"command line: {refused}: beside encoder, {run} {has}")
     return [action]
 
 

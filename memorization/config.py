@@ -20,7 +20,7 @@ from memorization.measuring.probing import ProbeSettings
 from memorization.measuring.removal import RemovalSettings
 from memorization.measuring.scores import ScoreSettings
 from memorization.options import read_experiment
-from memorization.settings import TRAINED, Trained, check_views, not_compared, read_run_file
+from memorization.settings import TRAINED, Trained, check_views, names_not_compared, read_run_file
 from memorization.validation import validate
 from models.encoders import ENCODERS
 from models.settings import Settings
@@ -55,10 +55,10 @@ class Config(Trained, Job):
     removal: RemovalSettings = RemovalSettings()
 
     _actions: dict = pydantic.PrivateAttr(default_factory=dict)
-    _recorded: Any = pydantic.PrivateAttr(default=None)
+    _run_config: Any = pydantic.PrivateAttr(default=None)
 
     @pydantic.model_validator(mode="after")
-    def _scored_views_fit_the_encoder(self):
+    def _check_scored_views(self):
         if self.scores.augmentation:
             check_views(self.scores.augmentation, "scores.augmentation", self.encoder)
         return self
@@ -69,9 +69,9 @@ class Config(Trained, Job):
         return Path(self.run).expanduser()
 
     @property
-    def recorded(self):
+    def run_config(self):
         """The Config that is kept in the run folder, with all seeds that were trained there."""
-        return self._recorded or self
+        return self._run_config or self
 
     @property
     def actions(self):
@@ -87,7 +87,7 @@ class Config(Trained, Job):
 
         In an earlier version image_folder had another default.
         """
-        if "order" in experiment.merged.get("subsets", {}):
+        if "order" in experiment.all_values.get("subsets", {}):
             return self
         if exists(self.folder / "config.yaml"):
             order = read_run_config(self.run).subsets.order
@@ -109,13 +109,13 @@ class Config(Trained, Job):
         config = dataclasses.replace(experiment, values=values).validate(Config)
         self._check_trained(config, experiment)
         data = self.data.model_copy(
-            update={name: getattr(config.data, name) for name in not_compared(config.data)}
+            update={name: getattr(config.data, name) for name in names_not_compared(config.data)}
         )
         of_run = {section: getattr(self, section) for section in TRAINED} | {"data": data}
         # The order of seeds changes no number.
         of_run["seeds"] = [seed for seed in self.seeds if seed in config.seeds]
         config = config.model_copy(update=of_run)
-        config._recorded = self
+        config._run_config = self
         return config
 
     def _check_names(self, experiment):
@@ -124,7 +124,7 @@ class Config(Trained, Job):
         """
         sections = {"data": self.data.model_dump(), "encoder": self.encoder.model_dump()}
         for section, trained in (sections | {"method": self.method}).items():
-            values = experiment.merged.get(section, {})
+            values = experiment.all_values.get(section, {})
             for key, value in (values if isinstance(values, dict) else {"name": values}).items():
                 is_checked = key == "name" or section == "method"
                 if is_checked and value != trained.get(key):
@@ -135,8 +135,8 @@ class Config(Trained, Job):
 
         other: the experiment's Config, which takes from this run what the experiment leaves open.
         """
-        merged = experiment.merged
-        keys = {section: merged[section] for section in TRAINED if section in merged}
+        values = experiment.all_values
+        keys = {section: values[section] for section in TRAINED if section in values}
         keys.pop("method", None)
         difference = first_difference(
             _select(other.trained_part(), keys), _select(self.trained_part(), keys)
@@ -207,7 +207,7 @@ def read_run_config(run):
 def _check_method(experiment, method):
     """Raise WrongUse if an experiment names another method than the script trains."""
     (own,) = typing.get_args(method.model_fields["name"].annotation)
-    section, place = experiment.merged.get("method"), experiment.place_of("method.name")
+    section, place = experiment.all_values.get("method"), experiment.place_of("method.name")
     name = section.get("name") if isinstance(section, dict) else None
     if not isinstance(name, str) or name == own:
         return
@@ -271,7 +271,7 @@ def _settings_of_the_other_encoder(encoder, options):
 
 def _refuse_other(experiment, key, value, trained):
     """Raise WrongUse: an experiment has another value of a key than its run was trained with."""
-    place, run = experiment.place_of(key), experiment.merged["run"]
+    place, run = experiment.place_of(key), experiment.all_values["run"]
     value, trained = short_form(value), short_form(trained)
     raise WrongUse(f"{place}: {key}: {value} was given, but {run} was trained with {trained}")
 

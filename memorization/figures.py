@@ -324,10 +324,10 @@ def draw_deja_vu_cases(attack, sets, summary, path):
         index = torch.tensor([attack.index[case]])
         query = _as_picture(attack.queries.pixels(index, 0)[0], images.normalization)
         row[0].imshow(query, cmap="gray", vmin=0, vmax=1)
-        _show_labelled(row[1], images.train, index, images.classes)
+        _show_image(row[1], images.train, index, images.classes)
         nearest = np.concatenate([indices[case] for indices in neighbors.values()])
         for axes, neighbor in zip(row[2:], nearest):
-            _show_labelled(axes, public, torch.tensor([neighbor]), images.classes)
+            _show_image(axes, public, torch.tensor([neighbor]), images.classes)
     headings, place = {0: "query", 1: "image"}, 2
     for name, indices in neighbors.items():
         headings[place] = f"nearest in {name}"
@@ -386,7 +386,7 @@ def _as_picture(pixels, normalization):
     return (pixels.detach().float().cpu().numpy() * std + mean).clip(0, 1).transpose(1, 2, 0)
 
 
-def _show_labelled(axes, split, index, classes):
+def _show_image(axes, split, index, classes):
     """Draw an image of a split, (1,) its index, with the name of its class above."""
     pixels = split.gather(index)[0].cpu().numpy().transpose(1, 2, 0)
     axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)

@@ -75,13 +75,13 @@ def _contenders(queries, bank, center, k, copy, tile):
     tile: (QUERY_CHUNK, columns).
     """
     count = k + SPARE
-    queries, own_norms = _centred(queries, center, torch.empty_like(queries))
+    queries, own_norms = _center_vectors(queries, center, torch.empty_like(queries))
     keys = queries.new_empty(len(queries), 0)  # |b|^2 - 2 ab
     indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     farthest = torch.zeros((), dtype=torch.float64, device=bank.device)
     for start in range(0, len(bank), len(copy)):
         part = bank[start : start + len(copy)]
-        centred, norms = _centred(part, center, copy[: len(part)])
+        centred, norms = _center_vectors(part, center, copy[: len(part)])
         farthest = torch.maximum(farthest, norms.max())
         nearest = [
             _least_keys(chunk, centred, norms.float(), min(count, len(part)), tile)
@@ -97,7 +97,7 @@ def _contenders(queries, bank, center, k, copy, tile):
     return indices[:, : count - int(beyond.sum(1).min())], (~beyond[:, -1]).nonzero()[:, 0]
 
 
-def _centred(vectors, center, out):
+def _center_vectors(vectors, center, out):
     """(n, D) vectors less a center (D,), written to out, and their squared norms, (n,) float64."""
     norms = vectors.new_empty(len(vectors), dtype=torch.float64)
     for start in range(0, len(vectors), QUERY_CHUNK):

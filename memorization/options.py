@@ -37,7 +37,7 @@ class Experiment:
     actions: dict = field(default_factory=dict)
 
     @property
-    def merged(self):
+    def all_values(self):
         """The values with the options put over them."""
         return put_over(self.values, self.options)
 

@@ -150,7 +150,7 @@ class Run:
         names = [] if checkpoint == "encoder" else [checkpoint]
         names += [] if encoder is None else [f"encoder_{encoder[:HASH]}"]
         names += self._differences(section)
-        if set(seeds) != set(self.config.recorded.seeds):
+        if set(seeds) != set(self.config.run_config.seeds):
             names.append("_".join(["seeds", *map(str, seeds)]))
         fingerprints = {"subsets": self.subsets.fingerprint, "data": self.subsets.data}
         if section == "probe":
@@ -159,7 +159,7 @@ class Run:
             keys.remove("dejavu.boxes")
             fingerprints["boxes"] = _hash_of_path(self.config.dejavu.boxes)
         return Result(
-            folder=self.folder / section / _joined(names),
+            folder=self.folder / section / _folder_name(names),
             again=_settings_class(section).SCRIPT,
             settings={key: self._value(key) for key in keys},
             defaults={key: _default(key) for key in keys},
@@ -167,19 +167,19 @@ class Run:
             fingerprints=fingerprints,
         )
 
-    def scored(self, checkpoint="encoder"):
+    def scores_output(self, checkpoint="encoder"):
         """The Result of scores of this run's seeds, or of all seeds of training if its own are
         scored there alone.
         """
         own = self.output("scores", checkpoint)
-        of_all = self.output("scores", checkpoint, seeds=self.config.recorded.seeds)
+        of_all = self.output("scores", checkpoint, seeds=self.config.run_config.seeds)
         if exists(own.folder / SUMMARY) or not exists(of_all.folder / SUMMARY):
             return own
         return of_all if set(self.seeds) <= set(read_scores_summary(of_all).seeds) else own
 
     def candidate_scores(self, checkpoint="encoder"):
         """The CandidateScores of a checkpoint; see `load_candidate_scores`."""
-        result = self.scored(checkpoint)
+        result = self.scores_output(checkpoint)
         return load_candidate_scores(
             result, checkpoint, self.subsets, lambda seed: self.pair(seed, checkpoint)
         )
@@ -200,7 +200,7 @@ class Run:
                     names += [_text(key, value)] if value != plain_values[name] else []
                     if key == "dejavu.query" and value == "boxes":
                         names[-1] += self._text_of_boxes()
-                elif value != self._value(key, recorded=True) and key != "dejavu.boxes":
+                elif value != self._value(key, of_run=True) and key != "dejavu.boxes":
                     # seeds alone are those of the run
                     words = [name] if part == section and name != "seeds" else [part, name]
                     names.append("_".join([*words, _text(key, value)]))
@@ -208,14 +208,14 @@ class Run:
 
     def _text_of_boxes(self):
         boxes = self.config.dejavu.boxes
-        return "" if boxes == self.config.recorded.dejavu.boxes else f"_{_hash_of_path(boxes)}"
+        return "" if boxes == self.config.run_config.dejavu.boxes else f"_{_hash_of_path(boxes)}"
 
-    def _value(self, key, recorded=False):
-        """A setting as a plain value, of this run or as its config.yaml records it; settings that
-        mean the same have the same value.
+    def _value(self, key, of_run=False):
+        """A setting as a plain value: of this measurement, or `of_run`, in its config.yaml.
+        Settings that mean the same have the same value.
         """
         section, name = key.split(".")
-        settings = getattr(self.config.recorded if recorded else self.config, section)
+        settings = getattr(self.config.run_config if of_run else self.config, section)
         value = settings.model_dump()[name]
         return value or [self.config.data.name] if key == "probe.datasets" else value
 
@@ -244,7 +244,7 @@ def _text(key, value):
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _joined(names):
+def _folder_name(names):
     """The name of a folder; one that is too long ends in a hash."""
     name = "_".join(names)
     if len(name) <= MOST_NAME:

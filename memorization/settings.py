@@ -77,7 +77,7 @@ class TrainingSettings(OptimizerSettings):
     )
 
     @pydantic.model_validator(mode="after")
-    def _within_the_epochs(self):
+    def _check_epochs(self):
         if self.warmup_epochs >= self.epochs:
             most = f"but must be less than epochs ({self.epochs})"
             raise ValueError(f"warmup_epochs is {self.warmup_epochs}, {most}")
@@ -118,7 +118,7 @@ class Trained(Settings):
         return values
 
     @pydantic.model_validator(mode="after")
-    def _views_fit_the_encoder(self):
+    def _check_views(self):
         check_views(self.augmentation.views, "augmentation.views", self.encoder)
         return self
 
@@ -132,7 +132,7 @@ class Trained(Settings):
 
         Settings that may differ between training and measuring are not in it.
         """
-        return {section: _compared(getattr(self, section)) for section in TRAINED}
+        return {section: _comparable_settings(getattr(self, section)) for section in TRAINED}
 
 
 # The sections of a config that say what was trained; the rest says how it is measured.
@@ -185,14 +185,14 @@ def with_defaults(trained, source):
     return validate(Trained, trained, source).trained_part()
 
 
-def _compared(section):
+def _comparable_settings(section):
     """A section as plain types, without the settings that may differ in measuring."""
     if not isinstance(section, BaseModel):
         return section
-    return section.model_dump(exclude=not_compared(section))
+    return section.model_dump(exclude=names_not_compared(section))
 
 
-def not_compared(section):
+def names_not_compared(section):
     """The names of a section's settings that may differ between training and measuring."""
     fields = type(section).model_fields.items()
     return {name for name, field in fields if field.json_schema_extra == NOT_COMPARED}

@@ -62,7 +62,7 @@ def one_sample_test(values, alternative):
     return {
         "t": float(result.statistic),
         "p": float(result.pvalue),
-        "d": _standardized(np.mean(values), np.std(values, ddof=1)),
+        "d": _effect_size(np.mean(values), np.std(values, ddof=1)),
     }
 
 
@@ -88,10 +88,10 @@ def cohens_d(first, second):
     """
     n, m = len(first), len(second)
     pooled = ((n - 1) * np.var(first, ddof=1) + (m - 1) * np.var(second, ddof=1)) / (n + m - 2)
-    return _standardized(np.mean(first) - np.mean(second), np.sqrt(pooled))
+    return _effect_size(np.mean(first) - np.mean(second), np.sqrt(pooled))
 
 
-def _standardized(difference, deviation):
+def _effect_size(difference, deviation):
     return float(difference / deviation) if deviation else float("nan")
 
 

@@ -152,7 +152,7 @@ def _place(problem, schema, values, path, options):
         for option in changing
         if problem not in problems_with({key: options[key] for key in options if key != option})
     ]
-    words = [_as_typed(option, options[option]) for option in blamed or changing]
+    words = [_words_of_option(option, options[option]) for option in blamed or changing]
     return f"command line: {' '.join(words)}"
 
 
@@ -162,7 +162,7 @@ def _lies_in(option, paths):
     return any(keys[: len(path)] == path for path in paths)
 
 
-def _as_typed(option, value):
+def _words_of_option(option, value):
     """An option and its value as they stand on a command line, a long value short_form."""
     word = " ".join(map(str, value)) if isinstance(value, list) else str(value)
     return f"--{option} {shorten(word)}"

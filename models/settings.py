@@ -61,7 +61,7 @@ class FirstEncoderSettings(BaseEncoderSettings):
 
     @pydantic.model_validator(mode="before")
     @classmethod
-    def _without_the_settings_of_others(cls, values):
+    def _drop_settings_of_others(cls, values):
         if type(values) is not dict:
             return values
         others = cls.RECORDED.keys() - cls.model_fields.keys()
@@ -75,5 +75,5 @@ class FirstEncoderSettings(BaseEncoderSettings):
         return {key: value for key, value in values.items() if key not in others}
 
     @pydantic.model_serializer(mode="wrap")
-    def _with_the_settings_of_others(self, dump):
+    def _add_settings_of_others(self, dump):
         return self.RECORDED | dump(self)

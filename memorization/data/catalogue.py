@@ -106,7 +106,7 @@ class DataSettings(Settings):
     )
 
     @pydantic.model_validator(mode="after")
-    def _size_where_needed(self):
+    def _check_size(self):
         needs_size = DATASETS[self.name].needs_size
         if needs_size and self.size is None:
             raise ValueError(f"size is missing: {self.name} needs one, such as 224")

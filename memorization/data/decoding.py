@@ -35,7 +35,9 @@ from memorization.machine.locks import sole_process
 from memorization.machine.screen import say
 
 DECODED_AT_ONCE = 512  # images that an interrupted preparation loses at most
-KNOWN = "broken_images.json"  # the images that could not be decoded, in the folder of the maps
+BROKEN_IMAGES = (
+    "broken_images.json"  # the images that could not be decoded, in the folder of the maps
+)
 NO_FAULT_OF_THE_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 
@@ -49,18 +51,18 @@ class Fault(NamedTuple):
     broken: bool
 
 
-def prepare_map(selection, folder, known_suffice=False):
+def prepare_map(selection, folder, stop_at_known=False):
     """(PreparedMap, {}) of a Selection, or (None, {index: Fault}) if images of it cannot be
     decoded.
 
     Images that stand in an earlier map, or in an unfinished one, are taken from there. In an
-    unfinished map all images are kept that could be decoded. known_suffice: decode nothing if some
+    unfinished map all images are kept that could be decoded. stop_at_known: decode nothing if some
     are known to be broken, but name these. Raises WrongUse if the map cannot be written or is
     damaged.
     """
     identities, faults = _identify(selection)
-    if known_suffice:
-        faults |= _find_known(selection, identities, folder / KNOWN)
+    if stop_at_known:
+        faults |= _find_broken_images(selection, identities, folder / BROKEN_IMAGES)
         if faults:
             return None, faults
     if faults:
@@ -140,7 +142,7 @@ def _fill_map(selection, identities, path, finish):
     with strict_decoders(), UnfinishedMap(selection, path.parent) as unfinished:
         take_over(unfinished, keys)
         copy_from_finished(unfinished, keys, path.parent)
-        faults = _decode_missing(unfinished, selection, keys, path.parent / KNOWN)
+        faults = _decode_missing(unfinished, selection, keys, path.parent / BROKEN_IMAGES)
         if finish and not faults:
             unfinished.finish(selection, path)
     return faults
@@ -148,7 +150,7 @@ def _fill_map(selection, identities, path, finish):
 
 def _decode_missing(unfinished, selection, keys, known_path):
     """Decode the images that a map lacks. Returns {index: Fault}."""
-    known = _read_known(known_path)
+    known = _read_broken_images(known_path)
     faults, notes, fresh = {}, Counter(), {}
 
     def decode_row(row):
@@ -184,7 +186,7 @@ def _decode_missing(unfinished, selection, keys, known_path):
                     done += 1
             unfinished.save(rows)
             if fresh:
-                _write_known(known_path, known | fresh)
+                _write_broken_images(known_path, known | fresh)
             stop.check(f"{done} of {len(selection)} {selection.name} images are prepared")
     for name, words in NOTES.items():
         if notes[name]:
@@ -192,7 +194,7 @@ def _decode_missing(unfinished, selection, keys, known_path):
     return faults
 
 
-def _read_known(path):
+def _read_broken_images(path):
     """{identity in hexadecimal: [file, reason]} of the images that this version of PIL could not
     decode.
     """
@@ -204,9 +206,9 @@ def _read_known(path):
         return {str(name): [str(file), str(reason)] for name, (file, reason) in images.items()}
 
 
-def _find_known(selection, identities, path):
+def _find_broken_images(selection, identities, path):
     """{index: Fault} of those images of a Selection that are known to be broken."""
-    known = _read_known(path)
+    known = _read_broken_images(path)
     if not known:
         return {}
     names = [key.tobytes().hex() for key in _file_digests(identities)]
@@ -217,7 +219,7 @@ def _find_known(selection, identities, path):
     }
 
 
-def _write_known(path, images):
+def _write_broken_images(path, images):
     write_atomically(
         path, json.dumps({"pillow": PIL.__version__, "images": images}, indent=1) + "\n"
     )

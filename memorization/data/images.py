@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from memorization.data.catalogue import DATASETS
-from memorization.data.decoding import KNOWN, prepare_map
+from memorization.data.decoding import BROKEN_IMAGES, prepare_map
 from memorization.data.prepared_maps import Selection, digest_rows
 from memorization.data.randomness import SPLITS
 from memorization.data.unfinished_maps import unfinished_path
@@ -199,7 +199,7 @@ class Images:
         If earlier runs found broken ones, those are returned without looking for more. Else all are
         decoded. Raises WrongUse if a file is there and cannot be read.
         """
-        faults = self._prepare(train_indices, test_indices, known_suffice=True)[1]
+        faults = self._prepare(train_indices, test_indices, stop_at_known=True)[1]
         not_broken = [
             fault for of_split in faults.values() for fault in of_split.values() if not fault.broken
         ]
@@ -236,7 +236,7 @@ class Images:
         """The indices of a split without those that are left out, (n,) int64."""
         return indices[~np.isin(indices, list(self.left_out[split]))]
 
-    def _prepare(self, train_indices, test_indices, known_suffice=False):
+    def _prepare(self, train_indices, test_indices, stop_at_known=False):
         """(the Images from which these indices can be gathered, {split: {index: Fault}} of those
         that cannot be had).
         """
@@ -244,7 +244,7 @@ class Images:
         if self.prepared_folder is None:
             return self, faults
         prepare = functools.partial(
-            _prepare_split, folder=self.prepared_folder, known_suffice=known_suffice
+            _prepare_split, folder=self.prepared_folder, stop_at_known=stop_at_known
         )
         with processes.first_before_others():
             train, faults["train"] = prepare(self.train, train_indices)
@@ -259,7 +259,7 @@ class Images:
             named = ", ".join(fault.file for fault in others[: NAMED - 1])
             line += f"; so are {len(others)} more of the {used} images: {named}"
             if len(faults) > NAMED:
-                line += f" and others; {folder / KNOWN} lists those that cannot be decoded"
+                line += f" and others; {folder / BROKEN_IMAGES} lists those that cannot be decoded"
         line += f"; repair or delete {'them' if others else 'it'}"
         line += ", or leave broken images out with data.skip_broken: true"
         unfinished = [unfinished_path(folder, split) for split in (self.train, self.test)]
@@ -278,7 +278,7 @@ def open_images(settings):
     """
     row = DATASETS[settings.name]
     *splits, classes = row.read(settings)
-    make = functools.partial(_listed, size=settings.size) if row.in_files else _split
+    make = functools.partial(_split_of_listing, size=settings.size) if row.in_files else _split
     try:
         train, test = (make(name, *split, classes) for name, split in zip(SPLITS, splits))
     except ValueError as error:
@@ -297,7 +297,7 @@ def _split(name, pixels, labels, classes):
     return Split(name, torch.from_numpy(np.array(pixels, order="C")), torch.from_numpy(labels))
 
 
-def _listed(name, files, labels, classes, size):
+def _split_of_listing(name, files, labels, classes, size):
     """A Listing as a Split of which no image is prepared. Raises ValueError if files and labels do
     not fit together.
     """
@@ -317,7 +317,7 @@ def _check_labels(name, images, labels, classes):
 # --- images in files ------------------------------------------------------------------------------
 
 
-def _prepare_split(split, indices, folder, known_suffice=False):
+def _prepare_split(split, indices, folder, stop_at_known=False):
     """(the Split with the images of these indices, and only these, in a map in folder; {index:
     Fault} of those that cannot be had).
 
@@ -337,7 +337,7 @@ def _prepare_split(split, indices, folder, known_suffice=False):
     selection = Selection(
         split.name, indices.numpy(), files, split.labels[indices].numpy(), split.size
     )
-    prepared, faults = prepare_map(selection, folder, known_suffice)
+    prepared, faults = prepare_map(selection, folder, stop_at_known)
     if faults:
         return split, faults
     of_rows = {

@@ -29,7 +29,7 @@ def stream(seed, purpose, split="train", epoch=0, view=0):
     key = 0
     for part in (seed, PURPOSES[purpose], SPLITS[split], epoch, view):
         key = _mix_int((key ^ _mix_int(part + 1)) + _GOLDEN)
-    return _signed(key)
+    return _to_int64(key)
 
 
 def sample_keys(stream, indices):
@@ -43,7 +43,7 @@ def uniform(keys, slots):
     keys: (B,) int64 from sample_keys; slots: (S,) int64, which of a sample's numbers are wanted.
     Returns (B, S) float64.
     """
-    words = _mix(keys[:, None] + (slots[None, :] + 1) * _signed(_GOLDEN))  # (B, S)
+    words = _mix(keys[:, None] + (slots[None, :] + 1) * _to_int64(_GOLDEN))  # (B, S)
     return _shift_right(words, 11).double() * 2.0**-53
 
 
@@ -55,8 +55,8 @@ def permutation(count, seed, purpose, split="train", epoch=0):
 
 def _mix(x):
     """splitmix64's finaliser on int64, which wraps around as uint64 does."""
-    x = (x ^ _shift_right(x, 30)) * _signed(_FIRST)
-    x = (x ^ _shift_right(x, 27)) * _signed(_SECOND)
+    x = (x ^ _shift_right(x, 30)) * _to_int64(_FIRST)
+    x = (x ^ _shift_right(x, 27)) * _to_int64(_SECOND)
     return x ^ _shift_right(x, 31)
 
 
@@ -73,7 +73,7 @@ def _mix_int(x):
     return x ^ (x >> 31)
 
 
-def _signed(word):
+def _to_int64(word):
     """The int64 with the same 64 bits."""
     word &= _WORD
     return word - (1 << 64) if word >> 63 else word

@@ -48,7 +48,7 @@ class ViewRecipe(Settings):
     )
 
     @pydantic.model_validator(mode="after")
-    def _bounds_in_order(self):
+    def _check_bounds(self):
         for key in ("crop_scale", "crop_ratio", "blur_sigma"):
             bounds = getattr(self, key)
             if bounds and bounds[0] > bounds[1]:

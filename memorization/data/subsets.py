@@ -48,7 +48,7 @@ class SubsetSettings(Settings):
     )
 
     @pydantic.model_validator(mode="after")
-    def _candidates_are_replaced(self):
+    def _check_counts(self):
         if self.candidate != self.independent:
             rule = f"must equal candidate ({self.candidate}): candidates are replaced, not left out"
             raise ValueError(f"independent is {self.independent}, but {rule}")

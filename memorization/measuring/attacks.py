@@ -179,7 +179,7 @@ def attack_pair(pair, sets, settings, recipes):
     """
     # In order of index, which decides between equal confidences.
     rows = np.concatenate([np.sort(sets.subsets.candidate), np.sort(sets.subsets.independent)])
-    queries = _ask(sets.images.train, rows, pair.f, settings, recipes, pair.seed)
+    queries = _queries_about(sets.images.train, rows, pair.f, settings, recipes, pair.seed)
     inferences, knn = {}, {}
     for name, encoder in (("f", pair.f), ("g", pair.g)):
         bank = _encode_public(encoder, sets.public, settings, recipes, pair.seed)
@@ -197,12 +197,12 @@ def attack_one_model(f, seed, sets, settings, recipes):
     f: an Encoder; sets: AttackSets; settings: DejaVuSettings; recipes: of the training views.
     """
     train, public = sets.images.train, sets.public
-    queries = _ask(train, np.sort(sets.subsets.candidate), f, settings, recipes, seed)
+    queries = _queries_about(train, np.sort(sets.subsets.candidate), f, settings, recipes, seed)
     bank = _encode_public(f, public, settings, recipes, seed)
     inference = infer_by_neighbors(f, queries, bank, settings)
     knn = _knn_on_test_images(f, bank, sets, settings)
-    training = _ask(train, sets.subsets.independent, f, settings, recipes, seed)
-    held_out = _ask(public.split, public.held_out.numpy(), f, settings, recipes, seed)
+    training = _queries_about(train, sets.subsets.independent, f, settings, recipes, seed)
+    held_out = _queries_about(public.split, public.held_out.numpy(), f, settings, recipes, seed)
     network = make_classifier(f, len(public.classes), seed)
     epochs, device = settings.reference_epochs, train.device
     stopped = train_classifier(network, training, held_out, epochs, seed, device)
@@ -221,7 +221,7 @@ def attack_one_model(f, seed, sets, settings, recipes):
     )
 
 
-def _ask(split, rows, encoder, settings, recipes, seed):
+def _queries_about(split, rows, encoder, settings, recipes, seed):
     """The Queries about some images of a split, (n,) int64."""
     return make_queries(split, torch.from_numpy(rows), encoder, settings, recipes, seed)
 

@@ -87,7 +87,7 @@ class DejaVuSettings(MeasurementSettings):
     )
 
     @pydantic.model_validator(mode="after")
-    def _boxes_where_needed(self):
+    def _check_boxes(self):
         if (self.query == "boxes") != (self.boxes is not None):
             both = f"boxes is {self.boxes!r}, but query is {self.query}"
             raise ValueError(f"{both}; query boxes needs a file or folder, the others take none")

@@ -64,7 +64,7 @@ class ProbeSettings(MeasurementSettings, OptimizerSettings):
     fine_tune_learning_rate: Rate = Field(0.001, description="fine_tune: learning rate of AdamW")
 
     @pydantic.model_validator(mode="after")
-    def _warmup_within_the_epochs(self):
+    def _check_warmup(self):
         if self.warmup_epochs >= self.epochs:
             bound = f"must be less than epochs ({self.epochs})"
             raise ValueError(f"warmup_epochs is {self.warmup_epochs}, but {bound}")
@@ -234,7 +234,7 @@ def compare_roles(rows, seeds):
 # --- the probed images ----------------------------------------------------------------------------
 
 
-def open_probed(data, settings, size):
+def open_probed_images(data, settings, size):
     """The Images of every probed data set, prepared for probing; see `probed_data`."""
     probed = probed_data(data, settings, size)
     return [prepare_for_probing(open_images(each), settings) for each in probed]

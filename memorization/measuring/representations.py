@@ -63,7 +63,7 @@ def stored_examples(encoder, split, rows, cache, device):
     }
     digest = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
     path = Path(cache) / f"{digest[:16]}.npy"
-    values = _read_cached(path, len(rows), origin)
+    values = _read_cache(path, len(rows), origin)
     if values is None:
         check_writable(cache)
         values = encode_images(encoder, split, rows, device, kept_in=cache).numpy()
@@ -71,7 +71,7 @@ def stored_examples(encoder, split, rows, cache, device):
     return Examples(torch.from_numpy(values).to(device), labels)
 
 
-def _read_cached(path, count, origin):
+def _read_cache(path, count, origin):
     """The representations in a file of the cache, or None if it is missing or of another origin.
     All processes read the file, or none does.
     """

@@ -26,9 +26,9 @@ def measure_encoder(encoder, view, task, epoch):
     images, knn_every = task.images, task.settings.knn_every
     is_due = knn_every and epoch % knn_every == 0
     if is_due and not is_one_class(images.train.labels[task.training_set]):
-        bank, bank_labels = _labelled(encoder, images.train, task.training_set, task)
+        bank, bank_labels = _encode_labelled_images(encoder, images.train, task.training_set, task)
         external = torch.from_numpy(task.subsets.external)
-        queries, labels = _labelled(encoder, images.test, external, task)
+        queries, labels = _encode_labelled_images(encoder, images.test, external, task)
         accuracy = knn_accuracy(queries, labels, bank, bank_labels, KNN_NEIGHBORS)
         measured["knn_accuracy"] = accuracy
     encoder.train()
@@ -51,7 +51,7 @@ def is_one_class(labels):
     return bool((labels == labels[:1]).all())
 
 
-def _labelled(encoder, split, indices, task):
+def _encode_labelled_images(encoder, split, indices, task):
     """Representations (n, D) and labels (n,) of the labelled ones among some images of a split, not
     augmented.
     """

@@ -49,7 +49,7 @@ class RunFiles:
         """Raise WrongUse if the folder cannot be a run folder, or if something else was trained
         there. roles: of the encoders to train.
         """
-        if self._recorded() is None:
+        if self._run_config() is None:
             self._check_nearest_folder()
         folders = [
             folder_of(self.folder, seed, role) for seed in self.config.seeds for role in roles
@@ -67,7 +67,7 @@ class RunFiles:
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise WrongUse(f"{refused}: {nearest} may not be written to")
 
-    def _recorded(self):
+    def _run_config(self):
         """The Config in the folder, or None. Raises WrongUse if it is of another training."""
         if not exists(self.folder / "config.yaml"):
             return None
@@ -111,7 +111,7 @@ class RunFiles:
 
         Raises WrongUse if either is of another training.
         """
-        run, path = self._recorded(), self.folder / "subsets.npz"
+        run, path = self._run_config(), self.folder / "subsets.npz"
         if not exists(path):
             return run, False
         trained = load_subsets(path).fingerprint

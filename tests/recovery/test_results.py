@@ -349,7 +349,7 @@ def test_scores_by_other_settings_leave_those_of_the_run_alone(scored_run, tmp_p
         "seeds_0",
     }
     opened = open_run("", ["--config", path, "--run", str(run), "--seeds", "1"])
-    assert opened.scored().folder == run / "scores"  # which holds seed 1, too
+    assert opened.scores_output().folder == run / "scores"  # which holds seed 1, too
     assert opened.candidate_scores().seeds == [0, 1]
 
 

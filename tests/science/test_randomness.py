@@ -10,7 +10,7 @@ from memorization.data.randomness import (
     SPLITS,
     _mix,
     _mix_int,
-    _signed,
+    _to_int64,
     permutation,
     sample_keys,
     stream,
@@ -47,7 +47,7 @@ def test_mixing_is_the_finaliser_of_splitmix64():
     ]
     expected = [splitmix64_finaliser(word) for word in words]
     assert [
-        word & WORD for word in _mix(torch.tensor([_signed(word) for word in words])).tolist()
+        word & WORD for word in _mix(torch.tensor([_to_int64(word) for word in words])).tolist()
     ] == expected
     assert [_mix_int(word) for word in words] == expected
 
