@@ -23,12 +23,6 @@ import time
 
 from memorization.checkpoint import encoder_file
 from memorization.errors import escape
-from memorization.figures import (
-    draw_deja_vu_cases,
-    draw_deja_vu_confidence,
-    draw_deja_vu_curve,
-    draw_deja_vu_shares,
-)
 from memorization.machine.command import one_line_errors
 from memorization.machine.device import describe_machine
 from memorization.machine.files import exists
@@ -36,6 +30,12 @@ from memorization.machine.processes import on_first_process
 from memorization.machine.resources import OTHER_DEVICE, memory_for
 from memorization.machine.screen import say
 from memorization.measuring.attacks import attack_one_model, attack_pair, open_attack_sets
+from memorization.measuring.deja_vu_figures import (
+    draw_deja_vu_cases,
+    draw_deja_vu_confidence,
+    draw_deja_vu_curve,
+    draw_deja_vu_shares,
+)
 from memorization.measuring.deja_vu_summary import (
     DejaVuSummary,
     fingerprints_of,

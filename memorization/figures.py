@@ -1,5 +1,5 @@
-"""Every picture. A picture does not depend on the user's settings of matplotlib, and one that
-cannot be drawn does not end the work.
+"""Pictures. None depends on the user's settings of matplotlib, and one that cannot be drawn does not
+end the work.
 """
 
 import functools
@@ -37,17 +37,10 @@ POLICY_COLORS = {
     "random_matched": "#009E73",
     "typical": "#CC79A7",
 }
-OUTCOME_COLORS = {
-    "memorized": "#D55E00",
-    "correlated": "#999999",
-    "forgotten": "#0072B2",
-    "unassociated": "#DDDDDD",
-}
 LEGEND = {"fontsize": 8, "framealpha": 0.9, "edgecolor": "none"}
 POINTS = {"marker": "o", "markersize": 4, "capsize": 3}
 SCORE = "memorization score  $m(x) = L_{align}(g, x) - L_{align}(f, x)$"
 GALLERY_COLUMNS, GALLERY_ROWS = 8, 2
-CASES = 6
 APART = 1.015  # factor between the same counts of two policies
 LONGEST_NAME = 16  # characters above a small picture
 
@@ -90,7 +83,7 @@ def _fixed_settings():
         yield
 
 
-def _subplots(rows=1, columns=1, figsize=None, layout=None, **options):
+def subplots(rows=1, columns=1, figsize=None, layout=None, **options):
     """A figure and its axes, as of matplotlib.pyplot.subplots, without its search for a display."""
     figure = _figure(figsize, layout)
     return figure, figure.subplots(rows, columns, **options)
@@ -102,7 +95,7 @@ def _figure(figsize, layout=None):
     return Figure(figsize=figsize, layout=layout)
 
 
-def _mark_whole_numbers(axis):
+def mark_whole_numbers(axis):
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(integer=True))
@@ -113,7 +106,7 @@ def draw_histogram(scores, path):
     """The scores of the four subsets as overlaid histograms. scores: dict of (N,) arrays "score"
     and "subset".
     """
-    figure, axes = _subplots(figsize=(7.5, 4.5))
+    figure, axes = subplots(figsize=(7.5, 4.5))
     bins = np.histogram_bin_edges(scores["score"], bins=40)
     for name in SUBSETS:
         values = scores["score"][scores["subset"] == name]
@@ -137,7 +130,7 @@ def draw_scatter(scores, path):
 
     scores: dict of (N,) arrays "alignment_loss_f", "alignment_loss_g" and "subset".
     """
-    figure, axes = _subplots(figsize=(6, 6))
+    figure, axes = subplots(figsize=(6, 6))
     f, g = scores["alignment_loss_f"], scores["alignment_loss_g"]
     low, high = min(f.min(), g.min()), max(f.max(), g.max())
     margin = 0.03 * (high - low)
@@ -188,7 +181,7 @@ def draw_gallery(scores, images, path):
             axes.imshow(pixels.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
             label = scores["label"][row]
             name = images.classes[label] if label >= 0 else "no label"
-            title = f"{scores['score'][row]:+.4f}\n± {scores['stderr'][row]:.4f}\n{_drawable(name)}"
+            title = f"{scores['score'][row]:+.4f}\n± {scores['stderr'][row]:.4f}\n{drawable(name)}"
             axes.set_title(title, fontsize=7.5, parse_math=False)
     return figure
 
@@ -200,7 +193,7 @@ def draw_training_curve(summaries, logs, path):
     summaries: of memorization_scores.py, of the scored checkpoints in order of their epochs; logs:
     for every seed the lines of f's log.jsonl.
     """
-    figure, (upper, lower) = _subplots(2, 1, figsize=(7.5, 7), sharex=True)
+    figure, (upper, lower) = subplots(2, 1, figsize=(7.5, 7), sharex=True)
     _draw_scores_over_training(upper, summaries)
     _draw_logs(lower, logs)
     return figure
@@ -235,162 +228,17 @@ def _draw_logs(axes, logs):
         accuracies = [100 * line["knn_accuracy"] for line in lines]
         right.plot(epochs, accuracies, color="#CC79A7", marker="s", markersize=4, label=label)
     axes.set(xlabel="epoch", ylabel="training loss")
-    _mark_whole_numbers(axes.xaxis)
+    mark_whole_numbers(axes.xaxis)
     right.set_ylabel("kNN accuracy, %")
     handles = [one.get_legend_handles_labels() for one in (axes, right)]
-    lines, labels = (left + right for left, right in zip(*handles))
+    lines, labels = (of_loss + of_knn for of_loss, of_knn in zip(*handles))
     axes.legend(lines, labels, loc="center right", **LEGEND)
 
 
-@picture
-def draw_deja_vu_confidence(summary, path):
-    """Accuracy of target and reference on the surest images, against their share; a thin line for
-    every seed. summary: a DejaVuSummary.
-    """
-    figure, axes = _subplots(figsize=(6.5, 4.5))
-    words, sweeps = summary.words, [seed.over_confidence for seed in summary.seeds]
-    percent = sweeps[0].percent
-    for key, style, color, name in (
-        ("acc_target", "-", "candidate", f"{words.target} (trained on the image)"),
-        ("acc_reference", "--", "independent", f"{words.full_reference} (did not)"),
-    ):
-        line = {"linestyle": style, "color": COLORS[color]}
-        curves = 100 * np.array([getattr(sweep, key) for sweep in sweeps])
-        axes.plot(percent, curves.mean(0), label=name, **line)
-        for curve in curves if len(curves) > 1 else ():
-            axes.plot(percent, curve, linewidth=0.6, alpha=0.5, **line)
-    chance = 100 * summary.chance
-    axes.axhline(chance, color="black", linewidth=0.8, linestyle=":", label="chance")
-    axes.set_xscale("log")
-    axes.set_xticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
-    axes.set(
-        xlabel="the surest images of each model, % of all",
-        ylabel="right labels, %",
-        ylim=(0, 103),
-    )
-    title = f"Labels inferred from a part of the image (query: {summary.query})"
-    _set_title(axes, title, summary.caveat)
-    axes.legend(**LEGEND)
-    return figure
-
-
-@picture
-def draw_deja_vu_shares(summary, path):
-    """Shares of the four outcomes as bars. summary: a DejaVuSummary."""
-    figure, axes = _subplots(figsize=(6.5, 4))
-    words, shares = summary.words, summary.shares
-    means = [100 * share.mean for share in shares.values()]
-    errors = [100 * (share.std or 0) for share in shares.values()]
-    colors = [OUTCOME_COLORS[name] for name in shares]
-    bars = errors if any(errors) else None
-    axes.bar(range(len(shares)), means, yerr=bars, capsize=3, color=colors)
-    for place, (mean, error) in enumerate(zip(means, errors)):
-        axes.text(place, mean + error + 1, f"{mean:.1f}", ha="center", fontsize=9)
-    labels = [f"{words.outcomes[name]}\n{words.meanings[name]}" for name in shares]
-    axes.set_xticks(range(len(shares)), labels)
-    highest = max(mean + error for mean, error in zip(means, errors))
-    axes.set(ylabel="images asked about, %", ylim=(0, 1.15 * highest + 2))
-    score = summary.score["100"]
-    title = f"{words.equation} = {100 * score.mean:+.1f} %"
-    if score.std is not None:
-        title += f" (± {100 * score.std:.1f} over {score.n} seeds)"
-    _set_title(axes, title, summary.caveat)
-    return figure
-
-
-@picture
-def draw_deja_vu_cases(attack, sets, summary, path):
-    """The most striking cases: the query, the image, and the nearest public images of the target
-    and of the reference.
-
-    attack: the Attack of one seed; sets: AttackSets; summary: the DejaVuSummary.
-    """
-    images, public = sets.images, sets.public.split
-    is_memorized = (attack.outcome == "memorized") & (attack.subset == "candidate")
-    cases = np.flatnonzero(is_memorized)
-    cases = cases[np.argsort(-attack.margin[cases], kind="stable")][:CASES]
-    neighbors = {
-        name: inference.neighbors
-        for name, inference in attack.inferences.items()
-        if inference.neighbors is not None
-    }
-    rows = max(1, len(cases))
-    columns = 2 + sum(indices.shape[1] for indices in neighbors.values())
-    size = 1.2 * columns, 1.5 * rows + 0.6
-    figure, panels = _subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    for axes in panels.flat:
-        axes.axis("off")
-    for row, case in zip(panels, cases):
-        index = torch.tensor([attack.index[case]])
-        query = _as_picture(attack.queries.pixels(index, 0)[0], images.normalization)
-        row[0].imshow(query, cmap="gray", vmin=0, vmax=1)
-        _show_image(row[1], images.train, index, images.classes)
-        nearest = np.concatenate([indices[case] for indices in neighbors.values()])
-        for axes, neighbor in zip(row[2:], nearest):
-            _show_image(axes, public, torch.tensor([neighbor]), images.classes)
-    headings, place = {0: "query", 1: "image"}, 2
-    for name, indices in neighbors.items():
-        headings[place] = f"nearest in {name}"
-        place += indices.shape[1]
-    for place, heading in headings.items():
-        axes = panels[0][place]
-        heading = f"{heading}\n{axes.get_title()}".strip()
-        axes.set_title(heading, fontsize=7.5, parse_math=False)
-    target, reference = attack.inferences
-    title = summary.words.no_cases
-    if len(cases):
-        count = f"{len(cases)} of the candidates that {target} tells and {reference} does not"
-        title = f"The most striking cases: {count}"
-    figure.suptitle(_two_lines(title, summary.caveat), fontsize=9 if summary.caveat else 11)
-    return figure
-
-
-@picture
-def draw_deja_vu_curve(summaries, path):
-    """The Deja Vu score over training.
-
-    summaries: DejaVuSummaries of the checkpoints, in order of their epochs.
-    """
-    figure, axes = _subplots(figsize=(7, 4.5))
-    epochs = [summary.checkpoint.epoch for summary in summaries]
-    words, caveat = summaries[0].words, summaries[0].caveat
-    for percent, color in (("100", "#D55E00"), ("20", "#0072B2"), ("5", "#009E73")):
-        label = "all images" if percent == "100" else f"the surest {percent} %"
-        for number in range(len(summaries[0].seeds)):
-            at = [summary.seeds[number].at[percent] for summary in summaries]
-            scores = np.array([point.score for point in at])
-            bounds = np.array([point.interval_95 for point in at])
-            errors = np.maximum([scores - bounds[:, 0], bounds[:, 1] - scores], 0)
-            style = POINTS | {"color": color, "label": None if number else label}
-            axes.errorbar(epochs, 100 * scores, 100 * errors, **style)
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(xlabel="epoch", ylabel=words.axis)
-    title = f"{words.topic} over training (error bars: 95 % intervals over images)"
-    _set_title(axes, title, caveat)
-    _mark_whole_numbers(axes.xaxis)
-    axes.legend(**LEGEND)
-    return figure
-
-
-def _set_title(axes, title, caveat):
-    axes.set_title(_two_lines(title, caveat), fontsize=9 if caveat else 12)
-
-
-def _two_lines(title, caveat):
-    return f"{title}\n{caveat}" if caveat else title
-
-
-def _as_picture(pixels, normalization):
+def as_picture(pixels, normalization):
     """Normalized pixels (C, H, W) as an array (H, W, C) in [0, 1]."""
     mean, std = (np.array(values).reshape(-1, 1, 1) for values in normalization)
     return (pixels.detach().float().cpu().numpy() * std + mean).clip(0, 1).transpose(1, 2, 0)
-
-
-def _show_image(axes, split, index, classes):
-    """Draw an image of a split, (1,) its index, with the name of its class above."""
-    pixels = split.gather(index)[0].cpu().numpy().transpose(1, 2, 0)
-    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
-    axes.set_title(_drawable(classes[split.labels[index]]), fontsize=7.5, parse_math=False)
 
 
 @picture
@@ -400,7 +248,7 @@ def draw_pictures(rows, normalization, path):
     rows: {title: (n, C, H, W) pixels, normalized}; normalization: (mean, std) of the channels.
     """
     columns = max(len(pictures) for pictures in rows.values())
-    figure, all_axes = _subplots(
+    figure, all_axes = subplots(
         len(rows),
         columns,
         figsize=(1.25 * columns, 1.4 * len(rows)),
@@ -411,8 +259,8 @@ def draw_pictures(rows, normalization, path):
         for axes in axes_row:
             axes.set(xticks=[], yticks=[], frame_on=False)
         axes_row[0].set_ylabel(title)
-        for axes, picture in zip(axes_row, pictures):
-            axes.imshow(_as_picture(picture, normalization), cmap="gray", vmin=0, vmax=1)
+        for axes, pixels in zip(axes_row, pictures):
+            axes.imshow(as_picture(pixels, normalization), cmap="gray", vmin=0, vmax=1)
     return figure
 
 
@@ -427,7 +275,7 @@ def draw_probe(summary, path):
     size = 1.5 + 4.5 * len(datasets), 1.2 + 0.4 * max(map(len, datasets.values()))
     figure, panels = _panels(len(datasets), size)
     for axes, (dataset, rows) in zip(panels, datasets.items()):
-        names = [_drawable(row["encoder"], 30) for row in rows]
+        names = [drawable(row["encoder"], 30) for row in rows]
         means = [100 * row["top_1"]["mean"] for row in rows]
         errors = [100 * (row["top_1"]["std"] or 0) for row in rows]
         colors = [COLORS.get(row["encoder"].partition(" ")[0], "#BBBBBB") for row in rows]
@@ -481,11 +329,11 @@ def draw_removal_curve(summary, path):
 
 def _panels(count, size):
     """A figure of panels beside each other, and their axes."""
-    figure, axes = _subplots(1, count, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = subplots(1, count, figsize=size, squeeze=False, layout="constrained")
     return figure, axes[0]
 
 
-def _drawable(name, most=LONGEST_NAME):
+def drawable(name, most=LONGEST_NAME):
     """A name as it can be drawn in a small picture: shortened, and without characters that have no
     glyph.
     """

@@ -1,50 +1,34 @@
-"""Views as a pure function: whole batches of uint8 images in, normalized float views out, each
-sample with parameters of its own.
+"""Views as a pure function: batches of uint8 images in, normalized float views out. The parameters
+of every sample are drawn by themselves.
 
 A view is fully decided by (seed, purpose, split, epoch, view number, sample index): it does not
-depend on the batch around it, on what was drawn before, or on the device, except for rounding: a
-GPU adds in another order. The operations are those of torchvision's functional
-transforms, on pixels in [0, 1].
+depend on the batch around it, on earlier views, or on the device, except for rounding: a GPU adds
+in another order.
 """
 
 import math
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from memorization.data.randomness import sample_keys, stream, uniform
 from memorization.data.recipes import ViewRecipe
+from memorization.data.transforms import HUE, normalize, places_of_hue, transform
 from memorization.machine import threads
 from memorization.machine.device import to_device
 
-# of pixels that are transformed at a time on a CPU: they fit into its cache, and are worth the cost
-# of calling operations
+# Pixels that a CPU transforms at a time: they fit into its cache, and outweigh the cost of calling
+# operations. On a GPU a call costs more, and memory less.
 CHUNK_BYTES = 1 << 21
-# of views that are made together on a GPU, where a call costs more, and memory less
 CHUNK_BYTES_ON_GPU = 1 << 26
-GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # of red, green and blue, as in torchvision
-# the operations of colour jitter, in the order of jitter_strength
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-NOWHERE, UNTOUCHED = 4, -1  # instead of the place of hue in the order
-
-# Which of a sample's numbers decides which parameter.
-_CROP_TRIES = 10
+# Which of a sample's numbers decides which parameter. Of scales and ratios there are ten tries.
 _SLOTS = torch.arange(37)
-_SCALES, _RATIOS, (_TOP, _LEFT, _FLIP, _ROTATE, _JITTER) = (
-    slice(0, 10),
-    slice(10, 20),
-    range(20, 25),
-)
-_STRENGTHS, _ORDER, (_GRAYSCALE, _BLUR, _SIGMA, _SOLARIZE) = (
-    slice(25, 29),
-    slice(29, 33),
-    range(33, 37),
-)
-_FIRST_NOISE_SLOT = 64
+_SCALES, _RATIOS = slice(0, 10), slice(10, 20)
+_TOP, _LEFT, _FLIP, _ROTATE, _JITTER = range(20, 25)
+_STRENGTHS, _ORDER = slice(25, 29), slice(29, 33)
+_GRAYSCALE, _BLUR, _SIGMA, _SOLARIZE = range(33, 37)
 _FIRST_MASK_SLOT = 1 << 32  # beyond the noise of any image
 
 
@@ -181,7 +165,7 @@ def _fill(views, images, indices, parameters, recipe, normalization):
     place in the order of colour jitter are made next to each other.
     """
     B, C, size, _ = views.shape
-    order = _places_of_hue(parameters, C).argsort(stable=True) if recipe.jitter else torch.arange(B)
+    order = places_of_hue(parameters, C).argsort(stable=True) if recipe.jitter else torch.arange(B)
     indices, parameters = indices[order], parameters[order]
     chunk = B
     if views.device.type == "cpu":
@@ -241,10 +225,8 @@ def cropped_images(images, indices, rectangles, size, normalization):
     """
     recipe = ViewRecipe(size=size)
     keys = Draw(0, "query").keys(images.name, 0, indices)
-    top, left, height, width = rectangles.unbind(1)
-    crops = replace(
-        draw_parameters(recipe, keys, images.size), top=top, left=left, height=height, width=width
-    )
+    sides = dict(zip(("top", "left", "height", "width"), rectangles.unbind(1)))
+    crops = replace(draw_parameters(recipe, keys, images.size), **sides)
     return View(_make_pixels(images, indices, recipe, normalization, crops.__getitem__))
 
 
@@ -261,15 +243,14 @@ def draw_parameters(recipe, keys, source_size):
     low, high = (1 - strength).clamp(min=0), 1 + strength
     low[HUE], high[HUE] = -strength[HUE], strength[HUE]
     sigma_low, sigma_high = recipe.blur_sigma
+    turns = torch.tensor(recipe.rotate) // 90
     return Parameters(
         top=top,
         left=left,
         height=height,
         width=width,
         flip=u[:, _FLIP] < recipe.flip,
-        quarter_turns=(torch.tensor(recipe.rotate) // 90)[
-            (u[:, _ROTATE] * len(recipe.rotate)).long()
-        ],
+        quarter_turns=turns[(u[:, _ROTATE] * len(turns)).long()],
         jitter=u[:, _JITTER] < recipe.jitter,
         factors=low + (high - low) * u[:, _STRENGTHS],
         order=u[:, _ORDER].argsort(dim=1),
@@ -301,183 +282,6 @@ def count_patches(recipe, patch):
     return T, max(1, T - round(T * recipe.mask_ratio))
 
 
-def transform(pixels, parameters, recipe):
-    """Apply drawn parameters. pixels: (B, C, H, W) uint8. Returns (B, C, size, size) float32 in [0,
-    1], before normalization.
-    """
-    x = resized_crop(pixels, parameters, recipe.size)
-    for turns in (1, 2, 3):
-        x = _where(parameters.quarter_turns == turns, partial(torch.rot90, k=turns, dims=(2, 3)), x)
-    if recipe.jitter:
-        x = color_jitter(x, parameters)
-    if recipe.grayscale and x.shape[1] == 3:
-        x = _where(parameters.grayscale, lambda chosen: _gray(chosen).expand_as(chosen), x)
-    if recipe.blur:
-        radius = max(1, recipe.size // 20)  # a kernel of about a tenth of the view
-        x = _where(parameters.blur, partial(gaussian_blur, radius=radius), x, parameters.sigma)
-    if recipe.solarize:
-        x = _where(
-            parameters.solarize,
-            lambda chosen: torch.where(chosen >= recipe.solarize_threshold, 1 - chosen, chosen),
-            x,
-        )
-    if recipe.noise:
-        x = (
-            x + recipe.noise * _normal(to_device(parameters.noise_keys, x.device), x.shape[1:])
-        ).clamp(0, 1)
-    return x
-
-
-def normalize(pixels, mean, std):
-    """(B, C, H, W) pixels in [0, 1], less the channels' means, over their standard deviations."""
-    mean, std = (
-        to_device(torch.tensor(values), pixels.device).view(-1, 1, 1) for values in (mean, std)
-    )
-    return (pixels - mean).div_(std)
-
-
-def resized_crop(pixels, parameters, size):
-    """Crop, resize and flip: torchvision's antialiased bilinear resized crop, first along the lines
-    of an image and then across them.
-
-    pixels: (B, C, S, S) uint8. Returns (B, C, size, size) float32 in [0, 1].
-    """
-    starts = torch.stack([parameters.left, parameters.top])
-    lengths = torch.stack([parameters.width, parameters.height])
-    mirrored = torch.stack([parameters.flip, torch.zeros_like(parameters.flip)])
-    columns, rows = zip(
-        *_interpolation(starts, lengths, pixels.shape[2], size, mirrored, pixels.device)
-    )
-    # lines are columns now
-    x = pixels.transpose(2, 3).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-    x = weighted_lines(x, *columns).transpose(2, 3)
-    return weighted_lines(x, *rows)
-
-
-def color_jitter(x, parameters):
-    """Brightness, contrast, saturation and hue, in each image's own order. x: (B, C, H, W) in [0,
-    1], changed in place.
-
-    Neighbouring images that have hue at the same place of their order are changed together: the
-    other three are one operation with other coefficients. Gray images have neither saturation nor
-    hue.
-    """
-    order = (
-        parameters.order
-        if x.shape[1] == 3
-        else parameters.order[parameters.order < SATURATION].view(-1, 2)
-    )
-    factors = parameters.factors.gather(1, order)  # (B, places)
-    of_gray = torch.where(order == SATURATION, 1 - factors, 0.0)
-    of_mean = torch.where(order == CONTRAST, 1 - factors, 0.0)
-    # (3, B, places)
-    coefficients = to_device(torch.stack([factors, of_gray, of_mean]).float(), x.device)
-    places_of_hue = _places_of_hue(parameters, x.shape[1])
-    for place in range(order.shape[1]):
-        for is_hue, run in _runs(torch.where(parameters.jitter, places_of_hue == place, UNTOUCHED)):
-            if is_hue == UNTOUCHED:
-                continue
-            elif is_hue:
-                shift_hue(x[run], parameters.factors[run, HUE])
-            else:
-                mix_gray(x[run], *coefficients[:, run, place])
-    return x
-
-
-def mix_gray(x, of_pixel, of_gray, of_mean):
-    """of_pixel x + of_gray gray(x) + of_mean mean(gray(x)), clamped to [0, 1]: brightness, contrast
-    or saturation.
-
-    x: (B, C, H, W) in [0, 1], changed in place; of_pixel, of_gray, of_mean: (B,), on its device.
-    One channel has no other gray.
-    """
-    of_pixel, of_gray, of_mean = (
-        coefficient.view(-1, 1, 1, 1) for coefficient in (of_pixel, of_gray, of_mean)
-    )
-    gray = _gray(x)
-    offset = of_mean * gray.flatten(2).mean(2)[:, :, None, None]
-    if x.shape[1] == 3:
-        offset = gray.mul_(of_gray).add_(offset)
-    return x.mul_(of_pixel).add_(offset).clamp_(0, 1)
-
-
-def shift_hue(x, shift):
-    """Turn the hue of RGB images, as through HSV. x: (B, 3, H, W) in [0, 1], changed in place;
-    shift: (B,) in turns, -0.5 to 0.5.
-
-    Hue goes around a hexagon whose corners are red, yellow, green, cyan, blue and magenta. Here its
-    six sides are each as long as the pixel's chroma, so that nothing is divided by it. A channel is
-    highest up to one side away from its own corner, lowest from two on.
-    """
-    red, green, blue = x.unbind(1)
-    highest, lowest = torch.maximum(red, green), torch.minimum(red, green)
-    torch.maximum(highest, blue, out=highest)
-    torch.minimum(lowest, blue, out=lowest)
-    chroma = highest - lowest
-    # The way from red, at most three sides, negative towards blue: |g - b| if red is highest, 3
-    # chroma - |g - b| if it is lowest.
-    hue = (green + blue).sub_(red).add_(highest).sub_(lowest, alpha=2).copysign_(green - blue)
-    # (B, 3), seen from each channel's corner, -3 to 3
-    turned = (6 * shift[:, None] - torch.tensor([0, 2, 4]) + 3) % 6 - 3
-    torch.mul(chroma[:, None], to_device(turned.float(), x.device)[:, :, None, None], out=x)
-    # 3 chroma less the shorter way to the channel's corner
-    x.add_(hue[:, None]).abs_().sub_(3 * chroma[:, None]).abs_()
-    return torch.clamp(x.sub_((chroma - lowest)[:, None]), lowest[:, None], highest[:, None], out=x)
-
-
-def gaussian_blur(x, sigma, radius):
-    """Blur with a kernel of 2 radius + 1 pixels and reflected borders. x: (B, C, S, S); sigma:
-    (B,), pixels.
-    """
-    B, S = len(x), x.shape[2]
-    distance = torch.arange(-radius, radius + 1)
-    weights = torch.exp(-0.5 * (distance / sigma[:, None]) ** 2)  # (B, K)
-    weights = to_device((weights / weights.sum(1, keepdim=True)).float(), x.device)[:, None].expand(
-        B, S, -1
-    )
-    places = (torch.arange(S)[:, None] + distance).abs()
-    places = to_device((S - 1 - (S - 1 - places).abs()).clamp(min=0), x.device).expand(B, S, -1)
-    x = weighted_lines(x, places, weights).transpose(2, 3)
-    return weighted_lines(x, places, weights).transpose(2, 3)
-
-
-def weighted_lines(x, lines, weights):
-    """Make each new line of an image a weighted sum of K of its lines.
-
-    x: (B, C, H, W); lines: (B, T, K) int64, counted from the top; weights: (B, T, K) float32.
-    Returns (B, C, T, W).
-    """
-    B, C, H, W = x.shape
-    T, K = lines.shape[1:]
-    # of each channel, among the lines of all images
-    first = H * torch.arange(B * C, device=x.device).view(B, C, 1, 1)
-    lines, weights = (
-        (first + lines[:, None]).reshape(-1, K),
-        weights[:, None].expand(B, C, T, K).reshape(-1, K),
-    )
-    # If x is not contiguous, torch adds in another order, and rounds unlike in other batches.
-    x, weights = x.reshape(-1, W).contiguous(), weights.contiguous()
-    return F.embedding_bag(lines, x, mode="sum", per_sample_weights=weights).view(B, C, T, W)
-
-
-def _places_of_hue(parameters, channels):
-    """(B,) where in an image's order of operations hue comes; NOWHERE in the order of gray images;
-    UNTOUCHED without colour jitter.
-    """
-    place = (parameters.order == HUE).int().argmax(1) if channels == 3 else NOWHERE
-    return torch.where(parameters.jitter, place, UNTOUCHED)
-
-
-def _runs(values):
-    """Each run of equal values in a row, as (value, slice). values: (B,), on the CPU."""
-    values, counts = torch.unique_consecutive(values, return_counts=True)
-    stop = counts.cumsum(0)
-    return [
-        (value, slice(*ends))
-        for value, *ends in zip(values.tolist(), (stop - counts).tolist(), stop.tolist())
-    ]
-
-
 def _draw_crop(recipe, u, size):
     """top, left, height and width of a random resized crop of a square image, (B,) each, from
     uniform numbers.
@@ -492,82 +296,15 @@ def _draw_crop(recipe, u, size):
     width, height = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
     fits = (width >= 1) & (width <= size) & (height >= 1) & (height <= size)
     first = fits.int().argmax(1, keepdim=True)
-    found = fits.any(1)
-    # The largest centred crop within the bounds of the ratio; for a square image that is one side
-    # or the whole.
+    any_fits = fits.any(1)
+    # Else the largest centred crop within the bounds of the ratio, whose longer side is that of the
+    # image.
     nearest = min(max(1.0, recipe.crop_ratio[0]), recipe.crop_ratio[1])
-    width = torch.where(found, width.gather(1, first)[:, 0], float(round(size * min(1.0, nearest))))
-    height = torch.where(
-        found, height.gather(1, first)[:, 0], float(round(size / max(1.0, nearest)))
-    )
-    top = torch.where(
-        found, (u[:, _TOP] * (size - height + 1)).floor(), ((size - height) / 2).floor()
-    )
-    left = torch.where(
-        found, (u[:, _LEFT] * (size - width + 1)).floor(), ((size - width) / 2).floor()
-    )
+    largest_width, largest_height = round(size * min(1.0, nearest)), round(size / max(1.0, nearest))
+    width = torch.where(any_fits, width.gather(1, first)[:, 0], float(largest_width))
+    height = torch.where(any_fits, height.gather(1, first)[:, 0], float(largest_height))
+    top = (u[:, _TOP] * (size - height + 1)).floor()
+    left = (u[:, _LEFT] * (size - width + 1)).floor()
+    top = torch.where(any_fits, top, ((size - height) / 2).floor())
+    left = torch.where(any_fits, left, ((size - width) / 2).floor())
     return top, left, height, width
-
-
-def _interpolation(start, length, source, target, reverse, device):
-    """How to resample pixels [start, start + length) of a line to `target` pixels with a triangle
-    filter.
-
-    start, length: (..., B) float64; reverse: (..., B) bool, mirror the result. The filter is
-    widened if it shrinks the line (antialiasing) and never reads outside the crop. Returns the
-    pixels of the line that count, (..., B, target, K) int64, and their weights, float32: two
-    pixels, and more only if the whole line is longer than the target.
-    """
-    # (..., B, 1, 1)
-    start, length, reverse = (
-        to_device(values, device)[..., None, None] for values in (start, length, reverse)
-    )
-    places = torch.arange(target, device=device)[:, None]
-    places = torch.where(reverse, target - 1 - places, places)  # (..., B, target, 1)
-    scale = length / target
-    reach = scale.clamp(min=1)
-    centre = start + (places + 0.5) * scale - 0.5  # in pixels, pixel i lying at i
-    K = math.ceil(2 * max(1, source / target))
-    # (..., B, target, K), all within reach
-    pixels = (centre - reach).floor() + torch.arange(1, K + 1, device=device)
-    weights = (1 - (pixels - centre).abs_().div_(reach)).clamp_(min=0).float()
-    weights *= (pixels >= start) & (pixels < start + length)
-    return pixels.clamp_(0, source - 1).long(), weights / weights.sum(-1, keepdim=True)
-
-
-def _gray(x):
-    """(B, 1, H, W) luminance of RGB images; a gray image is its own."""
-    if x.shape[1] == 1:
-        return x
-    red, green, blue = x.unbind(1)
-    return (
-        (GRAY_WEIGHTS[0] * red)
-        .add_(green, alpha=GRAY_WEIGHTS[1])
-        .add_(blue, alpha=GRAY_WEIGHTS[2])[:, None]
-    )
-
-
-def _normal(keys, shape):
-    """(B, *shape) standard normal numbers, one for every pixel, through the inverse of the normal
-    distribution.
-    """
-    slots = _FIRST_NOISE_SLOT + torch.arange(math.prod(shape), device=keys.device)
-    u = uniform(keys, slots) + 2.0**-54  # never exactly 0
-    return torch.special.ndtri(u).float().view(-1, *shape)
-
-
-def _where(chosen, operation, x, *parameters):
-    """operation(x, *parameters) on the chosen images only. chosen: (B,) bool, on the CPU as the
-    parameters, so that a GPU is not asked.
-
-    x keeps its layout in memory whichever images are chosen, or sums over it would round
-    differently from batch to batch.
-    """
-    if chosen.any():
-        rows = chosen.nonzero()[:, 0]
-        on_device = to_device(rows, x.device)
-        # x belongs to this view alone
-        x.index_copy_(
-            0, on_device, operation(x[on_device], *(parameter[rows] for parameter in parameters))
-        )
-    return x

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from memorization.data.augmentations import GRAY_WEIGHTS, whole_images
+from memorization.data.augmentations import whole_images
+from memorization.data.transforms import GRAY_WEIGHTS
 from memorization.errors import WrongUse, escape
 from memorization.machine import processes, threads
 from memorization.machine.archives import array_in

@@ -18,7 +18,10 @@ LAYERS = [
     ],
     ["memorization.data"],
     ["memorization.options", "memorization.settings"],
-    ["memorization.encoder", "memorization.checkpoint", "memorization.results"],
+    [
+        "memorization.encoder", "memorization.checkpoint_file", "memorization.checkpoint",
+        "memorization.results",
+    ],
     ["memorization.figures", "memorization.measuring"],
     ["memorization.config"],
     ["memorization.run", "memorization.training"],

@@ -16,19 +16,16 @@ from memorization.data.augmentations import (
     augment,
     augment_all,
     blank_views,
-    color_jitter,
     draw_parameters,
     draw_visible,
     measuring_recipe,
-    resized_crop,
-    shift_hue,
     training_views,
-    transform,
     whole_images,
 )
 from memorization.data.images import Split
 from memorization.data.randomness import sample_keys, stream
 from memorization.data.recipes import ViewRecipe
+from memorization.data.transforms import color_jitter, resized_crop, shift_hue, transform
 
 EVERYTHING = {
     "crop_scale": [0.2, 1.0],
