@@ -20,7 +20,7 @@ def alignment_loss(representations):
 
 
 def memorization_score(loss_f, loss_g):
-    """L_align(g) - L_align(f), positive where f memorized the sample (eq. 2 of SSLMem)."""
+    """L_align(g) - L_align(f), positive if f memorized the sample (eq. 2 of SSLMem)."""
     return loss_g - loss_f
 
 
@@ -34,13 +34,15 @@ def represent(encoder, views, representation="pooled"):
     if representation == "tokens" and any(view.visible is not None for view in views):
         message = "tokens of masked views are no vectors to compare; see masked_token_distances"
         raise ValueError(message)
-    encode = {
+
+    def pooled(pixels, visible):
         # A network that knows no hidden patches takes pixels alone.
-        "pooled": lambda pixels, visible: (
-            encoder(pixels) if visible is None else encoder(pixels, visible)
-        ),
-        "tokens": lambda pixels, visible: encoder.tokens(pixels, visible).flatten(1),
-    }[representation]
+        return encoder(pixels) if visible is None else encoder(pixels, visible)
+
+    def tokens(pixels, visible):
+        return encoder.tokens(pixels, visible).flatten(1)
+
+    encode = {"pooled": pooled, "tokens": tokens}[representation]
     representations = torch.stack(encode_in_parts(encode, views), dim=1)  # (B, V, D)
     return normalize(widen_half(representations), dim=2)
 
@@ -75,7 +77,7 @@ def masked_tokens(encoder, views):
     """The tokens that a vision transformer makes of V views of the same B images, each at its
     position in the image.
 
-    Returns tokens (B, V, 1 + T, D), the class token first, undefined where a patch is hidden; and
+    Returns tokens (B, V, 1 + T, D), the class token first, undefined if the patch is hidden; and
     is_visible (B, V, 1 + T), bool.
     """
     all_tokens, all_visible = [], []

@@ -60,7 +60,7 @@ def nearest_neighbors(queries, bank, k, memory_gb=0.25):
         return indices[:, :k].cpu(), distances[:, :k].cpu()
 
     share = max(1, math.ceil(len(queries) / processes.count()))
-    parts = processes.map_parts(
+    parts = processes.map_in_processes(
         search, queries.split(min(share, CHUNKS * QUERY_CHUNK)), "searching neighbours"
     )
     indices, distances = (torch.cat(part).to(queries.device) for part in zip(*parts))

@@ -109,7 +109,9 @@ def augment_all(images, indices, recipes, normalization, draw):
     # If there are too few groups for all threads, or the views are small, `_make_pixels` divides
     # the batch instead.
     in_threads = len(groups) >= threads.count(images.device) and per_pixel * size**2 >= CHUNK_BYTES
-    results = threads.map_parts(make, groups, images.device) if in_threads else map(make, groups)
+    results = (
+        threads.map_in_threads(make, groups, images.device) if in_threads else map(make, groups)
+    )
     views = dict(zip(chain.from_iterable(groups), chain.from_iterable(results)))
     return [views[view] for view in range(len(recipes))]
 
@@ -156,7 +158,7 @@ def _make_pixels(images, indices, recipe, normalization, draw_part):
     def fill(part):
         _fill(views[part], images, indices[part], draw_part(part), recipe, normalization)
 
-    threads.map_parts(fill, _equal_slices(B, parts), images.device)
+    threads.map_in_threads(fill, _equal_slices(B, parts), images.device)
     return views
 
 

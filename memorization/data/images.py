@@ -22,6 +22,7 @@ from memorization.machine import processes
 from memorization.machine.device import to_device
 from memorization.machine.files import exists, size_in_words
 from memorization.machine.resources import pin
+from memorization.machine.screen import say
 
 NAMED = 5  # broken images that a message names
 
@@ -31,12 +32,11 @@ class Split:
     """The training or the test images of a dataset.
 
     name: "train" or "test". pixels: (rows, C, H, W) uint8, in memory or over a memory map. labels:
-    (N,) int64, -1 for none. row_of: (N,) int64, the row of pixels that holds image i, -1
-    where image i was not prepared; None where row i is image i. For a folder of images also files,
-    the N paths; geometry: (rows, 3) float64, scale and x and y offset of each row, prepared pixel =
+    (N,) int64, -1 for none. row_of: (N,) int64, the row of pixels that holds image i, -1 if it was
+    not prepared; None if row i is image i. For a folder of images also files, the N paths; geometry: (rows, 3) float64, scale and x and y offset of each row, prepared pixel =
     original pixel * scale - offset; digests: (rows, bytes) uint8, of the pixels of each row; and
-    sha256, of the prepared images; the last two were computed when their map was made. device:
-    where images are gathered and views made.
+    sha256, of the prepared images. The last two were computed when their map was made. device: on
+    which images are gathered and views made.
     """
 
     name: str
@@ -81,27 +81,26 @@ class Split:
         if self.row_of is not None:
             indices = self.row_of[indices]
             assert (indices >= 0).all(), "images are gathered that were not prepared"
-        return to_device(
-            self.pixels.index_select(0, to_device(indices, self.pixels.device)), self.device
-        )
+        pixels = self.pixels.index_select(0, to_device(indices, self.pixels.device))
+        return to_device(pixels, self.device)
 
     def to(self, device, data_device="auto"):
         """The Split with its images gathered on the device. data_device: where its pixels are kept,
-        "cuda" or "cpu"; "auto" moves them to a GPU if they take less than a fifth of its memory
-        left, whose rest the training will need.
+        "cuda" or "cpu"; "auto" moves them to a GPU if they take less than a fifth of its free
+        memory. The training needs the rest.
         """
-        fits = device.type == "cuda" and self.pixels.nbytes < torch.cuda.mem_get_info(device)[0] / 5
-        moves = device.type == "cuda" and (
-            data_device == "cuda" or (data_device == "auto" and fits)
-        )
-        return replace(self, pixels=self.pixels.to(device) if moves else self.pixels, device=device)
+        pixels = self.pixels
+        if device.type == "cuda":
+            fits = pixels.nbytes < torch.cuda.mem_get_info(device)[0] / 5
+            if data_device == "cuda" or (data_device == "auto" and fits):
+                pixels = pixels.to(device)
+        return replace(self, pixels=pixels, device=device)
 
     @property
     def is_far(self):
         """Whether gathering images is slow: from memory to a GPU, or from a map on the disk."""
-        return self.pixels.device.type != self.device.type or (
-            self.row_of is not None and self.pixels.device.type == "cpu"
-        )
+        in_map = self.row_of is not None and self.pixels.device.type == "cpu"
+        return in_map or self.pixels.device.type != self.device.type
 
     def fetch(self, indices):
         """The Split with these images alone, copied into memory from which a GPU can take them.
@@ -127,14 +126,10 @@ class Split:
         """
         if self.digests is not None:
             return self.digests[self.row_of[torch.as_tensor(indices)].numpy()]
-        parts = [
-            replace(self, device=torch.device("cpu")).gather(part)
-            for part in torch.as_tensor(indices).split(256)
-        ]
-        return np.concatenate(
-            [digest_rows(part.flatten(1).numpy()) for part in parts]
-            or [np.empty((0, 16), np.uint8)]
-        )
+        on_cpu, digests = replace(self, device=torch.device("cpu")), []
+        for part in torch.as_tensor(indices).split(256):
+            digests.append(digest_rows(on_cpu.gather(part).flatten(1).numpy()))
+        return np.concatenate(digests)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,9 +195,8 @@ class Images:
         decoded. Raises WrongUse if a file is there and cannot be read.
         """
         faults = self._prepare(train_indices, test_indices, stop_at_known=True)[1]
-        not_broken = [
-            fault for of_split in faults.values() for fault in of_split.values() if not fault.broken
-        ]
+        all_faults = [*faults["train"].values(), *faults["test"].values()]
+        not_broken = [fault for fault in all_faults if not fault.broken]
         if not_broken:
             used = len(train_indices) + len(test_indices)
             raise WrongUse(self._state_faults(not_broken, used))
@@ -210,10 +204,8 @@ class Images:
 
     def leave_out(self, broken):
         """The Images without some broken ones, of `find_broken`."""
-        return replace(
-            self,
-            left_out={split: faults | broken[split] for split, faults in self.left_out.items()},
-        )
+        left_out = {split: faults | broken[split] for split, faults in self.left_out.items()}
+        return replace(self, left_out=left_out)
 
     def leave_out_broken(self, train_indices, test_indices):
         """The Images without the broken ones among these, whose number is printed; all of them
@@ -225,11 +217,9 @@ class Images:
             if not any(broken.values()):
                 break
             images = images.leave_out(broken)
-        count = sum(len(faults) for faults in images.left_out.values()) - sum(
-            len(faults) for faults in self.left_out.values()
-        )
-        if count:
-            print(f"{count} broken images are left out", flush=True)
+        before, after = (sum(map(len, x.left_out.values())) for x in (self, images))
+        if after > before:
+            say(f"{after - before} broken images are left out")
         return images
 
     def keep(self, split, indices):
@@ -273,8 +263,8 @@ def open_images(settings):
     """The Images of a data set, by settings.name.
 
     settings: DataSettings. Images in files are only listed; call `prepare` before their pixels are
-    needed. Raises WrongUse, naming the data set, where it was looked for and the reason, if files
-    are missing or damaged.
+    needed. Raises WrongUse if files are missing or damaged, naming the data set, its folder and the
+    reason.
     """
     row = DATASETS[settings.name]
     *splits, classes = row.read(settings)
@@ -326,7 +316,7 @@ def _prepare_split(split, indices, folder, stop_at_known=False):
     indices = torch.as_tensor(indices, dtype=torch.int64).unique()
     if len(indices) and not 0 <= indices.min() <= indices.max() < len(split):
         room = f"the {split.name} folder has only {len(split)} images"
-        raise WrongUse(f"image_folder: image {indices.max()} is asked for, but {room}")
+        raise WrongUse(f"image_folder: image {indices.max()} is needed, but {room}")
     split = replace(
         split,
         row_of=torch.full((len(split),), -1).index_put((indices,), torch.arange(len(indices))),
@@ -350,9 +340,7 @@ def _prepare_split(split, indices, folder, stop_at_known=False):
 
 
 def _sha256(split):
-    """Hex digits over labels and pixels; where images were prepared, over their indices, labels and
-    pixels.
-    """
+    """Hex digits over labels and pixels. Of prepared images, over their indices, labels and pixels."""
     digest, labels = hashlib.sha256(), split.labels
     if split.row_of is not None:
         indices = (split.row_of >= 0).nonzero().squeeze(1)

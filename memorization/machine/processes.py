@@ -127,7 +127,7 @@ def wait_for_all():
     maxima(0)  # unlike NCCL's barrier, it fails at once if a process is gone
 
 
-def map_parts(work, parts, name):
+def map_in_processes(work, parts, name):
     """[work(part) for part in parts], divided among the processes. name: of the work, at its bar.
 
     What work returns is pickled: plain types, arrays, and tensors on the CPU.

@@ -25,7 +25,7 @@ def count(device):
     return torch.get_num_threads() if device.type == "cpu" else 1
 
 
-def map_parts(work, parts, device):
+def map_in_threads(work, parts, device):
     """[work(part) for part in parts], computed by a pool of threads on a CPU."""
     # torch keeps these modes, and autocast, for each thread
     gradients, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
@@ -55,7 +55,7 @@ def encode_in_parts(encode, views):
         return _encode_together(encode, views, _pixels_at_once(device))
     share = math.ceil(sum(len(view.pixels) for view in views) / count(device))
     parts = [_parts(view, min(IMAGES_TOGETHER, share)) for view in views]
-    encodings = iter(map_parts(lambda part: encode(*part), sum(parts, []), device))
+    encodings = iter(map_in_threads(lambda part: encode(*part), sum(parts, []), device))
     return [torch.cat(list(islice(encodings, len(of_view)))) for of_view in parts]
 
 

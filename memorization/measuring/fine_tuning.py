@@ -31,7 +31,7 @@ def fine_tune(encoder, images, settings, device):
     def accuracies_of(seed):
         return {"seed": seed, **_fine_tune_once(encoder, images, settings, seed, device)}
 
-    runs = processes.map_parts(accuracies_of, settings.seeds, "fine-tuning")
+    runs = processes.map_in_processes(accuracies_of, settings.seeds, "fine-tuning")
     names = [name for name in runs[0] if name != "seed"]
     shares = {name: mean_and_spread([run[name] for run in runs]) for name in names}
     return ProbeResult(classes=list(images.classes), seeds=runs, **shares)

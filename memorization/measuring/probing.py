@@ -188,7 +188,9 @@ def probe(encoder, images, settings, cache, device):
         confusion = confusion_matrix(logits.argmax(1), test.labels, classes).cpu()
         return {"seed": seed, **choice}, accuracies(logits, test.labels), confusion
 
-    choices, shares, confusions = zip(*processes.map_parts(probe_once, settings.seeds, "probing"))
+    choices, shares, confusions = zip(
+        *processes.map_in_processes(probe_once, settings.seeds, "probing")
+    )
     confusion = sum(confusions)
     tested = confusion.sum(1)
     per_class = zip((confusion.diagonal() / tested).tolist(), tested.tolist())

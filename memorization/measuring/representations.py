@@ -157,7 +157,7 @@ def encode_views(encoder, make_view, rows, device, kept_in=None):
         seconds *= len(batches) / processes.count()
         what = f"encoding {len(rows)} images by {encoder.name}"
         print_estimate(what, seconds, device, disk, kept_in or ".")
-    return torch.cat(processes.map_parts(encode_batch, batches, name))
+    return torch.cat(processes.map_in_processes(encode_batch, batches, name))
 
 
 def varying_dimensions(values):

@@ -137,7 +137,7 @@ def score_images(f, g, images, indices, recipes, scoring=None):
         return measured
 
     batches = torch.as_tensor(indices).split(scoring.batch_size)
-    parts = processes.map_parts(score, batches, f"scoring seed {scoring.seed}")
+    parts = processes.map_in_processes(score, batches, f"scoring seed {scoring.seed}")
     scores = ImageScores(*torch.cat(parts, dim=1).double().numpy())  # 3 times (N,)
     for encoder, losses in ((f, scores.loss_f), (g, scores.loss_g)):
         if not losses.any():  # the views of a single image may well be alike

@@ -64,5 +64,5 @@ def _encode_labelled_images(encoder, split, indices, task):
 
     in_bf16 = uses_bf16(task.settings.precision, device)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bf16):
-        parts = processes.map_parts(encode, indices.split(BATCH), "encoding")
+        parts = processes.map_in_processes(encode, indices.split(BATCH), "encoding")
     return torch.cat(parts).to(device), split.labels[indices].to(device)

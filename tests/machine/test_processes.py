@@ -237,7 +237,7 @@ def test_divided_work_comes_back_in_order(parts, monkeypatch):
 
         monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
         monkeypatch.setattr(processes.dist, "all_gather_object", all_gather)
-        assert processes.map_parts(
+        assert processes.map_in_processes(
             lambda part: worked.append(part) or 10 * part, parts, "work"
         ) == [10 * part for part in parts]
     assert sorted(worked) == parts  # each by one process

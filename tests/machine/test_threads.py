@@ -27,22 +27,22 @@ def test_work_is_done_by_as_many_threads_each_alone_and_comes_out_in_order(numbe
         all_here.wait()  # for as many as there are to be
         return part, threading.get_ident(), torch.get_num_threads()
 
-    made = threads.map_parts(work, range(2 * number), CPU)
+    made = threads.map_in_threads(work, range(2 * number), CPU)
     assert [part for part, _, _ in made] == list(range(2 * number))
     assert len({thread for _, thread, _ in made}) == number and {alone for _, _, alone in made} == {
         1
     }
-    assert threads.map_parts(work, [], CPU) == [] and torch.get_num_threads() == number
+    assert threads.map_in_threads(work, [], CPU) == [] and torch.get_num_threads() == number
 
 
 def test_a_thread_stays_alone_whatever_is_set_before_its_first_operation(number):
     threads._pool.cache_clear()
     # starts threads, in which torch does nothing yet
-    threads.map_parts(lambda part: part, range(2 * number), CPU)
+    threads.map_in_threads(lambda part: part, range(2 * number), CPU)
     torch.set_num_threads(number)
-    assert set(threads.map_parts(lambda part: torch.get_num_threads(), range(2 * number), CPU)) == {
-        1
-    }
+    assert set(
+        threads.map_in_threads(lambda part: torch.get_num_threads(), range(2 * number), CPU)
+    ) == {1}
 
 
 def test_what_holds_for_one_thread_holds_where_its_work_is_done():
@@ -64,13 +64,16 @@ def test_what_holds_for_one_thread_holds_where_its_work_is_done():
     ):
         with state:
             expected = states()
-            assert set().union(*threads.map_parts(lambda part: states(), range(4), CPU)) == expected
-    assert set().union(*threads.map_parts(lambda part: states(), range(4), CPU)) == states()
+            assert (
+                set().union(*threads.map_in_threads(lambda part: states(), range(4), CPU))
+                == expected
+            )
+    assert set().union(*threads.map_in_threads(lambda part: states(), range(4), CPU)) == states()
 
 
 def test_an_error_in_one_thread_is_the_callers():
     with pytest.raises(ZeroDivisionError):
-        threads.map_parts(lambda part: 1 / part, [1, 0, 2], CPU)
+        threads.map_in_threads(lambda part: 1 / part, [1, 0, 2], CPU)
 
 
 @pytest.mark.parametrize("size, count, together", [

@@ -121,7 +121,7 @@ def test_even_a_few_queries_are_shared_among_processes(monkeypatch):
         return [search(part) for part in parts]
 
     monkeypatch.setattr(neighbors.processes, "count", lambda: 3)
-    monkeypatch.setattr(neighbors.processes, "map_parts", map_parts)
+    monkeypatch.setattr(neighbors.processes, "map_in_processes", map_parts)
     bank, queries = random_vectors(300, 8, seed=0), random_vectors(20, 8, seed=1)
     assert torch.equal(nearest_neighbors(queries, bank, 5)[0], by_brute_force(queries, bank, 5)[0])
     assert shares == [7, 7, 6]
