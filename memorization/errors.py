@@ -13,7 +13,7 @@ UNPRINTED = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 # The words by which RuntimeErrors say that memory ran out: those of torch's allocators, of CUDA,
-# and of libraries with allocators of their own. CUDA allocates memory of the host, too.
+# and of libraries with other allocators. CUDA allocates memory of the host, too.
 OUT_OF_MEMORY = re.compile(
     "out of memory|(can't|cannot) allocate memory|not enough memory|bad_alloc|"
     "MemoryAllocation|ALLOC(ATION)?_FAILED",
@@ -84,7 +84,7 @@ class Caution(UserWarning):
 def exhausted_memory(error):
     """Which memory has too little left, in words, if an error says that; else None.
 
-    RuntimeErrors are known by their text: torch has a type of its own only for its own allocator.
+    RuntimeErrors are known by their text: torch has a type only for errors of its own allocator.
     """
     if isinstance(error, torch.OutOfMemoryError):
         return GPU_MEMORY

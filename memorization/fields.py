@@ -9,14 +9,13 @@ from pydantic import AfterValidator, Field
 from memorization.errors import short_form
 
 NOT_COMPARED = {"compared": False}  # settings that may differ between training and measuring
-# Upper bounds are far beyond use: they refuse what would fill the memory, never end, or crash
-# torch.
+# Upper bounds are far beyond use. They refuse what fills the memory, never ends, or crashes torch.
 MOST_EPOCHS = 10**6
 MOST_VIEWS = 1000
 LEAST_PIXELS, MOST_PIXELS = 4, 1024  # height and width
 MOST_NAME = 255  # bytes of each name in a path
 MOST_PATH = 3500  # bytes of a path; systems take 4,096, with the names of our files in it
-MOST_FOLDERS = 200  # in each other; Python makes each from within the making of the next
+MOST_FOLDERS = 200  # in each other; Python makes them by recursion
 
 
 def check_distinct(values):

@@ -1,5 +1,5 @@
-"""Pictures. None depends on the user's settings of matplotlib, and one that cannot be drawn does not
-end the work.
+"""Pictures. None depends on the user's settings of matplotlib, and one that cannot be drawn does
+not end the work.
 """
 
 import functools

@@ -5,19 +5,19 @@ import hashlib
 import torch
 
 
-def first_difference(given, stored, key=""):
-    """The first (key, given value, stored value) in which two nested dicts differ, or None."""
-    if isinstance(given, dict) and isinstance(stored, dict):
+def first_difference(first, second, key=""):
+    """The first (key, value, other value) in which two nested dicts differ, or None."""
+    if isinstance(first, dict) and isinstance(second, dict):
         pairs = [
-            (f"{key}.{name}".lstrip("."), given.get(name), stored.get(name))
-            for name in {**given, **stored}
+            (f"{key}.{name}".lstrip("."), first.get(name), second.get(name))
+            for name in {**first, **second}
         ]
-    elif isinstance(given, list) and isinstance(stored, list) and len(given) == len(stored):
-        pairs = [(f"{key}.{i}", *values) for i, values in enumerate(zip(given, stored))]
+    elif isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+        pairs = [(f"{key}.{i}", *values) for i, values in enumerate(zip(first, second))]
     else:
-        return None if type(given) is type(stored) and given == stored else (key, given, stored)
-    for pair_key, one, other in pairs:
-        difference = first_difference(one, other, pair_key)
+        return None if type(first) is type(second) and first == second else (key, first, second)
+    for pair_key, value, other in pairs:
+        difference = first_difference(value, other, pair_key)
         if difference:
             return difference
     return None

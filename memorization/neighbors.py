@@ -10,13 +10,13 @@ from memorization.normalization import moderate_scale, normalize
 
 QUERY_CHUNK = 512  # queries compared with vectors of the bank at a time
 CHUNKS = 4  # of queries, worked on one after the other for every part of the bank
-# candidates beyond k that are searched in float32, so that rounding loses none of the k nearest
+# Candidates beyond k that are searched in float32, so that rounding loses none of the k nearest.
 SPARE = 32
 GROUP = 10  # columns in a group; first only the least of each group is compared
-# vectors in one product on a CPU: the minima of its groups are computed while it is in the cache
+# Vectors in one product on a CPU: the minima of its groups are computed while it is in the cache.
 BLOCK = GROUP**3
-# values in memory while distances are recomputed: on a CPU few enough for its cache; on a GPU
-# 192 MB, so that few operations are called
+# Values in memory while distances are recomputed: on a CPU few enough for its cache, on a GPU
+# 192 MB, so that few operations are called.
 RECOMPUTED_VALUES = 1 << 18
 RECOMPUTED_VALUES_ON_GPU = 1 << 24
 
@@ -27,7 +27,7 @@ def nearest_neighbors(queries, bank, k, memory_gb=0.25):
 
     queries: (Q, D), bank: (N, D), finite float32 on one device; 1 <= k <= N. memory_gb: bound on
     the memory beside them: a centred copy of P vectors of the bank and their distances to
-    QUERY_CHUNK queries, 4 P (D + QUERY_CHUNK) bytes, where P is at least BLOCK. Returns (indices,
+    QUERY_CHUNK queries, 4 P (D + QUERY_CHUNK) bytes, with P at least BLOCK. Returns (indices,
     distances): (Q, k) int64, and (Q, k) float64, squared.
 
     Matrix products of centred vectors in float32 give k + SPARE candidates. Distances that the

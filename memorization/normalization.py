@@ -4,9 +4,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-# vectors whose largest value is smaller are scaled up first: the inverse of a denormal overflows
+# Vectors whose largest value is smaller are scaled up first: the inverse of a denormal overflows.
 SMALL = 2.0**-60
-# bounds of largest values whose spread float32 computes without scaling
+# Bounds of largest values whose spread float32 computes without scaling.
 MODERATE = (2.0**-20, 2.0**40)
 
 

@@ -119,23 +119,14 @@ class Result:
             return None
         advice = f"; to measure anew, delete {self.folder / SUMMARY}"
         with refuse_broken(self.folder / SUMMARY, "not a whole summary of a result", advice):
-            there = Summary.parse(read_text(self.folder / SUMMARY)).plain()
-            found, fingerprints = self.settings_in(there["settings"]), there.get("fingerprints", {})
-            if found.get("probe.datasets") == []:
-                found.pop("probe.datasets")  # the one of training
-            found |= {
-                name: fingerprints[name] for name in self.fingerprints if name in fingerprints
-            }
-            seeds, trained = _seeds_in(there), fingerprints.get("encoders", {})
-            retrained = [
-                name
-                for name in trained
-                if trained[name] != (encoders or trained).get(name, trained[name])
-            ]
-        wanted = {
-            key: value for key, value in (self.settings | self.fingerprints).items() if key in found
-        }
-        difference = first_difference(found, json.loads(json.dumps(wanted)))
+            summary = Summary.parse(read_text(self.folder / SUMMARY)).plain()
+            written, fingerprints = self._origin_in(summary), summary.get("fingerprints", {})
+            seeds, trained = _seeds_in(summary), fingerprints.get("encoders", {})
+            current = trained | (encoders or {})
+            retrained = [name for name in trained if trained[name] != current[name]]
+        own = self.settings | self.fingerprints
+        expected = {key: value for key, value in own.items() if key in written}
+        difference = first_difference(written, json.loads(json.dumps(expected)))
         if difference:
             key, value, other = difference
             both = f"{key} is {short_form(value)}, but {short_form(other)} belongs here"
@@ -175,10 +166,9 @@ class Result:
         has_changed = self._written_files() != hashes
         with ExitStack() as stack:
             contents = files | {SUMMARY: content}
-            new = {
-                name: stack.enter_context(stage(self.folder / name, content))
-                for name, content in contents.items()
-            }
+            new = {}
+            for name, content in contents.items():
+                new[name] = stack.enter_context(stage(self.folder / name, content))
             delete_file(self.folder / SUMMARY)
             sync_folder(self.folder)  # from here on nothing is taken for whole
             for name in pictures if has_changed else ():
@@ -204,6 +194,17 @@ class Result:
             if section in settings:
                 values[key] = settings[section].get(name, self.defaults[key])
         return values
+
+    def _origin_in(self, summary):
+        """The settings and fingerprints in a summary, with the keys of those of this Result."""
+        origin, fingerprints = (
+            self.settings_in(summary["settings"]),
+            summary.get("fingerprints", {}),
+        )
+        if origin.get("probe.datasets") == []:
+            origin.pop("probe.datasets")  # the one of training
+        names = [name for name in self.fingerprints if name in fingerprints]
+        return origin | {name: fingerprints[name] for name in names}
 
     def _written_files(self):
         """The hashes of files in the summary that is there, or None."""
@@ -242,9 +243,9 @@ def check_files(folder, files, again):
         if Path(name).name != name or not exists(path):
             continue
         with refuse_broken(path, "cannot be read"):
-            found = hash_of_file(path)
-        if found != written:
-            both = f"{name} is {short_form(found)}, but {short_form(written)} belongs here"
+            content = hash_of_file(path)
+        if content != written:
+            both = f"{name} is {short_form(content)}, but {short_form(written)} belongs here"
             raise WrongUse(f"{folder}: files of different results: {both}; run {again} again")
 
 

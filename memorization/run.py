@@ -47,8 +47,8 @@ def open_run(doc, argv=None, section="scores", actions=None, flags=None):
 class Run:
     """A trained experiment, opened once.
 
-    config: what was trained, and how it is measured; section: of the measurement; device: where it
-    is measured; subsets: the Subsets of training.
+    config: what was trained, and how it is measured; section: of the measurement; device: on which
+    it is measured; subsets: the Subsets of training.
     """
 
     config: Config

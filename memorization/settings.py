@@ -177,12 +177,12 @@ def read_run_file(run):
     return path, read_yaml(path)
 
 
-def with_defaults(trained, source):
+def with_defaults(trained, path):
     """The trained part of a checkpoint, with settings that its version lacked at their defaults.
 
-    source: of the checkpoint, for messages. Raises WrongUse if it is no such part.
+    path: of the checkpoint, for messages. Raises WrongUse if it is no such part.
     """
-    return validate(Trained, trained, source).trained_part()
+    return validate(Trained, trained, path).trained_part()
 
 
 def _comparable_settings(section):

@@ -1,4 +1,6 @@
-"""Settings checked by their schema: one line says what is wrong, and where it was written."""
+"""Validation of settings by their schema. One line says what is wrong, and who wrote it: a file or
+the command line.
+"""
 
 import copy
 import difflib
@@ -97,8 +99,8 @@ def _problems(error, schema):
 def _problem(details, schema):
     """The Problem in pydantic's details of an error.
 
-    The name that tells the schemas of a section apart, such as "resnet18" of `encoder:`, is added
-    by pydantic to the path of the keys, and its lack has kinds of its own.
+    If a section has several schemas, pydantic adds the name that tells them apart, such as
+    "resnet18" of `encoder:`, to the path of the keys. It has other kinds for a missing name.
     """
     section, schemas, path = schema, {}, []
     for part in details["loc"]:
@@ -163,7 +165,7 @@ def _lies_in(option, paths):
 
 
 def _words_of_option(option, value):
-    """An option and its value as they stand on a command line, a long value short_form."""
+    """An option and its value as they stand on a command line, a long value shortened."""
     word = " ".join(map(str, value)) if isinstance(value, list) else str(value)
     return f"--{option} {shorten(word)}"
 

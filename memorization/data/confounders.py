@@ -74,8 +74,9 @@ def find_distant_classes(subsets, images):
         if distance < FAR:
             continue
         for _ in range(ROUNDS):
-            drawn = all_counts, counts.sum(), RANDOM_SPLITS
-            splits = generator.multivariate_hypergeometric(*drawn, method="marginals")
+            splits = generator.multivariate_hypergeometric(
+                all_counts, counts.sum(), RANDOM_SPLITS, method="marginals"
+            )
             by_chance = _total_variation(splits, all_counts - splits)
             mean = by_chance.mean()
             if distance <= by_chance.max() or distance < mean + FAR * (1 - mean):

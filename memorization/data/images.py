@@ -33,10 +33,11 @@ class Split:
 
     name: "train" or "test". pixels: (rows, C, H, W) uint8, in memory or over a memory map. labels:
     (N,) int64, -1 for none. row_of: (N,) int64, the row of pixels that holds image i, -1 if it was
-    not prepared; None if row i is image i. For a folder of images also files, the N paths; geometry: (rows, 3) float64, scale and x and y offset of each row, prepared pixel =
-    original pixel * scale - offset; digests: (rows, bytes) uint8, of the pixels of each row; and
-    sha256, of the prepared images. The last two were computed when their map was made. device: on
-    which images are gathered and views made.
+    not prepared; None if row i is image i. For a folder of images also files, the N paths;
+    geometry: (rows, 3) float64, scale and x and y offset of each row, prepared pixel = original
+    pixel * scale - offset; digests: (rows, bytes) uint8, of the pixels of each row; and sha256, of
+    the prepared images. The last two were computed when their map was made. device: on which images
+    are gathered and views made.
     """
 
     name: str
@@ -340,7 +341,7 @@ def _prepare_split(split, indices, folder, stop_at_known=False):
 
 
 def _sha256(split):
-    """Hex digits over labels and pixels. Of prepared images, over their indices, labels and pixels."""
+    """Hex digits over labels and pixels; of prepared images over their indices, too."""
     digest, labels = hashlib.sha256(), split.labels
     if split.row_of is not None:
         indices = (split.row_of >= 0).nonzero().squeeze(1)

@@ -180,9 +180,9 @@ def arrays_of_geometry(content):
 def check_header(path, shape):
     """Raise ValueError unless a map has this shape."""
     with open_regular(path) as file:
-        found = array_header(file)
-    if found != (tuple(shape), False, np.uint8):
-        raise ValueError(f"a map of {found[2]} of shape {found[0]}, not {tuple(shape)}")
+        header = array_header(file)
+    if header != (tuple(shape), False, np.uint8):
+        raise ValueError(f"a map of {header[2]} of shape {header[0]}, not {tuple(shape)}")
 
 
 def read_record(path):

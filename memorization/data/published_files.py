@@ -1,7 +1,7 @@
 """Data sets that torchvision reads from files with published checksums.
 
 Their files are looked for, downloaded if they are missing, and read. A file that is there is never
-written over. What is downloaded or unpacked is made in a folder of its own and then moved.
+written over. Files are downloaded or unpacked into a new folder, and then moved.
 """
 
 import gzip
@@ -122,12 +122,12 @@ def list_files(published, root):
 
 @contextmanager
 def _refuse_unreadable(name, places):
-    """Turn every error of reading a data set into WrongUse that says where it was looked for."""
+    """Turn every error of reading a data set into WrongUse that names the places of its files."""
     try:
         yield
     except WrongUse:
         raise
-    except Exception as error:  # pickle, scipy and the network each raise errors of their own
+    except Exception as error:  # pickle, scipy and the network raise errors of many kinds
         words = reason_of(error) if isinstance(error, OSError) else str(error)
         reason = " ".join(words.split()) or type(error).__name__
         file = f"{error.filename}: " if getattr(error, "filename", None) else ""
@@ -264,7 +264,7 @@ def _download(source, folder, root):
 
 
 def _unpack(packed, files, folder):
-    """{file: where it is now} of those files that a packed one holds, or that it is."""
+    """{file: its path now} of those files that a packed one holds, or that it is."""
     if packed.suffix != ".gz":
         return {files[0]: packed}
     if packed.suffixes[-2:] != [".tar", ".gz"]:

@@ -18,7 +18,7 @@ from memorization.machine.archives import read_arrays
 from memorization.machine.files import atomically, parse_json, refuse_broken
 from models.settings import Settings
 
-# In the order of every table; external images come from the test set, the others from the training
+# In the order of every table. External images come from the test set, all others from the training
 # set.
 SUBSETS = {"shared": "train", "candidate": "train", "independent": "train", "external": "test"}
 ROLES = ("candidate", "independent")  # of the two encoders, f and g
@@ -224,15 +224,15 @@ def _check_range(subsets, path):
             raise WrongUse(f"{path}: {image} stands in the subsets, but there are {count}")
 
 
-def check_subsets(subsets, source="subsets"):
+def check_subsets(subsets, place="subsets"):
     """Raise WrongUse unless the subsets are what may be trained on: no image twice, and of a pair
-    as many candidates as independents.
+    as many candidates as independents. place: of the subsets, for messages.
     """
     if subsets.role is None and len(subsets.candidate) != len(subsets.independent):
         counts = f"{len(subsets.candidate)} candidates, but {len(subsets.independent)} independents"
-        raise WrongUse(f"{source}: {counts}; they must be equally many")
+        raise WrongUse(f"{place}: {counts}; they must be equally many")
     for split, indices in (("train", subsets.train), ("test", subsets.external)):
         values, counts = np.unique(indices, return_counts=True)
         if (counts > 1).any():
             image = f"{split} image {values[counts > 1][0]}"
-            raise WrongUse(f"{source}: {image} stands in the subsets more than once")
+            raise WrongUse(f"{place}: {image} stands in the subsets more than once")

@@ -242,8 +242,9 @@ def _normal_noise(keys, shape):
 def _apply_to_chosen(chosen, operation, x, *parameters):
     """Apply operation(x, *parameters) to the chosen images only, in place.
 
-    chosen: (B,) bool, and parameters: on the CPU, so that nobody waits for a GPU. x keeps its layout in memory whichever images are chosen, or sums over it would round
-    differently from batch to batch.
+    chosen: (B,) bool, and parameters: on the CPU, so that nobody waits for a GPU. x keeps its
+    layout in memory whichever images are chosen, or sums over it would round differently from batch
+    to batch.
     """
     if chosen.any():
         rows = chosen.nonzero()[:, 0]

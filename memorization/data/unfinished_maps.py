@@ -39,7 +39,7 @@ from memorization.machine.files import (
 
 
 def unfinished_path(folder, selection):
-    """Where the map of a split and size lies until it is finished."""
+    """The path of the map of a split and size until it is finished."""
     return folder / f"{selection.name}_{selection.size}.partial"
 
 
@@ -164,29 +164,29 @@ def take_over(unfinished, keys):
         unfinished.reserve(os.fstat(unfinished.file).st_size)
         return
     old_keys, geometry = earlier
-    sources, targets = _match_keys(old_keys, keys)
-    in_place = len(sources) == old_keys.any(axis=1).sum() and np.array_equal(sources, targets)
+    old_rows, new_rows = _match_keys(old_keys, keys)
+    in_place = len(old_rows) == old_keys.any(axis=1).sum() and np.array_equal(old_rows, new_rows)
     if len(old_keys) == len(keys) and in_place:
         unfinished.keys, unfinished.geometry = old_keys, geometry
         return
-    ascending = np.maximum.accumulate(sources) == sources  # the others would overwrite each other
-    sources, targets = sources[ascending], targets[ascending]
+    ascending = np.maximum.accumulate(old_rows) == old_rows  # the others would overwrite each other
+    old_rows, new_rows = old_rows[ascending], new_rows[ascending]
     room = os.fstat(unfinished.file).st_size
     if room < unfinished.size:
         unfinished.reserve(room)
     unfinished.begin()  # a process that is killed from here on leaves a map without images
-    moves = list(zip(sources.tolist(), targets.tolist()))
-    down = [(source, target) for source, target in moves if source > target]
-    up = [(source, target) for source, target in moves if source < target]
-    for source, target in [*down, *reversed(up)]:
-        unfinished.write_pixels(target, unfinished.read_pixels(source))
+    moves = list(zip(old_rows.tolist(), new_rows.tolist()))
+    down = [(old, new) for old, new in moves if old > new]
+    up = [(old, new) for old, new in moves if old < new]
+    for old, new in [*down, *reversed(up)]:
+        unfinished.write_pixels(new, unfinished.read_pixels(old))
     os.ftruncate(unfinished.file, unfinished.size)
-    unfinished.keys[targets], unfinished.geometry[targets] = keys[targets], geometry[sources]
+    unfinished.keys[new_rows], unfinished.geometry[new_rows] = keys[new_rows], geometry[old_rows]
     unfinished.save(np.arange(len(keys)))
 
 
 def _read_earlier(unfinished):
-    """(keys, geometry) of the images in the file of a UnfinishedMap, or None if it holds none."""
+    """(keys, geometry) of the images in the file of an UnfinishedMap, or None if it holds none."""
     if os.fstat(unfinished.file).st_size == 0 or not unfinished.geometry_path.is_file():
         return None
     try:
@@ -195,9 +195,8 @@ def _read_earlier(unfinished):
         check_header(unfinished.path, shape)
     except (ValueError, TypeError):
         return None  # torn: its images are decoded again
-    if rows is None or os.fstat(unfinished.file).st_size < len(npy_header(shape)) + math.prod(
-        shape
-    ):
+    whole_size = len(npy_header(shape)) + math.prod(shape)
+    if rows is None or os.fstat(unfinished.file).st_size < whole_size:
         return None
     return rows[:, :DIGEST_BYTES].copy(), geometry
 
@@ -216,29 +215,27 @@ def copy_from_finished(unfinished, keys, folder):
             content, record = read_geometry(finished), read_record(finished)
             geometry, rows = arrays_of_geometry(content)
             check_header(finished, (len(geometry), *unfinished.shape[1:]))
-            intact = record["geometry"] == hashlib.sha256(content).hexdigest() and record[
-                "written"
-            ] == size_and_time(finished)
+            has_geometry = record["geometry"] == hashlib.sha256(content).hexdigest()
+            is_whole = has_geometry and record["written"] == size_and_time(finished)
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # whoever uses that map is told of its damage
-        if rows is not None and intact:
+            continue  # the damage is named when that map itself is opened
+        if rows is not None and is_whole:
             _copy_rows(unfinished, finished, geometry, rows, keys, missing)
 
 
 def _copy_rows(unfinished, finished, geometry, rows, keys, missing):
     """Fill the missing rows with those of a finished map that hold the same files."""
-    sources, targets = _match_keys(rows[:, :DIGEST_BYTES], keys[missing])
-    if len(sources) == 0:
+    old_rows, new_rows = _match_keys(rows[:, :DIGEST_BYTES], keys[missing])
+    if len(old_rows) == 0:
         return
-    targets, first = missing[targets], len(npy_header((len(rows), *unfinished.shape[1:])))
+    new_rows, first = missing[new_rows], len(npy_header((len(rows), *unfinished.shape[1:])))
     with open_regular(finished) as file:
-        for source, target in zip(sources.tolist(), targets.tolist()):
-            pixels = _read_at(
-                file.fileno(), unfinished.row_bytes, first + source * unfinished.row_bytes
-            )
-            unfinished.write_pixels(target, pixels)
-    unfinished.geometry[targets], unfinished.keys[targets] = geometry[sources], keys[targets]
-    unfinished.save(targets)
+        for old, new in zip(old_rows.tolist(), new_rows.tolist()):
+            place = first + old * unfinished.row_bytes
+            pixels = _read_at(file.fileno(), unfinished.row_bytes, place)
+            unfinished.write_pixels(new, pixels)
+    unfinished.geometry[new_rows], unfinished.keys[new_rows] = geometry[old_rows], keys[new_rows]
+    unfinished.save(new_rows)
 
 
 def _match_keys(have, want):
@@ -246,13 +243,12 @@ def _match_keys(have, want):
     keys of 0 are none.
     """
     places = {key.tobytes(): place for place, key in enumerate(have) if key.any()}
-    pairs = [
-        (places[key], place)
-        for place, key in enumerate(row.tobytes() for row in want)
-        if key in places
-    ]
-    sources, targets = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    return sources, targets
+    pairs = []
+    for place, key in enumerate(row.tobytes() for row in want):
+        if key in places:
+            pairs.append((places[key], place))
+    old_rows, new_rows = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    return old_rows, new_rows
 
 
 # --- the bytes of a file ------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def array_in(content):
     file = io.BytesIO(content)
     shape, fortran_order, dtype = array_header(file)
     values = np.frombuffer(content, dtype, offset=file.tell())
-    # of its own memory, which may be written to
+    # A copy, as the bytes cannot be written to.
     return values.reshape(shape, order="F" if fortran_order else "C").copy()
 
 
@@ -83,7 +83,7 @@ def array_header(file):
     try:
         version = np.lib.format.read_magic(file)
         shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-    # numpy reads the header as Python's literals, and raises many kinds for broken ones
+    # numpy reads the header as Python's literals, and raises errors of many kinds for broken ones
     except Exception:
         raise ValueError("no header of an array") from None
     if (

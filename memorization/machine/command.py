@@ -76,12 +76,10 @@ def _check_screen():
         raise WrongUse(f"{fault}; the work is done, and its files are whole")
 
 
-_as_python_does = warnings.formatwarning
+_format_of_python = warnings.formatwarning
 
 
 def _one_line(message, category, *place, **line):
-    return (
-        f"warning: {message}\n"
-        if issubclass(category, Caution)
-        else _as_python_does(message, category, *place, **line)
-    )
+    if issubclass(category, Caution):
+        return f"warning: {message}\n"
+    return _format_of_python(message, category, *place, **line)

@@ -40,9 +40,7 @@ def choose_device(name, threads=None):
 
 
 def to_device(tensor, device):
-    """The tensor on the device. The host goes on at once: a GPU takes it from pinned memory when it
-    comes to it.
-    """
+    """The tensor on the device. The host does not wait: a GPU copies from pinned memory later."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = pin(tensor)
     return tensor.to(device, non_blocking=device.type != "cpu")

@@ -162,7 +162,7 @@ def closing_descriptor(descriptor):
 
 @on_first_process
 def check_writable(folder):
-    """Raise WrongUse unless files can be written into a folder, or into where it will be made."""
+    """Raise WrongUse unless files can be written into a folder, or the folder can be made."""
     for place in (Path(folder), *Path(folder).parents):
         if exists(place) and not is_folder(place):
             raise WrongUse(f"{place}: cannot be written to (it is a file, and should be a folder)")

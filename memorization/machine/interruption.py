@@ -19,15 +19,15 @@ from memorization.machine.screen import loss_of_screen
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # A variable of the environment: the pipe whose other end the parent holds.
 PIPE_OF_PARENT = "MEMORIZATION_PIPE_OF_PARENT"
-# seconds within which a second SIGTERM is the same one: `timeout` sends it to the process and to
-# its group
+# Seconds within which a second SIGTERM is the same one: `timeout` sends it to the process and to
+# its group.
 ECHO = 1
 
 
 class StopRequest:
-    """Which signal asks this process to stop: the number of one of STOPPING that has come, or None.
+    """The signal by which this process has to stop: the number of one of STOPPING, or None.
 
-    The number is also SIGTERM's once the parent of `run_child` has ended or was asked to stop, and
+    The number is also SIGTERM's once the parent of `run_child` has ended or has to stop, and
     SIGPIPE's once nothing can be printed any more.
     """
 
@@ -61,12 +61,12 @@ class StopRequest:
 
 @contextmanager
 def stop_requests():
-    """Note Ctrl-C, SIGTERM and SIGHUP in the StopRequest that is given, in place of ending; a
-    second Ctrl-C or SIGTERM ends at once.
+    """Yield a StopRequest. In the body Ctrl-C, SIGTERM and SIGHUP are noted in it, in place of
+    ending the process. A second Ctrl-C or SIGTERM ends the process at once.
 
-    Of several processes each is told by the terminal and by torchrun too: there every one is only
-    noted. What is ignored already, as Ctrl-C is by a job in the background, stays ignored. Python
-    hands signals to its main thread alone; in another one nothing is noted.
+    Each of several processes gets signals twice, from the terminal and from torchrun: there the
+    second one is noted, too. Ignored signals, as Ctrl-C in a background job, stay ignored. Python
+    hands signals to its main thread alone: in another thread nothing is noted.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -104,8 +104,9 @@ def stop_requests():
 def run_child(command, stop):
     """Run a command of this project as a child process, and return its exit code.
 
-    The child saves and stops if this process is asked to stop or ends in any way: the child holds
-    one end of a pipe, whose other end closes then. stop: of `stop_requests`.
+    The child saves and stops once a signal has come to this process, or this process has ended in
+    any way: the child holds one end of a pipe, whose other end closes then. stop: of
+    `stop_requests`.
     """
     reading, writing = os.pipe()
     try:

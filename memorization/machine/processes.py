@@ -78,7 +78,7 @@ def claim_report():
     """Whether this process prints why all of them end: the first one that asks does."""
     if meeting_point is not None:
         try:
-            return meeting_point.add("told", 1) == 1
+            return meeting_point.add("reported", 1) == 1
         except dist.DistError:  # the process of the store is gone, and may have printed nothing
             return True
     # The processes have not met. The first one of a host prints what they all see, then torchrun

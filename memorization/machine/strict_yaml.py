@@ -40,19 +40,19 @@ class Unsupported(yaml.YAMLError):
     """YAML that is not allowed here."""
 
 
-def parse_yaml(text, source):
+def parse_yaml(text, place):
     """The value of a YAML text.
 
-    Raises WrongUse, naming the source, if the text is not such YAML.
+    Raises WrongUse, naming the place of the text, if it is not such YAML.
     """
     try:
         return _value(text)
     except Unsupported as error:
-        raise WrongUse(f"{source}: {error}") from None
+        raise WrongUse(f"{place}: {error}") from None
     except RecursionError:
-        raise WrongUse(f"{source}: not YAML (nested too deeply)") from None
+        raise WrongUse(f"{place}: not YAML (nested too deeply)") from None
     except Exception as error:  # PyYAML leaves what its own indexing raises as it is
-        raise WrongUse(f"{source}: not YAML ({' '.join(str(error).split())})") from None
+        raise WrongUse(f"{place}: not YAML ({' '.join(str(error).split())})") from None
 
 
 def dump_yaml(value):

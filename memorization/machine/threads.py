@@ -16,7 +16,7 @@ import torch
 # What a thread encodes at a time, at most: its activations are to stay in the thread's cache.
 IMAGES_TOGETHER, PIXELS_TOGETHER = 64, 2**18
 PIXELS_TOGETHER_ELSEWHERE = 2**22  # on a device that does not tell the size of its memory
-# of a GPU's memory, for each pixel it encodes at a time: a ResNet-50 takes 2**12
+# Bytes of a GPU's memory for each pixel that it encodes at a time. A ResNet-50 takes 2**12.
 BYTES_A_PIXEL = 2**14
 
 
@@ -73,9 +73,9 @@ def _encode_together(encode, views, most):
         length = math.ceil(len(places) / calls)
         for group in (places[start : start + length] for start in range(0, len(places), length)):
             pixels = _join([views[place].pixels for place in group])
-            visible = (
-                None if visible_shape is None else _join([views[place].visible for place in group])
-            )
+            visible = None
+            if visible_shape is not None:
+                visible = _join([views[place].visible for place in group])
             for place, rows in zip(group, encode(pixels, visible).tensor_split(len(group))):
                 encodings[place] = rows
     return encodings
@@ -96,7 +96,7 @@ def _join(parts):
 
 
 def _parts(view, most):
-    """(pixels, visible) of so many images at most, and of fewer if they are large; a list."""
+    """A view in parts of at most `most` images, fewer if these are large: [(pixels, visible)]."""
     height, width = view.pixels.shape[2:]
     length = max(1, min(most, PIXELS_TOGETHER // (height * width)))
     pixels = view.pixels.split(length)

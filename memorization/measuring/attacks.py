@@ -28,8 +28,8 @@ from memorization.measuring.queries import Queries, make_queries
 from memorization.measuring.representations import encode_images
 from memorization.normalization import normalize
 
-# of the public images: with reference crops the classifier is validated on them, and they are no
-# neighbours
+# The share of the public images on which the classifier of crops is validated. They are no
+# neighbours.
 HELD_OUT_SHARE = 0.2
 
 
@@ -125,10 +125,10 @@ def open_attack_sets(images, subsets, settings, device):
 
 
 def public_images(images, subsets, settings, device):
-    """The PublicSet that the settings name. Those of a folder are decoded now."""
+    """The PublicSet that the settings name. Images in files are decoded now."""
     split = images.test if settings.public_split == "test" else images.train
-    seen = subsets.train if split is images.train else subsets.train[:0]
-    labelled = np.setdiff1d(np.flatnonzero(split.labels.numpy() >= 0), seen)
+    trained = subsets.train if split is images.train else subsets.train[:0]
+    labelled = np.setdiff1d(np.flatnonzero(split.labels.numpy() >= 0), trained)
     rows = np.sort(first_by_hash(labelled, settings.public_images, split.name))
     rows = images.leave_out_broken(*_by_split(split, rows)).keep(split.name, rows)
     held_out = np.empty(0, dtype=np.int64)
@@ -139,7 +139,7 @@ def public_images(images, subsets, settings, device):
         counts = f"{settings.k} neighbours are to vote, but the public set has {len(rows)} images"
         raise WrongUse(f"dejavu.k: {counts}")
     needed = np.concatenate([rows, held_out])
-    assert not np.isin(needed, seen).any(), "a public image was trained on"
+    assert not np.isin(needed, trained).any(), "a public image was trained on"
     prepared = images.prepare(*_by_split(split, needed))
     split = getattr(prepared, split.name).to(device)
     return PublicSet(split, torch.from_numpy(rows), torch.from_numpy(held_out), images.classes)
@@ -205,7 +205,7 @@ def attack_one_model(f, seed, sets, settings, recipes):
     held_out = _queries_about(public.split, public.held_out.numpy(), f, settings, recipes, seed)
     network = make_classifier(f, len(public.classes), seed)
     epochs, device = settings.reference_epochs, train.device
-    stopped = train_classifier(network, training, held_out, epochs, seed, device)
+    best = train_classifier(network, training, held_out, epochs, seed, device)
     inferences = {"f": inference, "reference": infer_by_classifier(network, queries)}
     images_of_f = len(sets.subsets.training_set("candidate"))
     return Attack(
@@ -216,7 +216,7 @@ def attack_one_model(f, seed, sets, settings, recipes):
         {"f": knn},
         f.record["epoch"],
         {place_of(seed, "candidate"): f.weights_fingerprint},
-        classifier=stopped,
+        classifier=best,
         trained_on={"f": images_of_f, "reference": len(training.rows)},
     )
 

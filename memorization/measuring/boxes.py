@@ -94,8 +94,7 @@ def largest_empty_rectangle(boxes, size):
     C = len(columns) - 1
     numbers = np.arange(C)
     # For every column, the free stretch that ends in this row: its first row, and the columns
-    # beside it that are free along all of it. The largest rectangle is the one around one of its
-    # columns.
+    # beside it that are free along all of it. The largest rectangle surrounds such a stretch.
     first, left, right = np.zeros(C, int), np.zeros(C, int), np.full(C, C)
     best = (0, 0, 0, 0, 0)  # area, and what decides between equal ones
     for row, blocked in enumerate(covered):
@@ -189,8 +188,8 @@ def _columns_in_order(header):
     names = [name.strip() for name in header]
     if sorted(names) != sorted(COLUMNS):
         advice = "; separate them by commas, not semicolons" if ";" in "".join(header) else ""
-        its_own = shorten(repr(header[:10]))
-        raise ValueError(f"its columns are {its_own}, but must be {COLUMNS}{advice}")
+        names = shorten(repr(header[:10]))
+        raise ValueError(f"its columns are {names}, but must be {COLUMNS}{advice}")
     return itemgetter(*(names.index(name) for name in COLUMNS))
 
 
@@ -222,7 +221,7 @@ def _read_xml(image, folder, size):
     with _refuse_unreadable(path):
         content = read_text(path, MOST_XML)
         if "<!ENTITY" in content:  # an entity of entities of entities would fill the memory
-            raise ValueError("it declares entities of its own")
+            raise ValueError("it declares entities")
         annotation = ElementTree.fromstring(content)
         boxes = []
         for box in annotation.iter("bndbox"):
@@ -239,8 +238,8 @@ def _scale_of(stated, size):
     if stated is None:
         return np.ones(4)
     width, height = (_number(stated.findtext(name) or "", name) for name in ("width", "height"))
-    its_own = (width, height)
-    if min(its_own) <= 0 or not (_is_resized(its_own, size) or _is_resized(size, its_own)):
+    other = (width, height)
+    if min(other) <= 0 or not (_is_resized(other, size) or _is_resized(size, other)):
         of_image = f"{size[0]} x {size[1]}"
         raise ValueError(f"its <size> is {width:g} x {height:g}, but the image's is {of_image}")
     return np.array([size[0] / width, size[1] / height] * 2)

@@ -23,7 +23,7 @@ from memorization.results import Document, MeasurementSettings, Summary
 from memorization.significance import mean_and_spread, paired_test
 
 FEWEST = 10  # labelled training images, of which one is held out
-# the kNN accuracies beside the probe's
+# The kNN accuracies beside the probe's.
 NEIGHBORS = {"knn_20": {"k": 20}, "knn_200": {"k": 200, "temperature": 0.1}}
 
 
@@ -243,8 +243,8 @@ def open_probed_images(data, settings, size):
 
 
 def probed_data(data, settings, size):
-    """The DataSettings of the probed data sets: those of `settings.datasets`, which lie where the
-    training data lie, or the training data.
+    """The DataSettings of the probed data sets: those of `settings.datasets`, in the folder of the
+    training data, or the training data themselves.
 
     data: DataSettings of training; size: to which image files are resized, pixels.
     """

@@ -19,7 +19,7 @@ from memorization.data.augmentations import (
 from memorization.errors import WrongUse
 from memorization.measuring.boxes import NONE_LEFT, boxes_of, largest_empty_rectangle
 
-# of a rectangle between boxes, as a share of the side of the image; smaller ones show too little
+# The least side of a rectangle between boxes, as a share of the image's. Less shows too little.
 LEAST_SIDE = 0.25
 
 

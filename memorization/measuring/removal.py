@@ -1,4 +1,4 @@
-"""Removal: which samples to remove from f's training set, and the reduced sets that are left."""
+"""Removal: which samples to remove from f's training set, and the reduced training sets."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -90,8 +90,8 @@ class Removal:
         return f"{self.policy}_{self.count}_draw{self.draw}"
 
     def folder_in(self, run):
-        """The run folder of the encoders that are trained on the reduced set. run: the run folder
-        of f, where nothing is removed.
+        """The run folder of the encoders that are trained on the reduced set; that of f if nothing
+        is removed. run: the run folder of f.
         """
         return Path(run) / "removal" / self.name if self.count else Path(run)
 

@@ -98,7 +98,7 @@ class KeptProbe(ProbeResult, Origin):
 class ProbeCache:
     """Probes of encoders, each made once.
 
-    folder: where they are kept; settings: ProbeSettings; device: where probes are trained.
+    folder: of the kept probes; settings: ProbeSettings; device: on which probes are trained.
     """
 
     folder: Path

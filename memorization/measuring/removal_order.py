@@ -1,6 +1,4 @@
-"""In which order a policy removes samples from a training set, and which near duplicates go
-together.
-"""
+"""The order in which a policy removes samples, and groups of near duplicates."""
 
 from dataclasses import dataclass
 
@@ -12,7 +10,7 @@ from scipy.sparse.csgraph import connected_components
 from memorization.data.randomness import permutation
 from memorization.normalization import normalize_rows
 
-# the policies with chance in them, drawn `removal.draws` times
+# The policies with chance in them, which are drawn `removal.draws` times.
 DRAWN = ("random", "random_matched")
 MOST_DUPLICATES = 100  # a sample, on average
 ROWS_AT_ONCE = 1024  # of the similarity matrix
@@ -56,7 +54,7 @@ def removal_order(policy, samples, count, seed):
         return np.argsort(samples.score, kind="stable")
     if policy == "typical":
         return np.argsort(samples.typicality, kind="stable")
-    # no draw of one policy is that of another
+    # The policies share no draw.
     chance = permutation(len(samples), seed, "removal", epoch=DRAWN.index(policy)).numpy()
     if policy == "random":
         return chance
@@ -115,7 +113,7 @@ def duplicate_groups(values, threshold):
 
 
 def distances_to_centres(values, clusters, seed):
-    """How far each sample lies from the centre of its own cluster, (N,): small means typical.
+    """The distance of each sample from the centre of its cluster, (N,): small means typical.
 
     values: (N, D) representations, l2-normalized here; clusters: of k-means (Sorscher et al. 2022
     prune by this distance). Raises ValueError if every sample would be a centre, or if all samples

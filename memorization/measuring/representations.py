@@ -1,4 +1,4 @@
-"""Representations of many images: how they are made, checked and kept."""
+"""Representations of many images: encoding, checks, and a cache."""
 
 import hashlib
 import io
@@ -31,7 +31,7 @@ ENCODING_BATCH = 512
 LONG = 100  # batches from which on the time of all is estimated first
 DIGEST_BYTES = 32  # of SHA-256
 OF = b"\nof "  # stands between an array and its origin
-# of a dimension, as a share of its mean: float32 rounds by about as much
+# The least deviation of a dimension, as a share of its mean. float32 rounds by about as much.
 LEAST_DEVIATION = 1e-6
 MOST_PIXELS = 32  # height and width to which raw pixels are shrunk before they are probed
 
@@ -135,7 +135,7 @@ def encode_views(encoder, make_view, rows, device, kept_in=None):
     is not finite.
 
     make_view: maps (B,) of the rows to a View on the device; rows: (n,) int64; kept_in: the folder
-    where the caller will keep the representations, or None.
+    in which the caller will keep the representations, or None.
     """
     # The encoder moves outside of inference mode: weights that are made inside cannot be trained.
     network, batches = encoder.network.to(device), rows.split(ENCODING_BATCH)

@@ -102,7 +102,7 @@ class Retraining:
     budget: Budget
 
     def encoder_file(self, removal, seed):
-        """Where a retrained encoder lies."""
+        """The file of a retrained encoder."""
         return encoder_file(removal.folder_in(self.run), seed, "candidate")
 
     def check_epochs(self, removals):
@@ -141,10 +141,10 @@ class Retraining:
         print_estimate(f"{len(jobs)} retrainings", seconds, device, disk, self.run)
 
     def train(self, removal, seed, stop):
-        """Train the encoder of a seed on a reduced set, from where it was.
+        """Train the encoder of a seed on a reduced set, or go on with an interrupted training.
 
-        stop: of `stop_requests`. Raises Interrupted if this process is asked to stop, WrongUse if
-        the script fails.
+        stop: of `stop_requests`. Raises Interrupted once a signal has come, WrongUse if the script
+        fails.
         """
         options = {
             "config": self.run / "config.yaml",
@@ -169,8 +169,8 @@ class Retraining:
 
 
 def run_script(script, arguments, stop):
-    """Run a script as a process of its own. Returns its exit code; raises Interrupted, once it has
-    ended, if this process is asked to stop.
+    """Run a script in a child process, and return its exit code. Raises Interrupted once the child
+    has ended if a signal has come.
     """
     code = run_child([sys.executable, script, *arguments], stop)
     stop.check(KEPT)

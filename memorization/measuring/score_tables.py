@@ -28,8 +28,7 @@ COLUMNS = [
     "score_range", "score_ratio", "stderr",
 ]  # fmt: skip
 ARRAYS = ("index", "split", "subset", "label", "L_f", "L_g", "jackknife")  # of scores.npz
-# One-sided tests between subsets, (greater, smaller), and what the paper expects of each subset
-# against 0.
+# One-sided tests between subsets: (greater, smaller).
 COMPARISONS = [
     ("candidate", "shared"),
     ("candidate", "external"),
@@ -37,6 +36,7 @@ COMPARISONS = [
     ("external", "independent"),
     ("candidate", "independent"),
 ]
+# What the paper expects of the mean of each subset against 0.
 AGAINST_ZERO = {
     "shared": "two-sided",
     "candidate": "greater",
@@ -117,7 +117,9 @@ def error_of_precision(scores, pair, images, rows, settings, of_training):
     exact = score_rows(pair, images, some_rows, settings.recipes(of_training), in_fp32)
     rough = scores.score[checked]
     off = rough - exact.score
-    varies = np.ptp(rough) and np.ptp(exact.score)
+    correlation = None
+    if np.ptp(rough) and np.ptp(exact.score):
+        correlation = float(stats.spearmanr(rough, exact.score).statistic)
     return {
         "against": "fp32",
         "seed": pair.seed,
@@ -128,9 +130,7 @@ def error_of_precision(scores, pair, images, rows, settings, of_training):
             "largest": float(np.abs(off).max()),
         },
         "standard_error_of_scores": float(np.median(exact.error)),
-        "rank_correlation": float(stats.spearmanr(rough, exact.score).statistic)
-        if varies
-        else None,
+        "rank_correlation": correlation,
     }
 
 
@@ -139,8 +139,8 @@ def table_of_scores(rows, scores):
     "jackknife" (S, N).
 
     scores: the ImageScores of every seed. Losses and scores are means over the seeds. The standard
-    error of a score is the jackknife's over views with one seed; with several seeds, each with
-    views of its own, that of their mean.
+    error of a score is the jackknife's over views with one seed. With several seeds, which score by
+    different views, it is that of their mean.
     """
     losses_f = np.stack([of_seed.loss_f for of_seed in scores])  # (S, N)
     losses_g = np.stack([of_seed.loss_g for of_seed in scores])

@@ -99,7 +99,7 @@ class Scoring:
 
 @dataclass(frozen=True, eq=False)
 class ImageScores:
-    """Memorization scores of N images, in the order in which the images were given."""
+    """Memorization scores of N images, in the order of their indices in the call."""
 
     loss_f: np.ndarray  # (N,) float64, L_align(f, x), a distance: small means well aligned
     loss_g: np.ndarray  # (N,) float64, L_align(g, x)
@@ -115,7 +115,7 @@ def score_images(f, g, images, indices, recipes, scoring=None):
     """Memorization scores of images (SSLMem, arXiv 2401.12233), as ImageScores.
 
     f, g: Encoders of any origin that take the same images; f was trained on the images in question,
-    g was not. images: a Split; its device is where the encoders are moved to and all is computed.
+    g was not. images: a Split; the encoders are moved to its device.
     indices: (N,) integers, which of its images. recipes: a list of ViewRecipe; a score means most
     with those of training. View v is drawn by the full-size recipe number v modulo their count, the
     same view for f and g. scoring: a Scoring, None for the defaults.
@@ -129,7 +129,7 @@ def score_images(f, g, images, indices, recipes, scoring=None):
     f, g = f.to(images.device), g.to(images.device)
 
     def score(batch):
-        # one transfer: a GPU waits for each
+        # All in one transfer, as a GPU waits for each.
         measured = torch.stack(score_batch(f, g, images, batch, recipes, scoring)).cpu()
         for encoder, losses in zip((f, g), measured):
             if not losses.isfinite().all():

@@ -10,7 +10,7 @@ from memorization.neighbors import knn_accuracy
 from memorization.normalization import normalize
 
 KNN_NEIGHBORS = 20
-BATCH = 512  # whole images encode_in_parts at a time
+BATCH = 512  # whole images that are encoded at a time
 
 
 @torch.no_grad()
@@ -52,8 +52,8 @@ def is_one_class(labels):
 
 
 def _encode_labelled_images(encoder, split, indices, task):
-    """Representations (n, D) and labels (n,) of the labelled ones among some images of a split, not
-    augmented.
+    """Representations (n, D) and labels (n,) of the labelled ones among some images of a split. The
+    images are not augmented.
     """
     indices = indices[split.labels[indices] >= 0]
     device, size = split.device, task.trained.size

@@ -81,8 +81,8 @@ def try_method(make_method, channels, trained):
 
 
 def check_device(make_method, trained, device):
-    """Raise WrongUse if the processes cannot train this together, or if images cannot be where a
-    setting wants them. trained: a Trained.
+    """Raise WrongUse if the processes cannot train this together, or if `training.data_device` does
+    not fit the device. trained: a Trained.
     """
     settings, count = trained.training, processes.count()
     if settings.compile and count > 1:
@@ -99,5 +99,5 @@ def check_device(make_method, trained, device):
             "vit_... and method.head_norm layer or none, or one process"
         )
     if settings.data_device == "cuda" and device.type != "cuda":
-        where = f"training is on the {device.type}; set it to auto"
-        raise WrongUse(f"training.data_device: 'cuda' is not allowed: {where}")
+        other = f"training is on the {device.type}; set it to auto"
+        raise WrongUse(f"training.data_device: 'cuda' is not allowed: {other}")

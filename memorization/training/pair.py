@@ -73,8 +73,8 @@ def train_pair(make_method, images, config):
 def _train(make_method, task, stop):
     """Do a task, unless it is finished."""
     if not task.is_finished:
-        # Several processes ask each other, in Progress. If the screen is lost, a step is done
-        # first: the folder then has something to go on from.
+        # Several processes compare their signals in Progress. If the screen is lost, a step is done
+        # first: it leaves a checkpoint to go on from.
         if processes.count() == 1 and not loss_of_screen():
             stop.check(f"the training of {task.folder} was not begun")
         with sole_process(task.folder / "lock"):

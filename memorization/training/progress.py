@@ -18,8 +18,8 @@ from memorization.training.run_files import note_machine
 
 COLLAPSED = 0.02  # spread of representations below which they hardly differ
 MOST_LINES = 25  # on the screen in a training, about
-# Most steps between two questions of several processes for signals; fewer take over a second.
-MOST_UNASKED = 10
+# Steps between two comparisons of the processes' signals, at most. Fewer take over a second.
+MOST_STEPS = 10
 
 
 class Progress:
@@ -104,8 +104,8 @@ class Progress:
         self._save_encoder("encoder.pt")
 
     def _save_if_due(self, is_end=False):
-        """Save if it is time, or if a signal has come; then raise Interrupted. is_end: of an epoch;
-        processes always ask each other then.
+        """Save if it is time. If a signal has come, save and raise Interrupted. is_end: whether an
+        epoch has ended; then the processes always compare their signals.
         """
         number = 0
         if is_end or self.step >= self.next_question:
@@ -174,11 +174,14 @@ class Progress:
         epoch, last = line["epoch"], self.task.settings.epochs
         if epoch % self.period and epoch not in (self.first_epoch + 1, last):
             return
-        left = self.clock.seconds_per_step(self.step) * (self.task.steps - self.step)
+        seconds_left = self.clock.seconds_per_step(self.step) * (self.task.steps - self.step)
         numbers = [f"loss {line['loss']:.4f}", f"spread {line['spread']:.3f}"]
         if line["knn_accuracy"] is not None:
             numbers[-1] += f"  kNN {line['knn_accuracy']:.1%}"
-        numbers += [f"{images_per_second:.0f} images/s", f"{timedelta(seconds=round(left))} left"]
+        numbers += [
+            f"{images_per_second:.0f} images/s",
+            f"{timedelta(seconds=round(seconds_left))} left",
+        ]
         tqdm.write("  ".join([self.task.name, f"epoch {epoch}/{last}", *numbers]))
 
 
@@ -215,8 +218,8 @@ def epochs_between_lines(epochs, knn_every):
 
 
 def steps_between_questions(milliseconds):
-    """Number of steps until processes ask each other for a signal again. milliseconds: of one."""
-    return 1 if processes.count() == 1 else min(MOST_UNASKED, max(1, 1000 // max(1, milliseconds)))
+    """Number of steps until the processes compare their signals again. milliseconds: of a step."""
+    return 1 if processes.count() == 1 else min(MOST_STEPS, max(1, 1000 // max(1, milliseconds)))
 
 
 def _resume(task, method, optimizer):

@@ -20,7 +20,7 @@ from memorization.settings import Trained
 class Task:
     """One encoder to train, and what its training is determined by.
 
-    trained: the settings; images: on the device, or where `training.data_device` keeps them;
+    trained: the settings; images: on the device, or kept as `training.data_device` says;
     run: the run folder; role: "candidate" or "independent". The tasks of a pair differ in their
     role alone.
     """
