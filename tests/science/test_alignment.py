@@ -137,7 +137,7 @@ def test_masks_alone_put_no_distance_between_views_that_are_perfectly_aligned():
 @pytest.mark.parametrize(
     "encoder, representation, masked",
     [
-        (lambda pixels, visible: pixels.flatten(1), "pooled", False),
+        (lambda pixels, visible=None: pixels.flatten(1), "pooled", False),
         (Rows(), "tokens", False),
         (Places(), "tokens", True),
     ],
