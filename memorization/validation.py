@@ -69,6 +69,10 @@ class Problem:
             return "is missing"
         if self.kind == "value_error":
             return self.reason
+        if self.kind in ("model_type", "model_attributes_type"):
+            return (
+                f"{short_form(self.value)} is not allowed: input should be a dictionary of settings"
+            )
         hint = _hint(self.value) if self.kind in ("int_type", "float_type", "bool_type") else ""
         allowed = f"{self.reason[0].lower()}{self.reason[1:]}{hint}"
         return f"{short_form(self.value)} is not allowed: {allowed}"

@@ -59,7 +59,7 @@ class ScoreSettings(MeasurementSettings):
     @pydantic.field_validator("augmentation", mode="before")
     @classmethod
     def _read_training(cls, value):
-        if isinstance(value, str) and value != "training":
+        if value is None or (isinstance(value, str) and value != "training"):
             raise ValueError(f"{short_form(value)} is neither 'training' nor a list of recipes")
         return None if value == "training" else value
 
