@@ -3,20 +3,44 @@ or two.
 """
 
 import copy
+import csv
 import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
+import torch.nn as nn
 import yaml
+from PIL import Image
 
+import dejavu
+import linear_probing_train
 import memorization_scores
+import remove_samples
 import train_byol
 import train_mae
 import train_simclr
-from memorization.data.augmentations import View
-from memorization.data.subsets import ROLES
+from memorization.checkpoint import (
+    read_checkpoint,
+    save_checkpoint,
+)
+from memorization.data.augmentations import (
+    View,
+)
+from memorization.data.catalogue import DataSettings
+from memorization.data.images import Split, open_images
+from memorization.data.recipes import ViewRecipe
+from memorization.data.subsets import (
+    ROLES,
+    Subsets,
+    SubsetSettings,
+    draw_subsets,
+)
+from memorization.encoder import Encoder
+from memorization.measuring import (
+    retraining,
+)
 from memorization.training import loop
 from models.byol import BYOLSettings
 from models.mae import MAESettings
@@ -54,6 +78,7 @@ EXPERIMENT = {
     "scores": {"views": 4},
     "dejavu": {"k": 20, "views": 3},
 }
+
 
 # Of every method: its script, the schema of its settings, and what it changes in the tiny
 # experiment.
@@ -212,3 +237,254 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+CPU = torch.device("cpu")
+CROPS = [ViewRecipe(size=16, crop_scale=[0.3, 1.0])]
+EVERY_OPERATION = {
+    "crop_scale": [0.2, 1.0],
+    "flip": 0.5,
+    "rotate": [0, 90, 180, 270],
+    "jitter": 0.8,
+    "grayscale": 0.2,
+    "blur": 0.5,
+    "solarize": 0.3,
+    "noise": 0.05,
+}
+# by the number of channels
+NORMALIZATION = {1: ((0.3,), (0.35,)), 3: ((0.5, 0.4, 0.3), (0.25, 0.3, 0.2))}
+
+# --- what measures --------------------------------------------------------------------------------
+
+SCORE_FILES = ["gallery.png", "histogram.png", "scatter.png", "scores.csv", "scores.mat"]
+SCORE_FILES += ["scores.npz", "summary.json"]
+ASKED = ["--dejavu.k", "20", "--dejavu.views", "3"]
+PROBE = {"epochs": 3, "warmup_epochs": 1, "seeds": [0, 1], "train_images": 300}
+QUICK_PROBE = "--probe.epochs 3 --probe.warmup_epochs 1 --probe.seeds 0 1".split()
+QUICK_PROBE += ["--probe.train_images", "300"]
+HALVES = {
+    "subsets.shared": 0, "subsets.candidate": 32, "subsets.independent": 32, "seeds": [0, 1],
+    "training.epochs": 2, "probe": PROBE | {"seeds": [0], "train_images": 200},
+    "removal": {"counts": [4, 8], "policies": ["memorized", "random"], "draws": 2},
+}  # fmt: skip
+ONE_REMOVAL = "--removal.counts 4 --removal.policies memorized --seeds 0 --retrain".split()
+
+
+def score(path, *options):
+    memorization_scores.main(["--config", path, *options])
+
+
+def read_table(folder):
+    """The header of scores.csv, and its columns as arrays."""
+    with open(folder / "scores.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    columns = dict(zip(rows[0], zip(*rows[1:])))
+    text = ("split", "subset")
+    return rows[0], {
+        name: np.array(values) if name in text else np.array(values, dtype=float)
+        for name, values in columns.items()
+    }
+
+
+def last_written(run, name):
+    """The folder of the file of this name that was written last."""
+    return max(run.rglob(name), key=lambda file: file.stat().st_mtime_ns).parent
+
+
+def table_with(run_copy, *options):
+    """The table of the folder that was written last."""
+    path, run = run_copy
+    score(path, "--run", str(run), *options)
+    return read_table(last_written(run, "scores.csv"))[1]
+
+
+def ask(path, run, *options):
+    """The rows of dejavu.csv, and the summary, of the folder that was written last."""
+    dejavu.main(["--config", path, "--run", str(run), *ASKED, *options])
+    folder = last_written(run, "dejavu.csv")
+    with open(folder / "dejavu.csv", newline="") as file:
+        return list(csv.DictReader(file)), json.loads((folder / "summary.json").read_text())
+
+
+def remove(halves_copy, *options):
+    path, run = halves_copy
+    remove_samples.main(["--config", path, "--run", str(run), *options])
+
+
+@pytest.fixture(scope="session")
+def masked_run(tmp_path_factory):
+    """(config path, run folder) of a tiny pair trained by MAE and scored. Not to be changed."""
+    folder = tmp_path_factory.mktemp("masked")
+    mask = {
+        "encoder.patch": 2,
+        "encoder.width": 64,
+        "augmentation.views": [{"size": 16, "mask_ratio": 0.75}],
+    }
+    path = write_experiment(folder, METHODS["mae"][2] | mask)
+    train_mae.main(["--config", path])
+    score(path)
+    return path, folder / "run"
+
+
+@pytest.fixture(scope="session")
+def probed_run(scored_run, tmp_path_factory):
+    """(config path, a copy of the scored run, probed). Not to be changed."""
+    run = tmp_path_factory.mktemp("probed") / "run"
+    shutil.copytree(scored_run[1], run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["probe"] |= PROBE
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    linear_probing_train.main(["--config", scored_run[0], "--run", str(run), *QUICK_PROBE])
+    return scored_run[0], run
+
+
+@pytest.fixture(scope="session")
+def halves(tmp_path_factory):
+    """(config path, run folder) of a tiny pair of disjoint halves, trained and scored. Not to be
+    changed.
+    """
+    folder = tmp_path_factory.mktemp("halves")
+    path = write_experiment(folder, HALVES)
+    train_simclr.main(["--config", path])
+    score(path)
+    return path, folder / "run"
+
+
+@pytest.fixture
+def halves_copy(halves, tmp_path):
+    """(config path, a copy of the run of halves that a test may change)."""
+    shutil.copytree(halves[1], tmp_path / "run")
+    return halves[0], tmp_path / "run"
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Retraining in this process, which is quicker; returns the list of the commands' arguments."""
+    commands = []
+
+    def run_script(script, arguments, stop):
+        assert script.name == "train_simclr.py"
+        commands.append(arguments)
+        train_simclr.main(arguments)
+        return 0
+
+    monkeypatch.setattr(retraining, "run_script", run_script)
+    return commands
+
+
+# --- encoders -------------------------------------------------------------------------------------
+
+
+def foreign_encoder(name, seed, **changes):
+    """An Encoder of a network that takes pixels alone, as networks of other programs do."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 8)).eval()
+    return Encoder(**{"name": name, "network": network, "channels": 3, "size": 16,
+                      "normalization": ((0.5,) * 3, (0.25,) * 3)} | changes)  # fmt: skip
+
+
+class Counting(nn.Module):
+    """Flat pixels, and of how many images they were asked for, part by part."""
+
+    def __init__(self):
+        super().__init__()
+        self.images = []
+
+    def forward(self, pixels):
+        self.images.append(len(pixels))
+        return pixels.flatten(1)
+
+
+def flat_pixels(channels=3, size=8, identity="a", normalization=((0.5,) * 3, (0.5,) * 3)):
+    return Encoder("flat pixels", Counting(), channels, size, normalization, identity=identity)
+
+
+def break_file(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def nan_weights(path):
+    record = read_checkpoint(path)
+    record["weights"]["layers.0.weight"].fill_(float("nan"))
+    save_checkpoint(path, record)
+
+
+# --- images and subsets ---------------------------------------------------------------------------
+
+
+def fake_images():
+    return open_images(DataSettings(name="fake", size=8))
+
+
+def noise_images(count=12):
+    return np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+
+
+def made_up_split(count, channels, size, name="train"):
+    """Random images, the last half of few colours, so that channels tie and saturate."""
+    generator = torch.Generator().manual_seed(size)
+    shape = (count, channels, size, size)
+    pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+    pixels[count // 2 :] = pixels[count // 2 :] // 86 * 127  # 0, 127 or 254
+    pixels[-1] = 255  # and one image all white
+    return Split(name, pixels, torch.zeros(count, dtype=torch.int64))
+
+
+def draw_few(**settings):
+    """Subsets of six, three, three and four of the fake images."""
+    counts = {"shared": 6, "candidate": 3, "independent": 3, "external": 4}
+    return draw_subsets(SubsetSettings(**(counts | settings)), fake_images())
+
+
+def subsets_of_five(**arrays):
+    """Subsets of two, one, one and one image, but for those that are given."""
+    parts = {"shared": [0, 1], "candidate": [2], "independent": [3], "external": [0]} | arrays
+    indices = {name: np.array(values, dtype=np.int64) for name, values in parts.items()}
+    return Subsets(**indices, data={"name": "made"})
+
+
+def write_folder_experiment(folder, subsets, changes):
+    """Write a config on the folder of images that lies beside it. Returns its path."""
+    data = {"name": "image_folder", "root": str(folder / "images")}
+    data |= {"prepared": str(folder / "prepared"), "size": 16}
+    return write_experiment(folder, {"data": data, "subsets": subsets, **dict(changes)})
+
+
+def write_images(folder, count, seed):
+    """A class-folder tree of `count` PNG files of different sizes, half of them in either class."""
+    generator = torch.Generator().manual_seed(seed)
+    for i in range(count):
+        height, width = torch.randint(12, 30, (2,), generator=generator).tolist()
+        shape = (height, width, 3)
+        pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8).numpy()
+        path = folder / f"class_{2 * i // count}" / f"{i:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+
+
+def folder_config(tmp_path):
+    """Write images of two classes, and a config on them. Returns its path."""
+    write_images(tmp_path / "images/train", 60, seed=0)
+    write_images(tmp_path / "images/val", 20, seed=1)
+    subsets = {"shared": 16, "candidate": 8, "independent": 8, "external": 10, "order": "shuffled"}
+    return write_folder_experiment(tmp_path, subsets, {"training.knn_every": 3})
+
+
+@pytest.fixture
+def four_classes(tmp_path):
+    """A folder with images of four classes, of each 20 to train on and 8 to test."""
+    chance = np.random.default_rng(0)
+    for split, count in (("train", 20), ("val", 8)):
+        for name in "abcd":
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = chance.integers(0, 255, (18, 18, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / split / name / f"{i:02d}.png")
+    return tmp_path
+
+
+def four_classes_config(folder, changes=()):
+    """Write a config on images of four classes. Returns its path."""
+    subsets = {"shared": 20, "candidate": 20, "independent": 20, "external": 20}
+    quick = {"training.epochs": 1, "scores": {"views": 3}}
+    return write_folder_experiment(folder, subsets, quick | dict(changes))

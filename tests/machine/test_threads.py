@@ -3,12 +3,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import CPU
 
 from memorization.data.augmentations import View
 from memorization.machine import threads
 from models.encoders import encoder_settings, make_encoder
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True, params=[1, 2, 3])

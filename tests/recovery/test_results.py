@@ -7,6 +7,7 @@ import re
 import shutil
 import threading
 
+import numpy as np
 import pytest
 
 import memorization_scores
@@ -360,3 +361,13 @@ def test_new_seeds_keep_how_a_run_is_measured(write_config, tmp_path):
     )
     config = read_run_config(tmp_path / "run")
     assert config.seeds == [0, 1] and config.scores.views == 3
+
+
+def test_scores_of_before_there_were_two_precisions_are_read_as_fp32(run_copy):
+    path, run = run_copy
+    opened = open_run("", ["--config", path, "--run", str(run)])
+    expected = opened.candidate_scores().score
+    summary = json.loads((run / "scores/summary.json").read_text())
+    del summary["settings"]["precision"]
+    (run / "scores/summary.json").write_text(json.dumps(summary))
+    assert np.array_equal(opened.candidate_scores().score, expected)

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 from conftest import METHODS, log_without_times, train, trained_bytes
 
 import train_simclr
@@ -191,3 +192,18 @@ def test_checkpoints_are_saved_every_so_many_minutes(write_config, monkeypatch):
     # more than 150 seconds: after every fourth step, and at the end
     train(write_config({"training.checkpoint_minutes": 2.5}))
     assert saved == [(role, step) for role in ROLES for step in (4, 8, 9)]
+
+
+def test_the_same_command_gives_the_same_bytes(write_config, tmp_path):
+    path = write_config()
+    for run in ("a", "b"):
+        train(path, "--run", str(tmp_path / run))
+    contents = trained_bytes(tmp_path / "a")
+    assert contents == trained_bytes(tmp_path / "b")
+    assert contents["candidate"] != contents["independent"]
+    train(path, "--run", str(tmp_path / "c"), "--seeds", "1")
+    weights = [
+        read_checkpoint(tmp_path / folder / "candidate/encoder.pt")["weights"]["layers.0.weight"]
+        for folder in ("a/seed_0", "c/seed_1")
+    ]
+    assert not torch.equal(*weights)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import CPU
 
 import dejavu
 import memorization_scores
@@ -23,8 +24,6 @@ from memorization.machine.resources import (
     seconds_of,
     tensor_bytes,
 )
-
-CPU = torch.device("cpu")
 
 
 def test_the_time_of_work_leaves_out_its_first_time():

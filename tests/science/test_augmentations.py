@@ -1,20 +1,17 @@
 import itertools
 import math
-import multiprocessing
-import threading
 from dataclasses import fields, replace
 
 import pytest
 import torch
+from conftest import EVERY_OPERATION, NORMALIZATION, made_up_split
 from scipy import stats
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from memorization.data import augmentations
 from memorization.data.augmentations import (
     Draw,
     augment,
-    augment_all,
     blank_views,
     draw_parameters,
     draw_visible,
@@ -27,36 +24,9 @@ from memorization.data.randomness import sample_keys, stream
 from memorization.data.recipes import ViewRecipe
 from memorization.data.transforms import color_jitter, resized_crop, shift_hue, transform
 
-EVERYTHING = {
-    "crop_scale": [0.2, 1.0],
-    "flip": 0.5,
-    "rotate": [0, 90, 180, 270],
-    "jitter": 0.8,
-    "grayscale": 0.2,
-    "blur": 0.5,
-    "solarize": 0.3,
-    "noise": 0.05,
-}
-# by the number of channels
-NORMALIZATION = {1: ((0.3,), (0.35,)), 3: ((0.5, 0.4, 0.3), (0.25, 0.3, 0.2))}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(one_thread):
-    """Images this small are faster on one thread, and on busy cores much faster: threads wait for
-    each other.
-    """
-
-
-def made_up_split(count, channels, size, name="train"):
-    """Random images, the last half of few colours, so that channels tie and saturate."""
-    generator = torch.Generator().manual_seed(size)
-    pixels = torch.randint(
-        256, (count, channels, size, size), generator=generator, dtype=torch.uint8
-    )
-    pixels[count // 2 :] = pixels[count // 2 :] // 86 * 127  # 0, 127 or 254
-    pixels[-1] = 255  # and one image all white
-    return Split(name, pixels, torch.zeros(count, dtype=torch.int64))
+# Images this small are faster on one thread, and on busy cores much faster: threads wait for each
+# other.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def one_color(count, channels, size, value, name="train"):
@@ -74,7 +44,10 @@ def draw(recipe, count, size=32, seed=0):
 
 # --- each operation against torchvision -----------------------------------------------------------
 
+
 JITTER = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
+
+
 ONE_OPERATION = {
     "crop": {"crop_scale": [0.08, 1.0]},
     "crop of any shape": {"crop_scale": [0.001, 1.0], "crop_ratio": [0.1, 10.0]},
@@ -354,7 +327,7 @@ def test_a_view_with_everything_switched_on_equals_a_slow_loop_over_torchvisions
     channels, source, size
 ):
     images = made_up_split(48, channels, source, name="test")
-    recipe = ViewRecipe(size=size, **EVERYTHING)
+    recipe = ViewRecipe(size=size, **EVERY_OPERATION)
     indices = torch.arange(48).flip(0)
     mean, std = NORMALIZATION[channels]
     parameters = draw_parameters(
@@ -382,189 +355,6 @@ def test_pixels_are_normalized_by_the_mean_and_standard_deviation_of_their_chann
         [TF.normalize(image, *NORMALIZATION[3]) for image in images.pixels / 255]
     )
     assert (view.pixels - expected).abs().max() <= 1e-5
-
-
-# --- a view does not depend on the batch around it ------------------------------------------------
-
-# channels, size of the source, size of the view
-SHAPES = [(3, 32, 32), (1, 28, 28), (3, 48, 16), (3, 20, 33), (1, 8, 5)]
-
-
-def views_of(images, indices, size):
-    """Views with everything switched on, (B, C, size, size)."""
-    recipe = ViewRecipe(size=size, **EVERYTHING)
-    return augment(
-        images,
-        indices,
-        recipe,
-        NORMALIZATION[images.pixels.shape[1]],
-        Draw(0, "training", epoch=1),
-    ).pixels
-
-
-@pytest.mark.parametrize("channels, source, size", SHAPES)
-def test_views_are_exactly_the_same_in_every_order_of_the_batch(channels, source, size):
-    images = made_up_split(131, channels, source)
-    order = torch.randperm(131, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(
-        views_of(images, order, size), views_of(images, torch.arange(131), size)[order]
-    )
-
-
-@pytest.mark.parametrize("channels, source, size", SHAPES)
-def test_views_are_exactly_the_same_in_batches_of_every_size(channels, source, size):
-    images, indices = made_up_split(131, channels, source), torch.arange(131)
-    whole = views_of(images, indices, size)
-    for batch_size in (1, 2, 3, 5, 31, 63, 64, 65, 130):
-        parts = [views_of(images, part, size) for part in indices.split(batch_size)]
-        assert torch.equal(torch.cat(parts), whole), batch_size
-
-
-@pytest.mark.parametrize("channels, source, size", SHAPES)
-def test_views_are_exactly_the_same_when_other_samples_are_left_out_repeated_or_changed(
-    channels, source, size
-):
-    images = made_up_split(131, channels, source)
-    whole = views_of(images, torch.arange(131), size)
-    for kept in (torch.arange(0, 131, 3), torch.arange(5, 6), torch.tensor([130, 5, 5, 0])):
-        others_lost = torch.zeros_like(images.pixels)
-        others_lost[kept] = images.pixels[kept]
-        assert torch.equal(views_of(images, kept, size), whole[kept])
-        assert torch.equal(
-            views_of(replace(images, pixels=others_lost), torch.arange(131), size)[kept],
-            whole[kept],
-        )
-
-
-@pytest.mark.parametrize("count, channels, source, size", [(40, 3, 32, 32), (6, 1, 24, 200)])
-def test_views_are_exactly_the_same_on_one_thread_and_on_two_alone_and_in_a_batch(
-    count, channels, source, size
-):
-    """From 182 x 182 pixels on, torch shares a sum over one image among threads, but not a sum over
-    each image of a batch.
-    """
-    images, indices = made_up_split(count, channels, source), torch.arange(count)
-    on_one_thread = views_of(images, indices, size)
-    torch.set_num_threads(2)
-    alone = torch.cat([views_of(images, index, size) for index in indices[:4].split(1)])
-    assert torch.equal(views_of(images, indices, size), on_one_thread)
-    assert torch.equal(alone, on_one_thread[:4])
-
-
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_a_large_batch_is_shared_among_as_many_threads_as_torch_has_each_of_them_on_its_own(
-    threads, monkeypatch
-):
-    images, seen = made_up_split(20, 3, 8), []
-
-    def watched(pixels, parameters, recipe):
-        seen.append((threading.get_ident(), torch.get_num_threads(), len(pixels)))
-        return transform(pixels, parameters, recipe)
-
-    monkeypatch.setattr(augmentations, "transform", watched)
-    torch.set_num_threads(threads)
-    views_of(images, torch.arange(20), 8)
-    assert [count for _, _, count in seen] == [20]  # too small to be shared
-    seen.clear()
-    monkeypatch.setattr(augmentations, "CHUNK_BYTES", 7 * images.pixels[0].numel() * 4)
-    views_of(images, torch.arange(20), 8)
-    assert torch.get_num_threads() == threads
-    assert (
-        sorted(count for _, _, count in seen)
-        == {1: [6, 7, 7], 2: [5, 5, 5, 5], 3: [6, 7, 7]}[threads]
-    )
-    assert {alone for _, alone, _ in seen} == {1}
-    assert (threading.get_ident() in {thread for thread, _, _ in seen}) == (threads == 1)
-
-
-@pytest.mark.parametrize("threads, chunk, together, shared", [
-    (2, 1.0, [1, 1, 1, 1], True), (2, 1.1, [1, 1, 1, 1], False), (5, 1.0, [1, 1, 1, 1], False),
-    (2, 2.0, [1, 1, 2], False), (2, 9.0, [1, 3], False),
-])  # fmt: skip
-def test_views_come_out_the_same_one_by_one_together_and_shared_among_threads(
-    threads, chunk, together, shared, monkeypatch
-):
-    images, indices = made_up_split(20, 3, 8), torch.arange(20)
-    one, other = ViewRecipe(size=8, **EVERYTHING, mask_ratio=0.5), ViewRecipe(size=6, **EVERYTHING)
-    recipes, once = [one, other, one, one], Draw(0, "training", epoch=1, patch=2)
-    alone = [
-        augment(images, indices, recipe, NORMALIZATION[3], once, view)
-        for view, recipe in enumerate(recipes)
-    ]
-    entered, made = [], augmentations._make_views
-    monkeypatch.setattr(
-        augmentations,
-        "_make_views",
-        lambda *given: entered.append((len(given[5]), threading.get_ident())) or made(*given),
-    )
-    monkeypatch.setattr(augmentations, "CHUNK_BYTES", int(chunk * alone[0].pixels.nbytes))
-    torch.set_num_threads(threads)
-    views = augment_all(images, indices, recipes, NORMALIZATION[3], once)
-    assert all(
-        torch.equal(view.pixels, wanted.pixels) for view, wanted in zip(views, alone, strict=True)
-    )
-    assert [None if view.visible is None else view.visible.tolist() for view in views] == [
-        None if wanted.visible is None else wanted.visible.tolist() for wanted in alone
-    ]
-    assert sorted(count for count, _ in entered) == together
-    assert (threading.get_ident() in {thread for _, thread in entered}) != shared
-
-
-def test_small_views_of_large_images_are_not_made_together(monkeypatch):
-    images, entered, made = made_up_split(20, 3, 32), [], augmentations._make_views
-    monkeypatch.setattr(
-        augmentations,
-        "_make_views",
-        lambda *given: entered.append(len(given[5])) or made(*given),
-    )
-    # as many bytes as the images have, in float32
-    monkeypatch.setattr(augmentations, "CHUNK_BYTES", 4 * 20 * 3 * 32 * 32)
-    augment_all(
-        images, torch.arange(20), 3 * [ViewRecipe(size=8)], NORMALIZATION[3], Draw(0, "training")
-    )
-    assert entered == [1, 1, 1]
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 5])
-def test_views_are_made_in_inference_mode_too_of_fewer_images_than_threads(count, monkeypatch):
-    monkeypatch.setattr(augmentations, "CHUNK_BYTES", 1)
-    images, indices = made_up_split(8, 3, 8), torch.arange(count)
-    expected = views_of(images, indices, 8)
-    torch.set_num_threads(3)
-    with torch.inference_mode():
-        views = views_of(images, indices, 8)
-    assert views.shape == (count, 3, 8, 8) and torch.equal(views, expected)
-
-
-def test_large_images_are_worked_on_a_few_at_a_time_and_come_out_the_same(monkeypatch):
-    images, indices = made_up_split(40, 3, 8), torch.arange(40).flip(0)
-    whole = views_of(images, indices, 8)
-    monkeypatch.setattr(augmentations, "CHUNK_BYTES", 7 * 3 * 8 * 8 * 4 + 1)  # seven images
-    assert torch.equal(views_of(images, indices, 8), whole)
-
-
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_forked_process_makes_views_with_threads_of_its_own():
-    images, indices = made_up_split(6, 3, 8), torch.arange(6)
-    torch.set_num_threads(2)
-    # starts threads, of which the fork knows but which it does not have
-    views_of(images, indices, 8)
-    process = multiprocessing.get_context("fork").Process(
-        target=views_of, args=(images, indices, 8)
-    )
-    process.start()
-    process.join(30)
-    process.kill()
-    assert process.exitcode == 0
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("channels, source, size", SHAPES)
-def test_views_on_a_gpu_equal_those_on_the_cpu(channels, source, size):
-    images = made_up_split(131, channels, source)
-    on_gpu = views_of(images.to(torch.device("cuda")), torch.arange(131), size)
-    assert on_gpu.device.type == "cuda"
-    assert (on_gpu.cpu() - views_of(images, torch.arange(131), size)).abs().max() <= 1e-4
 
 
 # --- distributions --------------------------------------------------------------------------------
@@ -693,7 +483,7 @@ def test_the_sigma_of_blur_is_uniform_within_its_bounds():
 def test_what_is_drawn_for_one_operation_tells_nothing_about_another():
     count, size = 20_000, 64
     # small enough to fit at the first try
-    drawn = draw(ViewRecipe(size=8, **EVERYTHING | {"crop_scale": [0.1, 0.4]}), count, size)
+    drawn = draw(ViewRecipe(size=8, **EVERY_OPERATION | {"crop_scale": [0.1, 0.4]}), count, size)
     columns = {
         "area": drawn.height * drawn.width,
         "ratio": (drawn.width / drawn.height).log(),
@@ -715,7 +505,7 @@ def test_what_is_drawn_for_one_operation_tells_nothing_about_another():
 
 def test_switching_an_operation_on_leaves_what_is_drawn_for_the_others_as_it_was():
     few = draw(ViewRecipe(size=8, crop_scale=[0.2, 1.0], flip=0.5), 100)
-    all_on = draw(ViewRecipe(size=8, **EVERYTHING), 100)
+    all_on = draw(ViewRecipe(size=8, **EVERY_OPERATION), 100)
     for name in ("top", "left", "height", "width", "flip", "factors", "order", "noise_keys"):
         assert torch.equal(getattr(few, name), getattr(all_on, name)), name
 
@@ -818,7 +608,7 @@ def test_a_mask_changes_nothing_else_of_a_view():
         augment(
             images,
             torch.arange(20),
-            ViewRecipe(size=16, **EVERYTHING, mask_ratio=ratio),
+            ViewRecipe(size=16, **EVERY_OPERATION, mask_ratio=ratio),
             NORMALIZATION[3],
             Draw(0, "training", patch=4),
         )
@@ -829,6 +619,7 @@ def test_a_mask_changes_nothing_else_of_a_view():
 
 # --- what shares its parameters, and what never does ----------------------------------------------
 
+
 CONTEXTS = list(
     itertools.product([0, 1], ["training", "scoring", "probing"], ["train", "test"], [0, 1], [0, 1])
 )
@@ -836,7 +627,7 @@ CONTEXTS = list(
 
 def test_no_two_samples_seeds_purposes_splits_epochs_or_views_share_a_parameter():
     """Train image 5 and test image 5 do not, scoring and training do not, two views do not."""
-    recipe = ViewRecipe(size=8, **EVERYTHING)
+    recipe = ViewRecipe(size=8, **EVERY_OPERATION)
     drawn = [
         draw_parameters(recipe, sample_keys(stream(*context), torch.arange(100)), 32)
         for context in CONTEXTS
@@ -850,7 +641,7 @@ def test_no_two_samples_seeds_purposes_splits_epochs_or_views_share_a_parameter(
 
 @pytest.mark.parametrize(
     "recipe",
-    [ViewRecipe(size=8, noise=0.1), ViewRecipe(size=16, **EVERYTHING)],
+    [ViewRecipe(size=8, noise=0.1), ViewRecipe(size=16, **EVERY_OPERATION)],
     ids=["noise", "everything"],
 )
 def test_views_of_the_same_pixels_differ_by_sample_seed_purpose_split_epoch_and_view(recipe):
@@ -868,7 +659,7 @@ def test_views_of_the_same_pixels_differ_by_sample_seed_purpose_split_epoch_and_
 
 
 def test_the_same_arguments_share_all_parameters_whatever_was_drawn_before():
-    images, recipe = made_up_split(20, 3, 16), ViewRecipe(size=16, **EVERYTHING)
+    images, recipe = made_up_split(20, 3, 16), ViewRecipe(size=16, **EVERY_OPERATION)
 
     def once():
         parameters = draw_parameters(

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+from conftest import CPU
 
 from memorization.data.augmentations import View
 from memorization.errors import WrongUse
@@ -9,7 +10,6 @@ from memorization.measuring import crop_classifier
 from memorization.measuring.crop_classifier import infer_by_classifier, train_classifier
 from memorization.measuring.queries import Queries
 
-CPU = torch.device("cpu")
 ROWS = torch.arange(60, 120)
 
 

@@ -1,46 +1,31 @@
-import csv
 import json
 import re
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import METHODS, write_experiment
+from conftest import METHODS, ask, folder_config, write_experiment
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from scipy import stats
-from test_chain import folder_config
-from test_scores import break_file, nan_weights
 
 import dejavu
 import memorization_scores
 import train_simclr
-from memorization.checkpoint import load_pair, read_checkpoint, save_checkpoint, untrained_encoder
+from memorization.checkpoint import load_pair, untrained_encoder
 from memorization.data.catalogue import DataSettings
 from memorization.data.images import open_images
 from memorization.data.subsets import load_subsets
 from memorization.encoder import Pair
-from memorization.errors import WrongUse
 from memorization.measuring import attacks
-from memorization.measuring.attacks import check_labels, public_images
+from memorization.measuring.attacks import public_images
 from memorization.measuring.deja_vu import DejaVuSettings, deja_vu, mcnemar_p, outcomes
 from memorization.measuring.deja_vu_summary import DejaVuSummary
 from memorization.measuring.representations import encode_images
 from memorization.results import read_summary
 from memorization.run import Run
-
-OPTIONS = ["--dejavu.k", "20", "--dejavu.views", "3"]
-
-
-def ask(path, run, *options):
-    """The rows of dejavu.csv, and the summary, of the folder that was written last."""
-    dejavu.main(["--config", path, "--run", str(run), *OPTIONS, *options])
-    folder = max(run.rglob("dejavu.csv"), key=lambda file: file.stat().st_mtime_ns).parent
-    with open(folder / "dejavu.csv", newline="") as file:
-        return list(csv.DictReader(file)), json.loads((folder / "summary.json").read_text())
 
 
 def test_the_summary_follows_from_the_table(run_copy):
@@ -242,14 +227,6 @@ def test_the_summary_is_read_by_the_class_that_wrote_it(run_copy):
         assert bool(read.caveat) == ("classifier" in summary["seeds"][0]) == bool(options)
 
 
-def test_a_repeated_command_gives_the_same_bytes(run_copy):
-    path, run = run_copy
-    ask(path, run)
-    first = (run / "dejavu/dejavu.csv").read_bytes()
-    ask(path, run, "--dejavu.memory_gb", "0.0001")
-    assert (run / "dejavu/dejavu.csv").read_bytes() == first
-
-
 def test_f_against_itself_scores_exactly_nothing(run_copy, monkeypatch, capsys):
     def twice_f(run, seed, checkpoint="encoder"):
         f, g = load_pair(run.folder, seed, checkpoint)
@@ -290,30 +267,6 @@ def test_untrained_encoders_score_nothing_beyond_chance(tmp_path, monkeypatch):
         at = summary["seeds"][0]["at"][percent]
         low, high = at["interval_95"]
         assert abs(at["score"]) < 3 * (high - low) / (2 * 1.96) and high > low
-
-
-def test_every_checkpoint_is_asked_and_the_curve_drawn(run_copy):
-    path, run = run_copy
-    dejavu.main(["--config", path, "--run", str(run), *OPTIONS, "--checkpoint", "all"])
-    epochs = [
-        json.loads((folder / "summary.json").read_text())["checkpoint"]
-        for folder in (run / "dejavu/epoch_0002", run / "dejavu")
-    ]
-    assert epochs == [{"name": "epoch_0002", "epoch": 2}, {"name": "encoder", "epoch": 3}]
-    assert (run / "dejavu/training_curve.png").exists()
-
-
-def test_a_search_beyond_the_memory_names_the_setting_to_lower(run_copy, refusal, monkeypatch):
-    def hungry(*arguments):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    path, run = run_copy
-    monkeypatch.setattr(attacks, "infer_by_neighbors", hungry)
-    line = refusal(dejavu.main, ["--config", path, "--run", str(run), "--dejavu.k", "5"])
-    assert (
-        line
-        == "error: dejavu.memory_gb: 0.25 needs more than the GPU's memory has left; lower it\n"
-    )
 
 
 def test_deja_vu_is_compared_with_the_scores_of_the_same_candidates(run_copy, capsys):
@@ -376,17 +329,6 @@ def test_every_method_is_asked_with_its_own_views(method, tmp_path):
         rows, _ = ask(path, tmp_path / "run", *options)
         tables.append([(row["prediction_f"], row["confidence_f"]) for row in rows])
     assert all(tables[0] != other for other in tables[1:])
-
-
-@pytest.mark.parametrize("query", ["corner", "center_masked", "whole"])
-def test_another_query_has_a_folder_of_its_own(query, run_copy):
-    path, run = run_copy
-    _, summary = ask(path, run, "--dejavu.query", query)
-    assert (
-        summary["query"] == query
-        and (run / "dejavu" / query / "dejavu.csv").exists()
-        and not (run / "dejavu/dejavu.csv").exists()
-    )
 
 
 def test_public_images_of_the_training_set_are_those_that_neither_encoder_saw(run_copy):
@@ -507,70 +449,6 @@ def test_boxes_of_a_folder_of_images(tmp_path, refusal, capsys):
 
 
 # --- wrong use ------------------------------------------------------------------------------------
-
-
-def collapsed_weights(path):
-    record = read_checkpoint(path)
-    for weight in record["weights"].values():
-        weight.zero_()
-    save_checkpoint(path, record)
-
-
-def unscored(damage):
-    """The damage to an encoder of a run without scores, which would be refused first, as scores of
-    another encoder.
-    """
-
-    def damage_unscored(file):
-        shutil.rmtree(file.parents[2] / "scores")
-        damage(file)
-
-    return damage_unscored
-
-
-@pytest.mark.parametrize("damage, file, words", [
-    (break_file, "seed_0/candidate/encoder.pt",
-     ["seed_0/candidate/encoder.pt", "not a whole checkpoint"]),
-    (unscored(nan_weights), "seed_1/independent/encoder.pt", ["layers.0.weight is not finite"]),
-    (unscored(collapsed_weights), "seed_1/candidate/encoder.pt",
-     ["candidate seed 1: all images are represented alike"]),
-    (Path.unlink, "seed_1/independent/encoder.pt",
-     ["seed_1/independent/encoder.pt", "no such file"]),
-])  # fmt: skip
-def test_wrong_use_is_one_line_and_nothing_is_written(damage, file, words, run_copy, refusal):
-    path, run = run_copy
-    damage(run / file)
-    line = refusal(dejavu.main, ["--config", path, "--run", str(run), *OPTIONS])
-    assert all(word in line for word in words), line
-    assert not (run / "dejavu").exists()
-
-
-def test_images_without_labels_cannot_be_asked_about(run_copy):
-    images, subsets = (
-        open_images(DataSettings(name="fake", size=16)),
-        load_subsets(run_copy[1] / "subsets.npz"),
-    )
-    settings = DejaVuSettings(k=20)
-    public = public_images(images, subsets, settings, torch.device("cpu"))
-    check_labels(images, subsets, public, settings)
-    labels = images.train.labels.clone()
-    labels[subsets.independent[:2]] = -1
-    unlabelled = replace(images, train=replace(images.train, labels=labels))
-    with pytest.raises(WrongUse, match="2 of 24 independent images have no label"):
-        check_labels(unlabelled, subsets, public, settings)
-
-
-def test_public_images_of_one_class_tell_nothing(run_copy):
-    images, subsets = (
-        open_images(DataSettings(name="fake", size=16)),
-        load_subsets(run_copy[1] / "subsets.npz"),
-    )
-    images.test.labels.fill_(2)
-    public = public_images(images, subsets, DejaVuSettings(k=20), torch.device("cpu"))
-    with pytest.raises(
-        WrongUse, match="the 256 public images of the test set are of one class: nothing to tell"
-    ):
-        check_labels(images, subsets, public, DejaVuSettings(k=20))
 
 
 def test_scores_of_some_candidates_only_are_compared_for_those(run_copy):

@@ -1,6 +1,4 @@
-import hashlib
 import json
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,18 +6,15 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-import yaml
+from conftest import CPU, fake_images, flat_pixels
 
-import linear_probing_train
-from memorization.checkpoint import _encoder, checksum, read_checkpoint, save_checkpoint
+from memorization.checkpoint import checksum
 from memorization.data.augmentations import whole_images
-from memorization.data.catalogue import DataSettings
-from memorization.data.images import Split, open_images
+from memorization.data.images import Split
 from memorization.data.randomness import permutation
-from memorization.encoder import Encoder
 from memorization.errors import WrongUse
 from memorization.machine.files import json_text
-from memorization.measuring import fine_tuning, representations
+from memorization.measuring import fine_tuning
 from memorization.measuring.fine_tuning import fine_tune
 from memorization.measuring.linear_classifier import (
     Standardization,
@@ -39,8 +34,6 @@ from memorization.measuring.representations import (
 from memorization.optimizers import optimizer_of, schedule, set_learning_rate
 from memorization.significance import mean_and_spread
 from models.encoders import encoder_settings, make_encoder
-
-CPU = torch.device("cpu")
 
 
 def clouds(count, seed=0, noise=2.0):
@@ -214,26 +207,6 @@ def test_mean_and_spread_by_hand():
 # --- images and their representations -------------------------------------------------------------
 
 
-def fake_images():
-    return open_images(DataSettings(name="fake", size=8))
-
-
-class Counting(nn.Module):
-    """Flat pixels, and of how many images they were asked for, part by part."""
-
-    def __init__(self):
-        super().__init__()
-        self.images = []
-
-    def forward(self, pixels):
-        self.images.append(len(pixels))
-        return pixels.flatten(1)
-
-
-def flat_pixels(channels=3, size=8, identity="a", normalization=((0.5,) * 3, (0.5,) * 3)):
-    return Encoder("flat pixels", Counting(), channels, size, normalization, identity=identity)
-
-
 def test_only_labelled_images_are_probed_and_a_cap_takes_the_first_by_hash():
     images = fake_images()
     images.train.labels[::2] = -1
@@ -242,14 +215,6 @@ def test_only_labelled_images_are_probed_and_a_cap_takes_the_first_by_hash():
     (_, few), (_, all_test) = probed_rows(images, ProbeSettings(train_images=300))
     assert len(few) == 300 and set(few.tolist()) < set(train.tolist())
     assert few.tolist() != train[:300].tolist() and len(all_test) == 256
-
-
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_a_dataset_without_labels_is_refused(split):
-    images = fake_images()
-    getattr(images, split).labels.fill_(-1)
-    with pytest.raises(WrongUse, match=f"fake has no labelled {split} image"):
-        probed_rows(images, ProbeSettings())
 
 
 def test_with_fewer_images_than_neighbours_these_are_left_out():
@@ -265,14 +230,6 @@ def test_with_fewer_images_than_neighbours_these_are_left_out():
     assert fine_tune(flat, images, settings, CPU).top_1.mean < 1
     images.train.labels[9] = -1
     with pytest.raises(WrongUse, match="fake has 9 labelled training images; a probe needs 10"):
-        probed_rows(images, ProbeSettings())
-
-
-def test_one_class_tells_nothing():
-    images = fake_images()
-    images.train.labels.clamp_(-1, 0)
-    message = "the 1024 labelled training images of fake are of one class: nothing to tell"
-    with pytest.raises(WrongUse, match=message):
         probed_rows(images, ProbeSettings())
 
 
@@ -311,39 +268,6 @@ def test_representations_are_those_of_whole_images_normalized_as_the_encoder_was
     assert torch.equal(examples.labels, images.train.labels[rows])
 
 
-def test_representations_are_computed_once_and_kept_apart(tmp_path):
-    images, rows = fake_images(), torch.arange(20)
-    encoder = flat_pixels()
-
-    def stored(encoder, split=images.train, rows=rows):
-        return stored_examples(encoder, split, rows, tmp_path, CPU).values
-
-    first = stored(encoder)
-    assert torch.equal(stored(encoder), first) and sum(encoder.network.images) == 20
-    for change in (
-        {"identity": "b"},
-        {"size": 4},
-        {"normalization": ((0.0,) * 3, (1.0,) * 3)},
-        {"channels": 1, "normalization": ((0.5,), (0.5,))},
-    ):
-        stored(replace(encoder, **change))
-    stored(encoder, split=images.test)
-    stored(encoder, rows=rows + 1)
-    assert sum(encoder.network.images) == 7 * 20 and len(list(tmp_path.glob("*.npy"))) == 7
-    for file in tmp_path.glob("*.npy"):
-        file.unlink()  # safe to delete
-    assert torch.equal(stored(encoder), first)
-
-
-def test_a_broken_file_of_representations_is_named(tmp_path):
-    images = fake_images()
-    stored_examples(flat_pixels(), images.train, torch.arange(20), tmp_path, CPU)
-    (file,) = tmp_path.glob("*.npy")
-    file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(WrongUse, match=f"{file.name}.*delete it"):
-        stored_examples(flat_pixels(), images.train, torch.arange(20), tmp_path, CPU)
-
-
 class MovedInto(nn.Module):
     """Makes weights anew when it is moved to a device, as an encoder does that comes to a GPU."""
 
@@ -370,66 +294,9 @@ def test_what_was_encoded_can_be_trained_afterwards(count):
     fine_tune(encoder, images, ProbeSettings(fine_tune_epochs=1, seeds=[0]), CPU)
 
 
-def test_swapped_files_of_representations_are_made_again(tmp_path, capsys):
-    """As are those of earlier versions, which do not tell what they are of."""
-    images, rows = fake_images(), torch.arange(20)
-    encoders = [
-        replace(flat_pixels(identity=name), network=network)
-        for name, network in (("f", Counting()), ("g", Halved()))
-    ]
-
-    def stored(encoder):
-        return stored_examples(encoder, images.train, rows, tmp_path, CPU).values
-
-    f, g = map(stored, encoders)
-    files = sorted(tmp_path.glob("*.npy"))
-    contents = [file.read_bytes() for file in files]
-    old = contents[0][: -representations.DIGEST_BYTES].rpartition(representations.OF)[0]
-    old += hashlib.sha256(old).digest()
-    assert not torch.equal(f, g)
-    for changed in (contents[::-1], [old, contents[1]]):
-        for file, content in zip(files, changed):
-            file.write_bytes(content)
-        assert torch.equal(stored(encoders[0]), f) and torch.equal(stored(encoders[1]), g)
-        assert [file.read_bytes() for file in files] == contents
-        count = sum(a != b for a, b in zip(changed, contents))
-        assert capsys.readouterr().out.count("made again") == count
-    # a plain .npy for others
-    assert np.array_equal(np.load(files[0]), f if np.array_equal(np.load(files[0]), f) else g)
-
-
-class Halved(Counting):
-    def forward(self, pixels):
-        return super().forward(pixels) / 2
-
-
-class Broken(nn.Module):
-    def forward(self, pixels):
-        return pixels.flatten(1) / 0
-
-
-def test_representations_that_are_not_finite_stop_the_probe(tmp_path):
-    encoder, images = replace(flat_pixels(), network=Broken()), fake_images()
-    with pytest.raises(WrongUse, match="flat pixels: its representations are not finite"):
-        stored_examples(encoder, images.train, torch.arange(5), tmp_path, CPU)
-    assert not list(tmp_path.iterdir())
-
-
 def test_raw_pixels_are_shrunk_to_32():
     assert raw_pixels(flat_pixels(size=224)).size == 32
     assert raw_pixels(flat_pixels(size=28)).size == 28
-
-
-def test_two_encoders_that_differ_in_their_pooling_alone_are_kept_apart():
-    encoders = []
-    for pooling in ("mean", "class"):
-        torch.manual_seed(0)
-        settings = encoder_settings(name="vit_mini", pooling=pooling)
-        images = {"channels": 3, "size": 8, "mean": [0.5] * 3, "std": [0.5] * 3}
-        record = images | {"config": {"encoder": settings.model_dump()}}
-        encoders.append(_encoder(pooling, make_encoder(settings, 3, 8), record))
-    assert checksum(encoders[0].network.state_dict()) == checksum(encoders[1].network.state_dict())
-    assert encoders[0].identity != encoders[1].identity
 
 
 def test_probing_changes_nothing_of_an_encoder(tmp_path):
@@ -510,22 +377,6 @@ def test_fine_tuning_meets_every_image_once_an_epoch_in_an_order_of_its_own(monk
 
 # --- the script -----------------------------------------------------------------------------------
 
-OPTIONS = "--probe.epochs 3 --probe.warmup_epochs 1 --probe.seeds 0 1 --probe.train_images 300"
-QUICK = OPTIONS.split()
-
-
-@pytest.fixture(scope="module")
-def probed_run(scored_run, tmp_path_factory):
-    """(config path, a copy of the scored run, probed). Not to be changed."""
-    run = tmp_path_factory.mktemp("probed") / "run"
-    shutil.copytree(scored_run[1], run)
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    # as QUICK
-    config["probe"] |= {"epochs": 3, "warmup_epochs": 1, "seeds": [0, 1], "train_images": 300}
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
-    linear_probing_train.main(["--config", scored_run[0], "--run", str(run), *QUICK])
-    return scored_run[0], run
-
 
 def test_f_g_a_random_encoder_and_raw_pixels_stand_in_one_table(probed_run):
     _, run = probed_run
@@ -552,54 +403,3 @@ def test_f_g_a_random_encoder_and_raw_pixels_stand_in_one_table(probed_run):
     text = (run / "probe/summary.json").read_text()
     read = ProbeSummary.parse(text)
     assert json_text(read.plain() | {"files": read.files}) == text
-
-
-def test_the_same_command_gives_the_same_numbers(probed_run, tmp_path):
-    path, run = probed_run
-    results = json.loads((run / "probe/summary.json").read_text())["results"]
-    cached = sorted((run / "probe/representations").iterdir())
-    linear_probing_train.main(["--config", path, "--run", str(run), *QUICK])
-    assert json.loads((run / "probe/summary.json").read_text())["results"] == results
-    assert sorted((run / "probe/representations").iterdir()) == cached and len(cached) == 12
-
-
-def test_another_encoder_is_probed_into_a_folder_of_its_own(probed_run, tmp_path):
-    path, run = probed_run
-    foreign = tmp_path / "foreign.pt"
-    record = read_checkpoint(run / "seed_0/candidate/encoder_epoch_0002.pt")
-    save_checkpoint(foreign, record)
-    options = ["--encoder", str(foreign), *QUICK]
-    linear_probing_train.main(["--config", path, "--run", str(run), *options])
-    (folder,) = (run / "probe").glob("encoder_*")
-    summary = json.loads((folder / "summary.json").read_text())
-    names = [str(foreign), "random encoder", "raw pixels"]
-    assert [row["encoder"] for row in summary["results"]] == names
-
-
-@pytest.mark.parametrize("what, options, named", [
-    ("probe", [], "probe.train_images: 300"),
-    ("fine_tune", ["--probe.fine_tune", "true"], "probe.fine_tune_batch_size: 256"),
-])  # fmt: skip
-def test_probes_beyond_the_memory_name_the_setting_to_lower(
-    what, options, named, probed_run, refusal, monkeypatch
-):
-    def hungry(*arguments):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    path, run = probed_run
-    monkeypatch.setattr(linear_probing_train, what, hungry)
-    options = ["--config", path, "--run", str(run), *QUICK, *options]
-    line = refusal(linear_probing_train.main, options)
-    assert line == f"error: {named} needs more than the GPU's memory has left; lower it\n"
-
-
-def test_fine_tuned_encoders_are_named_so(probed_run):
-    path, run = probed_run
-    options = ["--probe.fine_tune", "true", "--probe.fine_tune_epochs", "1", "--seeds", "0"]
-    linear_probing_train.main(["--config", path, "--run", str(run), *QUICK, *options])
-    folder = run / "probe/fine_tuned_fine_tune_epochs_1_seeds_0"
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["kind"] == "all weights trained"
-    names = ["candidate seed 0", "independent seed 0", "random encoder"]
-    assert [row["encoder"] for row in summary["results"]] == names
-    assert summary["over_pairs"] == {}

@@ -1,26 +1,19 @@
 import dataclasses
-import json
 import math
-import re
-import shutil
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-import yaml
-from conftest import METHODS, log_of, log_without_times, train, trained_bytes, write_experiment
+from conftest import METHODS, log_of, log_without_times, train, write_experiment
 
 import train_simclr
-from memorization.checkpoint import read_checkpoint, save_checkpoint
+from memorization.checkpoint import read_checkpoint
 from memorization.config import read_config
 from memorization.data.augmentations import View
 from memorization.data.images import open_images
 from memorization.data.subsets import ROLES, draw_subsets, load_subsets
 from memorization.errors import Caution
-from memorization.training import diagnostics, loop, pair, plan, train_pair
+from memorization.training import diagnostics, loop, pair, train_pair
 from memorization.training.diagnostics import measure_encoder, spread
-from memorization.training.progress import epochs_between_lines
 from memorization.training.task import Task
 from models.encoders import make_encoder
 from models.simclr import SimCLR, SimCLRSettings
@@ -140,21 +133,6 @@ def test_an_epoch_meets_every_image_at_most_once_and_no_two_epochs_are_alike(wat
     assert not torch.equal(f["views"][0][0], f["views"][0][1])  # the two views of a step differ
 
 
-def test_the_same_command_gives_the_same_bytes(write_config, tmp_path):
-    path = write_config()
-    for run in ("a", "b"):
-        train(path, "--run", str(tmp_path / run))
-    contents = trained_bytes(tmp_path / "a")
-    assert contents == trained_bytes(tmp_path / "b")
-    assert contents["candidate"] != contents["independent"]
-    train(path, "--run", str(tmp_path / "c"), "--seeds", "1")
-    weights = [
-        read_checkpoint(tmp_path / folder / "candidate/encoder.pt")["weights"]["layers.0.weight"]
-        for folder in ("a/seed_0", "c/seed_1")
-    ]
-    assert not torch.equal(*weights)
-
-
 def test_rates_are_scaled_by_the_batch_and_warmed_up_over_epochs(write_config, monkeypatch):
     watch = Watch(monkeypatch)
     train(write_config({"training.base_batch_size": 8, "training.warmup_epochs": 1}))
@@ -178,32 +156,6 @@ def test_the_gradient_is_clipped_if_a_bound_is_set(write_config, tmp_path, monke
     train(path)
     train(path, "--run", str(tmp_path / "clipped"), "--training.clip_gradient", "0.001")
     assert min(norms[:6]) > 0.01 and max(norms[6:]) == pytest.approx(0.001, rel=1e-3)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_in_bf16(method, write_config, tmp_path):
-    changes = {"training.epochs": 1, "training.precision": "bf16"}
-    train(write_config(METHODS[method][2] | changes), method=method)
-    assert np.isfinite(log_without_times(tmp_path / "run")[0]["loss"])
-    assert read_checkpoint(tmp_path / "run/seed_0/candidate/encoder.pt")["precision"] == "bf16"
-
-
-@pytest.mark.parametrize(
-    "precision, dtype", [("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)]
-)
-def test_precision_is_that_of_the_setting(precision, dtype, write_config, monkeypatch):
-    seen = set()
-    project = SimCLR.project
-
-    def watched_project(simclr, pixels, visible):
-        z = project(simclr, pixels, visible)
-        if z.requires_grad:  # a training step, not the trial before it
-            seen.add(z.dtype)
-        return z
-
-    monkeypatch.setattr(SimCLR, "project", watched_project)
-    train(write_config({"training.epochs": 1, "training.precision": precision}))
-    assert seen == {dtype}
 
 
 class Pixels(torch.nn.Module):
@@ -256,25 +208,10 @@ def test_an_encoder_is_kept_with_the_normalization_of_its_images(write_config, t
     assert (record["mean"], record["std"], record["epoch"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6], 7)
 
 
-def test_the_run_folder_tells_what_was_done(scored_run):
-    _, run = scored_run
-    assert yaml.safe_load((run / "config.yaml").read_text())["training"]["optimizer"] == "adamw"
-    environments = json.loads((run / "environment.json").read_text())
-    assert list(environments) == [f"seed_{seed}/{role}" for seed in (0, 1) for role in ROLES]
-    [environment] = environments["seed_1/candidate"]
-    assert environment["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert environment["threads"] == 1 and "commit" in environment
-    log = log_of(run, "independent", seed=1)
-    assert [line["epoch"] for line in log] == [1, 2, 3]
-    assert [line["step"] for line in log] == [3, 6, 9]
-    for line in log:
-        assert np.isfinite(line["loss"]) and line["images_per_second"] > 0
-        assert 0 < line["spread"] < 1.5 and 0 <= line["knn_accuracy"] <= 1
-    assert (run / "seed_1/candidate/encoder_epoch_0002.pt").exists()
-
-
 # of every method, what it needs beyond the tiny experiment, and by how much its loss falls
 SLOWER = {"encoder.width": 16, "training.learning_rate": 0.003, "method.projection_dim": 32}
+
+
 LEARNING = {
     "simclr": (SLOWER | {"method.temperature": 0.2}, 0.2),
     "byol": (SLOWER | {"method.hidden_dim": 64}, 0.5),
@@ -311,51 +248,6 @@ def test_a_method_learns_on_a_few_hundred_images_and_does_not_collapse(
 # --- the screen -----------------------------------------------------------------------------------
 
 
-def printed_epochs(text):
-    return [int(epoch) for epoch in re.findall(r"candidate seed 0  epoch (\d+)/", text)]
-
-
-@pytest.mark.parametrize("epochs, knn_every", [(60, 0), (60, 2), (60, 20)])
-def test_a_long_training_logs_every_epoch_and_prints_about_25(
-    epochs, knn_every, write_config, tmp_path, capsys
-):
-    changes = {"training.epochs": epochs, "training.knn_every": knn_every}
-    train(write_config(changes), "--role", "candidate")
-    printed, log = printed_epochs(capsys.readouterr().out), log_of(tmp_path / "run")
-    assert [line["epoch"] for line in log] == list(range(1, epochs + 1))
-    assert 10 <= len(printed) <= 27 and {1, epochs} <= set(printed)
-    with_accuracy = {line["epoch"] for line in log if line["knn_accuracy"] is not None}
-    assert with_accuracy <= set(printed) or set(printed) - with_accuracy <= {1, epochs}
-
-
-@pytest.mark.parametrize("epochs", [1, 25, 26, 100, 250, 800, 1000, 5000])
-@pytest.mark.parametrize("knn_every", [0, 1, 3, 7, 10, 25, 60, 100])
-def test_the_screen_has_about_25_lines_however_long_a_training_is(epochs, knn_every):
-    period = epochs_between_lines(epochs, knn_every)
-    assert epochs / period <= 25
-    if knn_every:  # either every accuracy is printed, or nothing else is
-        assert knn_every % period == 0 or period % knn_every == 0
-
-
-def test_a_training_of_few_epochs_prints_them_all(write_config, capsys):
-    train(write_config({"training.knn_every": 2}), "--role", "candidate")
-    assert printed_epochs(capsys.readouterr().out) == [1, 2, 3]
-
-
-def test_a_resumed_training_prints_its_first_epoch(write_config, at_step, capsys):
-    path = write_config({"training.epochs": 60, "training.checkpoint_minutes": 1e-9})
-
-    def interrupt():
-        raise KeyboardInterrupt
-
-    at_step([20], interrupt)  # in epoch 7
-    with pytest.raises(SystemExit):
-        train(path, "--role", "candidate")
-    assert printed_epochs(capsys.readouterr().out) == [1, 5]
-    train(path, "--role", "candidate")
-    assert printed_epochs(capsys.readouterr().out) == [7, *range(10, 61, 5)]
-
-
 def test_spread_is_0_for_a_point_and_1_for_all_directions():
     assert spread(torch.ones(8, 5)).item() == pytest.approx(0, abs=1e-6)
     directions = torch.randn(4000, 64, generator=torch.Generator().manual_seed(0))
@@ -370,42 +262,6 @@ def test_a_collapse_is_warned_of_once(write_config, tmp_path, monkeypatch):
         f"{tmp_path}/run/seed_0/{role}: collapsed after epoch 1: spread 0.005"
         for role in ("candidate", "independent")
     ]
-
-
-def test_a_long_training_is_estimated_from_steps_that_change_nothing(
-    write_config, tmp_path, monkeypatch, capsys
-):
-    train(write_config({"run": str(tmp_path / "short")}))
-    assert "on the disk" not in capsys.readouterr().out
-    monkeypatch.setattr(plan, "LONG", 18)
-    path = write_config({"training.checkpoint_epochs": [1]})
-    train(path)
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "on the disk" in line]
-    amounts = r"about 0:00:0\d, (.*) [MG]B of memory, (.*) MB on the disk"
-    words = re.fullmatch(f"  18 steps for 2 encoders: {amounts}", line)
-    written = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*.pt"))
-    written += 3 * (tmp_path / "run/seed_0/candidate/last.pt").stat().st_size
-    assert float(words[1]) > 0 and float(words[2]) == pytest.approx(written / 1e6, rel=0.4)
-    for role in ROLES:
-        name = f"seed_0/{role}/encoder.pt"
-        assert (tmp_path / "short" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
-
-    # of three epochs two are left, and the other encoder's three
-    folder = tmp_path / "run/seed_0/candidate"
-    shutil.rmtree(tmp_path / "run/seed_0/independent")
-    (folder / "encoder.pt").unlink()
-    first_line = (folder / "log.jsonl").read_text().splitlines(keepends=True)[0]
-    (folder / "log.jsonl").write_text(first_line)
-    content = read_checkpoint(folder / "last.pt") | {"step": 3, "losses": []}
-    save_checkpoint(folder / "last.pt", content)
-    monkeypatch.setattr(plan, "LONG", 15)
-    train(path)
-    assert "  15 steps for 2 encoders: about" in capsys.readouterr().out
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
-    shutil.rmtree(tmp_path / "run/seed_0/independent")
-    monkeypatch.setattr(plan, "LONG", 9)
-    with pytest.warns(Caution, match="[kM]B will be written, but 1.0 kB are free"):
-        train(path)
 
 
 @pytest.mark.filterwarnings("ignore::memorization.errors.Caution")
@@ -459,20 +315,3 @@ def test_the_loop_calls_the_optional_parts_of_a_method(write_config, monkeypatch
     assert Hooked.calls == 2 * calls
     assert watch.runs[0]["rates"][0] == [0.005, 0.01]
     assert (config.folder / "seed_0/candidate/pictures_epoch_0001.png").stat().st_size > 1000
-
-
-def test_a_masked_autoencoder_draws_what_it_sees(write_config, tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(loop, "draw_pictures", lambda *arguments: drawn.append(arguments))
-    train(write_config(METHODS["mae"][2] | {"training.pictures_every": 2}), method="mae")
-    assert [path.name for _, _, path in drawn] == 2 * ["pictures_epoch_0002.png"]
-    shapes = {title: tuple(pixels.shape) for title, pixels in drawn[0][0].items()}
-    assert shapes == dict.fromkeys(("original", "masked", "reconstruction"), (8, 3, 16, 16))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("method", METHODS)
-def test_a_pair_trains_on_a_gpu_in_bf16(method, write_config, tmp_path):
-    changes = {"device": "cuda", "training.knn_every": 3}
-    train(write_config(METHODS[method][2] | changes), method=method)
-    assert np.isfinite(log_without_times(tmp_path / "run")[-1]["loss"])

@@ -1,0 +1,214 @@
+"""The files that scripts write: names, columns, folders and pictures."""
+
+import json
+import shutil
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import scipy.io
+import torch
+import yaml
+from conftest import (
+    ASKED,
+    METHODS,
+    QUICK_PROBE,
+    SCORE_FILES,
+    ask,
+    log_of,
+    read_table,
+    score,
+    table_with,
+    train,
+)
+
+import dejavu
+import linear_probing_train
+import memorization
+from memorization.checkpoint import read_checkpoint, save_checkpoint
+from memorization.data.catalogue import DataSettings
+from memorization.data.images import open_images
+from memorization.data.subsets import ROLES, load_subsets
+from memorization.measuring.scores import score_images
+from memorization.training import loop
+
+COLUMNS = [
+    "index",
+    "split",
+    "subset",
+    "label",
+    "alignment_loss_f",
+    "alignment_loss_g",
+    "score",
+    "score_range",
+    "score_ratio",
+    "stderr",
+]
+
+
+def test_the_files_and_columns_are_those_promised(scored_run):
+    folder = scored_run[1] / "scores"
+    assert sorted(file.name for file in folder.iterdir()) == SCORE_FILES
+    header, table = read_table(folder)
+    assert header == COLUMNS
+    subsets = load_subsets(scored_run[1] / "subsets.npz")
+    assert table["subset"].tolist() == 32 * ["shared"] + 24 * ["candidate"] + 24 * [
+        "independent"
+    ] + 40 * ["external"]
+    assert table["split"].tolist() == 80 * ["train"] + 40 * ["test"]
+    assert table["index"].tolist() == [*subsets.train.tolist(), *subsets.external.tolist()]
+    images = open_images(DataSettings(name="fake", size=16))
+    assert table["label"][:80].tolist() == images.train.labels[:80].tolist()
+
+
+def test_the_matlab_file_holds_the_same(scored_run):
+    folder = scored_run[1] / "scores"
+    matlab, (_, table) = (
+        scipy.io.loadmat(folder / "scores.mat", squeeze_me=True),
+        read_table(folder),
+    )
+    assert np.array_equal(matlab["score"], table["score"])
+    assert matlab["subset"].tolist() == table["subset"].tolist()
+
+
+def test_tokens_and_other_augmentations_land_in_folders_of_their_own(run_copy):
+    path, run = run_copy
+    before = (run / "scores/scores.csv").read_bytes()
+    score(path, "--run", str(run), "--scores.representation", "tokens")
+    recipe = "[{size: 16, noise: 0.2}]"
+    score(path, "--run", str(run), "--scores.augmentation", recipe)
+    folders = sorted(folder for folder in (run / "scores").iterdir() if folder.is_dir())
+    assert [folder.name.split("_")[0] for folder in folders] == ["augmentation", "tokens"]
+    for folder in folders:
+        assert sorted(file.name for file in folder.iterdir()) == SCORE_FILES
+    noise = json.loads((folders[0] / "summary.json").read_text())["settings"]["augmentation"][0]
+    assert noise["noise"] == 0.2 and noise["crop_scale"] is None
+    assert (run / "scores/scores.csv").read_bytes() == before
+    tables = [read_table(folder)[1]["score"].tolist() for folder in (run / "scores", *folders)]
+    assert tables[0] != tables[1] != tables[2] != tables[0]
+
+
+def test_all_checkpoints_give_the_score_over_training(run_copy):
+    path, run = run_copy
+    # a file of the user's own, which is no checkpoint of ours
+    for role in ("candidate", "independent"):
+        shutil.copy(run / f"seed_0/{role}/encoder.pt", run / f"seed_0/{role}/encoder_epoch_best.pt")
+    score(path, "--run", str(run), "--checkpoint", "all")
+    assert sorted(file.name for file in (run / "scores").iterdir()) == sorted(
+        [*SCORE_FILES, "epoch_0002", "training_curve.png"]
+    )
+    epoch = json.loads((run / "scores/epoch_0002/summary.json").read_text())["checkpoint"]["epoch"]
+    assert (
+        epoch == 2
+        and read_table(run / "scores/epoch_0002")[1]["score"].tolist()
+        != read_table(run / "scores")[1]["score"].tolist()
+    )
+    for picture in run.glob("scores/**/*.png"):
+        pixels = plt.imread(picture)
+        # neither empty nor all ink
+        assert min(pixels.shape[:2]) > 300 and 0.01 < (pixels[..., :3].min(-1) < 0.9).mean() < 0.9
+
+
+def test_the_gallery_shows_the_images(run_copy, monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.imshow", lambda axes, pixels, **_: shown.append(np.asarray(pixels))
+    )
+    table = table_with(run_copy)
+    images = open_images(DataSettings(name="fake", size=16))
+    candidates = np.flatnonzero(table["subset"] == "candidate")
+    best = candidates[table["score"][candidates].argmax()]
+    expected = images.train.pixels[int(table["index"][best])].permute(1, 2, 0).numpy()
+    assert len(shown) == 24 and np.array_equal(shown[0], expected)
+
+
+def test_the_scatter_has_f_across_and_g_up(run_copy, monkeypatch):
+    shown = {}
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.scatter",
+        lambda axes, x, y, label, **_: shown.update({label.split()[0]: (x, y)}),
+    )
+    table = table_with(run_copy)
+    for subset in ("shared", "candidate", "independent", "external"):
+        rows = table["subset"] == subset
+        assert np.array_equal(shown[subset][0], table["alignment_loss_f"][rows])
+        assert np.array_equal(shown[subset][1], table["alignment_loss_g"][rows])
+
+
+def test_what_people_import_is_there():
+    for name in memorization.__all__:
+        assert getattr(memorization, name) is not None
+    assert memorization.score_images is score_images
+
+
+def test_every_checkpoint_is_asked_and_the_curve_drawn(run_copy):
+    path, run = run_copy
+    dejavu.main(["--config", path, "--run", str(run), *ASKED, "--checkpoint", "all"])
+    epochs = [
+        json.loads((folder / "summary.json").read_text())["checkpoint"]
+        for folder in (run / "dejavu/epoch_0002", run / "dejavu")
+    ]
+    assert epochs == [{"name": "epoch_0002", "epoch": 2}, {"name": "encoder", "epoch": 3}]
+    assert (run / "dejavu/training_curve.png").exists()
+
+
+@pytest.mark.parametrize("query", ["corner", "center_masked", "whole"])
+def test_another_query_has_a_folder_of_its_own(query, run_copy):
+    path, run = run_copy
+    _, summary = ask(path, run, "--dejavu.query", query)
+    assert (
+        summary["query"] == query
+        and (run / "dejavu" / query / "dejavu.csv").exists()
+        and not (run / "dejavu/dejavu.csv").exists()
+    )
+
+
+def test_another_encoder_is_probed_into_a_folder_of_its_own(probed_run, tmp_path):
+    path, run = probed_run
+    foreign = tmp_path / "foreign.pt"
+    record = read_checkpoint(run / "seed_0/candidate/encoder_epoch_0002.pt")
+    save_checkpoint(foreign, record)
+    options = ["--encoder", str(foreign), *QUICK_PROBE]
+    linear_probing_train.main(["--config", path, "--run", str(run), *options])
+    (folder,) = (run / "probe").glob("encoder_*")
+    summary = json.loads((folder / "summary.json").read_text())
+    names = [str(foreign), "random encoder", "raw pixels"]
+    assert [row["encoder"] for row in summary["results"]] == names
+
+
+def test_fine_tuned_encoders_are_named_so(probed_run):
+    path, run = probed_run
+    options = ["--probe.fine_tune", "true", "--probe.fine_tune_epochs", "1", "--seeds", "0"]
+    linear_probing_train.main(["--config", path, "--run", str(run), *QUICK_PROBE, *options])
+    folder = run / "probe/fine_tuned_fine_tune_epochs_1_seeds_0"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["kind"] == "all weights trained"
+    names = ["candidate seed 0", "independent seed 0", "random encoder"]
+    assert [row["encoder"] for row in summary["results"]] == names
+    assert summary["over_pairs"] == {}
+
+
+def test_the_run_folder_tells_what_was_done(scored_run):
+    _, run = scored_run
+    assert yaml.safe_load((run / "config.yaml").read_text())["training"]["optimizer"] == "adamw"
+    environments = json.loads((run / "environment.json").read_text())
+    assert list(environments) == [f"seed_{seed}/{role}" for seed in (0, 1) for role in ROLES]
+    [environment] = environments["seed_1/candidate"]
+    assert environment["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert environment["threads"] == 1 and "commit" in environment
+    log = log_of(run, "independent", seed=1)
+    assert [line["epoch"] for line in log] == [1, 2, 3]
+    assert [line["step"] for line in log] == [3, 6, 9]
+    for line in log:
+        assert np.isfinite(line["loss"]) and line["images_per_second"] > 0
+        assert 0 < line["spread"] < 1.5 and 0 <= line["knn_accuracy"] <= 1
+    assert (run / "seed_1/candidate/encoder_epoch_0002.pt").exists()
+
+
+def test_a_masked_autoencoder_draws_what_it_sees(write_config, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(loop, "draw_pictures", lambda *arguments: drawn.append(arguments))
+    train(write_config(METHODS["mae"][2] | {"training.pictures_every": 2}), method="mae")
+    assert [path.name for _, _, path in drawn] == 2 * ["pictures_epoch_0002.png"]
+    shapes = {title: tuple(pixels.shape) for title, pixels in drawn[0][0].items()}
+    assert shapes == dict.fromkeys(("original", "masked", "reconstruction"), (8, 3, 16, 16))

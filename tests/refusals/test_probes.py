@@ -1,0 +1,60 @@
+"""What cannot be probed: one line that says why."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn as nn
+from conftest import CPU, QUICK_PROBE, fake_images, flat_pixels
+
+import linear_probing_train
+from memorization.errors import WrongUse
+from memorization.measuring.probing import ProbeSettings, probed_rows
+from memorization.measuring.representations import (
+    stored_examples,
+)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_dataset_without_labels_is_refused(split):
+    images = fake_images()
+    getattr(images, split).labels.fill_(-1)
+    with pytest.raises(WrongUse, match=f"fake has no labelled {split} image"):
+        probed_rows(images, ProbeSettings())
+
+
+def test_one_class_tells_nothing():
+    images = fake_images()
+    images.train.labels.clamp_(-1, 0)
+    message = "the 1024 labelled training images of fake are of one class: nothing to tell"
+    with pytest.raises(WrongUse, match=message):
+        probed_rows(images, ProbeSettings())
+
+
+class Broken(nn.Module):
+    def forward(self, pixels):
+        return pixels.flatten(1) / 0
+
+
+def test_representations_that_are_not_finite_stop_the_probe(tmp_path):
+    encoder, images = replace(flat_pixels(), network=Broken()), fake_images()
+    with pytest.raises(WrongUse, match="flat pixels: its representations are not finite"):
+        stored_examples(encoder, images.train, torch.arange(5), tmp_path, CPU)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("what, options, named", [
+    ("probe", [], "probe.train_images: 300"),
+    ("fine_tune", ["--probe.fine_tune", "true"], "probe.fine_tune_batch_size: 256"),
+])  # fmt: skip
+def test_probes_beyond_the_memory_name_the_setting_to_lower(
+    what, options, named, probed_run, refusal, monkeypatch
+):
+    def hungry(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    path, run = probed_run
+    monkeypatch.setattr(linear_probing_train, what, hungry)
+    options = ["--config", path, "--run", str(run), *QUICK_PROBE, *options]
+    line = refusal(linear_probing_train.main, options)
+    assert line == f"error: {named} needs more than the GPU's memory has left; lower it\n"
