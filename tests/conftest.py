@@ -47,6 +47,8 @@ from models.mae import MAESettings
 from models.simclr import SimCLRSettings
 from models.vit import patchify, unpatchify
 
+pytest.register_assert_rewrite("hostile")  # so that its asserts show values too
+
 EXPERIMENT = {
     "run": "runs/tiny",
     "seeds": [0],
@@ -210,6 +212,12 @@ def run_copy(scored_run, tmp_path):
     path, run = scored_run
     shutil.copytree(run, tmp_path / "run")
     return path, tmp_path / "run"
+
+
+@pytest.fixture
+def run(run_copy):
+    """The folder of a run that a test may change."""
+    return run_copy[1]
 
 
 @pytest.fixture
