@@ -5,7 +5,10 @@ or two.
 import copy
 import csv
 import json
+import os
 import shutil
+from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -139,6 +142,18 @@ def trained_bytes(run):
     return {role: (run / "seed_0" / role / "encoder.pt").read_bytes() for role in ROLES}
 
 
+def run_out_of_memory(*_, **__):
+    """What a GPU's torch does whose memory is full."""
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+
+class Executes:
+    """An object whose pickle runs a command if it is loaded."""
+
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
 def log_of(run, role="candidate", seed=0):
     """The lines of a log.jsonl, a list of dicts."""
     text = (run / f"seed_{seed}" / role / "log.jsonl").read_text()
@@ -236,6 +251,16 @@ def refusal(capsys):
         return line
 
     return refuse
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Every download fails."""
+
+    def fail(*_, **__):
+        raise URLError("no network here")
+
+    monkeypatch.setattr("urllib.request.urlopen", fail)
 
 
 @pytest.fixture
@@ -449,6 +474,19 @@ def subsets_of_five(**arrays):
     parts = {"shared": [0, 1], "candidate": [2], "independent": [3], "external": [0]} | arrays
     indices = {name: np.array(values, dtype=np.int64) for name, values in parts.items()}
     return Subsets(**indices, data={"name": "made"})
+
+
+def write_fashion_mnist(folder, images, labels, write=Path.write_bytes, ending=""):
+    """Torchvision's four files. images: (N, 28, 28) by split, "train" and "t10k"; labels: as many
+    as the larger split needs.
+    """
+    folder.mkdir(parents=True)
+    for split, pixels in images.items():
+        header = np.array([0x803, *pixels.shape], dtype=">i4").tobytes()
+        write(folder / f"{split}-images-idx3-ubyte{ending}", header + pixels.tobytes())
+        header = np.array([0x801, len(pixels)], dtype=">i4").tobytes()
+        content = header + np.array(labels[: len(pixels)], dtype=np.uint8).tobytes()
+        write(folder / f"{split}-labels-idx1-ubyte{ending}", content)
 
 
 def write_folder_experiment(folder, subsets, changes):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Executes
 
 from memorization import checkpoint
 from memorization.checkpoint import (
@@ -66,11 +67,6 @@ def test_a_flipped_bit_in_a_weight_is_noticed(tmp_path):
     path.write_bytes(content)
     with pytest.raises(WrongUse, match="c.pt"):
         read_checkpoint(path)
-
-
-class Executes:
-    def __reduce__(self):
-        return os.system, ("touch executed",)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Files broken by chance and made to do harm, and what watches over those who read them."""
 
 import io
-import os
 import random
 import signal
 import struct
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import Executes
 
 from memorization.checkpoint import (
     read_checkpoint,
@@ -177,11 +177,6 @@ def hostile_archives(intact, name):
         zipped(bomb, zipfile.ZIP_DEFLATED), zipped(members, zipfile.ZIP_LZMA), file.getvalue(),
         zipped({key: member for key, member in members.items() if key != name}), zipped({}),
     ]  # fmt: skip
-
-
-class Executes:
-    def __reduce__(self):
-        return os.system, ("touch executed",)
 
 
 class Allocates:

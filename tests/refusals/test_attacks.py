@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ASKED, break_file, nan_weights
+from conftest import ASKED, break_file, nan_weights, run_out_of_memory
 
 import dejavu
 from memorization.checkpoint import read_checkpoint, save_checkpoint
@@ -20,11 +20,8 @@ from memorization.measuring.deja_vu import DejaVuSettings
 
 
 def test_a_search_beyond_the_memory_names_the_setting_to_lower(run_copy, refusal, monkeypatch):
-    def hungry(*arguments):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
     path, run = run_copy
-    monkeypatch.setattr(attacks, "infer_by_neighbors", hungry)
+    monkeypatch.setattr(attacks, "infer_by_neighbors", run_out_of_memory)
     line = refusal(dejavu.main, ["--config", path, "--run", str(run), "--dejavu.k", "5"])
     assert (
         line

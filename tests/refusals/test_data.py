@@ -5,13 +5,12 @@ import json
 import os
 import pickle
 from dataclasses import replace
-from urllib.error import URLError
 
 import numpy as np
 import pytest
 import scipy.io
 import torch
-from conftest import random_bytes
+from conftest import random_bytes, write_fashion_mnist
 from torchvision import datasets
 
 from memorization.data import published_files
@@ -19,17 +18,12 @@ from memorization.data.catalogue import DataSettings
 from memorization.data.images import open_images
 from memorization.errors import WrongUse
 
+pytestmark = pytest.mark.usefixtures("no_network")
+
 
 @pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    """Every download fails, and torchvision takes small files for the true ones: it compares md5
-    sums.
-    """
-
-    def fail(*args, **kwargs):
-        raise URLError("no network here")
-
-    monkeypatch.setattr("urllib.request.urlopen", fail)
+def no_check(monkeypatch):
+    """Torchvision, which compares md5 sums, takes small files for the true ones."""
     for module in (datasets.mnist, datasets.cifar, datasets.svhn, datasets.stl10, datasets.utils):
         monkeypatch.setattr(module, "check_integrity", lambda path, md5=None: os.path.isfile(path))
 
@@ -46,29 +40,22 @@ def opened(name, root, **settings):
 # --- Fashion-MNIST: idx files, big-endian header, then rows of pixels -----------------------------
 
 
-def write_fashion_mnist(folder, write=lambda path, content: path.write_bytes(content), ending=""):
+def write_five_images(folder, **how):
     """Three training images and two test images; returns them."""
-    folder.mkdir(parents=True)
     images = {"train": random_bytes(3, 28, 28), "t10k": random_bytes(2, 28, 28, seed=1)}
-    for name, pixels in images.items():
-        header = np.array([0x803, len(pixels), 28, 28], dtype=">i4").tobytes()
-        write(folder / f"{name}-images-idx3-ubyte{ending}", header + pixels.tobytes())
-        labels = np.array([7, 0, 9][: len(pixels)], dtype=np.uint8)
-        write(
-            folder / f"{name}-labels-idx1-ubyte{ending}",
-            np.array([0x801, len(pixels)], dtype=">i4").tobytes() + labels.tobytes(),
-        )
+    write_fashion_mnist(folder, images, [7, 0, 9], **how)
     return images
 
 
 def write_debian_package(folder):
-    return write_fashion_mnist(
-        folder, lambda path, content: path.write_bytes(gzip.compress(content)), ".gz"
-    )
+    def write(path, content):
+        path.write_bytes(gzip.compress(content))
+
+    return write_five_images(folder, write=write, ending=".gz")
 
 
 def test_fashion_mnist_is_read_from_the_folder_of_torchvision(tmp_path):
-    written = write_fashion_mnist(tmp_path / "FashionMNIST" / "raw")
+    written = write_five_images(tmp_path / "FashionMNIST" / "raw")
     images = opened("fashion_mnist", tmp_path)
     assert (images.channels, images.train.size, len(images.train), len(images.test)) == (
         1,
@@ -119,7 +106,7 @@ def test_a_missing_fashion_mnist_names_all_three_places(tmp_path):
 @pytest.mark.parametrize("length", [0, 3, 9])
 def test_a_truncated_fashion_mnist_is_wrong_use(tmp_path, name, length):
     raw = tmp_path / "FashionMNIST" / "raw"
-    write_fashion_mnist(raw)
+    write_five_images(raw)
     (raw / name).write_bytes((raw / name).read_bytes()[:length])
     with pytest.raises(WrongUse, match=f"fashion_mnist.*{raw}"):
         opened("fashion_mnist", tmp_path)
@@ -127,7 +114,7 @@ def test_a_truncated_fashion_mnist_is_wrong_use(tmp_path, name, length):
 
 def test_images_and_labels_of_different_number_are_wrong_use(tmp_path):
     raw = tmp_path / "FashionMNIST" / "raw"
-    write_fashion_mnist(raw)
+    write_five_images(raw)
     (raw / "train-labels-idx1-ubyte").write_bytes((raw / "t10k-labels-idx1-ubyte").read_bytes())
     with pytest.raises(WrongUse, match="3 train images, but 2 labels"):
         opened("fashion_mnist", tmp_path)
@@ -135,7 +122,7 @@ def test_images_and_labels_of_different_number_are_wrong_use(tmp_path):
 
 def test_a_label_beyond_the_classes_is_wrong_use(tmp_path):
     raw = tmp_path / "FashionMNIST" / "raw"
-    write_fashion_mnist(raw)
+    write_five_images(raw)
     labels = raw / "train-labels-idx1-ubyte"
     labels.write_bytes(labels.read_bytes()[:-1] + b"\x0a")
     with pytest.raises(WrongUse, match="a train label outside of the 10 classes"):

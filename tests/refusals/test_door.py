@@ -4,8 +4,7 @@ import dataclasses
 import shutil
 
 import pytest
-import torch
-from conftest import train
+from conftest import run_out_of_memory, train
 
 import train_simclr
 from memorization.config import read_config
@@ -43,10 +42,7 @@ def test_a_run_folder_of_other_images_is_refused(write_config, tmp_path, refusal
 def test_a_batch_beyond_the_memory_names_the_setting_to_lower(
     write_config, tmp_path, refusal, monkeypatch
 ):
-    def hungry(*arguments, **named):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
-
-    monkeypatch.setattr(loop, "train_step", hungry)
+    monkeypatch.setattr(loop, "train_step", run_out_of_memory)
     line = refusal(train_simclr.main, ["--config", write_config()])
     words = "training.batch_size: 16 needs more than the GPU's memory has left; lower it"
     assert line == f"error: {words}\n"

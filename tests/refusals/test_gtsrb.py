@@ -4,7 +4,6 @@ like a folder of images, downloaded if they are missing, refused in one line.
 
 import os
 from pathlib import Path
-from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -22,12 +21,7 @@ from memorization.errors import WrongUse
 COLUMNS = "Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId\n"
 
 
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    def fail(*_, **__):
-        raise URLError("no network here")
-
-    monkeypatch.setattr("urllib.request.urlopen", fail)
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 def write_image(path, seed):

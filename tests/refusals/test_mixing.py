@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import yaml
-from conftest import METHODS, write_experiment
+from conftest import METHODS, random_bytes, write_experiment, write_fashion_mnist
 
 import dejavu
 import linear_probing_train
@@ -427,26 +427,12 @@ def test_other_images_are_refused(change, key, scored_run, refused, monkeypatch)
     refused(["data.root: data holds other images", f"{key} {both}"], path, run)
 
 
-def write_fashion_mnist(raw, seed):
-    """torchvision's four files, with 300 and 100 images made by chance."""
-    generator = np.random.default_rng(seed)
-    for name, count in (("train", 300), ("t10k", 100)):
-        pixels, labels = (
-            generator.integers(256, size=(count, 28, 28), dtype=np.uint8),
-            (np.arange(count) % 10).astype(np.uint8),
-        )
-        raw.mkdir(parents=True, exist_ok=True)
-        (raw / f"{name}-images-idx3-ubyte").write_bytes(
-            np.array([0x803, *pixels.shape], dtype=">i4").tobytes() + pixels.tobytes()
-        )
-        (raw / f"{name}-labels-idx1-ubyte").write_bytes(
-            np.array([0x801, count], dtype=">i4").tobytes() + labels.tobytes()
-        )
-
-
 def test_other_files_under_data_root_are_refused(tmp_path, refused):
     for name, seed in (("one", 0), ("other", 1)):
-        write_fashion_mnist(tmp_path / name / "FashionMNIST/raw", seed)
+        images = {"train": random_bytes(300, 28, 28, seed=seed)}
+        images["t10k"] = random_bytes(100, 28, 28, seed=seed + 10)
+        labels = np.arange(300) % 10
+        write_fashion_mnist(tmp_path / name / "FashionMNIST/raw", images, labels)
     # not the published files
     data = {"name": "fashion_mnist", "root": str(tmp_path / "one"), "verify": False}
     changes = {"data": data, "training.epochs": 1}

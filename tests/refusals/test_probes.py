@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn as nn
-from conftest import CPU, QUICK_PROBE, fake_images, flat_pixels
+from conftest import CPU, QUICK_PROBE, fake_images, flat_pixels, run_out_of_memory
 
 import linear_probing_train
 from memorization.errors import WrongUse
@@ -50,11 +50,8 @@ def test_representations_that_are_not_finite_stop_the_probe(tmp_path):
 def test_probes_beyond_the_memory_name_the_setting_to_lower(
     what, options, named, probed_run, refusal, monkeypatch
 ):
-    def hungry(*arguments):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
     path, run = probed_run
-    monkeypatch.setattr(linear_probing_train, what, hungry)
+    monkeypatch.setattr(linear_probing_train, what, run_out_of_memory)
     options = ["--config", path, "--run", str(run), *QUICK_PROBE, *options]
     line = refusal(linear_probing_train.main, options)
     assert line == f"error: {named} needs more than the GPU's memory has left; lower it\n"

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import ONE_REMOVAL, remove
+from conftest import ONE_REMOVAL, remove, run_out_of_memory
 
 import memorization_scores
 import remove_samples
@@ -90,11 +90,8 @@ def test_encoders_of_another_precision_are_not_compared(halves_copy, in_process,
 def test_probes_beyond_the_memory_name_the_setting_to_lower(
     halves_copy, in_process, refusal, monkeypatch
 ):
-    def hungry(*arguments):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
     path, run = halves_copy
-    monkeypatch.setattr(removal_curve, "probe", hungry)
+    monkeypatch.setattr(removal_curve, "probe", run_out_of_memory)
     line = refusal(remove_samples.main, ["--config", path, "--run", str(run), *ONE_REMOVAL])
     reason = "200 needs more than the GPU's memory has left; lower it"
     assert line == f"error: probe.train_images: {reason}\n"

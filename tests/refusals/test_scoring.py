@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from conftest import CROPS, break_file, foreign_encoder, nan_weights, noise_images
+from conftest import (
+    CROPS,
+    break_file,
+    foreign_encoder,
+    nan_weights,
+    noise_images,
+    run_out_of_memory,
+)
 
 import memorization_scores
 from memorization.data.images import Split
@@ -13,10 +20,7 @@ from memorization.measuring.scores import score_images
 
 
 def test_a_batch_beyond_the_memory_names_the_setting_to_lower(run_copy, refusal, monkeypatch):
-    def hungry(*arguments):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(scores, "score_batch", hungry)
+    monkeypatch.setattr(scores, "score_batch", run_out_of_memory)
     path, run = run_copy
     line = refusal(memorization_scores.main, ["--config", path, "--run", str(run)])
     assert "scores.batch_size: 256 needs more than the GPU's memory has left; lower it" in line
