@@ -252,7 +252,8 @@ def load_pair(run, seed, checkpoint="encoder"):
     pair = Pair(*(load_trained(run, seed, role, checkpoint) for role in ROLES), seed)
     of_f, of_g = (encoder.record["precision"] for encoder in pair)
     if of_f != of_g:
-        raise WrongUse(f"{run}: seed {seed}: precision is {of_f!r} of f, but {of_g!r} of g")
+        place = folder_of(run, seed, ROLES[0]).parent
+        raise WrongUse(f"{place}: precision is {of_f!r} of f, but {of_g!r} of g")
     return pair
 
 
