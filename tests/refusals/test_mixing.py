@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import yaml
-from conftest import METHODS, random_bytes, write_experiment, write_fashion_mnist
+from conftest import EXPERIMENT, METHODS, random_bytes, write_experiment, write_fashion_mnist
 
 import dejavu
 import linear_probing_train
@@ -101,15 +101,7 @@ def test_what_belongs_together_is_measured(run_copy, quick_scores, monkeypatch):
 
 # --- a value that is given ------------------------------------------------------------------------
 
-# the recipe of the run
-PLAIN = {
-    "count": 2,
-    "size": 16,
-    "crop_scale": [0.5, 1.0],
-    "flip": 0.5,
-    "jitter": 0.8,
-    "grayscale": 0.2,
-}
+PLAIN = EXPERIMENT["augmentation"]["views"][0]  # the recipe of the run
 GIVEN = [  # key, the value given, and the line
     ("data.name", "cifar10", "data.name: 'cifar10' was given, but {run} was trained with 'fake'"),
     ("data.size", 32, "data.size: 32 was given, but {run} was trained with 16"),
