@@ -24,13 +24,8 @@ import remove_samples
 import train_byol
 import train_mae
 import train_simclr
-from memorization.checkpoint import (
-    read_checkpoint,
-    save_checkpoint,
-)
-from memorization.data.augmentations import (
-    View,
-)
+from memorization.checkpoint import read_checkpoint, save_checkpoint
+from memorization.data.augmentations import View
 from memorization.data.catalogue import DataSettings
 from memorization.data.images import Split, open_images
 from memorization.data.recipes import ViewRecipe
@@ -41,12 +36,13 @@ from memorization.data.subsets import (
     draw_subsets,
 )
 from memorization.encoder import Encoder
-from memorization.measuring import (
-    retraining,
-)
+from memorization.measuring import retraining
+from memorization.measuring.representations import Examples
+from memorization.settings import TrainingSettings
 from memorization.training import loop
 from models.byol import BYOLSettings
-from models.mae import MAESettings
+from models.encoders import encoder_settings, make_encoder
+from models.mae import MAE, MAESettings
 from models.simclr import SimCLRSettings
 from models.vit import patchify, unpatchify
 
@@ -85,6 +81,7 @@ EXPERIMENT = {
 }
 
 
+TINY_TRAINING = TrainingSettings(**EXPERIMENT["training"])
 # Of every method: its script, the schema of its settings, and what it changes in the tiny
 # experiment.
 METHODS = {
@@ -432,6 +429,43 @@ def flat_pixels(channels=3, size=8, identity="a", normalization=((0.5,) * 3, (0.
     return Encoder("flat pixels", Counting(), channels, size, normalization, identity=identity)
 
 
+class FlatPixels(nn.Module):
+    """An encoder whose representation is the image itself, of 2 x 2 pixels."""
+
+    dim = 12
+
+    def forward(self, pixels, visible=None):
+        return pixels.flatten(1)
+
+
+def make_vit(channels=3, **settings):
+    """A vision transformer of 16 x 16 images, in 16 patches, always with the same weights."""
+    torch.manual_seed(0)
+    settings = encoder_settings(**{"name": "vit_mini", "depth": 1, "patch": 4} | settings)
+    return make_encoder(settings, channels, 16)
+
+
+def make_mae(channels=1, **settings):
+    """A small masked autoencoder on `make_vit`."""
+    settings = {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2} | settings
+    arguments = MAESettings(name="mae", **settings).arguments()
+    return MAE(make_vit(channels, width=32), **arguments)
+
+
+def masked_view(B=6, channels=3, K=5, seed=0):
+    """Noise for `make_vit`, with K of the 16 patches visible."""
+    generator = torch.Generator().manual_seed(seed)
+    visible = torch.rand(B, 16, generator=generator).argsort(dim=1)[:, :K]
+    return View(torch.randn(B, channels, 16, 16, generator=generator), visible)
+
+
+def losses_of_training(method, draw_views, steps, learning_rate):
+    """The losses of so many steps of Adam. draw_views: () -> the views of a step."""
+    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    adam, settings = torch.optim.Adam(trained, learning_rate), TINY_TRAINING
+    return [loop.train_step(method, adam, draw_views(), settings, 0.0).item() for _ in range(steps)]
+
+
 def break_file(path):
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -461,6 +495,17 @@ def made_up_split(count, channels, size, name="train"):
     pixels[count // 2 :] = pixels[count // 2 :] // 86 * 127  # 0, 127 or 254
     pixels[-1] = 255  # and one image all white
     return Split(name, pixels, torch.zeros(count, dtype=torch.int64))
+
+
+def clouds(count, seed=0, noise=2.0):
+    """Examples of four classes, a cloud each in 8 dimensions, far from the origin and of very
+    unequal scales.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(4, 8, generator=torch.Generator().manual_seed(99))
+    labels = torch.randint(4, (count,), generator=generator)
+    values = centres[labels] + noise * torch.randn(count, 8, generator=generator)
+    return Examples(values * torch.logspace(-3, 3, 8) + 50, labels)
 
 
 def draw_few(**settings):

@@ -16,6 +16,8 @@ from conftest import (
     SCORE_FILES,
     ask,
     log_of,
+    make_mae,
+    masked_view,
     read_table,
     score,
     table_with,
@@ -31,6 +33,8 @@ from memorization.data.images import open_images
 from memorization.data.subsets import ROLES, load_subsets
 from memorization.measuring.scores import score_images
 from memorization.training import loop
+from models.mae import patch_statistics
+from models.vit import patchify
 
 COLUMNS = [
     "index",
@@ -212,3 +216,21 @@ def test_a_masked_autoencoder_draws_what_it_sees(write_config, tmp_path, monkeyp
     assert [path.name for _, _, path in drawn] == 2 * ["pictures_epoch_0002.png"]
     shapes = {title: tuple(pixels.shape) for title, pixels in drawn[0][0].items()}
     assert shapes == dict.fromkeys(("original", "masked", "reconstruction"), (8, 3, 16, 16))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_pictures_show_the_original_what_was_seen_and_the_reconstruction(channels, normalize):
+    mae, view = make_mae(channels, normalize_pixels=normalize), masked_view(12, channels)
+    pictures = mae.pictures([view])
+    assert list(pictures) == ["original", "masked", "reconstruction"]
+    assert torch.equal(pictures["original"], view.pixels[:8])
+    original, masked, reconstruction = (patchify(pixels, 4) for pixels in pictures.values())
+    seen = torch.zeros(8, 16).scatter_(1, view.visible[:8], 1.0).bool()
+    assert torch.equal(masked[seen], original[seen]) and not masked[~seen].any()
+    predicted = mae.reconstruct(view.pixels[:8], view.visible[:8])
+    if normalize:
+        mean, std = patch_statistics(original)
+        predicted = predicted * std + mean
+    assert torch.equal(reconstruction[seen], original[seen])
+    assert torch.allclose(reconstruction[~seen], predicted[~seen])

@@ -4,11 +4,10 @@ import math
 import pytest
 import torch
 import torch.nn as nn
-from conftest import with_hidden_pixels
+from conftest import losses_of_training, make_vit, masked_view, with_hidden_pixels
 
 from memorization.data.augmentations import View
 from models.byol import BYOL, BYOLSettings, momentum_at, prediction_loss
-from models.encoders import encoder_settings, make_encoder
 from models.heads import HEAD_NORMS
 
 
@@ -25,10 +24,10 @@ class Convolution(nn.Module):
         return self.layers(pixels).mean((2, 3))
 
 
-def make_byol(**changes):
+def make_byol(encoder=None, **settings):
     torch.manual_seed(0)
-    settings = BYOLSettings(name="byol", hidden_dim=8, projection_dim=4, **changes)
-    return BYOL(Convolution(), **settings.arguments())
+    settings = BYOLSettings(name="byol", hidden_dim=8, projection_dim=4, **settings)
+    return BYOL(encoder or Convolution(), **settings.arguments())
 
 
 def views(B=6):
@@ -38,50 +37,37 @@ def views(B=6):
 
 def slow_prediction_loss(p, z):
     """Equation 2 of the paper, written out: the squared distance of the normalized vectors."""
-    total = 0.0
-    for a, b in zip(p.tolist(), z.tolist()):
-        total += sum((x / math.hypot(*a) - y / math.hypot(*b)) ** 2 for x, y in zip(a, b))
-    return total / len(p)
+    p, z = (x.double() / x.double().square().sum(1, keepdim=True).sqrt() for x in (p, z))
+    return ((p - z) ** 2).sum(1).mean().item()
 
 
 def test_the_loss_equals_the_slow_sum_of_the_paper():
     p, z = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert prediction_loss(p, z).item() == pytest.approx(slow_prediction_loss(p, z), abs=1e-12)
-    assert prediction_loss(p, 3 * p).item() == pytest.approx(0) and prediction_loss(
-        p, -p
-    ).item() == pytest.approx(4)
+    assert prediction_loss(p, 3 * p).item() == pytest.approx(0)
+    assert prediction_loss(p, -p).item() == pytest.approx(4)
 
 
 def test_the_loss_of_half_precision_is_computed_in_full():
     p, z = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
     assert prediction_loss(p, z).dtype == torch.float32
-    assert prediction_loss(p, z).item() == pytest.approx(
-        slow_prediction_loss(p.float(), z.float()), rel=1e-5
-    )
+    assert prediction_loss(p, z).item() == pytest.approx(slow_prediction_loss(p, z), rel=1e-5)
 
 
 def test_each_view_predicts_the_momentum_networks_projection_of_the_other():
-    byol, (first, second) = make_byol(head_norm="layer"), views()
+    byol, both = make_byol(head_norm="layer"), views()
     for parameter in [*byol.momentum_encoder.parameters(), *byol.momentum_projector.parameters()]:
         parameter.data += 0.1  # so that the two networks differ
-    online = [
-        byol.predictor(byol.projector(byol.online_encoder(view.pixels))) for view in (first, second)
-    ]
-    slow = [byol.momentum_projector(byol.momentum_encoder(view.pixels)) for view in (first, second)]
-    expected = slow_prediction_loss(online[0], slow[1]) + slow_prediction_loss(online[1], slow[0])
-    assert byol(first, second).item() == pytest.approx(expected, rel=1e-5)
-    assert byol(second, first).item() == pytest.approx(expected, rel=1e-5)
+    p1, p2 = (byol.predictor(byol.projector(byol.online_encoder(view.pixels))) for view in both)
+    z1, z2 = (byol.momentum_projector(byol.momentum_encoder(view.pixels)) for view in both)
+    expected = slow_prediction_loss(p1, z2) + slow_prediction_loss(p2, z1)
+    assert byol(*both).item() == pytest.approx(expected, rel=1e-5)
+    assert byol(*both[::-1]).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_both_networks_see_each_view_under_its_own_mask():
-    torch.manual_seed(0)
-    settings = BYOLSettings(name="byol", hidden_dim=8, projection_dim=4, head_norm="layer")
-    byol = BYOL(
-        make_encoder(encoder_settings(name="vit_mini", depth=1), 3, 16), **settings.arguments()
-    )
-    generator = torch.Generator().manual_seed(0)
-    masks = [torch.rand(6, 16, generator=generator).argsort(dim=1)[:, :5] for _ in range(2)]
-    masked = [View(torch.randn(6, 3, 16, 16, generator=generator), mask) for mask in masks]
+    byol = make_byol(make_vit(), head_norm="layer")
+    masked = masked_view(seed=0), masked_view(seed=1)
     loss = byol(*masked)
     assert torch.equal(byol(*(with_hidden_pixels(view, 7.0) for view in masked)), loss)
     assert not torch.allclose(byol(*(View(view.pixels) for view in masked)), loss, atol=1e-4)
@@ -91,10 +77,8 @@ def test_both_networks_see_each_view_under_its_own_mask():
 def test_projector_and_predictor_have_the_widths_and_the_norm_of_the_settings(head_norm):
     byol = make_byol(head_norm=head_norm)
     for head, widths in ((byol.projector, [(8, 6), (4, 8)]), (byol.predictor, [(8, 4), (4, 8)])):
-        assert [
-            tuple(layer.weight.shape) for layer in head if isinstance(layer, nn.Linear)
-        ] == widths
-        assert type(head[1]) is type(HEAD_NORMS[head_norm](8))
+        shapes = [tuple(layer.weight.shape) for layer in head if isinstance(layer, nn.Linear)]
+        assert shapes == widths and type(head[1]) is type(HEAD_NORMS[head_norm](8))
 
 
 @pytest.mark.parametrize("base", [0.9, 0.996])
@@ -108,28 +92,20 @@ def test_the_momentum_rises_from_its_base_to_1_by_half_a_cosine(base):
 
 def test_the_momentum_network_starts_as_a_copy_has_no_gradient_and_follows():
     byol = make_byol(momentum=0.9)
-    pairs = [
-        (byol.online_encoder, byol.momentum_encoder),
-        (byol.projector, byol.momentum_projector),
-    ]
-    for online, slow in pairs:
-        assert all(
-            torch.equal(a, b) and a is not b for a, b in zip(online.parameters(), slow.parameters())
-        )
+    online = [*byol.online_encoder.parameters(), *byol.projector.parameters()]
+    slow = [*byol.momentum_encoder.parameters(), *byol.momentum_projector.parameters()]
+    assert len(online) == len(slow)
+    assert all(torch.equal(a, b) and a is not b for a, b in zip(online, slow))
     trained = {id(parameter) for parameter in byol.parameters() if parameter.requires_grad}
-    for online, slow in pairs:
-        assert trained >= {id(p) for p in online.parameters()} and not trained & {
-            id(p) for p in slow.parameters()
-        }
+    assert trained >= set(map(id, online)) and not trained & set(map(id, slow))
     byol(*views()).backward()
-    assert all(parameter.grad is None for _, slow in pairs for parameter in slow.parameters())
-    before = [copy.deepcopy(slow) for _, slow in pairs]
-    for parameter in byol.parameters():
-        parameter.data += parameter.requires_grad * torch.rand(parameter.shape)
+    assert all(parameter.grad is None for parameter in slow)
+    before = copy.deepcopy(slow)
+    for parameter in online:
+        parameter.data += torch.rand(parameter.shape)
     byol.after_step(progress=0.5)
-    for (online, slow), old in zip(pairs, before):
-        for a, b, c in zip(online.parameters(), slow.parameters(), old.parameters()):
-            assert torch.allclose(b, 0.95 * c + 0.05 * a, atol=1e-6) and not torch.equal(b, c)
+    for a, b, c in zip(online, slow, before):
+        assert torch.allclose(b, 0.95 * c + 0.05 * a, atol=1e-6) and not torch.equal(b, c)
 
 
 def test_batch_norms_of_the_momentum_network_use_their_own_batch_and_keep_their_own_statistics():
@@ -155,17 +131,8 @@ def test_the_encoder_that_is_kept_is_the_one_named(kept):
 
 def test_byol_learns_to_predict_and_does_not_collapse():
     byol, (first, _) = make_byol(momentum=0.9), views(B=32)
-    optimizer = torch.optim.Adam(
-        [parameter for parameter in byol.parameters() if parameter.requires_grad], lr=0.01
-    )
     noise = 0.1 * torch.randn(first.pixels.shape, generator=torch.Generator().manual_seed(2))
-    history = []
-    for _ in range(60):
-        loss = byol(first, View(first.pixels + noise))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        byol.after_step(0.0)
-        history.append(loss.item())
-    assert history[-1] < 0.5 * history[0]
+    pair = first, View(first.pixels + noise)
+    losses = losses_of_training(byol, lambda: pair, steps=60, learning_rate=0.01)
+    assert losses[-1] < 0.5 * losses[0]
     assert nn.functional.normalize(byol.encoder(first.pixels), dim=1).std(0).mean() > 0.1
