@@ -17,7 +17,7 @@ from memorization.data.randomness import sample_keys, stream, uniform
 from memorization.data.recipes import ViewRecipe
 from memorization.data.transforms import HUE, normalize, places_of_hue, transform
 from memorization.machine import threads
-from memorization.machine.device import to_device
+from memorization.machine.device import to_device, to_device_together
 
 # Pixels that a CPU transforms at a time: they fit into its cache, and outweigh the cost of calling
 # operations. On a GPU a call costs more, and memory less.
@@ -169,13 +169,14 @@ def _fill(views, images, indices, parameters, recipe, normalization):
     B, C, size, _ = views.shape
     order = places_of_hue(parameters, C).argsort(stable=True) if recipe.jitter else torch.arange(B)
     indices, parameters = indices[order], parameters[order]
+    constants = [order, *map(torch.tensor, normalization)]
+    ((order, mean, std),) = to_device_together([constants], views.device)
     chunk = B
     if views.device.type == "cpu":
         chunk = max(1, CHUNK_BYTES // (4 * C * max(size, images.size) ** 2))
     for rows in _equal_slices(B, math.ceil(B / chunk)):
         pixels = transform(images.gather(indices[rows]), parameters[rows], recipe)
-        pixels = normalize(pixels, *normalization)
-        views.index_copy_(0, to_device(order[rows], views.device), pixels)
+        views.index_copy_(0, order[rows], normalize(pixels, mean, std))
 
 
 def _equal_slices(count, parts):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from memorization.data.randomness import uniform
-from memorization.machine.device import to_device
+from memorization.machine.device import to_device_together
 
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # of red, green and blue, as in torchvision
 # The operations of colour jitter, in the order of jitter_strength.
@@ -19,84 +19,113 @@ _FIRST_NOISE_SLOT = 64
 
 
 def transform(pixels, parameters, recipe):
-    """Apply drawn parameters. pixels: (B, C, H, W) uint8. Returns (B, C, size, size) float32 in [0,
-    1], before normalization.
+    """Apply drawn parameters, which are sent to the device of the pixels in one copy.
+
+    pixels: (B, C, H, W) uint8; parameters: Parameters, on the CPU. Returns (B, C, size, size)
+    float32 in [0, 1], before normalization.
     """
-    x = resized_crop(pixels, parameters, recipe.size)
-    for turns in (1, 2, 3):
-        x = _apply_to_chosen(
-            parameters.quarter_turns == turns, partial(torch.rot90, k=turns, dims=(2, 3)), x
-        )
-    if recipe.jitter:
-        x = color_jitter(x, parameters)
-    if recipe.grayscale and x.shape[1] == 3:
-        x = _apply_to_chosen(
-            parameters.grayscale, lambda chosen: _gray(chosen).expand_as(chosen), x
-        )
-    if recipe.blur:
-        radius = max(1, recipe.size // 20)  # a kernel of about a tenth of the view
-        x = _apply_to_chosen(
-            parameters.blur, partial(gaussian_blur, radius=radius), x, parameters.sigma
-        )
-    if recipe.solarize:
-        invert = partial(_invert_from, threshold=recipe.solarize_threshold)
-        x = _apply_to_chosen(parameters.solarize, invert, x)
-    if recipe.noise:
-        noise = _normal_noise(to_device(parameters.noise_keys, x.device), x.shape[1:])
-        x = (x + recipe.noise * noise).clamp(0, 1)
+    operations, tensors = zip(*_steps(parameters, recipe, pixels.shape[1]))
+    x = pixels
+    for operation, sent in zip(operations, to_device_together(tensors, pixels.device)):
+        x = operation(x, *sent)
     return x
 
 
-def normalize(pixels, mean, std):
-    """(B, C, H, W) pixels in [0, 1], less the channels' means, over their standard deviations."""
-    mean, std = (
-        to_device(torch.tensor(values), pixels.device).view(-1, 1, 1) for values in (mean, std)
-    )
-    return (pixels - mean).div_(std)
+def _steps(parameters, recipe, channels):
+    """The operations of a recipe in order, each with the tensors that it takes after the pixels.
 
-
-def resized_crop(pixels, parameters, size):
-    """Crop, resize and flip: torchvision's antialiased bilinear resized crop, first along the lines
-    of an image and then across them.
-
-    pixels: (B, C, S, S) uint8. Returns (B, C, size, size) float32 in [0, 1].
+    An operation that changes no image is left out.
     """
+    steps = []
+
+    def add_for_chosen(operation, chosen, *tensors):
+        rows = chosen.nonzero()[:, 0]
+        if len(rows):
+            tensors = [rows, *(tensor[rows] for tensor in tensors)]
+            steps.append((partial(_apply_to_rows, operation), tensors))
+
+    steps.append(crop_step(parameters, recipe.size))
+    for turns in (1, 2, 3):
+        turn = partial(torch.rot90, k=turns, dims=(2, 3))
+        add_for_chosen(turn, parameters.quarter_turns == turns)
+    if recipe.jitter:
+        steps.append(jitter_step(parameters, channels))
+    if recipe.grayscale and channels == 3:
+        add_for_chosen(lambda x: _gray(x).expand_as(x), parameters.grayscale)
+    if recipe.blur:
+        radius = max(1, recipe.size // 20)  # a kernel of about a tenth of the view
+        add_for_chosen(partial(gaussian_blur, radius=radius), parameters.blur, parameters.sigma)
+    if recipe.solarize:
+        invert = partial(_invert_from, threshold=recipe.solarize_threshold)
+        add_for_chosen(invert, parameters.solarize)
+    if recipe.noise:
+        steps.append((partial(_add_noise, strength=recipe.noise), [parameters.noise_keys]))
+    return steps
+
+
+def normalize(pixels, mean, std):
+    """(B, C, H, W) pixels in [0, 1], less the channels' means, over their standard deviations.
+
+    mean, std: (C,), on the device of the pixels.
+    """
+    return (pixels - mean[:, None, None]).div_(std[:, None, None])
+
+
+def crop_step(parameters, size):
+    """The step of `resized_crop`: (operation, tensors)."""
     starts = torch.stack([parameters.left, parameters.top])
     lengths = torch.stack([parameters.width, parameters.height])
     mirrored = torch.stack([parameters.flip, torch.zeros_like(parameters.flip)])
-    lines = _interpolation(starts, lengths, pixels.shape[2], size, mirrored, pixels.device)
-    columns, rows = zip(*lines)
+    return partial(resized_crop, size=size), [starts, lengths, mirrored]
+
+
+def resized_crop(pixels, starts, lengths, mirrored, size):
+    """Crop, resize and flip: torchvision's antialiased bilinear resized crop, first along the lines
+    of an image and then across them.
+
+    pixels: (B, C, S, S) uint8; starts, lengths: (2, B) float64, of the crop along and across the
+    lines; mirrored: (2, B) bool. Returns (B, C, size, size) float32 in [0, 1].
+    """
+    columns, rows = zip(*_interpolation(starts, lengths, pixels.shape[2], size, mirrored))
     # Transposed, the lines of x are the columns of the image.
     x = pixels.transpose(2, 3).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     x = weighted_lines(x, *columns).transpose(2, 3)
     return weighted_lines(x, *rows)
 
 
-def color_jitter(x, parameters):
-    """Brightness, contrast, saturation and hue, in each image's own order. x: (B, C, H, W) in [0,
-    1], changed in place.
-
-    Neighbouring images that have hue at the same place of their order are changed together: the
-    other three are one operation with other coefficients. Gray images have neither saturation nor
+def jitter_step(parameters, channels):
+    """The step of `color_jitter`: (operation, tensors). Gray images have neither saturation nor
     hue.
     """
     order = parameters.order
-    if x.shape[1] == 1:
+    if channels == 1:
         order = order[order < SATURATION].view(-1, 2)
     factors = parameters.factors.gather(1, order)  # (B, places)
     of_gray = torch.where(order == SATURATION, 1 - factors, 0.0)
     of_mean = torch.where(order == CONTRAST, 1 - factors, 0.0)
     coefficients = torch.stack([factors, of_gray, of_mean]).float()  # (3, B, places)
-    coefficients = to_device(coefficients, x.device)
-    hue_places = places_of_hue(parameters, x.shape[1])
+    hue_places = places_of_hue(parameters, channels)
+    changes = []
     for place in range(order.shape[1]):
         for is_hue, run in _runs(torch.where(parameters.jitter, hue_places == place, UNTOUCHED)):
-            if is_hue == UNTOUCHED:
-                continue
-            elif is_hue:
-                shift_hue(x[run], parameters.factors[run, HUE])
-            else:
-                mix_gray(x[run], *coefficients[:, run, place])
+            if is_hue != UNTOUCHED:
+                changes.append((place, is_hue, run))
+    return partial(color_jitter, changes=changes), [coefficients, parameters.factors[:, HUE]]
+
+
+def color_jitter(x, coefficients, shift, changes):
+    """Brightness, contrast, saturation and hue, in each image's own order.
+
+    x: (B, C, H, W) in [0, 1], changed in place; coefficients: (3, B, places), of `mix_gray`; shift:
+    (B,), of `shift_hue`; changes: (place in the order, whether it is hue, slice of images) of each.
+    Neighbouring images that have hue at the same place of their order are changed together: the
+    other three are one operation with other coefficients.
+    """
+    for place, is_hue, run in changes:
+        if is_hue:
+            shift_hue(x[run], shift[run])
+        else:
+            mix_gray(x[run], *coefficients[:, run, place])
     return x
 
 
@@ -134,8 +163,9 @@ def shift_hue(x, shift):
     # chroma - |g - b| if it is lowest.
     hue = (green + blue).sub_(red).add_(highest).sub_(lowest, alpha=2).copysign_(green - blue)
     # (B, 3), seen from each channel's corner, -3 to 3
-    turned = (6 * shift[:, None] - torch.tensor([0, 2, 4]) + 3) % 6 - 3
-    torch.mul(chroma[:, None], to_device(turned.float(), x.device)[:, :, None, None], out=x)
+    corners = 2 * torch.arange(3, device=x.device)
+    turned = (6 * shift[:, None] - corners + 3) % 6 - 3
+    torch.mul(chroma[:, None], turned.float()[:, :, None, None], out=x)
     # 3 chroma less the shorter way to the channel's corner
     x.add_(hue[:, None]).abs_().sub_(3 * chroma[:, None]).abs_()
     return torch.clamp(x.sub_((chroma - lowest)[:, None]), lowest[:, None], highest[:, None], out=x)
@@ -146,12 +176,11 @@ def gaussian_blur(x, sigma, radius):
     (B,), pixels.
     """
     B, S = len(x), x.shape[2]
-    distance = torch.arange(-radius, radius + 1)
+    distance = torch.arange(-radius, radius + 1, device=x.device)
     weights = torch.exp(-0.5 * (distance / sigma[:, None]) ** 2)  # (B, K)
-    weights = (weights / weights.sum(1, keepdim=True)).float()
-    weights = to_device(weights, x.device)[:, None].expand(B, S, -1)
-    places = (torch.arange(S)[:, None] + distance).abs()
-    places = to_device((S - 1 - (S - 1 - places).abs()).clamp(min=0), x.device).expand(B, S, -1)
+    weights = (weights / weights.sum(1, keepdim=True)).float()[:, None].expand(B, S, -1)
+    places = (torch.arange(S, device=x.device)[:, None] + distance).abs()
+    places = (S - 1 - (S - 1 - places).abs()).clamp(min=0).expand(B, S, -1)
     x = weighted_lines(x, places, weights).transpose(2, 3)
     return weighted_lines(x, places, weights).transpose(2, 3)
 
@@ -196,7 +225,7 @@ def _runs(values):
     ]
 
 
-def _interpolation(start, length, source, target, reverse, device):
+def _interpolation(start, length, source, target, reverse):
     """How to resample pixels [start, start + length) of a line to `target` pixels with a triangle
     filter.
 
@@ -205,10 +234,8 @@ def _interpolation(start, length, source, target, reverse, device):
     pixels of the line that count, (..., B, target, K) int64, and their weights, float32: two
     pixels, and more only if the whole line is longer than the target.
     """
-    start, length, reverse = (
-        to_device(values, device)[..., None, None]  # (..., B, 1, 1)
-        for values in (start, length, reverse)
-    )
+    device = start.device
+    start, length, reverse = (values[..., None, None] for values in (start, length, reverse))
     places = torch.arange(target, device=device)[:, None]
     places = torch.where(reverse, target - 1 - places, places)  # (..., B, target, 1)
     scale = length / target
@@ -230,6 +257,11 @@ def _gray(x):
     return gray.add_(green, alpha=GRAY_WEIGHTS[1]).add_(blue, alpha=GRAY_WEIGHTS[2])[:, None]
 
 
+def _add_noise(x, keys, strength):
+    """Add normal noise of a standard deviation, drawn by a key an image, (B,)."""
+    return (x + strength * _normal_noise(keys, x.shape[1:])).clamp(0, 1)
+
+
 def _normal_noise(keys, shape):
     """(B, *shape) standard normal numbers, one for every pixel, through the inverse of the normal
     distribution.
@@ -239,16 +271,10 @@ def _normal_noise(keys, shape):
     return torch.special.ndtri(u).float().view(-1, *shape)
 
 
-def _apply_to_chosen(chosen, operation, x, *parameters):
-    """Apply operation(x, *parameters) to the chosen images only, in place.
+def _apply_to_rows(operation, x, rows, *parameters):
+    """Apply operation(x, *parameters) to the images of these rows only, in place.
 
-    chosen: (B,) bool, and parameters: on the CPU, so that nobody waits for a GPU. x keeps its
-    layout in memory whichever images are chosen, or sums over it would round differently from batch
-    to batch.
+    x keeps its layout in memory whichever images are chosen, or sums over it would round
+    differently from batch to batch.
     """
-    if chosen.any():
-        rows = chosen.nonzero()[:, 0]
-        on_device = to_device(rows, x.device)
-        parameters = (parameter[rows] for parameter in parameters)
-        x.index_copy_(0, on_device, operation(x[on_device], *parameters))
-    return x
+    return x.index_copy_(0, rows, operation(x[rows], *parameters))

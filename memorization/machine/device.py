@@ -3,9 +3,11 @@
 import platform
 import subprocess
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from memorization.errors import WrongUse
 from memorization.machine import meeting, processes
@@ -44,6 +46,22 @@ def to_device(tensor, device):
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = pin(tensor)
     return tensor.to(device, non_blocking=device.type != "cpu")
+
+
+def to_device_together(groups, device):
+    """Lists of tensors on the device, which a GPU takes in one copy. groups: lists on the CPU."""
+    if device.type == "cpu":
+        return groups
+    tensors = [tensor.contiguous() for group in groups for tensor in group]
+    contents = [tensor.view(-1).view(torch.uint8) for tensor in tensors]
+    # Every tensor begins at a multiple of eight bytes, as its type may need.
+    padded = [F.pad(content, (0, -len(content) % 8)) for content in contents]
+    sent = to_device(torch.cat(padded), device).split([len(content) for content in padded])
+    tensors = iter(
+        part[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        for part, tensor in zip(sent, tensors)
+    )
+    return [list(islice(tensors, len(group))) for group in groups]
 
 
 def uses_bf16(precision, device):

@@ -12,6 +12,7 @@ import torch
 from conftest import METHODS
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from memorization.config import read_config
 from memorization.data.augmentations import Draw, training_views
@@ -20,6 +21,7 @@ from memorization.data.images import Split, open_images
 from memorization.data.prefetching import prefetch
 from memorization.data.recipes import ViewRecipe
 from memorization.encoder import Encoder
+from memorization.machine import device
 from memorization.machine.device import to_device
 from memorization.measuring.crop_classifier import _train_epoch
 from memorization.measuring.deja_vu import DejaVuSettings
@@ -103,6 +105,53 @@ def prepared_step(method, optimizer, write_config, device, changes=()):
         return train_step(network, optimizer, views, config.training, share=0.5)
 
     return step
+
+
+class Copies(TorchDispatchMode):
+    """The shapes of tensors that are copied to another device; an operation that takes tensors of
+    two devices copies, too.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        tensors = [tensor for tensor in tree_leaves((args, kwargs, result)) if is_array(tensor)]
+        if len({tensor.device for tensor in tensors}) > 1:
+            self.shapes.append(tuple(tensors[0].shape))
+        return result
+
+
+def is_array(value):
+    return isinstance(value, torch.Tensor) and value.ndim > 0
+
+
+@pytest.mark.parametrize("mask_ratio, copies", [(0.0, 3), (0.5, 4)])
+def test_drawn_parameters_cross_to_the_device_in_few_copies_a_batch(mask_ratio, copies):
+    meta, images = torch.device("meta"), open_images(DataSettings(name="fake", size=16))
+    split = replace(images.train, pixels=images.train.pixels.to(meta), device=meta)
+    recipe = ViewRecipe(**EVERYTHING, count=2, mask_ratio=mask_ratio)
+    draw = Draw(0, "training", patch=4)
+    with Copies() as crossing:
+        training_views(split, torch.arange(32), [recipe], images.normalization, draw)
+    # which images, their parameters, where each view goes, and the keys of masks
+    assert len(crossing.shapes) == copies, crossing.shapes
+
+
+def test_tensors_of_all_types_and_shapes_arrive_in_one_copy_as_they_are(monkeypatch):
+    groups = [
+        [torch.arange(3), torch.tensor([True, False, True])],
+        [],
+        [torch.rand(2, 3).T, torch.rand(2, 0), torch.rand(5, dtype=torch.float64)],
+    ]
+    sent = []
+    monkeypatch.setattr(device, "to_device", lambda tensor, _: sent.append(tensor) or tensor)
+    arrived = device.to_device_together(groups, torch.device("meta"))
+    assert len(sent) == 1 and [len(group) for group in arrived] == [2, 0, 3]
+    for tensor, copy in zip(sum(groups, []), sum(arrived, [])):
+        assert copy.dtype == tensor.dtype and torch.equal(copy, tensor)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])

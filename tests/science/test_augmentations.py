@@ -22,7 +22,7 @@ from memorization.data.augmentations import (
 from memorization.data.images import Split
 from memorization.data.randomness import sample_keys, stream
 from memorization.data.recipes import ViewRecipe
-from memorization.data.transforms import color_jitter, resized_crop, shift_hue, transform
+from memorization.data.transforms import crop_step, jitter_step, shift_hue, transform
 
 # Images this small are faster on one thread, and on busy cores much faster: threads wait for each
 # other.
@@ -40,6 +40,16 @@ def one_color(count, channels, size, value, name="train"):
 def draw(recipe, count, size=32, seed=0):
     """The parameters of one view of `count` images."""
     return draw_parameters(recipe, sample_keys(stream(seed, "training"), torch.arange(count)), size)
+
+
+def apply(step, x):
+    """What the operation of a step makes of images."""
+    operation, tensors = step
+    return operation(x, *tensors)
+
+
+def jitter(x, parameters):
+    return apply(jitter_step(parameters, x.shape[1]), x)
 
 
 # --- each operation against torchvision -----------------------------------------------------------
@@ -190,7 +200,7 @@ def test_a_crop_made_of_the_few_lines_that_count_equals_the_product_with_its_who
         ]
     )
     expected = rows[:, None] @ (pixels.double() / 255) @ columns[:, None].transpose(2, 3)
-    assert (resized_crop(pixels, p, size) - expected).abs().max() <= 5e-7
+    assert (apply(crop_step(p, size), pixels) - expected).abs().max() <= 5e-7
 
 
 def test_color_jitter_applies_its_operations_in_every_order_that_an_image_may_draw():
@@ -210,13 +220,11 @@ def test_color_jitter_gives_neighbours_with_hue_at_one_place_or_at_many_what_eac
 ):
     x = made_up_split(60, channels, 9).pixels / 255
     parameters = draw(ViewRecipe(size=9, jitter=0.8, jitter_strength=[0.6, 0.6, 0.6, 0.4]), 60)
-    alone = torch.cat(
-        [color_jitter(x[i : i + 1].clone(), parameters[i : i + 1]) for i in range(60)]
-    )
+    alone = torch.cat([jitter(x[i : i + 1].clone(), parameters[i : i + 1]) for i in range(60)])
     place = torch.where(parameters.jitter, (parameters.order == 3).int().argmax(1), -1)
     assert set(place.tolist()) == {-1, 0, 1, 2, 3}
     for order in (torch.arange(60), place.argsort(), place.argsort(descending=True)):
-        assert torch.equal(color_jitter(x[order], parameters[order]), alone[order])
+        assert torch.equal(jitter(x[order], parameters[order]), alone[order])
     assert torch.equal(alone[~parameters.jitter], x[~parameters.jitter])
 
 
