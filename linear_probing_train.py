@@ -34,7 +34,6 @@ from memorization.measuring.probing import (
 )
 from memorization.measuring.representations import raw_pixels, state_adaptation
 from memorization.run import open_run
-from memorization.significance import plus_minus
 
 ACTIONS = {"encoder": "an encoder.pt to probe in the place of those of the run"}
 KINDS = {False: "linear layer on the frozen encoder", True: "all weights trained"}
@@ -127,9 +126,7 @@ def print_row(row):
     shares = []
     for name in ("top_1", "top_5"):
         if name in row.model_fields_set:
-            accuracy = getattr(row, name).model_dump()
-            spread = plus_minus(accuracy, ".2f", scale=100)
-            shares.append(f"{name.replace('_', '-')} {100 * accuracy['mean']:.2f}{spread} %")
+            shares.append(f"{name.replace('_', '-')} {getattr(row, name).in_percent:.2f} %")
     for name in NEIGHBORS:
         if name in row.model_fields_set:
             shares.append(f"{name.replace('_', ' ')} {100 * getattr(row, name):.2f} %")

@@ -73,6 +73,26 @@ class Summary(Document):
         return self.model_dump(exclude={"files"}, exclude_unset=True)
 
 
+class Checkpoint(pydantic.BaseModel):
+    """Of a Summary: which checkpoint was measured."""
+
+    name: str
+    epoch: int
+
+
+class Spread(pydantic.BaseModel):
+    """Of a Summary: what `mean_and_spread` gives. std is None for a single value."""
+
+    mean: float | None
+    std: float | None
+    n: int
+
+    def __format__(self, form):
+        """Such as "+0.25 ± 0.10"."""
+        mean = f"{self.mean:{form}}"
+        return mean if self.std is None else f"{mean} ± {self.std:{form.removeprefix('+')}}"
+
+
 class MeasurementSettings(Settings):
     """A config's section of a measurement.
 
@@ -218,18 +238,6 @@ def _seeds_in(summary):
     seeds = summary.get("seeds", [])
     seeds = seeds["retrained"] if isinstance(seeds, dict) else seeds
     return [seed["seed"] if isinstance(seed, dict) else seed for seed in seeds]
-
-
-def read_summary(folder, again, schema=Summary):
-    """The Summary of a result, of the class `schema`.
-
-    again: the command that makes the result. Raises WrongUse if summary.json is missing or broken,
-    or if the files are not all of one result. Summaries of earlier versions hold no hashes.
-    """
-    with refuse_broken(folder / SUMMARY, "not a whole summary of a result", f"; run {again} again"):
-        summary = schema.parse(read_text(folder / SUMMARY))
-    check_files(folder, summary.files, again)
-    return summary
 
 
 def check_files(folder, files, again):

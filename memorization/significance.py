@@ -32,14 +32,6 @@ def mean_and_spread(values):
     }
 
 
-def plus_minus(value, form, scale=1):
-    """The text to print after a mean: its deviation times a scale, or nothing if it has none.
-
-    value: of `mean_and_spread`; form: such as ".2f".
-    """
-    return "" if value["std"] is None else f" ± {scale * value['std']:{form}}"
-
-
 def welch_test(greater, smaller):
     """Welch's one-sided t test that the mean of `greater` is above the mean of `smaller`.
 

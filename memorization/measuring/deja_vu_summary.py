@@ -15,8 +15,8 @@ from memorization.measuring.deja_vu import (
     deja_vu_intervals,
     mcnemar_p,
 )
-from memorization.results import Summary
-from memorization.significance import mean_and_spread, plus_minus
+from memorization.results import Checkpoint, Spread, Summary
+from memorization.significance import mean_and_spread
 
 PERCENTS = list(range(1, 101))  # of the images, the surest first
 REPORTED = (100, 20, 5)
@@ -101,23 +101,6 @@ WORDS = {
 
 
 # --- summary.json ---------------------------------------------------------------------------------
-
-
-class Spread(BaseModel):
-    """Of `mean_and_spread`; std is None for a single value."""
-
-    mean: float | None
-    std: float | None
-    n: int
-
-    def __format__(self, form):
-        """Such as "+0.25 ± 0.10"."""
-        return f"{self.mean:{form}}{plus_minus(self.model_dump(), form.removeprefix('+'))}"
-
-
-class Checkpoint(BaseModel):
-    name: str
-    epoch: int
 
 
 class Majority(BaseModel):

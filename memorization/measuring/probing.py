@@ -19,7 +19,7 @@ from memorization.measuring.linear_classifier import accuracies, confusion_matri
 from memorization.measuring.representations import stored_examples
 from memorization.neighbors import knn_accuracy
 from memorization.optimizers import OptimizerSettings
-from memorization.results import Document, MeasurementSettings, Summary
+from memorization.results import Document, MeasurementSettings, Spread, Summary
 from memorization.significance import mean_and_spread, paired_test
 
 FEWEST = 10  # labelled training images, of which one is held out
@@ -93,12 +93,16 @@ class ProbeSettings(MeasurementSettings, OptimizerSettings):
 Share = Annotated[float, Field(ge=0, le=1, strict=True)]
 
 
-class Accuracy(pydantic.BaseModel):
-    """An accuracy over several probes: mean, standard deviation (None for one probe) and number."""
+class Accuracy(Spread):
+    """An accuracy over several probes."""
 
     mean: Share
-    std: float | None
-    n: int
+
+    @property
+    def in_percent(self):
+        """The same in per cent, a Spread."""
+        std = None if self.std is None else 100 * self.std
+        return Spread(mean=100 * self.mean, std=std, n=self.n)
 
 
 class PairedTest(pydantic.BaseModel):

@@ -13,7 +13,7 @@ from memorization.alignment import memorization_score
 from memorization.data.subsets import SUBSETS, first_by_hash
 from memorization.fields import Distinct, Seed
 from memorization.measuring.scores import ImageScores, score_images
-from memorization.results import Number, Summary
+from memorization.results import Checkpoint, Number, Summary
 from memorization.significance import (
     bootstrap_interval,
     describe,
@@ -46,11 +46,6 @@ AGAINST_ZERO = {
 MEANING = "tests over samples: they hold for these encoders, not for pairs in general"
 TOP = 10  # the mean of the highest tenth of a subset is reported
 CHECKED = 64  # images of each subset that are scored in fp32, too, to check scores in bf16
-
-
-class Checkpoint(pydantic.BaseModel):
-    name: str
-    epoch: int
 
 
 class ScoresSummary(Summary):
