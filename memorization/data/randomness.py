@@ -12,7 +12,7 @@ import torch
 PURPOSES = {
     name: number
     for number, name in enumerate(
-        ["training", "scoring", "probing", "query", "order", "subsets", "fake", "removal"]
+        ["training", "scoring", "probing", "query", "order", "subsets", "fake", "removal", "halves"]
     )
 }
 SPLITS = {"train": 0, "test": 1}

@@ -1,7 +1,13 @@
-"""S_S, S_C, S_I and S_E: which images are in both training sets, in f's, in g's, and in neither."""
+"""S_S, S_C, S_I and S_E: which images are in both training sets, in f's, in g's, and in neither.
+
+Two schemes. Fixed, the papers': one S_C and one S_I for all seeds. Crossover: a pool in their
+place, of which every seed draws its own halves, so that each image is in f for some seeds and in g
+for the others, and what the image is like stands on both sides.
+"""
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -22,25 +28,40 @@ from models.settings import Settings
 # set.
 SUBSETS = {"shared": "train", "candidate": "train", "independent": "train", "external": "test"}
 ROLES = ("candidate", "independent")  # of the two encoders, f and g
+HALF = re.compile(r"seed_\d+_(candidate|independent)")  # a crossover's arrays in subsets.npz
 
 
 class SubsetSettings(Settings):
+    scheme: Literal["fixed", "crossover"] = Field(
+        "fixed",
+        description="one S_C and one S_I for all seeds, as in the papers; or a pool, of which "
+        "every seed draws its own halves",
+    )
     shared: int = Field(
         ge=0, description="size of S_S, in both encoders' training sets; 0 gives disjoint halves"
     )
-    candidate: int = Field(ge=2, description="size of S_C, in f's training set only")
-    independent: int = Field(
-        ge=2, description="size of S_I, in g's training set only; equal to candidate"
+    candidate: int | None = Field(
+        None, ge=2, description="size of S_C, in f's training set only; scheme: fixed"
+    )
+    independent: int | None = Field(
+        None, ge=2, description="size of S_I, in g's training set only; equal to candidate"
+    )
+    pool: int | None = Field(
+        None,
+        ge=4,
+        description="number of images of which every seed draws its halves, one for f and one for "
+        "g; even; scheme: crossover",
     )
     external: int = Field(
         ge=2, description="size of S_E, from the test set, in neither training set"
     )
-    order: Literal["file", "shuffled"] = Field(
+    order: Literal["file", "shuffled", "balanced"] = Field(
         "file",
-        description="take the images in file order, as the papers do, or shuffled; images in "
-        "files are shuffled if nothing is given",
+        description="take the images in file order, as the papers do, or shuffled, or shuffled "
+        "with as many of each class in S_C as in S_I; images in files are shuffled if nothing is "
+        "given",
     )
-    seed: Seed = Field(0, description="order: shuffled: which shuffle")
+    seed: Seed = Field(0, description="order: shuffled or balanced: which shuffle")
     file: PathName | None = Field(
         None,
         json_schema_extra=NOT_COMPARED,
@@ -49,6 +70,15 @@ class SubsetSettings(Settings):
 
     @pydantic.model_validator(mode="after")
     def _check_counts(self):
+        sizes = {"candidate": self.candidate, "independent": self.independent, "pool": self.pool}
+        needed = ["candidate", "independent"] if self.scheme == "fixed" else ["pool"]
+        for name, size in sizes.items():
+            if (size is None) == (name in needed):
+                wrong = "missing" if size is None else f"{size}, but not taken"
+                takes = f"scheme: {self.scheme} takes {' and '.join(needed)}"
+                raise ValueError(f"{name} is {wrong}: {takes}")
+        if self.scheme == "crossover" and self.pool % 2:
+            raise ValueError(f"pool is {self.pool}, but must be even: it is halved")
         if self.candidate != self.independent:
             rule = f"must equal candidate ({self.candidate}): candidates are replaced, not left out"
             raise ValueError(f"independent is {self.independent}, but {rule}")
@@ -61,7 +91,9 @@ class Subsets:
 
     data: the fingerprint of their images, once these are prepared. role: None for the subsets of a
     pair; else the encoder, "candidate" or "independent", whose training set they are. parents:
-    {what: fingerprint} of what such a training set was made from.
+    {what: fingerprint} of what such a training set was made from. scheme: "fixed", or "crossover":
+    then `candidate` is the pool, in pairs of which each seed gives one image to f and one to g, and
+    `independent` is empty; `of_seed` tells who has which half.
     """
 
     shared: np.ndarray
@@ -71,18 +103,53 @@ class Subsets:
     data: dict | None = None
     role: str | None = None
     parents: dict = field(default_factory=dict)
+    scheme: str = "fixed"
+
+    def of_seed(self, seed):
+        """The Subsets of the pair of one seed: in a crossover with the halves of the pool that f
+        and g of this seed are trained on.
+        """
+        if self.scheme == "fixed":
+            return self
+        pairs = self.candidate.reshape(-1, 2)
+        in_f = _toss_coins(pairs[:, 0], seed, "train")
+        rows = np.arange(len(pairs))
+        halves = {"candidate": pairs[rows, in_f], "independent": pairs[rows, 1 - in_f]}
+        return replace(self, **halves, scheme="fixed")
 
     def training_set(self, role):
         """The training set of f (role "candidate") or g ("independent"), shared samples first.
-        Returns (n,) int64.
+        Returns (n,) int64. Of a crossover only a seed has one: `subsets.of_seed(seed)`.
         """
-        assert role in ROLES
+        assert role in ROLES and self.scheme == "fixed"
         return np.concatenate([self.shared, getattr(self, role)])
+
+    def signs(self, subset, indices, seed):
+        """Which encoder of a seed counts as the one with an image: 1 for f, -1 for g, (n,) int64.
+
+        subset: its name; indices: (n,) of its images. A score is L_align of the encoder without the
+        image less L_align of the one with it. In a crossover an image that both encoders have, or
+        neither, counts as f's by the toss of a coin, so that its score is signed as those of the
+        pool are.
+        """
+        if self.scheme == "fixed":
+            return np.ones(len(indices), dtype=np.int64)
+        if subset == "candidate":
+            return np.where(np.isin(indices, self.of_seed(seed).candidate), 1, -1)
+        return 2 * _toss_coins(indices, seed, SUBSETS[subset]) - 1
 
     @property
     def train(self):
         """All indices into the training set, (n,) int64."""
         return np.concatenate([self.shared, self.candidate, self.independent])
+
+    @property
+    def sizes(self):
+        """The sizes of all subsets, in words."""
+        if self.scheme == "fixed":
+            return ", ".join(f"{name} {len(getattr(self, name))}" for name in SUBSETS)
+        pool = f"pool {len(self.candidate)}, halved anew by every seed"
+        return f"shared {len(self.shared)}, {pool}, external {len(self.external)}"
 
     @property
     def fingerprint(self):
@@ -91,6 +158,8 @@ class Subsets:
         for name in SUBSETS:
             digest.update(f"{name} {len(getattr(self, name))} ".encode())
             digest.update(getattr(self, name).astype("<i8").tobytes())
+        if self.scheme != "fixed":
+            digest.update(self.scheme.encode())
         if self.role is not None:
             digest.update(json.dumps([self.role, self.parents], sort_keys=True).encode())
         return digest.hexdigest()
@@ -111,11 +180,25 @@ def draw_subsets(settings, images):
             others = f"was made for other images than those of {images.name} here"
             raise WrongUse(f"subsets.file: {settings.file} {others}")
         return subsets
-    counts = [settings.shared, settings.candidate, settings.independent]
-    train = _first_indices(images, sum(counts), "train", settings)
+    pool = settings.pool or settings.candidate + settings.independent
+    train = _first_indices(images, settings.shared + pool, "train", settings)
     external = _first_indices(images, settings.external, "test", settings)
-    shared, candidate, independent = np.split(train, np.cumsum(counts)[:-1])
-    return Subsets(shared, candidate, independent, external)
+    shared, rest = np.split(train, [settings.shared])
+    pairs = rest.reshape(2, -1).T  # the j-th candidate beside the j-th independent
+    if settings.order == "balanced":
+        # Neighbours are of one class, but for the last one of a class whose number is odd.
+        by_class = np.argsort(images.train.labels.numpy()[rest], kind="stable")
+        pairs = rest[by_class].reshape(-1, 2)
+    if settings.scheme == "crossover":
+        nobody = np.empty(0, dtype=np.int64)
+        return Subsets(shared, pairs.flatten(), nobody, external, scheme="crossover")
+    return Subsets(shared, pairs[:, 0].copy(), pairs[:, 1].copy(), external)
+
+
+def _toss_coins(indices, seed, split):
+    """0 or 1 for each image, (n,) int64, by chance, decided by the arguments alone."""
+    keys = sample_keys(stream(seed, "halves", split), torch.from_numpy(indices))
+    return (keys.numpy() < 0).astype(np.int64)
 
 
 def prepare_subsets(subsets, images, settings):
@@ -153,11 +236,12 @@ def _first_indices(images, count, split, settings):
     """
     available, left_out = len(getattr(images, split)), list(images.left_out[split])
     order = np.arange(available)
-    if settings.order == "shuffled":
+    if settings.order != "file":
         order = permutation(available, settings.seed, "subsets", split).numpy()
     order = order[~np.isin(order, left_out)] if left_out else order
     if count > len(order):
-        names = "external" if split == "test" else "shared + candidate + independent"
+        of_scheme = "candidate + independent" if settings.scheme == "fixed" else "pool"
+        names = "external" if split == "test" else f"shared + {of_scheme}"
         unbroken = f" that are not broken, and {len(left_out)} that are" if left_out else ""
         room = f"the {split} set has only {len(order)} images{unbroken}"
         raise WrongUse(f"subsets: {names} is {count}, but {room}")
@@ -174,16 +258,29 @@ def first_by_hash(indices, count, split):
     return indices[np.argsort(keys, kind="stable")[:count]]
 
 
-def save_subsets(subsets, path):
+def save_subsets(subsets, path, seeds=()):
     """Write subsets.npz: the four arrays, the fingerprints of the data set and of all, and role and
     parents if there are any.
+
+    Of a crossover: shared, pool, external and scheme; and for each of the seeds its halves, arrays
+    such as seed_0_candidate and seed_0_independent.
     """
-    arrays, of_role = {name: getattr(subsets, name) for name in SUBSETS}, {}
+    if subsets.scheme == "fixed":
+        arrays = {name: getattr(subsets, name) for name in SUBSETS}
+    else:
+        arrays = {"shared": subsets.shared, "pool": subsets.candidate, "external": subsets.external}
+        arrays |= {"scheme": subsets.scheme} | _halves(subsets, seeds)
     if subsets.role is not None:
-        of_role = {"role": subsets.role, "parents": json.dumps(subsets.parents)}
+        arrays |= {"role": subsets.role, "parents": json.dumps(subsets.parents)}
     record = {"data": json.dumps(subsets.data), "fingerprint": subsets.fingerprint}
     with atomically(path) as file:
-        np.savez(file, **arrays, **record, **of_role)
+        np.savez(file, **arrays, **record)
+
+
+def _halves(subsets, seeds):
+    """The halves of a crossover's seeds as arrays of subsets.npz."""
+    halves = {seed: subsets.of_seed(seed) for seed in seeds}
+    return {f"seed_{s}_{role}": getattr(halves[s], role) for s in seeds for role in ROLES}
 
 
 def load_subsets(path):
@@ -192,7 +289,12 @@ def load_subsets(path):
     """
     with refuse_broken(path, "not a whole file of subsets"):
         file = read_arrays(path)
-        arrays = {name: file[name] for name in SUBSETS}
+        scheme = str(file["scheme"]) if "scheme" in file else "fixed"
+        if scheme == "fixed":
+            arrays = {name: file[name] for name in SUBSETS}
+        else:
+            arrays = {"shared": file["shared"], "candidate": file["pool"]}
+            arrays |= {"independent": np.empty(0, dtype=np.int64), "external": file["external"]}
         data, fingerprint = parse_json(str(file["data"])), str(file["fingerprint"])
         role, parents = None, {}
         if "role" in file:
@@ -201,14 +303,35 @@ def load_subsets(path):
         if indices.ndim != 1 or indices.dtype != np.int64:
             kind = f"{indices.dtype} of shape {indices.shape}"
             raise WrongUse(f"{path}: {name} is {kind}, but must be a list of int64")
-    subsets = Subsets(**arrays, data=data, role=role, parents=parents)
+    subsets = Subsets(**arrays, data=data, role=role, parents=parents, scheme=scheme)
     if subsets.fingerprint != fingerprint:
         raise WrongUse(f"{path}: its fingerprint does not fit its indices; the file was changed")
-    if role not in (None, *ROLES):
-        raise WrongUse(f"{path}: role is {role!r}, but must be {' or '.join(ROLES)}")
+    for name, value, allowed in (
+        ("role", role, (None, *ROLES)),
+        ("scheme", scheme, ("fixed", "crossover")),
+    ):
+        if value not in allowed:
+            names = " or ".join(filter(None, allowed))
+            raise WrongUse(f"{path}: {name} is {value!r}, but must be {names}")
     check_subsets(subsets, path)
     _check_range(subsets, path)
+    _check_halves(file, subsets, path)
     return subsets
+
+
+def seeds_in(path):
+    """The seeds whose halves a subsets.npz holds, a set; empty for the fixed scheme."""
+    with refuse_broken(path, "not a whole file of subsets"):
+        names = filter(HALF.fullmatch, read_arrays(path))
+        return {int(name.split("_")[1]) for name in names}
+
+
+def _check_halves(file, subsets, path):
+    """Raise WrongUse if the halves in a file are not those that its seeds draw."""
+    for name in filter(HALF.fullmatch, file):
+        seed, role = int(name.split("_")[1]), name.split("_")[2]
+        if not np.array_equal(file[name], getattr(subsets.of_seed(seed), role)):
+            raise WrongUse(f"{path}: {name} is not what seed {seed} draws; the file was changed")
 
 
 def _check_range(subsets, path):
@@ -228,7 +351,10 @@ def check_subsets(subsets, place="subsets"):
     """Raise WrongUse unless the subsets are what may be trained on: no image twice, and of a pair
     as many candidates as independents. place: of the subsets, for messages.
     """
-    if subsets.role is None and len(subsets.candidate) != len(subsets.independent):
+    is_pair = subsets.role is None and subsets.scheme == "fixed"
+    if subsets.scheme == "crossover" and len(subsets.candidate) % 2:
+        raise WrongUse(f"{place}: {len(subsets.candidate)} images in the pool, which is halved")
+    if is_pair and len(subsets.candidate) != len(subsets.independent):
         counts = f"{len(subsets.candidate)} candidates, but {len(subsets.independent)} independents"
         raise WrongUse(f"{place}: {counts}; they must be equally many")
     for split, indices in (("train", subsets.train), ("test", subsets.external)):

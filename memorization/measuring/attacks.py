@@ -178,7 +178,8 @@ def attack_pair(pair, sets, settings, recipes):
     pair: a Pair; sets: AttackSets; settings: DejaVuSettings; recipes: of the training views.
     """
     # In order of index, which decides between equal confidences.
-    rows = np.concatenate([np.sort(sets.subsets.candidate), np.sort(sets.subsets.independent)])
+    subsets = sets.subsets.of_seed(pair.seed)
+    rows = np.concatenate([np.sort(subsets.candidate), np.sort(subsets.independent)])
     queries = _queries_about(sets.images.train, rows, pair.f, settings, recipes, pair.seed)
     inferences, knn = {}, {}
     for name, encoder in (("f", pair.f), ("g", pair.g)):
@@ -186,7 +187,7 @@ def attack_pair(pair, sets, settings, recipes):
         inferences[name] = infer_by_neighbors(encoder, queries, bank, settings)
         knn[name] = _knn_on_test_images(encoder, bank, sets, settings)
         del bank  # before the next one is made: it may be large
-    subset = np.where(np.isin(queries.rows, sets.subsets.candidate), "candidate", "independent")
+    subset = np.where(np.isin(queries.rows, subsets.candidate), "candidate", "independent")
     return Attack(pair.seed, queries, subset, inferences, knn, pair.epoch, pair.fingerprints)
 
 
@@ -196,18 +197,18 @@ def attack_one_model(f, seed, sets, settings, recipes):
 
     f: an Encoder; sets: AttackSets; settings: DejaVuSettings; recipes: of the training views.
     """
-    train, public = sets.images.train, sets.public
-    queries = _queries_about(train, np.sort(sets.subsets.candidate), f, settings, recipes, seed)
+    train, public, subsets = sets.images.train, sets.public, sets.subsets.of_seed(seed)
+    queries = _queries_about(train, np.sort(subsets.candidate), f, settings, recipes, seed)
     bank = _encode_public(f, public, settings, recipes, seed)
     inference = infer_by_neighbors(f, queries, bank, settings)
     knn = _knn_on_test_images(f, bank, sets, settings)
-    training = _queries_about(train, sets.subsets.independent, f, settings, recipes, seed)
+    training = _queries_about(train, subsets.independent, f, settings, recipes, seed)
     held_out = _queries_about(public.split, public.held_out.numpy(), f, settings, recipes, seed)
     network = make_classifier(f, len(public.classes), seed)
     epochs, device = settings.reference_epochs, train.device
     best = train_classifier(network, training, held_out, epochs, seed, device)
     inferences = {"f": inference, "reference": infer_by_classifier(network, queries)}
-    images_of_f = len(sets.subsets.training_set("candidate"))
+    images_of_f = len(subsets.training_set("candidate"))
     return Attack(
         seed,
         queries,

@@ -27,7 +27,10 @@ def chosen_roles(role, subsets, file):
 
 
 def check_fit(make_method, images, subsets, roles, trained):
-    """Raise WrongUse if settings do not fit the data or the method. trained: a Trained."""
+    """Raise WrongUse if settings do not fit the data or the method.
+
+    subsets: of one seed, see `Subsets.of_seed`; trained: a Trained.
+    """
     batch_size = trained.training.batch_size
     size = min(len(subsets.training_set(role)) for role in roles)
     if size < batch_size:

@@ -47,7 +47,7 @@ def train_pair(make_method, images, config):
     subsets = draw_subsets(config.subsets, images)
     check_subsets(subsets)
     roles = chosen_roles(config.actions.get("role"), subsets, config.subsets.file)
-    check_fit(make_method, images, subsets, roles, config)
+    check_fit(make_method, images, subsets.of_seed(config.seeds[0]), roles, config)
     check_device(make_method, config, device)
     files.check(roles)
     with processes.first_before_others():

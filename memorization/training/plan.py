@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import torch
 
-from memorization.data.subsets import SUBSETS
 from memorization.errors import escape
 from memorization.machine import processes
 from memorization.machine.files import exists
@@ -22,12 +21,11 @@ def print_plan(task, run):
     trained, settings, per_epoch = task.trained, task.settings, task.steps_per_epoch
     size = len(task.training_set)
     left_out = size - per_epoch * settings.batch_size
-    sizes = ", ".join(f"{name} {len(getattr(task.subsets, name))}" for name in SUBSETS)
     steps = f"{settings.epochs} epochs of {per_epoch} steps"
     rate = f"learning rate {task.full_learning_rate:.6g} after scaling"
     what = f"{trained.method.name} on {trained.data.name}, {trained.encoder.name}, {task.device}"
     say(f"{escape(run)}: {what}")
-    say(f"  {sizes}; {size} images train each encoder")
+    say(f"  {task.subsets.sizes}; {size} images train each encoder")
     say(f"  {steps}, {left_out} images left out of each epoch's last batch")
     say(f"  {rate}, {settings.optimizer}")
 

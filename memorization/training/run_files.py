@@ -14,7 +14,7 @@ from memorization.checkpoint import (
     read_checkpoint,
 )
 from memorization.config import Config, read_run_config
-from memorization.data.subsets import load_subsets, save_subsets
+from memorization.data.subsets import load_subsets, save_subsets, seeds_in
 from memorization.errors import WrongUse, escape, short_form
 from memorization.fingerprints import first_difference
 from memorization.machine.device import describe_machine
@@ -99,12 +99,20 @@ class RunFiles:
                 first = next(iter(trained.values()))
                 caution(f"{self.folder}: {lost} was lost; it is written again, to fit {first}")
                 seeds |= {seed for seed, _ in trained}
-            if not exists(self.folder / "subsets.npz"):
-                save_subsets(subsets, self.folder / "subsets.npz")
+            self._write_subsets(subsets, seeds)
             if run is None or seeds != set(run.seeds):
                 seeds = sorted(seeds) if run or trained else self.config.seeds
                 # The settings of measurements stay those of the first training.
                 (run or self.config).model_copy(update={"seeds": seeds}).save()
+
+    def _write_subsets(self, subsets, seeds):
+        """Write subsets.npz if it is missing, or if it lacks the halves of a crossover's seed."""
+        path, kept = self.folder / "subsets.npz", set()
+        if exists(path):
+            kept = seeds_in(path)
+            if subsets.scheme == "fixed" or seeds <= kept:
+                return
+        save_subsets(subsets, path, sorted(seeds | kept))
 
     def _check_files(self, subsets):
         """(Config in the folder or None, whether subsets.npz is there too).

@@ -66,7 +66,7 @@ class Task:
     @cached_property
     def training_set(self):
         """The indices of its training images, shared ones first, (n,) int64."""
-        return torch.from_numpy(self.subsets.training_set(self.role))
+        return torch.from_numpy(self.subsets.of_seed(self.seed).training_set(self.role))
 
     @property
     def steps_per_epoch(self):
