@@ -20,22 +20,23 @@ import time
 import torch
 
 from memorization.data.confounders import warn_of_confounders
-from memorization.errors import WrongUse, escape
+from memorization.errors import WrongUse
 from memorization.figures import draw_gallery, draw_histogram, draw_scatter, draw_training_curve
 from memorization.machine import processes
 from memorization.machine.command import one_line_errors
 from memorization.machine.device import describe_machine, warn_of_emulation
 from memorization.machine.files import exists
 from memorization.machine.resources import memory_for, print_estimate, seconds_of
-from memorization.machine.screen import say
+from memorization.measuring.calibration import local_offsets
+from memorization.measuring.score_printing import print_summary
+from memorization.measuring.score_summary import ScoresSummary, error_of_precision, summarize
 from memorization.measuring.score_tables import (
     FORMAT,
-    ScoresSummary,
-    error_of_precision,
+    ScoredSeed,
     files_of,
     rows_to_score,
     score_rows,
-    summarize,
+    signs_of,
     table_of_scores,
 )
 from memorization.measuring.scores import score_batch
@@ -79,15 +80,14 @@ def score_checkpoint(run, images, rows, checkpoint):
     settings, pairs = run.settings, run.pairs(checkpoint)
     with memory_for("scores.batch_size", settings.batch_size):
         print_plan(run, images, rows, pairs[0])
-        start, recipes = time.monotonic(), settings.recipes(run.recipes)
-        scores = [
-            score_rows(pair, images, rows, recipes, settings.scoring(pair.seed)) for pair in pairs
-        ]
+        start = time.monotonic()
+        seeds = [score_seed(run, images, rows, pair) for pair in pairs]
         seconds = time.monotonic() - start
         error = None
         if settings.precision != "fp32":
-            error = error_of_precision(scores[0], pairs[0], images, rows, settings, run.recipes)
-    table = table_of_scores(rows, scores)
+            scores = seeds[0].scores
+            error = error_of_precision(scores, pairs[0], images, rows, settings, run.recipes)
+    table = table_of_scores(rows, seeds)
     files, result = files_of(table), run.output(checkpoint=checkpoint)
     encoders = {place: value for pair in pairs for place, value in pair.fingerprints.items()}
     hashes = {"encoders": encoders, "scores": hashlib.sha256(files["scores.npz"]).hexdigest()}
@@ -111,6 +111,14 @@ def score_checkpoint(run, images, rows, checkpoint):
     return summary.plain()
 
 
+def score_seed(run, images, rows, pair):
+    """The ScoredSeed of rows by one Pair."""
+    recipes, scoring = run.settings.recipes(run.recipes), run.settings.scoring(pair.seed)
+    scores = score_rows(pair, images, rows, recipes, scoring)
+    signs = signs_of(rows, run.subsets, pair.seed)
+    return ScoredSeed(scores, signs, *local_offsets(pair, images, rows, scores))
+
+
 def print_plan(run, images, rows, pair):
     """What a long scoring will take, from a batch on trial."""
     settings, count = run.settings, len(rows["index"]) * len(run.seeds)
@@ -126,39 +134,6 @@ def print_plan(run, images, rows, pair):
     seconds = seconds_of(score, run.device) * count / len(batch) / processes.count()
     what = f"scoring {count} images by {settings.views} views through two encoders"
     print_estimate(what, seconds, run.device, BYTES_A_ROW * len(rows["index"]), run.folder)
-
-
-def print_summary(summary, folder):
-    """A table of the subsets and the tests."""
-    columns = f"{'mean score':>12} {'std. error':>11} {'range scale':>12} {'ratio':>9}"
-    say(f"\n{'subset':>12} {'n':>7} {columns}")
-    for name, scales in summary.subsets.items():
-        raw, in_range, ratio = scales["raw"], scales["range"]["mean"], scales["ratio"]["mean"]
-        means = f"{raw['mean']:>12.5f} {raw['standard_error']:>11.5f} {in_range:>12.4f}"
-        say(f"{name:>12} {raw['n']:>7} {means} {ratio:>9.4f}")
-    offset = f"{summary.offset_on_unseen_images:.5f}"
-    say(f"\noffset of this pair on unseen images (mean of external): {offset}")
-    for name, contrast in summary.free_of_the_offset.items():
-        low, high = contrast["interval_95"]
-        interval = f"95 % interval {low:.5f} to {high:.5f}"
-        say(f"{name:>32}: {contrast['value']:.5f}  ({interval})")
-    say("\ngiven this pair, one-sided Welch tests:")
-    for name, test in summary.given_this_pair["welch"].items():
-        say(f"{name:>32}: t {test['t']:.2f}  p {test['p']:.2g}  Cohen's d {test['d']:.2f}")
-    if summary.over_seeds:
-        say(f"\nover {len(summary.seeds)} seeds, paired t tests of the means:")
-        for name, test in summary.over_seeds["paired"].items():
-            difference = f"mean difference {test['mean_difference']:.5f}"
-            say(f"{name:>32}: t {test['t']:.2f}  p {test['p']:.2g}  {difference}")
-    if summary.error_of_precision:
-        off = summary.error_of_precision["score_error"]
-        by_views = summary.error_of_precision["standard_error_of_scores"]
-        against = f"{summary.settings['precision']}, against fp32 on {off['n']} images of one seed"
-        say(f"\n{against}: scores are off by {off['mean']:.2g} on average,")
-        spread = f"std {off['std']:.2g}, at most {off['largest']:.2g}"
-        say(f"{spread}; the choice of views alone leaves a standard error of {by_views:.2g}")
-    pictures = f"{escape(folder)}: gallery.png, histogram.png, scatter.png"
-    say(f"\n{summary.images_per_second:.0f} images/s; the pictures are in {pictures}")
 
 
 if __name__ == "__main__":

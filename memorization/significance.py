@@ -32,16 +32,18 @@ def mean_and_spread(values):
     }
 
 
-def welch_test(greater, smaller):
+def welch_test(greater, smaller, noise=(0.0, 0.0)):
     """Welch's one-sided t test that the mean of `greater` is above the mean of `smaller`.
 
-    Returns t, p and Cohen's d as a dict.
+    noise: the mean variance of a value of each that the choice of views alone leaves. Returns t, p,
+    Cohen's d, and Cohen's d free of that noise, as a dict.
     """
     result = stats.ttest_ind(greater, smaller, equal_var=False, alternative="greater")
     return {
         "t": float(result.statistic),
         "p": float(result.pvalue),
         "d": cohens_d(greater, smaller),
+        "d_free_of_views": cohens_d(greater, smaller, noise),
     }
 
 
@@ -73,14 +75,16 @@ def paired_test(first, second):
     }
 
 
-def cohens_d(first, second):
+def cohens_d(first, second, noise=(0.0, 0.0)):
     """Difference of two means over the pooled standard deviation (Cohen 1988).
 
-    NaN if the deviation is 0.
+    noise: a variance of the values of each that is left out, such as that of measuring. NaN if no
+    deviation is left.
     """
     n, m = len(first), len(second)
-    pooled = ((n - 1) * np.var(first, ddof=1) + (m - 1) * np.var(second, ddof=1)) / (n + m - 2)
-    return _effect_size(np.mean(first) - np.mean(second), np.sqrt(pooled))
+    of_first, of_second = np.var(first, ddof=1) - noise[0], np.var(second, ddof=1) - noise[1]
+    pooled = ((n - 1) * of_first + (m - 1) * of_second) / (n + m - 2)
+    return _effect_size(np.mean(first) - np.mean(second), np.sqrt(max(pooled, 0.0)))
 
 
 def _effect_size(difference, deviation):

@@ -10,7 +10,8 @@ from memorization.errors import WrongUse, short_form
 from memorization.fingerprints import first_difference
 from memorization.machine.archives import read_arrays
 from memorization.machine.files import exists, read_text, refuse_broken
-from memorization.measuring.score_tables import FORMAT, ScoresSummary
+from memorization.measuring.score_summary import ScoresSummary
+from memorization.measuring.score_tables import FORMAT
 from memorization.results import SUMMARY, Summary, check_files
 
 
@@ -20,8 +21,8 @@ class CandidateScores:
 
     index: np.ndarray  # (N,) int64, in the training set
     label: np.ndarray  # (N,) int64, -1 if there is none
-    losses_f: np.ndarray  # (S, N) float64, L_align(f, x) of every seed
-    losses_g: np.ndarray  # (S, N) float64
+    losses_f: np.ndarray  # (S, N) float64, L_align of the encoder with the image, of every seed
+    losses_g: np.ndarray  # (S, N) float64, L_align of the encoder without it
     seeds: list  # S of them
 
     @property
@@ -49,7 +50,9 @@ def load_candidate_scores(result, checkpoint, subsets, pair_of):
         fingerprint = summary.fingerprints["subsets"]
         encoders = summary.fingerprints["encoders"]
         file = read_arrays(folder / "scores.npz")
-        arrays = {name: file[name] for name in ("index", "label", "subset", "L_f", "L_g")}
+        # Earlier versions, which knew no crossover, wrote no signs.
+        names = ["index", "label", "subset", "L_f", "L_g", *({"sign"} & file.keys())]
+        arrays = {name: file[name] for name in names}
         _check_shapes(arrays, len(summary.seeds))
     _check_equal({"subsets": fingerprint}, {"subsets": subsets.fingerprint}, folder)
     _check_equal({"checkpoint": summary.checkpoint.name}, {"checkpoint": checkpoint}, folder)
@@ -80,6 +83,12 @@ def _candidates_in(arrays, seeds, subsets, folder):
         not_candidates = "scores of images that are no candidates"
         raise WrongUse(f"{folder}: {not_candidates}, or not in ascending order of index")
     losses_f, losses_g = arrays["L_f"][:, rows], arrays["L_g"][:, rows]
+    if "sign" in arrays:  # of a crossover, in which g has half of the images
+        has_f = arrays["sign"][:, rows] > 0
+        losses_f, losses_g = (
+            np.where(has_f, losses_f, losses_g),
+            np.where(has_f, losses_g, losses_f),
+        )
     return CandidateScores(index, arrays["label"][rows], losses_f, losses_g, seeds)
 
 
@@ -128,6 +137,8 @@ def _check_shapes(arrays, seeds):
         "L_f": ((seeds, N), "f"),
         "L_g": ((seeds, N), "f"),
     }
+    if "sign" in arrays:
+        expected["sign"] = ((seeds, N), "i")
     for name, (shape, kind) in expected.items():
         if arrays[name].shape != shape or arrays[name].dtype.kind != kind:
             raise ValueError(f"{name} is {arrays[name].dtype} of shape {arrays[name].shape}")

@@ -1,0 +1,109 @@
+"""What the screen shows of scores: subsets, tests between them, and what single images tell."""
+
+from memorization.errors import escape
+from memorization.machine.screen import say
+from memorization.reliability import seeds_for
+
+AIM = 0.8  # reliability for which the number of seeds is told
+
+
+def print_summary(summary, folder):
+    """Print the summary of scores. summary: a ScoresSummary; folder: of the result."""
+    _print_subsets(summary)
+    _print_tests(summary)
+    _print_single_images(summary)
+    if summary.reliability:
+        _print_reliability(summary.reliability, len(summary.seeds))
+    if summary.error_of_precision:
+        _print_error_of_precision(summary)
+    pictures = f"{escape(folder)}: gallery.png, histogram.png, scatter.png"
+    say(f"\n{summary.images_per_second:.0f} images/s; the pictures are in {pictures}")
+
+
+def _print_subsets(summary):
+    columns = f"{'mean score':>12} {'std. error':>11} {'range scale':>12} {'ratio':>9}"
+    say(f"\n{'subset':>12} {'n':>7} {columns}")
+    for name, scales in summary.subsets.items():
+        raw, in_range, ratio = scales["raw"], scales["range"]["mean"], scales["ratio"]["mean"]
+        means = f"{raw['mean']:>12.5f} {raw['standard_error']:>11.5f} {in_range:>12.4f}"
+        say(f"{name:>12} {raw['n']:>7} {means} {ratio:>9.4f}")
+    say("range scale: it depends on how many images are scored, as their extremes do")
+    offset = f"{summary.offset_on_unseen_images:.5f}"
+    say(f"\noffset of this pair on unseen images (mean of external): {offset}")
+    for name, contrast in summary.free_of_the_offset.items():
+        low, high = contrast["interval_95"]
+        interval = f"95 % interval {low:.5f} to {high:.5f}"
+        say(f"{name:>32}: {contrast['value']:.5f}  ({interval})")
+
+
+def _print_tests(summary):
+    say("\ngiven this pair, one-sided Welch tests:")
+    for name, test in summary.given_this_pair["welch"].items():
+        free = f"{test['d_free_of_views']:.2f} without the noise of views"
+        say(f"{name:>32}: t {test['t']:.2f}  p {test['p']:.2g}  Cohen's d {test['d']:.2f}, {free}")
+    if summary.over_seeds:
+        say(f"\nover {len(summary.seeds)} seeds, paired t tests of the means:")
+        for name, test in summary.over_seeds["paired"].items():
+            difference = f"mean difference {test['mean_difference']:.5f}"
+            say(f"{name:>32}: t {test['t']:.2f}  p {test['p']:.2g}  {difference}")
+
+
+def _print_single_images(summary):
+    """How many candidates stand out from S_E, and how many of those that do are false."""
+    images = summary.single_images
+    say(f"\nsingle images, against the scores of {images['external']} external images:")
+    for name in ("score", "score_local"):
+        counts = images[name]
+        beyond = f"{counts['q < 0.1']} of {images['candidates']} candidates memorized at q < .1"
+        first = f"{counts['false_share_of_first_16']:.0%} of the first 16"
+        tenth = f"{counts['false_share_of_first_tenth']:.0%} of the first tenth"
+        say(f"{name:>12}: {beyond}, {counts['q < 0.05']} at q < .05")
+        say(f"{'':>12}  expected to be false: {first}, {tenth}")
+    unlike = images["score_local"]["unlike_all_external"]
+    if unlike:
+        say(f"{'':>12}  {unlike} candidates are unlike all external images: no local score")
+    if not summary.reliability:
+        noise = f"noise of S_E {images['noise']:.4f}, mean effect {images['mean_effect']:.4f}"
+        say(f"{noise}: one pair does not tell which single images are memorized; train more seeds")
+
+
+def _print_reliability(reliability, seeds):
+    """How well the ranking of candidates repeats, S_E's beside it."""
+    say(f"\nhow well the ranking repeats ({seeds} seeds; external: what is not memory)")
+    say(f"{'':>30} {'candidate':>10} {'external':>10}")
+    both = [reliability[name] for name in ("candidate", "external")]
+    for halves, of in (
+        ("between_seeds", "single seeds"),
+        ("between_halves", "halves of the seeds"),
+    ):
+        if both[0][halves] is None:
+            continue
+        for measure, words in (
+            ("spearman", "rank correlation"),
+            ("kendall", "Kendall's tau"),
+            ("overlap", "first tenth in common"),
+        ):
+            values = " ".join(f"{one[halves][measure]['mean']:>10.2f}" for one in both)
+            say(f"{words:>30} {values}  between {of}")
+    values = " ".join(f"{one['predicted']:>10.2f}" for one in both)
+    say(f"{'reliability of the mean':>30} {values}")
+    values = " ".join(f"{one['predicted_overlap_of_first_tenth']:>10.2f}" for one in both)
+    say(f"{'first tenth that repeats':>30} {values}")
+    variances = both[0]["components"]
+    total = sum(max(variances[name]["value"], 0.0) for name in ("image", "training", "views"))
+    if total:
+        names = {"image": "stays of the image", "training": "training", "views": "views"}
+        parts = [f"{words} {variances[n]['value'] / total:.0%}" for n, words in names.items()]
+        say(f"variance of a candidate's score: {', '.join(parts)}")
+    needed = seeds_for(variances, AIM)
+    more = "more seeds will not help" if needed is None else f"takes {needed} seeds"
+    say(f"a reliability of {AIM} {more}")
+
+
+def _print_error_of_precision(summary):
+    off = summary.error_of_precision["score_error"]
+    by_views = summary.error_of_precision["standard_error_of_scores"]
+    against = f"{summary.settings['precision']}, against fp32 on {off['n']} images of one seed"
+    say(f"\n{against}: scores are off by {off['mean']:.2g} on average,")
+    spread = f"std {off['std']:.2g}, at most {off['largest']:.2g}"
+    say(f"{spread}; the choice of views alone leaves a standard error of {by_views:.2g}")
