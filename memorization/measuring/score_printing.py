@@ -1,5 +1,7 @@
 """What the screen shows of scores: subsets, tests between them, and what single images tell."""
 
+import math
+
 from memorization.errors import escape
 from memorization.machine.screen import say
 from memorization.reliability import seeds_for
@@ -28,8 +30,9 @@ def _print_subsets(summary):
         means = f"{raw['mean']:>12.5f} {raw['standard_error']:>11.5f} {in_range:>12.4f}"
         say(f"{name:>12} {raw['n']:>7} {means} {ratio:>9.4f}")
     say("range scale: it depends on how many images are scored, as their extremes do")
+    pair = "this pair" if len(summary.seeds) == 1 else "these pairs"
     offset = f"{summary.offset_on_unseen_images:.5f}"
-    say(f"\noffset of this pair on unseen images (mean of external): {offset}")
+    say(f"\noffset of {pair} on unseen images (mean of external): {offset}")
     for name, contrast in summary.free_of_the_offset.items():
         low, high = contrast["interval_95"]
         interval = f"95 % interval {low:.5f} to {high:.5f}"
@@ -39,8 +42,9 @@ def _print_subsets(summary):
 def _print_tests(summary):
     say("\ngiven this pair, one-sided Welch tests:")
     for name, test in summary.given_this_pair["welch"].items():
-        free = f"{test['d_free_of_views']:.2f} without the noise of views"
-        say(f"{name:>32}: t {test['t']:.2f}  p {test['p']:.2g}  Cohen's d {test['d']:.2f}, {free}")
+        t_and_p, d = f"t {test['t']:.2f}  p {test['p']:.2g}", test["d_free_of_views"]
+        free = "" if math.isnan(d) else f" ({d:.2f} free of the noise of views)"
+        say(f"{name:>32}: {t_and_p}  Cohen's d {test['d']:.2f}{free}")
     if summary.over_seeds:
         say(f"\nover {len(summary.seeds)} seeds, paired t tests of the means:")
         for name, test in summary.over_seeds["paired"].items():
@@ -90,14 +94,17 @@ def _print_reliability(reliability, seeds):
     values = " ".join(f"{one['predicted_overlap_of_first_tenth']:>10.2f}" for one in both)
     say(f"{'first tenth that repeats':>30} {values}")
     variances = both[0]["components"]
-    total = sum(max(variances[name]["value"], 0.0) for name in ("image", "training", "views"))
+    names = {"image": "the image", "training": "the training", "views": "the choice of views"}
+    shares = {words: max(variances[name]["value"], 0.0) for name, words in names.items()}
+    total = sum(shares.values())
     if total:
-        names = {"image": "stays of the image", "training": "training", "views": "views"}
-        parts = [f"{words} {variances[n]['value'] / total:.0%}" for n, words in names.items()]
-        say(f"variance of a candidate's score: {', '.join(parts)}")
+        parts = [f"{words} {share / total:.0%}" for words, share in shares.items()]
+        say(f"variance of one seed's scores: {', '.join(parts)}")
     needed = seeds_for(variances, AIM)
-    more = "more seeds will not help" if needed is None else f"takes {needed} seeds"
-    say(f"a reliability of {AIM} {more}")
+    if needed is None:
+        say("nothing of an image's score repeats; more seeds of this experiment will not help")
+    else:
+        say(f"a reliability of {AIM} takes {needed} seeds")
 
 
 def _print_error_of_precision(summary):
