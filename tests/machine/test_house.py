@@ -14,7 +14,8 @@ LAYERS = [
     [
         "memorization.alignment", "memorization.fields", "memorization.fingerprints",
         "memorization.neighbors", "memorization.normalization", "memorization.optimizers",
-        "memorization.significance", "memorization.validation",
+        "memorization.significance", "memorization.reliability", "memorization.local_offset",
+        "memorization.validation",
     ],
     ["memorization.data"],
     ["memorization.options", "memorization.settings"],
