@@ -91,6 +91,70 @@ def _effect_size(difference, deviation):
     return float(difference / deviation) if deviation else float("nan")
 
 
+def p_against(null, values):
+    """One-sided p of each value: (1 + number of null values >= it) / (1 + n), (N,).
+
+    null: (n,), scores of images that no encoder was trained on; values: (N,), scores, large if
+    memorized. If an image is like those of the null, its p is uniform on 1 / (1 + n), ..., 1: a
+    conformal p-value (Bates et al. 2023, arXiv 2104.08279). NaN of the null is left out; the p of a
+    NaN is NaN.
+    """
+    values, null = np.asarray(values, np.float64), _sort_known(null)
+    at_least = len(null) - np.searchsorted(null, values, side="left")
+    return np.where(np.isnan(values), np.nan, (1 + at_least) / (1 + len(null)))
+
+
+def p_within(null):
+    """One-sided p of each null value against the others: (1 + number of others >= it) / n, (n,).
+
+    null: see `p_against`. NaN is left out; its p is NaN.
+    """
+    values, null = np.asarray(null, np.float64), _sort_known(null)
+    at_least = len(null) - np.searchsorted(null, values, side="left")  # the value itself is counted
+    return np.where(np.isnan(values), np.nan, at_least / max(1, len(null)))
+
+
+def q_values(p):
+    """Benjamini-Hochberg q of p-values, (N,): among all with q <= a, the expected share of false
+    ones is at most a.
+
+    p: (N,), such as those of `p_against`, for which this holds although they share one null (Bates
+    et al. 2023). NaN is left out and stays. As no p is below 1 / (1 + n), q <= a needs at least
+    N / (a (1 + n)) values that are above the whole null, or more that are above most of it.
+    """
+    p = np.asarray(p, np.float64)
+    q, known = np.full(p.shape, np.nan), ~np.isnan(p)
+    if known.any():
+        q[known] = stats.false_discovery_control(p[known], method="bh")
+    return q
+
+
+def false_share(p, k):
+    """Expected share of false ones among the k values with the smallest p, a float in [0, 1]; NaN
+    if there is no p.
+
+    p: (N,), such as those of `p_against`; NaN is left out. k: at least 1; above N it means N. With
+    t the k-th smallest p, the share is N t / (number of p <= t), as of N false ones N t have p <= t
+    (Storey 2002 with pi_0 = 1). It is an upper bound, close if few of N are memorized. At most 1,
+    so if all are false its mean is a little below 1: .9 for k = 16 of 256.
+
+    Raises ValueError if k is below 1.
+    """
+    p = _sort_known(p)
+    if k < 1:
+        raise ValueError(f"k is {k}, not at least 1")
+    if not len(p):
+        return float("nan")
+    threshold = p[min(k, len(p)) - 1]
+    return float(min(1, len(p) * threshold / np.searchsorted(p, threshold, side="right")))
+
+
+def _sort_known(values):
+    """(n,) values without NaN, in ascending order."""
+    values = np.asarray(values, np.float64)
+    return np.sort(values[~np.isnan(values)])
+
+
 def bootstrap_interval(statistic, *samples, seed=0):
     """95 % percentile interval of a statistic of independent samples, each resampled by itself.
 

@@ -2,14 +2,19 @@ import math
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 from scipy import stats
 
 from memorization.significance import (
     bootstrap_interval,
     cohens_d,
     describe,
+    false_share,
     one_sample_test,
+    p_against,
+    p_within,
     paired_test,
+    q_values,
     welch_test,
 )
 
@@ -76,3 +81,80 @@ def test_bootstrap_interval_covers_as_often_as_it_says():
         )
         covered += low <= 1 <= high
     assert 88 <= covered <= 99
+
+
+def test_p_of_a_value_counts_the_null_values_that_reach_it():
+    null, values = [3.0, 1.0, math.nan, 2.0, 2.0], [0.0, 2.0, 2.5, 3.0, 4.0, math.nan]
+    assert_array_equal(p_against(null, values), [5 / 5, 4 / 5, 2 / 5, 2 / 5, 1 / 5, math.nan])
+    assert_array_equal(p_within(null), [1 / 4, 4 / 4, math.nan, 3 / 4, 3 / 4])
+    assert_array_equal(p_against([math.nan], values[:1]), [1.0])
+    assert p_within([]).shape == p_against(null, []).shape == (0,)
+
+
+def test_p_of_each_null_value_is_that_against_the_others():
+    null = np.random.default_rng(0).integers(0, 30, 50).astype(float)
+    slow = [p_against(np.delete(null, i), null[i : i + 1])[0] for i in range(50)]
+    np.testing.assert_allclose(p_within(null), slow)
+
+
+def test_p_of_values_like_the_null_is_uniform_and_no_more():
+    rng = np.random.default_rng(0)
+    p = np.concatenate([p_against(rng.normal(size=99), rng.normal(size=20)) for _ in range(500)])
+    for level in (0.01, 0.05, 0.2, 0.5):
+        assert np.mean(p <= level + 1e-9) == pytest.approx(level, abs=5 * level**0.5 / 99)
+    assert p.min() == 1 / 100
+
+
+def test_q_by_hand():
+    p = np.array(
+        [0.04, 0.01, math.nan, 0.02, 0.9]
+    )  # ordered: .01 * 4 / 1, .02 * 4 / 2, .04 * 4 / 3
+    np.testing.assert_allclose(q_values(p), [0.16 / 3, 0.04, math.nan, 0.04, 0.9])
+    assert_array_equal(q_values([math.nan]), [math.nan])
+    assert q_values([]).shape == (0,)
+
+
+def draw_scores(rng, memorized, count=200, external=400):
+    """p and truth of candidates, the first of which are memorized."""
+    scores = rng.normal(size=count) + 3 * (np.arange(count) < memorized)
+    return p_against(rng.normal(size=external), scores), np.arange(count) >= memorized
+
+
+@pytest.mark.parametrize("memorized", [0, 20, 100])
+def test_of_those_with_a_small_q_few_are_false(memorized):
+    rng, shares, found = np.random.default_rng(0), [], []
+    for _ in range(400):
+        p, is_false = draw_scores(rng, memorized, external=4000)
+        chosen = q_values(p) <= 0.1
+        shares.append(is_false[chosen].mean() if chosen.any() else 0)
+        found.append((chosen & ~is_false).sum())
+    assert np.mean(shares) <= 0.1 + 2 * np.std(shares) / 20  # 400 sets
+    assert np.mean(found) >= 0.5 * memorized
+    if not memorized:  # as many as it says, so it is not safe by finding nothing
+        assert np.mean(shares) == pytest.approx(0.1, abs=0.03)
+
+
+@pytest.mark.parametrize("memorized, k", [(20, 16), (20, 40), (100, 16), (0, 16), (0, 100)])
+def test_the_share_of_false_ones_in_the_first_k_is_bounded_and_close(memorized, k):
+    rng, shares, expected = np.random.default_rng(0), [], []
+    for _ in range(400):
+        p, is_false = draw_scores(rng, memorized)
+        shares.append(is_false[np.lexsort((rng.random(len(p)), p))[:k]].mean())
+        expected.append(false_share(p, k))
+    if memorized:
+        # the bound takes all 200 for false, not 200 - memorized
+        factor = 200 / (200 - memorized)
+        assert np.mean(shares) <= np.mean(expected) <= factor * np.mean(shares) + 0.03
+    else:
+        assert np.mean(shares) == 1 and np.mean(expected) >= 0.85
+
+
+def test_the_share_of_false_ones_by_hand():
+    p = np.array([0.5, 0.1, 0.1, 0.1, 0.6, math.nan])
+    assert false_share(p, 1) == false_share(p, 3) == pytest.approx(5 * 0.1 / 3)
+    assert false_share(p, 4) == pytest.approx(5 * 0.5 / 4)
+    assert false_share(p, 5) == false_share(p, 99) == pytest.approx(0.6)
+    assert false_share([0.9, 0.8], 1) == 1
+    assert math.isnan(false_share([math.nan], 1))
+    with pytest.raises(ValueError, match="k is 0"):
+        false_share(p, 0)
