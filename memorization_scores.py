@@ -94,7 +94,7 @@ def score_checkpoint(run, images, rows, checkpoint):
     summary = ScoresSummary(
         format=FORMAT,
         seeds=run.seeds,
-        **summarize(table),
+        **summarize(table, seeds),
         checkpoint={"name": checkpoint, "epoch": pairs[0].epoch},
         settings=settings.model_dump(),
         error_of_precision=error,
@@ -116,7 +116,7 @@ def score_seed(run, images, rows, pair):
     recipes, scoring = run.settings.recipes(run.recipes), run.settings.scoring(pair.seed)
     scores = score_rows(pair, images, rows, recipes, scoring)
     signs = signs_of(rows, run.subsets, pair.seed)
-    return ScoredSeed(scores, signs, *local_offsets(pair, images, rows, scores))
+    return ScoredSeed(scores, signs, *local_offsets(pair, images, rows, signs, scores))
 
 
 def print_plan(run, images, rows, pair):

@@ -7,28 +7,43 @@ from memorization.local_offset import fit_local_offset
 from memorization.measuring.representations import encode_images
 from memorization.significance import p_against, p_within, q_values
 
+LEAST_EXTERNAL = 3  # images of S_E, to which a local offset can be fitted
 NORMAL_DEVIATION = 1.4826  # standard deviation of a normal variable by its median distance from 0
 
 
-def local_offsets(pair, images, rows, scores):
+def local_offsets(pair, images, rows, signs, scores):
     """What a pair would give each image without any memory of it: (N,) differences L_g - L_f, NaN
     for images unlike all of S_E; and the share of S_E's variance that this explains, a float.
 
-    A ridge regression on g's representations of whole images, fitted on S_E; the images of S_E
-    themselves are predicted by all others of S_E. images: Images on the device; rows: of
-    `rows_to_score`; scores: their ImageScores.
+    A ridge regression on representations of whole images, fitted on S_E; the images of S_E
+    themselves are predicted by all others of S_E. The representation is that of the encoder without
+    the image: g's, and in a crossover f's for the images that g has. images: Images on the device;
+    rows: of `rows_to_score`; signs: (N,), of `signs_of`; scores: their ImageScores.
     """
+    external = rows["subset"] == "external"
+    offsets, explained = np.full(len(external), np.nan), []
+    if external.sum() < LEAST_EXTERNAL:
+        return offsets, float("nan")
+    for encoder, sign in ((pair.g, 1), (pair.f, -1)):
+        if not (signs == sign).any():
+            continue
+        representations = _represent(encoder, images, rows)
+        offset = fit_local_offset(representations[external], scores.score[external])
+        predictions = np.empty(len(external))
+        predictions[external] = offset.left_out
+        predictions[~external] = offset.predict(representations[~external])
+        offsets = np.where(signs == sign, predictions, offsets)
+        explained.append(offset.explained)
+    return offsets, float(np.mean(explained))
+
+
+def _represent(encoder, images, rows):
+    """Representations of the rows, seen whole, (N, D) float32; those of the training set first."""
     parts = []
     for split in (images.train, images.test):
         indices = torch.from_numpy(rows["index"][rows["split"] == split.name])
-        parts.append(encode_images(pair.g, split, indices, split.device))
-    representations = torch.cat(parts).numpy()
-    external = rows["subset"] == "external"
-    offset = fit_local_offset(representations[external], scores.score[external])
-    predictions = np.empty(len(external))
-    predictions[external] = offset.left_out
-    predictions[~external] = offset.predict(representations[~external])
-    return predictions, offset.explained
+        parts.append(encode_images(encoder, split, indices, split.device))
+    return torch.cat(parts).numpy()
 
 
 def standard_errors(per_seed, subset):

@@ -63,6 +63,11 @@ def _print_single_images(summary):
         tenth = f"{counts['false_share_of_first_tenth']:.0%} of the first tenth"
         say(f"{name:>12}: {beyond}, {counts['q < 0.05']} at q < .05")
         say(f"{'':>12}  expected to be false: {first}, {tenth}")
+    explained = min(images["local_offset_explains"]), max(images["local_offset_explains"])
+    share = " to ".join(f"{value:.0%}" for value in dict.fromkeys(explained))
+    say(
+        f"{'':>12}  score_local: less what external images of the kind score ({share} of their variance)"
+    )
     unlike = images["score_local"]["unlike_all_external"]
     if unlike:
         say(f"{'':>12}  {unlike} candidates are unlike all external images: no local score")

@@ -72,8 +72,10 @@ class ScoresSummary(Summary):
     images_per_second: Number
 
 
-def summarize(table):
-    """The statistics of summary.json, a dict of plain types. table: of `table_of_scores`."""
+def summarize(table, seeds):
+    """The statistics of summary.json, a dict of plain types. table: of `table_of_scores`; seeds:
+    the ScoredSeed of each.
+    """
     of, noise, subsets = {}, {}, {}
     for name in SUBSETS:
         rows = table["subset"] == name
@@ -88,7 +90,8 @@ def summarize(table):
             "ratio": describe(table["score_ratio"][rows]),
         }
     statistics = {"subsets": subsets} | _compare_subsets(of, noise)
-    statistics["single_images"] = _single_images(table)
+    explained = [seed.explained for seed in seeds]
+    statistics["single_images"] = _single_images(table) | {"local_offset_explains": explained}
     if len(table["per_seed"]) > 1:
         statistics["reliability"] = _reliability(table)
         means = {name: table["per_seed"][:, table["subset"] == name].mean(1) for name in of}
