@@ -514,6 +514,12 @@ def draw_few(**settings):
     return draw_subsets(SubsetSettings(**(counts | settings)), fake_images())
 
 
+def draw_crossover(**settings):
+    """Subsets of four fake images, a pool of twelve, and five of the test set."""
+    sizes = {"scheme": "crossover", "shared": 4, "pool": 12, "external": 5}
+    return draw_subsets(SubsetSettings(**(sizes | settings)), fake_images())
+
+
 def subsets_of_five(**arrays):
     """Subsets of two, one, one and one image, but for those that are given."""
     parts = {"shared": [0, 1], "candidate": [2], "independent": [3], "external": [0]} | arrays
