@@ -60,12 +60,21 @@ def test_a_lost_file_is_written_again_with_the_halves_of_all_trained_seeds(lost,
     assert file.read_bytes() == content and seeds_of(tmp_path / "run") == [0, 1]
 
 
+def test_a_lost_config_costs_no_halves(write_config, tmp_path):
+    config, subsets = prepared(write_config(QUICK))
+    open_for(config, subsets, 0, 1)
+    (tmp_path / "run/config.yaml").unlink()
+    open_for(config, subsets, 2)
+    assert seeds_in(tmp_path / "run/subsets.npz") == {0, 1, 2}
+
+
 def test_a_fixed_split_is_written_once_and_holds_no_halves(write_config, tmp_path):
     config, subsets = prepared(write_config())
     open_for(config, subsets, 0)
-    content = (tmp_path / "run/subsets.npz").read_bytes()
+    path = tmp_path / "run/subsets.npz"
+    inode = path.stat().st_ino
     open_for(config, subsets, 1)
-    assert (tmp_path / "run/subsets.npz").read_bytes() == content
-    with np.load(tmp_path / "run/subsets.npz") as file:
+    assert path.stat().st_ino == inode
+    with np.load(path) as file:
         arrays = ["shared", "candidate", "independent", "external", "data", "fingerprint"]
         assert list(file) == arrays

@@ -35,9 +35,10 @@ def of_classes(shared, candidate, independent, external, classes=3):
     indices = [np.arange(*pair) for pair in zip(bounds, bounds[1:])]
     images = fake_images()
     splits = {}
-    for name, values in (("train", np.concatenate(labels)), ("test", np.asarray(external))):
+    of_splits = {"train": np.concatenate(labels), "test": np.asarray(external)}
+    for seed, (name, values) in enumerate(of_splits.items()):
         shape = (len(values), 3, 2, 2)
-        pixels = np.random.default_rng(ord(name[1])).integers(0, 256, shape, dtype=np.uint8)
+        pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
         split = getattr(images, name)
         splits[name] = dataclasses.replace(
             split, pixels=torch.from_numpy(pixels), labels=torch.from_numpy(values.astype(np.int64))
