@@ -106,7 +106,7 @@ def score_checkpoint(run, images, rows, checkpoint):
     with result.save(files, summary, PICTURES):
         draw_histogram(table, result.folder / "histogram.png")
         draw_scatter(table, result.folder / "scatter.png")
-        draw_gallery(table, images, result.folder / "gallery.png")
+        draw_gallery(table, images, summary, result.folder / "gallery.png")
     print_summary(summary, result.folder)
     return summary.plain()
 
