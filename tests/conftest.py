@@ -28,6 +28,7 @@ from memorization.checkpoint import read_checkpoint, save_checkpoint
 from memorization.data.augmentations import View
 from memorization.data.catalogue import DataSettings
 from memorization.data.images import Split, open_images
+from memorization.data.randomness import sample_keys, stream
 from memorization.data.recipes import ViewRecipe
 from memorization.data.subsets import (
     ROLES,
@@ -512,6 +513,16 @@ def draw_few(**settings):
     """Subsets of six, three, three and four of the fake images."""
     counts = {"shared": 6, "candidate": 3, "independent": 3, "external": 4}
     return draw_subsets(SubsetSettings(**(counts | settings)), fake_images())
+
+
+def keys_of(count, *context):
+    """One key an image, (count,). context: the arguments of the stream."""
+    return sample_keys(stream(*context or (0, "training")), torch.arange(count))
+
+
+def largest_correlation(variables):
+    """Of two different variables. variables: (variables, samples)."""
+    return (torch.corrcoef(variables) - torch.eye(len(variables))).abs().max()
 
 
 def subsets_of_five(**arrays):

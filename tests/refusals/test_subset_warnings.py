@@ -1,17 +1,25 @@
-"""Subsets that differ in more than membership are warned of, with the remedy."""
+"""Too few images are refused; subsets that differ in more than membership are warned of, with the
+remedy.
+"""
 
 import os
 import shutil
 import warnings
 
 import pytest
-from conftest import four_classes_config, write_experiment
+from conftest import draw_few, four_classes_config, write_experiment
 
 import memorization_scores
 import train_simclr
 from memorization.config import read_config
-from memorization.errors import Caution
+from memorization.errors import Caution, WrongUse
 from models.simclr import SimCLRSettings
+
+
+@pytest.mark.parametrize("settings", [{"shared": 1019}, {"external": 257}])
+def test_too_few_images_are_refused(settings):
+    with pytest.raises(WrongUse, match="only"):
+        draw_few(**settings)
 
 
 def order_of(path):
