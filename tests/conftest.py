@@ -2,12 +2,15 @@
 or two.
 """
 
+import contextlib
 import copy
 import csv
+import io
 import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
@@ -15,6 +18,8 @@ import pytest
 import torch
 import torch.nn as nn
 import yaml
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 import dejavu
@@ -37,7 +42,8 @@ from memorization.data.subsets import (
     draw_subsets,
 )
 from memorization.encoder import Encoder
-from memorization.measuring import retraining
+from memorization.measuring import attacks, retraining
+from memorization.measuring.queries import Queries
 from memorization.measuring.representations import Examples
 from memorization.settings import TrainingSettings
 from memorization.training import loop
@@ -309,11 +315,15 @@ def read_table(folder):
     """The header of scores.csv, and its columns as arrays."""
     with open(folder / "scores.csv", newline="") as file:
         rows = list(csv.reader(file))
-    columns = dict(zip(rows[0], zip(*rows[1:])))
-    text = ("split", "subset")
-    return rows[0], {
-        name: np.array(values) if name in text else np.array(values, dtype=float)
-        for name, values in columns.items()
+    return rows[0], columns_of(dict(zip(rows[0], row)) for row in rows[1:])
+
+
+def columns_of(rows):
+    """{name: array} of the rows of a table, dicts of texts; numbers are floats."""
+    rows, text = list(rows), ("split", "subset", "outcome")
+    return {
+        name: np.array([row[name] for row in rows], dtype=str if name in text else float)
+        for name in rows[0]
     }
 
 
@@ -335,6 +345,47 @@ def ask(path, run, *options):
     folder = last_written(run, "dejavu.csv")
     with open(folder / "dejavu.csv", newline="") as file:
         return list(csv.DictReader(file)), json.loads((folder / "summary.json").read_text())
+
+
+def accuracy_on_surest(right, confidence, percent):
+    """The slow sum: accuracy on the surest images, of equals the first. Both: (N,)."""
+    surest = sorted(range(len(right)), key=lambda i: (-confidence[i], i))
+    return np.mean(right[surest[: int(np.ceil(percent * len(right) / 100))]])
+
+
+ONE_MODEL = ["--dejavu.reference", "crops", "--dejavu.reference_epochs", "4"]
+
+
+@pytest.fixture(scope="session", params=["simclr", "mae"])
+def one_model(request, tmp_path_factory):
+    """An encoder f without g, compared with a classifier: the config's path, the run folder, the
+    rows and the summary of dejavu.py, what its classifier was trained with, the texts of its
+    pictures and of the screen. Not to be changed.
+    """
+    folder = tmp_path_factory.mktemp("one_model")
+    script, _, changes = METHODS[request.param]
+    asked = {"k": 20, "views": 3, "reference_epochs": 4}
+    path = write_experiment(folder, changes | {"training.epochs": 1, "dejavu": asked})
+    script.main(["--config", path, "--role", "candidate"])
+    save, train = Figure.savefig, attacks.train_classifier
+    pictures, trainings, screen = [], [], io.StringIO()
+
+    def watched_save(figure, *arguments, **named):
+        pictures.append(" ".join(text.get_text() for text in figure.findobj(Text)))
+        save(figure, *arguments, **named)
+
+    def watched_train(*arguments):
+        trainings.append(arguments)
+        return train(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(screen):
+        patch.setattr(Figure, "savefig", watched_save)
+        patch.setattr(attacks, "train_classifier", watched_train)
+        rows, summary = ask(path, folder / "run", *ONE_MODEL)
+    return SimpleNamespace(
+        path=path, run=folder / "run", rows=rows, summary=summary, training=trainings[0],
+        pictures=pictures, printed=screen.getvalue(),
+    )  # fmt: skip
 
 
 def remove(halves_copy, *options):
@@ -467,6 +518,25 @@ def losses_of_training(method, draw_views, steps, learning_rate):
     return [loop.train_step(method, adam, draw_views(), settings, 0.0).item() for _ in range(steps)]
 
 
+def queries_of_shades(rows):
+    """Queries about images whose label, the index modulo 3, is their shade; two views differ a
+    little.
+    """
+
+    def make_view(rows, view):
+        return View((rows % 3).float().view(-1, 1, 1, 1).expand(-1, 1, 2, 2) + 0.1 * view)
+
+    rows = torch.as_tensor(rows)
+    return Queries(make_view, 2, rows, rows % 3)
+
+
+def small_classifier():
+    """An untrained classifier of three shades."""
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3)]
+    return nn.Sequential(*layers)
+
+
 def break_file(path):
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -480,8 +550,8 @@ def nan_weights(path):
 # --- images and subsets ---------------------------------------------------------------------------
 
 
-def fake_images():
-    return open_images(DataSettings(name="fake", size=8))
+def fake_images(size=8):
+    return open_images(DataSettings(name="fake", size=size))
 
 
 def noise_images(count=12):
