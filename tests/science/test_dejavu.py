@@ -12,20 +12,17 @@ import memorization_scores
 import train_simclr
 from memorization.checkpoint import load_pair, untrained_encoder
 from memorization.data.subsets import load_subsets
+from memorization.encoder import Pair
 from memorization.measuring.attacks import public_images
 from memorization.measuring.deja_vu import DejaVuSettings, deja_vu, mcnemar_p, outcomes
 from memorization.measuring.representations import encode_images
 from memorization.run import Run
 
 
-def right_of(table, model):
-    """Whether a model infers the label, for every row of the table."""
-    return table[f"prediction_{model}"] == table["label"]
-
-
-def answer_of(table, model, rows):
-    """Whether a model infers the labels of some rows, and its confidence."""
-    return right_of(table, model)[rows], table[f"confidence_{model}"][rows]
+def answer_of(table, model, rows=slice(None)):
+    """Whether a model infers the labels of some rows of the table, and its confidence."""
+    right = table[f"prediction_{model}"] == table["label"]
+    return right[rows], table[f"confidence_{model}"][rows]
 
 
 def rankings(table, run, seed):
@@ -96,18 +93,16 @@ def asked(request, shuffled_run):
 def test_the_majority_is_the_most_frequent_public_label(asked):
     table, summary, public = asked
     counts = np.bincount(public.labels, minlength=10)
-    assert summary["majority"] == {
-        "label": public.classes[counts.argmax()],
-        "share_of_public": counts.max() / 150,
-        "accuracy": np.mean(table["label"] == counts.argmax()),
-    }
-    assert counts.max() / 150 > 0.1
+    label, share = public.classes[counts.argmax()], counts.max() / 150
+    accuracy = np.mean(table["label"] == counts.argmax())
+    assert summary["majority"] == {"label": label, "share_of_public": share, "accuracy": accuracy}
+    assert share > 0.1
 
 
 def test_target_and_reference_are_compared_image_by_image_and_class_by_class(asked):
     table, summary, public = asked
     (seed,), candidate = summary["seeds"], table["subset"] == "candidate"
-    f, g = right_of(table, "f"), right_of(table, "g")
+    (f, _), (g, _) = answer_of(table, "f"), answer_of(table, "g")
     target, reference = np.where(candidate, f, g), np.where(candidate, g, f)
     assert seed["net"]["mcnemar_p"] == mcnemar_p(target, reference)
     for name, of in seed["per_class"].items():
@@ -129,14 +124,13 @@ def test_accuracy_over_confidence_is_that_of_the_surest(asked):
 def test_whole_test_images_are_told_by_their_neighbours_other_than_themselves(asked, shuffled_run):
     (_, summary, public), run = asked, shuffled_run[1]
     f, split, rows = load_pair(run, 0).f, public.split, public.rows
-    if of_train := split.name == "train":
+    bank = whole = encode_images(f, split, rows, CPU).double()
+    if split.name == "train":
         split, rows = fake_images(16).test, torch.tensor(load_subsets(run / "subsets.npz").external)
-    bank = encode_images(f, public.split, public.rows, CPU).double()
-    whole = encode_images(f, split, rows, CPU).double()
-    if of_train:
-        bank, whole = F.normalize(bank, dim=1), F.normalize(whole, dim=1)
+        whole = F.normalize(encode_images(f, split, rows, CPU).double(), dim=1)
+        bank = F.normalize(bank, dim=1)
     distances = (whole[:, None] - bank).square().sum(2)
-    if not of_train:
+    if whole is bank:
         distances.fill_diagonal_(torch.inf)
     nearest = distances.argsort(dim=1, stable=True)[:, :20]
     votes = F.one_hot(torch.from_numpy(public.labels)[nearest], 10)  # (n, k, classes)
@@ -170,19 +164,12 @@ def test_deja_vu_is_compared_with_the_scores_of_the_same_candidates(run_copy):
         assert between_seeds == pytest.approx(overlap(*values))
 
 
-@pytest.fixture
-def change_pairs(monkeypatch):
-    """change_pairs(change) has scripts measure change(pair) instead of a run's pairs."""
+def test_f_against_itself_scores_exactly_nothing(run_copy, monkeypatch):
+    def f_twice(run, seed, checkpoint):
+        f, g = load_pair(run.folder, seed, checkpoint)
+        return Pair(f, replace(g, network=f.network), seed)
 
-    def patch(change):
-        pair = Run.pair
-        monkeypatch.setattr(Run, "pair", lambda *arguments: change(pair(*arguments)))
-
-    return patch
-
-
-def test_f_against_itself_scores_exactly_nothing(run_copy, change_pairs):
-    change_pairs(lambda pair: replace(pair, g=replace(pair.g, network=pair.f.network)))
+    monkeypatch.setattr(Run, "pair", f_twice)
     shutil.rmtree(run_copy[1] / "scores")
     _, summary = ask(*run_copy)
     assert summary["memorization_scores"] is None
@@ -192,13 +179,13 @@ def test_f_against_itself_scores_exactly_nothing(run_copy, change_pairs):
         assert seed["net"]["mcnemar_p"] == 1
 
 
-def test_untrained_encoders_score_nothing_beyond_chance(tmp_path, change_pairs):
+def test_untrained_encoders_score_nothing_beyond_chance(tmp_path, monkeypatch):
     subsets = {"shared": 0, "candidate": 400, "independent": 400, "external": 40}
     path = write_experiment(tmp_path, {"subsets": subsets, "training.epochs": 1})
     train_simclr.main(["--config", path])
-    change_pairs(
-        lambda pair: replace(pair, f=untrained_encoder(pair.f, 7), g=untrained_encoder(pair.g, 8))
-    )
+    f, g = load_pair(tmp_path / "run", 0)
+    untrained = Pair(untrained_encoder(f, 7), untrained_encoder(g, 8), 0)
+    monkeypatch.setattr(Run, "pair", lambda *_: untrained)
     _, summary = ask(path, tmp_path / "run")
     for percent in ("100", "20"):
         at = summary["seeds"][0]["at"][percent]
@@ -227,12 +214,11 @@ def test_one_encoder_is_compared_with_a_classifier_of_queries(one_model):
     assert summary["trained_on"] == {"f": 56, "reference": 24}
     assert summary["public"] == {"split": "test", "images": 205, "held_out": 51, "k": 20}
     assert set(table["subset"]) == {"candidate"} and len(table["subset"]) == 24
-    confidence = table["confidence_reference"]
-    assert confidence.min() >= 0.1 and confidence.max() <= 1
     seed = summary["seeds"][0]
     assert 1 <= seed["classifier"]["epoch"] <= 4
-    score = right_of(table, "f").mean() - right_of(table, "reference").mean()
-    assert seed["at"]["100"]["score"] == pytest.approx(score)
+    (f, _), (reference, confidence) = answer_of(table, "f"), answer_of(table, "reference")
+    assert confidence.min() >= 0.1 and confidence.max() <= 1
+    assert seed["at"]["100"]["score"] == pytest.approx(f.mean() - reference.mean())
 
 
 def test_the_classifier_is_trained_on_images_that_f_never_saw_nor_votes_with(one_model):

@@ -47,10 +47,8 @@ def random_answers(seed, n=200):
 def test_the_score_is_target_less_reference_averaged_over_the_attacked_sets():
     answers = [random_answers(0, 200), random_answers(1, 77)]
     for percent, *found in zip([5, 100], *deja_vu(answers, [5, 100])):
-        target, reference = (
-            np.mean([accuracy_on_surest(*of_set[model], percent) for of_set in answers])
-            for model in (0, 1)
-        )
+        sets = [[accuracy_on_surest(*answer, percent) for answer in of_set] for of_set in answers]
+        target, reference = np.mean(sets, axis=0)
         assert found == pytest.approx([target, reference, target - reference])
 
 
@@ -97,9 +95,7 @@ def test_agreement_of_two_rankings():
 
 
 class Memorizing(nn.Module):
-    """Flat pixels; but from the lower left corner of an image that it memorized, resized, the flat
-    pixels of the whole image.
-    """
+    """Flat pixels; of a memorized image's lower left corner, resized, those of the whole image."""
 
     def __init__(self, memorized):
         super().__init__()
@@ -113,9 +109,7 @@ class Memorizing(nn.Module):
 
 
 def images_whose_corner_tells_nothing(name, count, seed):
-    """Images of four classes: three quarters have the shade of the class, the lower left corner is
-    noise.
-    """
+    """Images of four classes: of their class's shade, but for noise in the lower left corner."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 4
     pixels = (20 + 70 * labels).view(-1, 1, 1, 1).repeat(1, 1, 8, 8)
@@ -167,11 +161,6 @@ def test_whole_images_are_the_ceiling_and_their_neighbours_are_kept():
 FLAT = Encoder("f", nn.Flatten(), 2, 1, ([0.0] * 2, [1.0] * 2))
 
 
-def view_of(vectors):
-    """A View that `FLAT` represents by these vectors, (B, 2)."""
-    return View(vectors[:, :, None, None])
-
-
 def bank_of(vectors, labels):
     """A Bank of two classes, of given vectors. The images are 70, 71, ..."""
     rows = torch.arange(70, 70 + len(vectors))
@@ -183,7 +172,8 @@ def bank_of(vectors, labels):
 def infer(views, bank, normalized=False):
     """The Inference of `FLAT` about one image of label 0. views: a vector for each."""
     zero = torch.tensor([0])
-    queries = Queries(lambda _, view: view_of(torch.tensor([views[view]])), len(views), zero, zero)
+    pixels = torch.tensor(views)[:, None, :, None, None]  # (V, 1, 2, 1, 1)
+    queries = Queries(lambda _, view: View(pixels[view]), len(views), zero, zero)
     return infer_by_neighbors(FLAT, queries, bank, DejaVuSettings(k=1, normalize=normalized))
 
 
@@ -198,8 +188,7 @@ def test_votes_and_distances_of_all_views_are_summed():
 
 
 def test_queries_are_normalized_if_that_is_asked_for():
-    # One vote each; as they are the second view is nearer to its neighbour, as directions the
-    # first.
+    # one vote each; the second view is nearer to its neighbour, as a direction the first
     views, bank = [[20.0, 1.0], [0.4, 0.5]], bank_of([[1.0, 0.0], [0.0, 1.0]], [0, 1])
     assert infer(views, bank).prediction == [1]
     assert infer(views, bank, normalized=True).prediction == [0]
@@ -209,7 +198,7 @@ def test_public_images_are_normalized_if_that_is_asked_for():
     vectors, directions = torch.tensor([[[3.0, 4.0], [0.5, 0.0]], [[0.6, 0.8], [1.0, 0.0]]])
     public = bank_of(vectors.tolist(), [0, 1]).public
     for normalized, values in ((False, vectors), (True, directions)):
-        bank = encode_public(FLAT, public, lambda rows: view_of(vectors[rows - 70]), normalized)
+        bank = encode_public(FLAT, public, lambda _: View(vectors[:, :, None, None]), normalized)
         assert torch.allclose(bank.values, values)
 
 
@@ -218,6 +207,7 @@ def test_an_image_is_no_neighbour_of_its_own():
     labels = np.array([0, 1, 0, 1, 1])
     bank, settings = bank_of(values.tolist(), labels.tolist()), DejaVuSettings(k=1)
     # nearest other: 1 or 2 (label 1 before 0), 2, 1, 4, 3
-    for leave_out, accuracy in ((True, 2 / 5), (False, 4 / 5)):
-        found = neighbor_accuracy(values, labels, bank, settings, leave_out)
-        assert found == pytest.approx(accuracy)
+    of_others, of_all = (
+        neighbor_accuracy(values, labels, bank, settings, x) for x in (True, False)
+    )
+    assert of_others == pytest.approx(2 / 5) and of_all == pytest.approx(4 / 5)

@@ -38,9 +38,7 @@ def random_vectors(count, dim, seed):
 
 
 def by_brute_force(queries, bank, k):
-    """Indices and squared distances of the k nearest, in float64, equal distances in order of
-    index.
-    """
+    """Indices and squared distances of the k nearest in float64, of equal ones the first."""
     distances = torch.stack([(bank.double() - query).square().sum(1) for query in queries.double()])
     distances, indices = distances.sort(dim=1, stable=True)
     return indices[:, :k], distances[:, :k]

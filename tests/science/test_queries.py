@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from conftest import with_hidden_pixels
 
 from memorization.data.augmentations import Draw, augment, measuring_recipe
 from memorization.data.images import Split
@@ -48,13 +49,8 @@ def test_training_queries_are_the_training_recipes_in_turn_but_never_views_that_
 def test_what_a_mask_hides_is_blank_in_the_pixels_of_a_query():
     made = queries(views=2)
     assert torch.equal(made.pixels(ROWS, 0), made.make_view(ROWS, 0).pixels)
-    pixels, visible = made.make_view(ROWS, 1)
-    for image, shown in enumerate(made.pixels(ROWS, 1)):
-        for patch in range(16):
-            top, left = 2 * (patch // 4), 2 * (patch % 4)
-            of_patch = pixels[image, 0, top : top + 2, left : left + 2]
-            expected = of_patch if patch in visible[image] else torch.zeros(2, 2)
-            assert torch.equal(shown[0, top : top + 2, left : left + 2], expected)
+    blanked = with_hidden_pixels(made.make_view(ROWS, 1), 0.0, patch=2)
+    assert torch.equal(made.pixels(ROWS, 1), blanked.pixels)
 
 
 @pytest.mark.parametrize("corner", ["lower_left", "lower_right", "upper_left", "upper_right"])
@@ -95,12 +91,3 @@ def test_boxes_show_the_largest_part_between_them_and_drop_images_with_too_littl
     assert found.shape == (1, 8, 8)
     # 4 columns stretched to 8
     assert torch.allclose(found[:, :, [0, 7]], WHOLE[0, :, :, [4, 7]], atol=1e-6)
-
-
-def test_an_image_whose_boxes_lie_outside_of_it_is_not_shown_whole(tmp_path):
-    path = tmp_path / "boxes.csv"
-    path.write_text("index,xmin,ymin,xmax,ymax\n4,4,0,0,8\n3,90,0,99,8\n")
-    outside = queries(rows=torch.tensor([4, 3]), query="boxes", boxes=str(path))
-    assert outside.rows.tolist() == [4]
-    assert outside.dropped["no box that lies in the image"] == 1
-    assert outside.boxes["boxes lay outside of their image and were dropped"] == 1
