@@ -1,5 +1,6 @@
 """The files that scripts write: names, columns, folders and pictures."""
 
+import dataclasses
 import json
 import shutil
 
@@ -11,6 +12,7 @@ import torch
 import yaml
 from conftest import (
     ASKED,
+    CPU,
     METHODS,
     QUICK_PROBE,
     SCORE_FILES,
@@ -28,12 +30,16 @@ import dejavu
 import linear_probing_train
 import memorization
 from memorization.checkpoint import read_checkpoint, save_checkpoint
+from memorization.config import read_config
 from memorization.data.catalogue import DataSettings
 from memorization.data.images import open_images
-from memorization.data.subsets import ROLES, load_subsets
+from memorization.data.subsets import ROLES, draw_subsets, load_subsets
 from memorization.measuring.scores import score_images
 from memorization.training import loop
+from memorization.training.task import Task
+from models.encoders import make_encoder
 from models.mae import patch_statistics
+from models.simclr import SimCLRSettings
 from models.vit import patchify
 
 COLUMNS = [
@@ -207,6 +213,17 @@ def test_the_run_folder_tells_what_was_done(scored_run):
         assert np.isfinite(line["loss"]) and line["images_per_second"] > 0
         assert 0 < line["spread"] < 1.5 and 0 <= line["knn_accuracy"] <= 1
     assert (run / "seed_1/candidate/encoder_epoch_0002.pt").exists()
+
+
+def test_an_encoder_is_kept_with_the_normalization_of_its_images(write_config, tmp_path):
+    config = read_config("", ["--config", write_config()], method=SimCLRSettings)
+    normalization = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    images = dataclasses.replace(open_images(config.data), **normalization)
+    subsets = draw_subsets(config.subsets, images)
+    task = Task(config, images, subsets, CPU, tmp_path, 0, "candidate")
+    task.save_encoder("encoder.pt", make_encoder(config.encoder, 3, 16), epoch=7)
+    record = read_checkpoint(tmp_path / "seed_0/candidate/encoder.pt")
+    assert (record["mean"], record["std"], record["epoch"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6], 7)
 
 
 def test_a_masked_autoencoder_draws_what_it_sees(write_config, tmp_path, monkeypatch):
