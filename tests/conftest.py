@@ -482,9 +482,9 @@ def flat_pixels(channels=3, size=8, identity="a", normalization=((0.5,) * 3, (0.
 
 
 class FlatPixels(nn.Module):
-    """An encoder whose representation is the image itself, of 2 x 2 pixels."""
+    """An encoder whose representation is the image itself, as of `two_views`."""
 
-    dim = 12
+    dim = 48
 
     def forward(self, pixels, visible=None):
         return pixels.flatten(1)
@@ -511,7 +511,13 @@ def masked_view(B=6, channels=3, K=5, seed=0):
     return View(torch.randn(B, channels, 16, 16, generator=generator), visible)
 
 
-def losses_of_training(method, draw_views, steps, learning_rate):
+def two_views(B=6):
+    """Two views of noise, of 4 x 4 pixels."""
+    first, second = torch.randn(2, B, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    return View(first), View(second)
+
+
+def losses_of(method, draw_views, steps, learning_rate):
     """The losses of so many steps of Adam. draw_views: () -> the views of a step."""
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
     adam, settings = torch.optim.Adam(trained, learning_rate), TINY_TRAINING

@@ -45,16 +45,15 @@ def test_lars_takes_two_steps_as_in_the_paper():
     assert torch.allclose(w, after_one - 0.5 * velocity)
 
 
-def test_lars_with_clip_never_exceeds_the_plain_rate():
-    w, optimizer = lars_on([300.0, 400.0], [0.0, 0.01], clip=True)  # eta ||w|| / ||g|| = 500
+@pytest.mark.parametrize("weight, gradient, clip", [
+    (400.0, 0.01, True),  # eta ||w|| / ||g|| = 500, far above 1
+    (400.0, 6.25, True),  # 0.8, above the rate alone
+    (0.0, 2.0, False),
+])  # fmt: skip
+def test_lars_takes_a_plain_step_if_it_is_clipped_or_a_norm_is_zero(weight, gradient, clip):
+    w, optimizer = lars_on([0.75 * weight, weight], [0.0, gradient], clip=clip)
     optimizer.step()
-    assert torch.allclose(w, torch.tensor([[300.0, 400.0 - 0.5 * 0.01]]))
-
-
-def test_lars_takes_a_plain_step_if_a_norm_is_zero():
-    w, optimizer = lars_on([0.0, 0.0], [0.0, 2.0])
-    optimizer.step()
-    assert torch.allclose(w, torch.tensor([[0.0, -1.0]]))
+    assert torch.allclose(w, torch.tensor([[0.75 * weight, weight - 0.5 * gradient]]))
 
 
 def test_lars_leaves_biases_and_norms_unadapted():

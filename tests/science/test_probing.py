@@ -32,7 +32,7 @@ from memorization.settings import TrainingSettings
 from memorization.significance import mean_and_spread
 from models.encoders import encoder_settings, make_encoder
 
-QUICK = ProbeSettings(epochs=5, warmup_epochs=1)
+QUICK = ProbeSettings(epochs=5, warmup_epochs=1, seeds=[0])
 
 
 def standardized_clouds(count):
@@ -72,9 +72,7 @@ def test_a_probe_is_as_good_as_exact_logistic_regression(changes):
 
 
 def train_alone(train, settings, seed):
-    """What `train_layers` trains for one pair of a grid, by an optimizer of its own. settings:
-    TrainingSettings.
-    """
+    """What `train_layers` trains for one pair of a grid. settings: TrainingSettings."""
     layer, N = nn.Linear(8, 4), len(train.labels)
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
@@ -183,15 +181,15 @@ def test_only_labelled_images_are_probed_and_a_cap_takes_the_first_by_hash():
 
 
 def test_with_fewer_images_than_neighbours_these_are_left_out():
-    images, settings = fake_images(), ProbeSettings(epochs=3, warmup_epochs=1, seeds=[0])
+    images = fake_images()
     images.train.labels[60:] = -1
-    result = probe(flat_pixels(), images, settings, None, CPU).plain()
+    result = probe(flat_pixels(), images, QUICK, None, CPU).plain()
     assert result["train_images"] == 60 and "knn_200" not in result and 0 < result["knn_20"] <= 1
     images.train.labels[10:] = -1
-    result = probe(flat_pixels(), images, settings, None, CPU).plain()
+    result = probe(flat_pixels(), images, QUICK, None, CPU).plain()
     assert np.isfinite(result["seeds"][0]["validation_loss"]) and "knn_20" not in result
     flat = replace(flat_pixels(), network=nn.Flatten())
-    assert fine_tune(flat, images, settings, CPU).top_1.mean < 1
+    assert fine_tune(flat, images, QUICK, CPU).top_1.mean < 1
 
 
 def test_gray_is_repeated_and_colours_turn_gray():
@@ -224,16 +222,14 @@ def test_probing_changes_nothing_of_an_encoder(tmp_path):
     network = make_encoder(encoder_settings(name="resnet_small", width=8), 3, 8)
     network.eval().requires_grad_(False)
     before = checksum(network.state_dict())
-    settings = ProbeSettings(epochs=2, warmup_epochs=1, seeds=[0])
-    probe(replace(flat_pixels(), network=network), fake_images(), settings, tmp_path, CPU)
+    probe(replace(flat_pixels(), network=network), fake_images(), QUICK, tmp_path, CPU)
     assert checksum(network.state_dict()) == before and not network.training
 
 
 def test_a_class_without_test_images_has_no_accuracy():
     images = fake_images()
     images.test.labels[images.test.labels == 3] = 4
-    settings = ProbeSettings(epochs=2, warmup_epochs=1, seeds=[0])
-    result = probe(flat_pixels(), images, settings, None, CPU)
+    result = probe(flat_pixels(), images, QUICK, None, CPU)
     assert result.per_class[3] is None and None not in result.per_class[4:]
 
 

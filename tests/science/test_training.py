@@ -5,17 +5,23 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import CPU, METHODS, FlatPixels, log_of, log_without_times, train, write_experiment
+from conftest import (
+    CPU,
+    METHODS,
+    FlatPixels,
+    fake_images,
+    log_without_times,
+    train,
+    two_views,
+    write_experiment,
+)
 
 from memorization.config import read_config
-from memorization.data.augmentations import View
-from memorization.data.images import open_images
 from memorization.data.subsets import ROLES, draw_subsets, load_subsets
-from memorization.training import loop, pair, train_pair
+from memorization.training import loop
 from memorization.training.diagnostics import measure_encoder, spread
 from memorization.training.task import Task
-from models.encoders import make_encoder
-from models.simclr import SimCLR, SimCLRSettings
+from models.simclr import SimCLRSettings
 
 
 def watch_training(monkeypatch):
@@ -146,34 +152,47 @@ def test_the_gradient_is_clipped_if_a_bound_is_set(write_config, tmp_path, monke
     assert min(norms[:6]) > 0.01 and max(norms[6:]) == pytest.approx(0.001, rel=1e-3)
 
 
-@pytest.mark.parametrize("role", ROLES)
-def test_knn_accuracy_is_of_external_images_among_the_labelled_ones_of_the_training_set(
-    role, write_config
-):
+@pytest.fixture
+def measure(write_config):
+    """measure(images, role, epoch=2) -> the subsets, and what is measured of the identity."""
     changes = {"training.knn_every": 2, "data.size": 8, "augmentation.views": [{"size": 8}]}
     config = read_config("", ["--config", write_config(changes)], method=SimCLRSettings)
+
+    def measure_identity(images, role, epoch=2):
+        subsets = draw_subsets(config.subsets, images)
+        task = Task(config, images, subsets, CPU, config.folder, 0, role)
+        return subsets, measure_encoder(FlatPixels(), two_views()[0], task, epoch)
+
+    return measure_identity
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_knn_accuracy_is_of_external_images_among_the_labelled_training_images(role, measure):
     normalization = {"mean": (0.1, 0.5, 0.9), "std": (0.2, 0.3, 0.4)}
-    images = dataclasses.replace(open_images(config.data), **normalization)
+    images = dataclasses.replace(fake_images(), **normalization)
     images.train.labels[::3] = -1
     images.train.labels[60:] = 9  # no image of the independents may vote for f
-    subsets, view = draw_subsets(config.subsets, images), View(torch.rand(8, 3, 8, 8))
+    subsets, measured = measure(images, role)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalization.values())
-
-    def encode(split, indices):
-        return ((split.pixels[indices] / 255 - mean) / std).flatten(1)
-
     queries, bank = subsets.external, subsets.training_set(role)
     bank = bank[images.train.labels[bank] >= 0]
-    of_queries, of_bank = encode(images.test, queries), encode(images.train, bank)
+    pixels = (images.test.pixels[queries], images.train.pixels[bank])
+    of_queries, of_bank = (((each / 255 - mean) / std).flatten(1) for each in pixels)
     similarity = torch.cosine_similarity(of_queries[:, None], of_bank[None], dim=2)
     votes = images.train.labels[bank][similarity.topk(20).indices]
-    predictions = torch.stack([torch.bincount(row, minlength=10).argmax() for row in votes])
+    predictions = torch.stack([row.bincount().argmax() for row in votes])
     expected = (predictions == images.test.labels[queries]).float().mean().item()
-    task = Task(config, images, subsets, CPU, config.folder, 0, role)
-    measured = measure_encoder(FlatPixels(), view, task, epoch=2)
     assert measured["knn_accuracy"] == pytest.approx(expected) and expected > 0
-    assert measured["spread"] == pytest.approx(spread(view.pixels.flatten(1)).item())
-    assert measure_encoder(FlatPixels(), view, task, epoch=3)["knn_accuracy"] is None
+    assert measured["spread"] == pytest.approx(spread(two_views()[0].pixels.flatten(1)).item())
+    assert measure(images, role, epoch=3)[1]["knn_accuracy"] is None
+
+
+def test_images_of_one_class_have_no_knn_accuracy(measure):
+    """It would be 100 %."""
+    images = fake_images()
+    images.train.labels[:56] = 3  # those of f
+    of_f, of_g = (measure(images, role)[1]["knn_accuracy"] for role in ROLES)
+    assert of_f is None and 0 <= of_g < 1
 
 
 # of every method, what it needs beyond the tiny experiment, and by how much its loss falls
@@ -206,53 +225,3 @@ def test_spread_is_0_for_a_point_and_1_for_all_directions():
     assert spread(torch.ones(8, 5)).item() == pytest.approx(0, abs=1e-6)
     directions = torch.randn(4000, 64, generator=torch.Generator().manual_seed(0))
     assert spread(directions).item() == pytest.approx(1, abs=0.02)
-
-
-@pytest.mark.filterwarnings("ignore::memorization.errors.Caution")
-def test_images_of_one_class_have_no_knn_accuracy(write_config, tmp_path, monkeypatch):
-    """It would be 100 %."""
-
-    def of_one_class(settings):
-        images = open_images(settings)
-        images.train.labels[:56] = 3  # those of f
-        return images
-
-    monkeypatch.setattr(pair, "open_images", of_one_class)
-    train(write_config({"training.knn_every": 1, "training.epochs": 1}))
-    (of_f,), (of_g,) = (log_of(tmp_path / "run", role) for role in ROLES)
-    assert of_f["knn_accuracy"] is None and 0 <= of_g["knn_accuracy"] < 1
-
-
-class Hooked(SimCLR):
-    """A method that uses every optional part of the contract."""
-
-    calls = []
-
-    def parameter_groups(self):
-        slow = {"params": self.encoder.parameters(), "lr_scale": 0.5}
-        return [slow, {"params": self.projector.parameters()}]
-
-    def before_step(self, progress, optimizer):
-        assert all(p.grad is not None for p in self.parameters())
-        assert [group.get("lr_scale") for group in optimizer.param_groups] == [0.5, None]
-        self.calls.append(("before", progress))
-
-    def after_step(self, progress):
-        self.calls.append(("after", progress))
-
-    def pictures(self, views):
-        return {"first view": views[0].pixels[:4], "second view": views[1].pixels[:4]}
-
-
-def test_the_loop_calls_the_optional_parts_of_a_method(write_config, monkeypatch):
-    path = write_config({"training.epochs": 1, "training.pictures_every": 1})
-    config = read_config("", ["--config", path], method=SimCLRSettings)
-    runs = watch_training(monkeypatch)
-
-    def make_method():
-        return Hooked(make_encoder(config.encoder, 3, 16), **config.method.arguments())
-
-    train_pair(make_method, open_images(config.data), config)
-    assert Hooked.calls == 2 * [(when, k / 3) for k in range(3) for when in ("before", "after")]
-    assert runs[0].rates[0] == [0.005, 0.01]
-    assert (config.folder / "seed_0/candidate/pictures_epoch_0001.png").stat().st_size > 1000
