@@ -47,6 +47,15 @@ def test_a_collapsed_encoder_and_a_diverged_layer_are_refused():
         fit_probe(train, 4, diverging, seed=0)
 
 
+def test_a_folder_without_the_probed_data_is_not_made(probed_run, refusal, no_network, tmp_path):
+    path, run = probed_run
+    before = sorted(run.rglob("*"))
+    options = ["--probe.datasets", "cifar10", "--data.root", str(tmp_path / "nowhere")]
+    line = refusal(linear_probing_train.main, ["--config", path, "--run", str(run), *options])
+    assert f"looked for in {tmp_path}/nowhere" in line
+    assert not (tmp_path / "nowhere").exists() and sorted(run.rglob("*")) == before
+
+
 class Broken(nn.Module):
     def forward(self, pixels):
         return pixels.flatten(1) / 0
