@@ -241,7 +241,7 @@ def run(run_copy):
 
 @pytest.fixture
 def refusal(capsys):
-    """refusal(main, argv) -> the one line with which a script refuses wrong use; fails where it
+    """refusal(main, argv) -> the one line with which a script refuses wrong use; fails if it
     does not.
     """
 
