@@ -113,8 +113,8 @@ def score_checkpoint(run, images, rows, checkpoint):
 
 def print_plan(run, images, rows, pair):
     """What a long scoring will take, from a batch on trial."""
-    settings, count = run.settings, len(rows["index"]) * len(run.seeds)
-    if count < LONG * settings.batch_size:
+    settings, n_images = run.settings, len(rows["index"]) * len(run.seeds)
+    if n_images < LONG * settings.batch_size:
         return
     f, g = (encoder.to(run.device) for encoder in pair)
     batch = torch.from_numpy(rows["index"][rows["split"] == "train"][: settings.batch_size])
@@ -123,8 +123,8 @@ def print_plan(run, images, rows, pair):
     def score():
         return score_batch(f, g, images.train, batch, recipes, scoring)
 
-    seconds = seconds_of(score, run.device) * count / len(batch) / processes.count()
-    what = f"scoring {count} images by {settings.views} views through two encoders"
+    seconds = seconds_of(score, run.device) * n_images / len(batch) / processes.count()
+    what = f"scoring {n_images} images by {settings.views} views through two encoders"
     print_estimate(what, seconds, run.device, BYTES_A_ROW * len(rows["index"]), run.folder)
 
 

@@ -163,13 +163,13 @@ def draw_gallery(scores, images, path):
     """
     candidates = np.flatnonzero(scores["subset"] == "candidate")
     by_score = candidates[np.argsort(-scores["score"][candidates], kind="stable")]
-    count = min(GALLERY_COLUMNS * GALLERY_ROWS, len(by_score) // 2)
+    n_images = min(GALLERY_COLUMNS * GALLERY_ROWS, len(by_score) // 2)
     blocks = [
-        ("The most memorized candidates", by_score[:count]),
-        ("The least memorized candidates", by_score[-count:][::-1]),
+        ("The most memorized candidates", by_score[:n_images]),
+        ("The least memorized candidates", by_score[-n_images:][::-1]),
     ]
-    columns = min(GALLERY_COLUMNS, max(4, count))
-    rows = -(-count // columns)
+    columns = min(GALLERY_COLUMNS, max(4, n_images))
+    rows = -(-n_images // columns)
     figure = _figure(figsize=(1.25 * columns, 2 * (1.75 * rows + 0.4)), layout="constrained")
     for part, (title, members) in zip(figure.subfigures(2, 1), blocks):
         part.suptitle(f"{title}: score ± standard error", fontsize=11)
@@ -327,9 +327,9 @@ def draw_removal_curve(summary, path):
     return figure
 
 
-def _panels(count, size):
+def _panels(n_panels, size):
     """A figure of panels beside each other, and their axes."""
-    figure, axes = subplots(1, count, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = subplots(1, n_panels, figsize=size, squeeze=False, layout="constrained")
     return figure, axes[0]
 
 

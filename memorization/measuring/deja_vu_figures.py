@@ -120,8 +120,8 @@ def draw_deja_vu_cases(attack, sets, summary, path):
     target, reference = attack.inferences
     title = summary.words.no_cases
     if len(cases):
-        count = f"{len(cases)} of the candidates that {target} tells and {reference} does not"
-        title = f"The most striking cases: {count}"
+        cases_of = f"{len(cases)} of the candidates that {target} tells and {reference} does not"
+        title = f"The most striking cases: {cases_of}"
     figure.suptitle(_two_lines(title, summary.caveat), fontsize=9 if summary.caveat else 11)
     return figure
 

@@ -373,7 +373,7 @@ def test_a_mask_hides_its_rounded_share_and_leaves_one_patch_at_least(size, patc
     assert visible.shape == (70, K) and visible.dtype == torch.int64
     assert (visible.diff(dim=1) > 0).all()
     assert 0 <= visible.min() and visible.max() < (size // patch) ** 2
-    blank = augmentations.blank_views([recipe, twice], 1, patch, count=5)
+    blank = augmentations.blank_views([recipe, twice], 1, patch, n_images=5)
     assert [view.pixels.shape for view in blank] == 3 * [(5, 1, size, size)]
     assert [view.visible.shape for view in blank] == 3 * [(5, K)]
 
@@ -381,7 +381,7 @@ def test_a_mask_hides_its_rounded_share_and_leaves_one_patch_at_least(size, patc
 def test_without_a_mask_everything_is_visible():
     recipe = ViewRecipe(size=8)
     assert views_of(made_up_split(4, 1, 8), recipe).visible is None
-    assert augmentations.blank_views([recipe], 1, 4, count=2)[0].visible is None
+    assert augmentations.blank_views([recipe], 1, 4, n_images=2)[0].visible is None
 
 
 def test_a_mask_tells_nothing_about_crop_or_noise():
