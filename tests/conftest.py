@@ -211,6 +211,22 @@ def at_step(monkeypatch):
     return watch
 
 
+@pytest.fixture
+def watch_adamw(monkeypatch):
+    """watch_adamw(see) has every step of AdamW call see(parameters) first."""
+
+    def watch(see):
+        step = torch.optim.AdamW.step
+
+        def watched_step(optimizer):
+            see([parameter for group in optimizer.param_groups for parameter in group["params"]])
+            return step(optimizer)
+
+        monkeypatch.setattr(torch.optim.AdamW, "step", watched_step)
+
+    return watch
+
+
 @pytest.fixture(scope="session")
 def scored_run(tmp_path_factory):
     """(config path, run folder) of a tiny pair of two seeds, trained with a checkpoint after epoch

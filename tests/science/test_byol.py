@@ -11,17 +11,16 @@ from models.byol import BYOL, BYOLSettings, momentum_at, prediction_loss
 from models.heads import HEAD_NORMS
 
 
-class Convolution(nn.Module):
+class Convolution(nn.Sequential):
     """An encoder with a batch norm."""
 
     dim = 6
 
     def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(3, 6, 2), nn.BatchNorm2d(6))
+        super().__init__(nn.Conv2d(3, 6, 2), nn.BatchNorm2d(6), nn.AdaptiveAvgPool2d(1))
 
     def forward(self, pixels, visible=None):
-        return self.layers(pixels).mean((2, 3))
+        return super().forward(pixels).flatten(1)
 
 
 def make_byol(encoder=None, **settings):
@@ -106,15 +105,14 @@ def test_the_momentum_network_starts_as_a_copy_has_no_gradient_and_follows():
 def test_batch_norms_of_the_momentum_network_use_their_own_batch_and_keep_their_own_statistics():
     byol, (first, second) = make_byol(), two_views()
     byol(first, second)
-    online, slow = (encoder.layers[1] for encoder in (byol.online_encoder, byol.momentum_encoder))
+    online, slow = (encoder[1] for encoder in (byol.online_encoder, byol.momentum_encoder))
     assert int(slow.num_batches_tracked) == 2  # both views passed, one after the other
     assert torch.allclose(online.running_mean, slow.running_mean)  # the networks are still equal
     statistics = slow.running_mean.clone()
     online.running_mean += 1
     byol.after_step(progress=0.0)
     assert torch.equal(slow.running_mean, statistics)  # not averaged
-    # after the projector's batch norm
-    z = byol.momentum_projector[:2](byol.momentum_encoder(first.pixels))
+    z = byol.momentum_projector[:2](byol.momentum_encoder(first.pixels))  # after its batch norm
     assert z.mean(0).abs().max() < 1e-5  # of this batch, not of the running statistics
 
 

@@ -4,14 +4,7 @@ import pytest
 import torch
 import torch.nn as nn
 
-from memorization.optimizers import (
-    LARS,
-    default_parameter_groups,
-    make_optimizer,
-    scaled_learning_rate,
-    schedule,
-    set_learning_rate,
-)
+from memorization.optimizers import LARS, make_optimizer, schedule, set_learning_rate
 from memorization.settings import TrainingSettings
 
 
@@ -57,13 +50,14 @@ def test_lars_takes_a_plain_step_if_it_is_clipped_or_a_norm_is_zero(weight, grad
 
 
 def test_lars_leaves_biases_and_norms_unadapted():
-    model, settings = linear_with_norm(), {"optimizer": "lars", "momentum": 0.0}
-    weights, plain = default_parameter_groups(model, training(**settings))
+    model, settings = linear_with_norm(), {"momentum": 0.0, "base_batch_size": None}
+    optimizer = make_optimizer(model, training(optimizer="lars", weight_decay=0.1, **settings))
+    weights, plain = optimizer.param_groups
     assert [p.ndim for p in weights["params"]] == [2] and len(plain["params"]) == 3
     assert plain["adapt"] is False and plain["weight_decay"] == 0
     bias, before = model[0].bias, model[0].bias.detach().clone()
     bias.grad = torch.ones_like(bias)
-    make_optimizer(model, training(weight_decay=0.1, base_batch_size=None, **settings)).step()
+    optimizer.step()
     assert torch.allclose(bias, before - 0.06)
 
 
@@ -103,8 +97,9 @@ def test_a_method_may_bring_its_own_groups():
 
 
 def test_learning_rate_is_scaled_by_batch_size():
-    assert scaled_learning_rate(training(base_batch_size=128)) == pytest.approx(0.24)
-    assert scaled_learning_rate(training(base_batch_size=None)) == 0.06
+    for base, rate in ((128, pytest.approx(0.24)), (None, 0.06)):
+        optimizer = make_optimizer(nn.Linear(2, 2), training(base_batch_size=base))
+        assert [group["lr"] for group in optimizer.param_groups] == [rate, rate]
 
 
 def test_schedule_warms_up_linearly_and_ends_as_a_cosine():

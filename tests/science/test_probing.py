@@ -21,12 +21,7 @@ from memorization.measuring.linear_classifier import (
     train_layers,
 )
 from memorization.measuring.probing import ProbeSettings, probe, probed_rows
-from memorization.measuring.representations import (
-    Examples,
-    in_channels,
-    raw_pixels,
-    stored_examples,
-)
+from memorization.measuring.representations import in_channels, raw_pixels, stored_examples
 from memorization.optimizers import make_optimizer, schedule
 from memorization.settings import TrainingSettings
 from memorization.significance import mean_and_spread
@@ -37,7 +32,7 @@ QUICK = ProbeSettings(epochs=5, warmup_epochs=1, seeds=[0])
 
 def standardized_clouds(count):
     train = clouds(count)
-    return Examples(Standardization(train.values)(train.values), train.labels)
+    return replace(train, values=Standardization(train.values)(train.values))
 
 
 def exact_logistic_regression(train):
@@ -136,7 +131,7 @@ def test_dimensions_that_change_by_rounding_alone_do_no_harm():
     train = clouds(500)
     rounding = 3.0 + 2e-7 * (torch.arange(500) % 2)[:, None]
     values = torch.cat([train.values, torch.full((500, 1), 3.0), rounding], dim=1)
-    layer, _ = fit_probe(Examples(values, train.labels), 4, QUICK, seed=0)
+    layer, _ = fit_probe(replace(train, values=values), 4, QUICK, seed=0)
     others = values.clone()
     others[:, -2:] += 0.01
     assert (layer(others) - layer(values)).abs().max() < 0.1
@@ -144,10 +139,10 @@ def test_dimensions_that_change_by_rounding_alone_do_no_harm():
 
 @pytest.mark.parametrize("size", [1e-30, 1e30])
 def test_a_probe_does_not_depend_on_the_size_of_representations(size):
-    labels, values = clouds(300).labels, F.normalize(clouds(300).values, dim=1)
+    train, values = clouds(300), F.normalize(clouds(300).values, dim=1)
     factors = torch.tensor([size] + 7 * [size if size < 1 else 1.0])  # large in one dimension alone
-    layer, _ = fit_probe(Examples(values, labels), 4, QUICK, seed=0)
-    other, _ = fit_probe(Examples(factors * values, labels), 4, QUICK, seed=0)
+    layer, _ = fit_probe(replace(train, values=values), 4, QUICK, seed=0)
+    other, _ = fit_probe(replace(train, values=factors * values), 4, QUICK, seed=0)
     assert (other(factors * values) - layer(values)).abs().max() < 0.01
 
 
@@ -249,23 +244,16 @@ def test_a_probe_reports_what_was_asked_for(tmp_path):
     assert (result.train_images, result.test_images) == (1024, 256)
 
 
-def test_fine_tuning_trains_all_weights_of_a_copy(monkeypatch):
+def test_fine_tuning_trains_all_weights_of_a_copy(watch_adamw):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU())
     network.eval().requires_grad_(False)
     before, trained = checksum(network.state_dict()), []
-    step = torch.optim.AdamW.step
-
-    def watched_step(optimizer):
-        (group,) = optimizer.param_groups
-        trained.append([parameter.clone() for parameter in group["params"]])
-        return step(optimizer)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", watched_step)
+    watch_adamw(lambda weights: trained.append([weight.clone() for weight in weights]))
     settings = ProbeSettings(fine_tune_epochs=20, seeds=[0, 1])
     result = fine_tune(replace(flat_pixels(), network=network), fake_images(), settings, CPU)
     assert len(result.seeds) == 2 and result.top_1.mean > 0.5
-    # encoder and layer
+    assert len(trained[0]) == 4  # encoder and layer
     assert all(not torch.equal(first, last) for first, last in zip(trained[0], trained[-1]))
     assert checksum(network.state_dict()) == before and not network.training
 
