@@ -29,6 +29,7 @@ from conftest import (
 import dejavu
 import linear_probing_train
 import memorization
+from examples import score_any_encoder
 from memorization.checkpoint import read_checkpoint, save_checkpoint
 from memorization.config import read_config
 from memorization.data.catalogue import DataSettings
@@ -69,6 +70,20 @@ def test_the_files_and_columns_are_those_promised(scored_run):
     assert table["index"].tolist() == [*subsets.train.tolist(), *subsets.external.tolist()]
     images = open_images(DataSettings(name="fake", size=16))
     assert table["label"][:80].tolist() == images.train.labels[:80].tolist()
+
+
+def test_the_summary_says_of_what_the_scores_are(scored_run):
+    _, run = scored_run
+    summary = json.loads((run / "scores/summary.json").read_text())
+    assert summary["fingerprints"]["subsets"] == load_subsets(run / "subsets.npz").fingerprint
+    assert summary["settings"]["views"] == 4 and summary["seeds"] == [0, 1]
+    assert summary["images_per_second"] > 0
+
+
+def test_the_example_scores_every_image(capsys):
+    scores = score_any_encoder.main()
+    assert scores.score.shape == (64,) and scores.score.any()
+    assert capsys.readouterr().out.count("image ") == 6
 
 
 def test_the_matlab_file_holds_the_same(scored_run):
