@@ -473,6 +473,12 @@ def in_process(monkeypatch):
 # --- encoders -------------------------------------------------------------------------------------
 
 
+def random_pixels(B, channels, size, seed=1):
+    """Normalized pixels, as encoders take them."""
+    shape = (B, channels, size, size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
 def foreign_encoder(name, seed, **changes):
     """An Encoder of a network that takes pixels alone, as networks of other programs do."""
     torch.manual_seed(seed)
@@ -506,11 +512,11 @@ class FlatPixels(nn.Module):
         return pixels.flatten(1)
 
 
-def make_vit(channels=3, **settings):
-    """A vision transformer of 16 x 16 images, in 16 patches, always with the same weights."""
+def make_vit(channels=3, size=16, **settings):
+    """A vision transformer of patches of 4 x 4 pixels, always with the same weights."""
     torch.manual_seed(0)
     settings = encoder_settings(**{"name": "vit_mini", "depth": 1, "patch": 4} | settings)
-    return make_encoder(settings, channels, 16)
+    return make_encoder(settings, channels, size)
 
 
 def make_mae(channels=1, **settings):
@@ -574,6 +580,17 @@ def nan_weights(path):
 
 def fake_images(size=8):
     return open_images(DataSettings(name="fake", size=size))
+
+
+def with_twins(pairs, test_pairs=()):
+    """The fake images, with the pixels of some training images put in the place of others, or of
+    test images.
+    """
+    images = fake_images()
+    for pixels, twins in ((images.train.pixels, pairs), (images.test.pixels, test_pairs)):
+        for one, other in twins:
+            pixels[other] = images.train.pixels[one]
+    return images
 
 
 def noise_images(count=12):

@@ -17,12 +17,8 @@ A, B = np.array([1.0, 2.0, 3.0, 6.0]), np.array([0.0, 1.0, 2.0])
 
 
 def test_describe_by_hand():
-    assert describe(B) == {
-        "n": 3,
-        "mean": 1.0,
-        "std": 1.0,
-        "standard_error": pytest.approx(1 / math.sqrt(3)),
-    }
+    error = pytest.approx(1 / math.sqrt(3))
+    assert describe(B) == {"n": 3, "mean": 1.0, "std": 1.0, "standard_error": error}
 
 
 def test_cohens_d_uses_the_pooled_standard_deviation():
@@ -57,22 +53,20 @@ def test_paired_test_takes_one_value_a_seed():
 
 def test_bootstrap_interval_of_a_large_sample_is_that_of_the_normal_distribution():
     values = np.random.default_rng(0).normal(5, 2, 2000)
-    low, high = bootstrap_interval(lambda a, axis=-1: a.mean(axis), values)
+    interval = bootstrap_interval(lambda a, axis=-1: a.mean(axis), values)
     error = values.std(ddof=1) / math.sqrt(2000)
-    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
-    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
+    expected = [values.mean() - 1.96 * error, values.mean() + 1.96 * error]
+    assert interval == pytest.approx(expected, abs=0.1 * error)
 
 
 def test_bootstrap_interval_covers_as_often_as_it_says():
-    rng = np.random.default_rng(0)
+    rng, covered = np.random.default_rng(0), 0
 
     def difference(a, b, axis=-1):
         return a.mean(axis) - b.mean(axis)
 
-    covered = 0
     for repeat in range(100):
-        low, high = bootstrap_interval(
-            difference, rng.normal(1, 1, 40), rng.normal(0, 1, 40), seed=repeat
-        )
+        samples = rng.normal(1, 1, 40), rng.normal(0, 1, 40)
+        low, high = bootstrap_interval(difference, *samples, seed=repeat)
         covered += low <= 1 <= high
     assert 88 <= covered <= 99
