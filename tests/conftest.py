@@ -503,6 +503,28 @@ def flat_pixels(channels=3, size=8, identity="a", normalization=((0.5,) * 3, (0.
     return Encoder("flat pixels", Counting(), channels, size, normalization, identity=identity)
 
 
+class Rows(nn.Module):
+    """Each row of an image is a token; their mean is the representation."""
+
+    def forward(self, pixels, visible=None):
+        return self.tokens(pixels).mean(1)
+
+    def tokens(self, pixels, visible=None):
+        return pixels[:, 0]
+
+
+class Places(nn.Module):
+    """A vision transformer whose token of a pixel is that pixel, after a class token of fives."""
+
+    patch = 1
+
+    def tokens(self, pixels, visible=None):
+        patches = pixels.flatten(2).transpose(1, 2)  # (B, T, C)
+        if visible is not None:
+            patches = patches.gather(1, visible[:, :, None].expand(-1, -1, patches.shape[2]))
+        return torch.cat([torch.full_like(patches[:, :1], 5.0), patches], dim=1)
+
+
 class FlatPixels(nn.Module):
     """An encoder whose representation is the image itself, as of `two_views`."""
 

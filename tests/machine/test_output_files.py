@@ -80,6 +80,15 @@ def test_the_summary_says_of_what_the_scores_are(scored_run):
     assert summary["images_per_second"] > 0
 
 
+def test_disjoint_halves_are_scored_without_shared_images(write_config, tmp_path):
+    path = write_config({"subsets.shared": 0, "training.epochs": 1, "scores.views": 3})
+    train(path)
+    score(path)
+    summary = json.loads((tmp_path / "run/scores/summary.json").read_text())
+    assert list(summary["subsets"]) == ["candidate", "independent", "external"]
+    assert not any("shared" in name for name in summary["given_this_pair"]["welch"])
+
+
 def test_the_example_scores_every_image(capsys):
     scores = score_any_encoder.main()
     assert scores.score.shape == (64,) and scores.score.any()

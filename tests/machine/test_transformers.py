@@ -1,4 +1,4 @@
-"""What transformers cost, and that a GPU computes the same as a CPU."""
+"""What transformers cost, and that they are measured as they were trained, and on a GPU too."""
 
 import pytest
 import torch
@@ -43,6 +43,17 @@ def test_attention_copies_the_gradient_of_its_projection_once():
     with CopiesOf(3 * 5 * 3 * 64) as copies:
         torch.autograd.grad(loss, weights)
     assert len(copies.operations) == 1
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_what_is_measured_is_computed_as_what_is_trained(heads, monkeypatch):
+    """Torch's fused layer has another gelu on a GPU."""
+    encoder, pixels = make_vit(1, width=32 * heads, depth=2).eval(), random_pixels(3, 1, 16)
+    trained = encoder(pixels).detach()
+    fused = "_transformer_encoder_layer_fwd"
+    monkeypatch.setattr(torch, fused, lambda *_: pytest.fail("a fused layer"))
+    with torch.no_grad():
+        assert torch.allclose(encoder(pixels), trained, atol=1e-6)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import Places, Rows
 
 from memorization.alignment import (
     alignment_loss,
@@ -35,28 +36,6 @@ def draw_masks(B, T, K, seed=0):
 def mini_vit():
     torch.manual_seed(0)
     return make_encoder(encoder_settings(name="vit_mini", width=32, depth=1), 1, 16).eval()
-
-
-class Rows(torch.nn.Module):
-    """Each row of an image is a token; their mean is the representation."""
-
-    def forward(self, pixels, visible=None):
-        return self.tokens(pixels).mean(1)
-
-    def tokens(self, pixels, visible=None):
-        return pixels[:, 0]
-
-
-class Places(torch.nn.Module):
-    """A vision transformer whose token of a pixel is that pixel, after a class token of fives."""
-
-    patch = 1
-
-    def tokens(self, pixels, visible=None):
-        patches = pixels.flatten(2).transpose(1, 2)  # (B, T, C)
-        if visible is not None:
-            patches = patches.gather(1, visible[:, :, None].expand(-1, -1, patches.shape[2]))
-        return torch.cat([torch.full_like(patches[:, :1], 5.0), patches], dim=1)
 
 
 def test_alignment_loss_is_the_mean_distance_over_pairs_of_views():
@@ -116,21 +95,6 @@ def test_masks_alone_put_no_distance_between_views_that_are_perfectly_aligned():
     pixels = randn(4, 6, 8, 8).float()
     views = [View(pixels, draw_masks(4, 64, 16, seed)) for seed in range(3)]
     assert encoder_distances(Places(), views, "tokens").abs().max() < 1e-6
-
-
-@pytest.mark.parametrize("encoder, representation, masked", [
-    (lambda pixels, visible=None: pixels.flatten(1), "pooled", False),
-    (Rows(), "tokens", False),
-    (Places(), "tokens", True),
-])  # fmt: skip
-def test_representations_of_half_precision_are_compared_in_single(encoder, representation, masked):
-    pixels = randn(3, 4, 1, 6, 6).bfloat16()  # of three views
-    visible = draw_masks(4, 36, 20) if masked else None
-    half, single = (
-        encoder_distances(encoder, [View(v, visible) for v in pixels.to(dtype)], representation)
-        for dtype in (torch.bfloat16, torch.float32)
-    )
-    assert half.dtype == torch.float32 and torch.equal(half, single)
 
 
 @torch.no_grad()

@@ -15,13 +15,6 @@ from models.simclr import SimCLR, SimCLRSettings
 FROM_TORCHVISION = ["resnet18", "resnet34", "resnet50", "wide_resnet50_2", "convnext_tiny"]
 
 
-def test_patches_can_be_hidden_from_encoders_that_have_patches():
-    with_patches = {name for name in ENCODERS if encoder_settings(name).sees_patches}
-    assert with_patches == {"vit_mini", "vit_tiny", "vit_small", "vit_base"}
-    assert encoder_settings("vit_tiny", patch=2).patch_size == 2
-    assert encoder_settings("resnet18").patch_size is None
-
-
 def cheap_settings(name):
     """The settings of an encoder with which an image of 64 pixels costs least."""
     takes = ENCODERS[name].model_fields

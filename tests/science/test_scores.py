@@ -232,15 +232,6 @@ def test_jackknife_errors_predict_scores_with_fresh_views(scored_run):
     assert z.std() == pytest.approx(1, abs=0.15)
 
 
-def test_disjoint_halves_are_scored_without_shared_images(write_config, tmp_path):
-    path = write_config({"subsets.shared": 0, "training.epochs": 1, "scores.views": 3})
-    train_simclr.main(["--config", path])
-    score(path)
-    summary = json.loads((tmp_path / "run/scores/summary.json").read_text())
-    assert list(summary["subsets"]) == ["candidate", "independent", "external"]
-    assert not any("shared" in name for name in summary["given_this_pair"]["welch"])
-
-
 def test_images_of_an_array_are_scored_by_encoders_of_any_origin():
     images, recipes = Split.from_array(noise_images()), [ViewRecipe(size=16, crop_scale=[0.3, 1.0])]
     f, g = (foreign_encoder(name, seed) for seed, name in enumerate("fg"))

@@ -1,4 +1,4 @@
-"""Encoders refuse settings and images that do not fit them."""
+"""The settings of encoders: which there are, and what does not fit them."""
 
 import pydantic
 import pytest
@@ -18,6 +18,13 @@ def test_the_config_offers_the_encoders_that_there_are():
     assert {name: type(Section(encoder={"name": name}).encoder) for name in ENCODERS} == ENCODERS
     with pytest.raises(pydantic.ValidationError, match="resnet19"):
         Section(encoder={"name": "resnet19"})
+
+
+def test_patches_can_be_hidden_from_encoders_that_have_patches():
+    with_patches = {name for name in ENCODERS if encoder_settings(name).sees_patches}
+    assert with_patches == {"vit_mini", "vit_tiny", "vit_small", "vit_base"}
+    assert encoder_settings("vit_tiny", patch=2).patch_size == 2
+    assert encoder_settings("resnet18").patch_size is None
 
 
 @pytest.mark.parametrize("changes, size, words", [
