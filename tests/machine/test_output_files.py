@@ -34,8 +34,9 @@ from memorization.checkpoint import read_checkpoint, save_checkpoint
 from memorization.config import read_config
 from memorization.data.catalogue import DataSettings
 from memorization.data.images import open_images
-from memorization.data.subsets import ROLES, draw_subsets, load_subsets
+from memorization.data.subsets import ROLES, SUBSETS, draw_subsets, load_subsets
 from memorization.measuring.scores import score_images
+from memorization.significance import cohens_d, describe
 from memorization.training import loop
 from memorization.training.task import Task
 from models.encoders import make_encoder
@@ -70,6 +71,32 @@ def test_the_files_and_columns_are_those_promised(scored_run):
     assert table["index"].tolist() == [*subsets.train.tolist(), *subsets.external.tolist()]
     images = open_images(DataSettings(name="fake", size=16))
     assert table["label"][:80].tolist() == images.train.labels[:80].tolist()
+
+
+def test_the_summary_holds_the_statistics_promised(scored_run):
+    folder = scored_run[1] / "scores"
+    summary, table = json.loads((folder / "summary.json").read_text()), read_table(folder)[1]
+    of = {name: table["score"][table["subset"] == name] for name in SUBSETS}
+    for name, values in of.items():
+        rows, scales = table["subset"] == name, ("score", "score_range", "score_ratio")
+        raw, by_range, by_ratio = (describe(table[scale][rows]) for scale in scales)
+        raw["top_tenth_mean"] = np.sort(values)[-(len(values) // 10) :].mean()
+        expected = {"raw": raw, "range": by_range, "ratio": by_ratio}
+        found = summary["subsets"][name]
+        assert found == {scale: pytest.approx(expected[scale]) for scale in expected}
+    tests = summary["given_this_pair"]
+    of_candidates = {"candidate > shared", "candidate > external", "candidate > independent"}
+    of_others = {"external > independent", "shared > independent"}
+    assert set(tests["welch"]) == of_candidates | of_others
+    effect = cohens_d(of["candidate"], of["external"])
+    assert tests["welch"]["candidate > external"]["d"] == pytest.approx(effect)
+    alternatives = ["two-sided", "greater", "less", "two-sided"]
+    assert [tests["against_zero"][name]["alternative"] for name in SUBSETS] == alternatives
+    assert set(tests["against_zero"]) == set(SUBSETS)
+    for name, values in of.items():
+        t = values.mean() / (values.std(ddof=1) / len(values) ** 0.5)
+        assert tests["against_zero"][name]["t"] == pytest.approx(t)
+    assert summary["over_seeds"]["paired"]["candidate > independent"]["n"] == 2
 
 
 def test_the_summary_says_of_what_the_scores_are(scored_run):

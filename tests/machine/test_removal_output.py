@@ -11,6 +11,20 @@ from conftest import ONE_REMOVAL, remove
 import linear_probing_train
 import remove_samples
 from memorization.checkpoint import read_checkpoint
+from memorization.data.subsets import load_subsets
+
+
+def test_subset_files_are_named_by_their_removals_and_record_their_parents(halves_copy):
+    _, run = halves_copy
+    remove(halves_copy)
+    subsets = {file.stem: load_subsets(file) for file in (run / "removal/subsets").iterdir()}
+    names = ["memorized_{}_draw0", "random_{}_draw0", "random_{}_draw1"]
+    assert set(subsets) == {name.format(count) for name in names for count in (4, 8)}
+    parent = load_subsets(run / "subsets.npz")
+    for count in (4, 8):
+        kept = subsets[f"memorized_{count}_draw0"]
+        assert kept.external.tolist() == parent.external.tolist()
+        assert kept.parents["subsets"] == parent.fingerprint and len(kept.parents["scores"]) == 64
 
 
 def test_percentages_are_of_the_ranked_samples(halves_copy):
@@ -22,10 +36,14 @@ def test_percentages_are_of_the_ranked_samples(halves_copy):
     assert names == {"memorized_8_draw0.npz", "memorized_16_draw0.npz"}
 
 
-def test_groups_of_near_duplicates_are_counted_on_the_screen(halves_copy, capsys):
+def test_groups_of_near_duplicates_are_counted_on_the_screen_and_recorded(halves_copy, capsys):
     grouped = "--removal.group_duplicates true --removal.duplicate_similarity 0.6".split()
-    remove(halves_copy, *grouped)
+    policies = ["memorized", "least", "random", "random_matched", "typical"]
+    remove(halves_copy, "--removal.policies", *policies, *grouped)
     assert "groups of near duplicates hold" in capsys.readouterr().out
+    by = {"duplicates_in": "pixels", "duplicate_similarity": 0.6}
+    for file in (halves_copy[1] / "removal/subsets").iterdir():
+        assert load_subsets(file).parents["near_duplicates"] == by
 
 
 def test_the_curve_holds_an_accuracy_for_every_removal_and_seed(halves_copy, in_process):

@@ -3,7 +3,7 @@
 import pydantic
 import pytest
 import torch
-from conftest import make_vit
+from conftest import make_vit, random_pixels
 
 from models.convnext import ConvNeXtSettings
 from models.encoders import ENCODERS, EncoderSettings, encoder_settings, make_encoder
@@ -34,6 +34,13 @@ def test_patches_can_be_hidden_from_encoders_that_have_patches():
 def test_settings_that_do_not_fit_are_refused(changes, size, words):
     with pytest.raises(ValueError, match=words):
         make_vit(1, size, **changes)
+
+
+@pytest.mark.parametrize("patch, size", [(2, 28), (4, 32), (8, 96), (16, 48)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_any_size_that_the_patch_divides_fits(patch, size, channels):
+    tokens = make_vit(channels, size, patch=patch, depth=2).tokens(random_pixels(2, channels, size))
+    assert tokens.shape == (2, 1 + (size // patch) ** 2, 32)
 
 
 @pytest.mark.parametrize("height, width", [(18, 18), (8, 6), (6, 8)])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Places, Rows
+from conftest import Places, Rows, make_vit
 
 from memorization.alignment import (
     alignment_loss,
@@ -18,7 +18,6 @@ from memorization.alignment import (
 )
 from memorization.data.augmentations import View
 from memorization.normalization import normalize, normalize_rows
-from models.encoders import encoder_settings, make_encoder
 
 
 def seeded(seed=0):
@@ -31,11 +30,6 @@ def randn(*shape, seed=0):
 
 def draw_masks(B, T, K, seed=0):
     return torch.rand(B, T, generator=seeded(seed)).argsort(dim=1)[:, :K]
-
-
-def mini_vit():
-    torch.manual_seed(0)
-    return make_encoder(encoder_settings(name="vit_mini", width=32, depth=1), 1, 16).eval()
 
 
 def test_alignment_loss_is_the_mean_distance_over_pairs_of_views():
@@ -99,7 +93,7 @@ def test_masks_alone_put_no_distance_between_views_that_are_perfectly_aligned():
 
 @torch.no_grad()
 def test_with_everything_visible_masked_tokens_are_all_tokens():
-    encoder, pixels = mini_vit(), randn(3, 2, 1, 16, 16).float()
+    encoder, pixels = make_vit(1).eval(), randn(3, 2, 1, 16, 16).float()
     everything = torch.arange(16).expand(2, -1)
     masked = encoder_distances(encoder, [View(view, everything) for view in pixels], "tokens")
     whole = encoder_distances(encoder, [View(view) for view in pixels], "tokens")
@@ -108,7 +102,7 @@ def test_with_everything_visible_masked_tokens_are_all_tokens():
 
 @torch.no_grad()
 def test_pooled_distances_are_those_of_the_encoders_output_under_the_mask(one_thread):
-    encoder, pixels = mini_vit(), randn(3, 2, 1, 16, 16).float()
+    encoder, pixels = make_vit(1).eval(), randn(3, 2, 1, 16, 16).float()
     views = [View(view, torch.tensor([[0, i], [i, 15]])) for view, i in zip(pixels, (3, 7, 9))]
     outputs = torch.stack([encoder(view.pixels, view.visible) for view in views], dim=1)
     expected = view_distances(F.normalize(outputs, dim=2))

@@ -42,14 +42,10 @@ def test_every_encoder_trains_a_step(name):
 
 @pytest.mark.parametrize("name, stem, channels, size, dim, positions", [
     ("resnet_small", None, 1, 28, 128, 16),
-    ("resnet18", "small", 3, 32, 512, 16),
-    ("resnet34", "standard", 3, 64, 512, 4),
-    ("resnet50", "small", 1, 16, 2048, 4),
-    ("resnet50", "standard", 1, 64, 2048, 4),
-    ("wide_resnet50_2", "small", 3, 16, 2048, 4),
-    ("wide_resnet50_2", "standard", 1, 64, 2048, 4),
-    ("convnext_tiny", "small", 3, 32, 768, 16),
-    ("convnext_tiny", "small", 1, 28, 768, 9),
+    ("resnet18", "small", 3, 32, 512, 16), ("resnet34", "standard", 3, 64, 512, 4),
+    ("resnet50", "small", 1, 16, 2048, 4), ("resnet50", "standard", 1, 64, 2048, 4),
+    ("wide_resnet50_2", "small", 3, 16, 2048, 4), ("wide_resnet50_2", "standard", 1, 64, 2048, 4),
+    ("convnext_tiny", "small", 3, 32, 768, 16), ("convnext_tiny", "small", 1, 28, 768, 9),
     ("convnext_tiny", "standard", 3, 64, 768, 4),
 ])  # fmt: skip
 @torch.no_grad()
@@ -77,11 +73,10 @@ def test_an_encoder_from_torchvision_has_its_weights_but_those_of_the_classifier
     with torch.device("meta"):
         network = torchvision.models.get_model(name, weights=None)
         encoder = make_encoder(encoder_settings(name, stem="standard"), 3, 64)
-    classifier = [m for m in network.modules() if isinstance(m, torch.nn.Linear)][-1]
+    *_, classifier = (m for m in network.modules() if isinstance(m, torch.nn.Linear))
     expected = count(network) - count(classifier)
-    assert count(encoder) == expected
     sizes = {"wide_resnet50_2": 66_834_240, "convnext_tiny": 27_820_128, "resnet50": 23_508_032}
-    assert count(encoder) == sizes.get(name, expected)
+    assert count(encoder) == expected == sizes.get(name, expected)
 
 
 @torch.no_grad()
