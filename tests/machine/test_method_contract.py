@@ -1,10 +1,24 @@
 """What the training loop calls of a method, by the contract in models/__init__.py."""
 
+import pytest
+import torch.nn as nn
+from conftest import TINY_TRAINING
+
 from memorization.config import read_config
 from memorization.data.images import open_images
+from memorization.optimizers import make_optimizer, set_learning_rate
 from memorization.training import train_pair
 from models.encoders import make_encoder
 from models.simclr import SimCLR, SimCLRSettings
+
+
+def test_a_method_may_bring_its_own_groups():
+    model = nn.Linear(2, 2)
+    slow = {"params": [model.weight], "lr_scale": 0.1}
+    model.parameter_groups = lambda: [slow, {"params": [model.bias], "constant_lr": True}]
+    optimizer = make_optimizer(model, TINY_TRAINING)
+    set_learning_rate(optimizer, rate=0.5, full_rate=2.0)
+    assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(0.05), 2.0]
 
 
 class Hooked(SimCLR):

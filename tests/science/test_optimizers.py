@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn as nn
 
-from memorization.optimizers import LARS, make_optimizer, schedule, set_learning_rate
+from memorization.optimizers import LARS, make_optimizer, schedule
 from memorization.settings import TrainingSettings
 
 
@@ -85,15 +85,6 @@ def test_an_optimizer_holds_every_trained_parameter_once():
     groups = make_optimizer(model, training()).param_groups
     held = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(held) == sorted(id(p) for p in model.parameters() if p.requires_grad)
-
-
-def test_a_method_may_bring_its_own_groups():
-    model = nn.Linear(2, 2)
-    slow = {"params": [model.weight], "lr_scale": 0.1}
-    model.parameter_groups = lambda: [slow, {"params": [model.bias], "constant_lr": True}]
-    optimizer = make_optimizer(model, training())
-    set_learning_rate(optimizer, rate=0.5, full_rate=2.0)
-    assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(0.05), 2.0]
 
 
 def test_learning_rate_is_scaled_by_batch_size():

@@ -15,9 +15,9 @@ from memorization.training.task import Task
 from models.simclr import SimCLRSettings
 
 
-def watch_training(monkeypatch):
-    """A list of every encoder's training: its method, optimizer and initial weights; and of every
-    step the source indices, views and learning rates.
+def watch_training(folder, changes=(), method="simclr"):
+    """Train a pair. Returns what was recorded of f and of g, and their subsets: the method, its
+    optimizer and initial weights; of every step the source indices, views and learning rates.
     """
     runs = []
     make, draw, step = loop.make_optimizer, loop.training_views, loop.train_step
@@ -37,20 +37,17 @@ def watch_training(monkeypatch):
         runs[-1].rates.append([group["lr"] for group in optimizer.param_groups])
         return step(method, optimizer, views, *rest, **named)
 
-    monkeypatch.setattr(loop, "make_optimizer", watched_optimizer)
-    monkeypatch.setattr(loop, "training_views", watched_views)
-    monkeypatch.setattr(loop, "train_step", watched_step)
-    return runs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_optimizer", watched_optimizer)
+        patch.setattr(loop, "training_views", watched_views)
+        patch.setattr(loop, "train_step", watched_step)
+        train(write_experiment(folder, changes), method=method)
+    return *runs, load_subsets(folder / "run/subsets.npz")
 
 
 @pytest.fixture(scope="module")
 def watched_pair(tmp_path_factory):
-    """What was recorded of f and of g, and their subsets."""
-    folder = tmp_path_factory.mktemp("watched")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        runs = watch_training(monkeypatch)
-        train(write_experiment(folder))
-    return *runs, load_subsets(folder / "run" / "subsets.npz")
+    return watch_training(tmp_path_factory.mktemp("watched"))
 
 
 def test_f_and_g_start_from_the_same_weights_and_both_change(watched_pair):
@@ -83,24 +80,19 @@ def test_shared_images_meet_the_same_views_in_the_same_slots(watched_pair):
     f, g, subsets = watched_pair
     shared, met = set(subsets.shared.tolist()), 0
     partner = dict(zip(subsets.candidate.tolist(), subsets.independent.tolist()))
-    for of_f, of_g, views, other_views in zip(f.indices, g.indices, f.views, g.views):
+    for of_f, of_g, views, others in zip(f.indices, g.indices, f.views, g.views):
         for slot, (one, other) in enumerate(zip(of_f.tolist(), of_g.tolist())):
             # the j-th independent stands in the place of the j-th candidate
             assert other == partner.get(one, one)
-            pairs = [(v.pixels[slot], w.pixels[slot]) for v, w in zip(views, other_views)]
-            are_equal = [torch.equal(*pixels) for pixels in pairs]
+            are_equal = [torch.equal(v.pixels[slot], w.pixels[slot]) for v, w in zip(views, others)]
             assert all(are_equal) if one in shared else not are_equal[0]
             met += one in shared
     assert met > 50
 
 
-def test_shared_images_meet_the_same_masks_and_no_two_epochs_do(
-    write_config, tmp_path, monkeypatch
-):
-    runs = watch_training(monkeypatch)
-    train(write_config(METHODS["mae"][2]), method="mae")
-    shared, masks = set(load_subsets(tmp_path / "run/subsets.npz").shared.tolist()), {}
-    f, g = runs
+def test_shared_images_meet_the_same_masks_and_no_two_epochs_do(tmp_path):
+    f, g, subsets = watch_training(tmp_path, METHODS["mae"][2], method="mae")
+    shared, masks = set(subsets.shared.tolist()), {}
     for indices, (of_f,), (of_g,) in zip(f.indices, f.views, g.views):
         for index, mask, other in zip(indices.tolist(), of_f.visible, of_g.visible):
             masks.setdefault(index, set()).add(tuple(mask.tolist()))
@@ -119,10 +111,9 @@ def test_an_epoch_meets_every_image_at_most_once_and_no_two_epochs_are_alike(wat
     assert not torch.equal(first.pixels, second.pixels)
 
 
-def test_rates_are_scaled_by_the_batch_and_warmed_up_over_epochs(write_config, monkeypatch):
-    runs = watch_training(monkeypatch)
-    train(write_config({"training.base_batch_size": 8, "training.warmup_epochs": 1}))
-    rates = [rate for rate, *_ in runs[0].rates]
+def test_rates_are_scaled_by_the_batch_and_warmed_up_over_epochs(tmp_path):
+    changes = {"training.base_batch_size": 8, "training.warmup_epochs": 1}
+    rates = [rate for rate, *_ in watch_training(tmp_path, changes)[0].rates]
     # 0.01 x 16 / 8, over the 3 steps of one epoch
     assert rates[:4] == pytest.approx([0.02 / 3, 0.04 / 3, 0.02, 0.02])
     assert rates[-1] == pytest.approx(0.02 * 0.5 * (1 + math.cos(math.pi * 5 / 6)))
