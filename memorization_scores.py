@@ -42,9 +42,7 @@ from memorization.measuring.scores import score_batch
 from memorization.run import open_run
 from memorization.training import read_log
 
-ACTIONS = {
-    "checkpoint": "encoder (the default), epoch_NNNN for a kept one, or all, over training",
-}
+ACTIONS = {"checkpoint": "encoder (the default), epoch_NNNN for a kept one, or all, over training"}
 PICTURES = ["histogram.png", "scatter.png", "gallery.png", "training_curve.png"]
 LONG = 20  # batches from which on one is tried first, to tell what all will take
 BYTES_A_ROW = 600  # of scores.csv, scores.npz and scores.mat together, about

@@ -11,13 +11,7 @@ from memorization.encoder import Encoder, Pair, place_of
 from memorization.errors import Broken, WrongUse, short_form
 from memorization.fields import MOST_PIXELS
 from memorization.fingerprints import checksum, first_difference, on_cpu
-from memorization.machine.files import (
-    delete_file,
-    exists,
-    names_in,
-    rename,
-    sync_folder,
-)
+from memorization.machine.files import delete_file, exists, names_in, rename, sync_folder
 from memorization.machine.screen import caution
 from memorization.settings import read_trained, with_defaults
 from models.encoders import encoder_settings, make_encoder

@@ -45,9 +45,7 @@ def draw_deja_vu_confidence(summary, path):
     axes.set_xscale("log")
     axes.set_xticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
     axes.set(
-        xlabel="the surest images of each model, % of all",
-        ylabel="right labels, %",
-        ylim=(0, 103),
+        xlabel="the surest images of each model, % of all", ylabel="right labels, %", ylim=(0, 103)
     )
     title = f"Labels inferred from a part of the image (query: {summary.query})"
     _set_title(axes, title, summary.caveat)

@@ -84,12 +84,7 @@ def make_queries(split, rows, encoder, settings, recipes, seed):
         return whole_images(split, rows, size, normalization)
 
     views = settings.views if settings.query == "training" else 1
-    kinds = {
-        "training": training,
-        "corner": corner,
-        "center_masked": center_masked,
-        "whole": whole,
-    }
+    kinds = {"training": training, "corner": corner, "center_masked": center_masked, "whole": whole}
     return Queries(kinds[settings.query], views, rows, split.labels[rows], patch=patch)
 
 
