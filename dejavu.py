@@ -116,7 +116,7 @@ def write_result(attacks, sets, summary, result):
 
 
 def print_summary(summary, folder):
-    """A table of the scores, and what they are to be compared with."""
+    """A table of the scores, and the chance level beside it."""
     words, public = summary.words, summary.public
     k = f"k {public.k} of {public.images} public images"
     say(f"\n{summary.checkpoint.name}: query {summary.query}, {k}")

@@ -151,8 +151,8 @@ def _encoder(name, network, record):
 
 
 def _check_record(record, path):
-    """Raise WrongUse unless what a file tells of its encoder has the types and bounds of what is
-    written there.
+    """Raise WrongUse unless the record in a file has the types and bounds of what save_encoder
+    writes.
     """
     epochs = with_defaults(record.get("config"), path)["training"]["epochs"]
     channels, mean, std = (record.get(key) for key in ("channels", "mean", "std"))

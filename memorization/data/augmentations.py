@@ -1,5 +1,5 @@
-"""Views as a pure function: batches of uint8 images in, normalized float views out. The parameters
-of every sample are drawn by themselves.
+"""Views as a pure function: batches of uint8 images in, normalized float views out. Every sample
+has its own parameters.
 
 A view is fully decided by (seed, purpose, split, epoch, view number, sample index): it does not
 depend on the batch around it, on earlier views, or on the device, except for rounding: a GPU adds

@@ -45,8 +45,8 @@ NO_FAULT_OF_THE_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 
 class Fault(NamedTuple):
-    """Why an image cannot be had. broken: whether the file is at fault, and not the right to read
-    it or the disk.
+    """Why an image cannot be read or decoded. broken: whether the file is at fault, and not the
+    right to read it or the disk.
     """
 
     file: str
@@ -55,10 +55,10 @@ class Fault(NamedTuple):
 
 
 def prepare_split(split, indices, folder, stop_at_known=False):
-    """(the Split with the images of these indices, and only these, in a map in folder; {index:
-    Fault} of those that cannot be had).
+    """(Split whose pixels are a map of the images of these indices, {index: Fault} of those that
+    cannot be read or decoded).
 
-    The rows of the map are in ascending order of index.
+    The map lies in folder, its rows in ascending order of index.
     """
     indices = torch.as_tensor(indices, dtype=torch.int64).unique()
     if len(indices) and not 0 <= indices.min() <= indices.max() < len(split):
@@ -110,8 +110,8 @@ def prepare_map(selection, folder, stop_at_known=False):
 
 
 def state_faults(faults, used, images):
-    """One line about those of the `used` images of an experiment that cannot be had. images: the
-    Images.
+    """One line about the images that cannot be read or decoded. used: number of images in the
+    experiment; images: its Images.
     """
     first, *others = faults
     folder, line = images.prepared_folder, f"{first.file}: {first.reason}"

@@ -134,9 +134,9 @@ class Images:
     """A dataset: two splits, the mean and std (C floats each) that normalize pixels in [0, 1], and
     the names of its classes.
 
-    For a folder of images also prepared_folder, where its decoded maps lie; skip_broken: whether
-    images that cannot be decoded may be left out; and left_out: {split: {index: Fault}} of those
-    that are.
+    For images in files also prepared_folder, the folder of their decoded maps; skip_broken: whether
+    images that cannot be decoded may be left out; left_out: {split: {index: Fault}} of those that
+    are left out.
     """
 
     name: str
@@ -225,7 +225,7 @@ class Images:
 
     def _prepare(self, train_indices, test_indices, stop_at_known=False):
         """(the Images from which these indices can be gathered, {split: {index: Fault}} of those
-        that cannot be had).
+        that cannot be read or decoded).
         """
         faults = {"train": {}, "test": {}}
         if self.prepared_folder is None:
