@@ -14,7 +14,7 @@ LAYERS = [
     [
         "memorization.alignment", "memorization.fields", "memorization.fingerprints",
         "memorization.neighbors", "memorization.normalization", "memorization.optimizers",
-        "memorization.significance", "memorization.validation",
+        "memorization.reliability", "memorization.significance", "memorization.validation",
     ],
     ["memorization.data"],
     ["memorization.options", "memorization.settings"],
