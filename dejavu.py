@@ -116,7 +116,7 @@ def write_result(attacks, sets, summary, result):
 
 
 def print_summary(summary, folder):
-    """A table of the scores, and what they are to be compared with."""
+    """A table of the scores, and the chance level beside it."""
     words, public = summary.words, summary.public
     k = f"k {public.k} of {public.images} public images"
     say(f"\n{summary.checkpoint.name}: query {summary.query}, {k}")
@@ -143,11 +143,11 @@ def print_seed(seed, words):
     shares = [f"{words.outcomes[name]} {share:.1%}" for name, share in seed.shares.items()]
     p = f"McNemar's p {seed.net['mcnemar_p']:.2g}{words.tested}"
     say(f"       {', '.join(shares)}; {p}; vote ties {seed.vote_ties}")
-    for reason, count in seed.dropped.items():
-        say(f"       {count} images dropped: {reason}")
-    for fault, count in seed.boxes.items():
-        if count:
-            say(f"       {count} {fault}")
+    for reason, n_images in seed.dropped.items():
+        say(f"       {n_images} images dropped: {reason}")
+    for fault, n_images in seed.boxes.items():
+        if n_images:
+            say(f"       {n_images} {fault}")
     known = {name: share for name, share in seed.knn_accuracy_whole.items() if share is not None}
     knn = ", ".join(f"{name} {share:.1%}" for name, share in known.items())
     say(f"       kNN accuracy on whole test images: {knn}")

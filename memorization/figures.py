@@ -5,6 +5,7 @@ not end the work.
 import functools
 import io
 import os
+import textwrap
 import warnings
 from contextlib import contextmanager
 
@@ -30,6 +31,7 @@ NAMES = {
     "independent": "independent $S_I$",
     "external": "external $S_E$",
 }
+POOL = "pool: candidates"  # of a crossover, in place of candidate and independent images
 POLICY_COLORS = {
     "memorized": "#D55E00",
     "least": "#0072B2",
@@ -40,7 +42,15 @@ POLICY_COLORS = {
 LEGEND = {"fontsize": 8, "framealpha": 0.9, "edgecolor": "none"}
 POINTS = {"marker": "o", "markersize": 4, "capsize": 3}
 SCORE = "memorization score  $m(x) = L_{align}(g, x) - L_{align}(f, x)$"
+SCORE_OF_POOL = "memorization score  $m(x)$: $L_{align}$ without $x$ less $L_{align}$ with $x$"
+LOSS_F = "$L_{align}(f, x)$ of the candidate encoder  (L2 distance)"
+LOSS_G = "$L_{align}(g, x)$ of the independent encoder  (L2 distance)"
+LOSS_WITH = "$L_{align}$ of the encoder with the image  (L2 distance)"
+LOSS_WITHOUT = "$L_{align}$ of the encoder without the image  (L2 distance)"
 GALLERY_COLUMNS, GALLERY_ROWS = 8, 2
+Q_LEVEL = 0.1  # candidates with a smaller q stand out in the gallery
+GRAY = "#767676"
+LETTERS_AN_INCH = 12  # of a title, about
 APART = 1.015  # factor between the same counts of two policies
 LONGEST_NAME = 16  # characters above a small picture
 
@@ -101,23 +111,34 @@ def mark_whole_numbers(axis):
     axis.set_major_locator(MaxNLocator(integer=True))
 
 
+def _names_of(subsets):
+    """{subset: its name in a picture}. subsets: the names of those that are there. A crossover has
+    no "independent", and its candidates are the pool.
+    """
+    return NAMES if "independent" in subsets else NAMES | {"candidate": POOL}
+
+
 @picture
 def draw_histogram(scores, path):
     """The scores of the four subsets as overlaid histograms. scores: dict of (N,) arrays "score"
     and "subset".
     """
     figure, axes = subplots(figsize=(7.5, 4.5))
+    names = _names_of(scores["subset"])
     bins = np.histogram_bin_edges(scores["score"], bins=40)
     for name in SUBSETS:
         values = scores["score"][scores["subset"] == name]
         if len(values):
-            label = f"{NAMES[name]}: n = {len(values)}, mean {values.mean():.4f}"
+            label = f"{names[name]}: n = {len(values)}, mean {values.mean():.4f}"
             options = {"bins": bins, "density": True, "color": COLORS[name]}
             axes.hist(values, histtype="stepfilled", alpha=0.25, **options)
             axes.hist(values, histtype="step", linewidth=1.5, label=label, **options)
             axes.axvline(values.mean(), color=COLORS[name], linestyle="--", linewidth=1)
-    title = "How much the candidate encoder memorized each image"
-    axes.set(title=title, xlabel=SCORE, ylabel="density")
+    if "independent" in scores["subset"]:
+        title, xlabel = "How much the candidate encoder memorized each image", SCORE
+    else:
+        title, xlabel = "How much the encoders with an image memorized it", SCORE_OF_POOL
+    axes.set(title=title, xlabel=xlabel, ylabel="density")
     axes.legend(**LEGEND)
     axes.set_ylim(top=1.25 * axes.get_ylim()[1])  # room for the legend
     return figure
@@ -125,8 +146,9 @@ def draw_histogram(scores, path):
 
 @picture
 def draw_scatter(scores, path):
-    """L_align of g against L_align of f, a point for every image. Images above the diagonal are
-    memorized by f.
+    """L_align of the encoder without each image against L_align of the one with it, a point for
+    every image; under a fixed split these are g and f. The diagonal is shifted by the median
+    difference in S_E, and a band holds 95 % of S_E.
 
     scores: dict of (N,) arrays "alignment_loss_f", "alignment_loss_g" and "subset".
     """
@@ -134,18 +156,26 @@ def draw_scatter(scores, path):
     f, g = scores["alignment_loss_f"], scores["alignment_loss_g"]
     low, high = min(f.min(), g.min()), max(f.max(), g.max())
     margin = 0.03 * (high - low)
-    limits = low - margin, high + margin
-    axes.plot(limits, limits, color="black", linewidth=0.8, label="equally well aligned")
+    limits = np.array([low - margin, high + margin])
+    of_external = (g - f)[scores["subset"] == "external"]
+    lowest, offset, highest = np.quantile(of_external, [0.025, 0.5, 0.975])
+    line = {"color": "black", "linewidth": 0.8}
+    axes.plot(limits, limits + offset, label=f"offset of $S_E$: {offset:+.4f}", **line)
+    band = f"band of 95 % of $S_E$: {lowest:+.4f} to {highest:+.4f}"
+    axes.plot(limits, limits + lowest, label=band, linestyle="--", **line)
+    axes.plot(limits, limits + highest, linestyle="--", **line)
     options = {"s": 12 if len(f) < 5000 else 3, "alpha": 0.5, "linewidths": 0, "rasterized": True}
+    names = _names_of(scores["subset"])
     # the subsets that should differ lie on top
     for name in ("external", "shared", "independent", "candidate"):
         rows = scores["subset"] == name
         if rows.any():
-            axes.scatter(f[rows], g[rows], color=COLORS[name], label=NAMES[name], **options)
+            axes.scatter(f[rows], g[rows], color=COLORS[name], label=names[name], **options)
+    fixed = "independent" in scores["subset"]
     axes.set(
-        title="Above the diagonal: memorized by f",
-        xlabel="alignment loss of the candidate encoder  $L_{align}(f, x)$  (L2 distance)",
-        ylabel="alignment loss of the independent encoder  $L_{align}(g, x)$  (L2 distance)",
+        title="Above the band: higher scores than 97.5 % of $S_E$",
+        xlabel=LOSS_F if fixed else LOSS_WITH,
+        ylabel=LOSS_G if fixed else LOSS_WITHOUT,
         xlim=limits,
         ylim=limits,
         aspect="equal",
@@ -155,35 +185,75 @@ def draw_scatter(scores, path):
 
 
 @picture
-def draw_gallery(scores, images, path):
-    """The most and the least memorized candidates with their scores.
+def draw_gallery(scores, images, summary, path):
+    """The candidates with the highest and the lowest scores, below a title that says how well this
+    ranking repeats. Those of q < .1 have a frame, all others gray text.
 
-    scores: dict of (N,) arrays "index", "subset", "label", "score" and "stderr"; images: the Images
-    that the indices are of.
+    scores: dict of (N,) arrays "index", "subset", "label", "score" and "q"; images: the Images that
+    the indices are of; summary: the ScoresSummary of these scores.
     """
     candidates = np.flatnonzero(scores["subset"] == "candidate")
     by_score = candidates[np.argsort(-scores["score"][candidates], kind="stable")]
-    count = min(GALLERY_COLUMNS * GALLERY_ROWS, len(by_score) // 2)
+    n_images = min(GALLERY_COLUMNS * GALLERY_ROWS, len(by_score) // 2)
     blocks = [
-        ("The most memorized candidates", by_score[:count]),
-        ("The least memorized candidates", by_score[-count:][::-1]),
+        ("Highest scores of candidates", by_score[:n_images]),
+        ("Lowest scores of candidates", by_score[-n_images:][::-1]),
     ]
-    columns = min(GALLERY_COLUMNS, max(4, count))
-    rows = -(-count // columns)
-    figure = _figure(figsize=(1.25 * columns, 2 * (1.75 * rows + 0.4)), layout="constrained")
+    columns = min(GALLERY_COLUMNS, max(4, n_images))
+    rows = -(-n_images // columns)
+    width, lines = 1.25 * columns, []
+    for sentence in _reliability(summary):
+        lines += textwrap.wrap(sentence, int(LETTERS_AN_INCH * width))
+    height = 2 * (1.9 * rows + 0.4) + 0.2 * len(lines)
+    figure = _figure(figsize=(width, height), layout="constrained")
+    figure.suptitle("\n".join(lines), fontsize=10, parse_math=False)
     for part, (title, members) in zip(figure.subfigures(2, 1), blocks):
-        part.suptitle(f"{title}: score ± standard error", fontsize=11)
+        part.suptitle(title, fontsize=11)
         all_axes = list(part.subplots(rows, columns, squeeze=False).flat)
-        for axes in all_axes:
+        for axes in all_axes[len(members) :]:
             axes.axis("off")
         for axes, row in zip(all_axes, members):
             pixels = images.train.gather(torch.tensor([scores["index"][row]]))[0].cpu().numpy()
             axes.imshow(pixels.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
             label = scores["label"][row]
-            name = images.classes[label] if label >= 0 else "no label"
-            title = f"{scores['score'][row]:+.4f}\n± {scores['stderr'][row]:.4f}\n{drawable(name)}"
-            axes.set_title(title, fontsize=7.5, parse_math=False)
+            name = drawable(images.classes[label] if label >= 0 else "no label")
+            _caption(axes, scores, row, name)
     return figure
+
+
+def _caption(axes, scores, row, name):
+    """Write the score, q, class name and index of an image above it, and frame it if q is small."""
+    score, q, index = (scores[key][row] for key in ("score", "q", "index"))
+    stands_out = bool(q < Q_LEVEL)
+    axes.set_title(
+        f"{score:+.4f}\nq {q:.2g}\n{name}\nindex {index}",
+        fontsize=7.5,
+        color="black" if stands_out else GRAY,
+        parse_math=False,
+    )
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(visible=stands_out, linewidth=2.5, edgecolor=COLORS["candidate"])
+
+
+def _reliability(summary):
+    """How well the ranking of images repeats, and how many stand out: sentences, a list."""
+    images, seeds = summary.single_images, len(summary.seeds)
+    if summary.reliability:
+        candidate, external = (summary.reliability[name] for name in ("candidate", "external"))
+        common = candidate["predicted_overlap_of_first_tenth"]
+        repeats = f"a repetition would have {common:.0%} of the first tenth in common"
+        lines = [
+            f"Reliability {candidate['predicted']:.2f} ({seeds} seeds): {repeats} (10% by chance)",
+            f"Reliability of external images, none of them memorized: {external['predicted']:.2f}",
+        ]
+    else:
+        noise = f"noise of S_E {images['noise']:.4f}, mean effect {images['mean_effect']:.4f}"
+        lines = [f"One pair does not tell which single images are memorized: {noise}"]
+    beyond = f"{images['score']['q < 0.1']} of {images['candidates']} candidates stand out from S_E"
+    first = f"of the first {min(16, images['candidates'])}"
+    false = f"up to {images['score']['false_share_of_first_16']:.0%} are expected to be false"
+    return [*lines, f"{beyond} at q < 0.1 (framed); {first} {false}"]
 
 
 @picture
@@ -201,18 +271,22 @@ def draw_training_curve(summaries, logs, path):
 
 def _draw_scores_over_training(axes, summaries):
     epochs = [summary["checkpoint"]["epoch"] for summary in summaries]
+    names = _names_of(summaries[0]["subsets"])
     for name in summaries[0]["subsets"]:
         raw = [summary["subsets"][name]["raw"] for summary in summaries]
         means, errors = ([values[key] for values in raw] for key in ("mean", "standard_error"))
         style = {"color": COLORS[name], "marker": "o", "capsize": 3}
-        axes.errorbar(epochs, means, errors, label=f"{NAMES[name]}, mean", **style)
-    top = [summary["subsets"]["candidate"]["raw"]["top_tenth_mean"] for summary in summaries]
-    style = {"color": COLORS["candidate"], "linestyle": ":", "marker": "^"}
-    axes.plot(epochs, top, label=f"{NAMES['candidate']}, mean of the top 10 %", **style)
+        axes.errorbar(epochs, means, errors, label=f"{names[name]}, mean", **style)
+    for name in ("candidate", "external"):  # the highest scores are high by chance, too
+        top = [summary["subsets"][name]["raw"]["top_tenth_mean"] for summary in summaries]
+        style = {"color": COLORS[name], "linestyle": ":", "marker": "^"}
+        axes.plot(epochs, top, label=f"{names[name]}, mean of the top 10 %", **style)
     axes.axhline(0, color="black", linewidth=0.8)
     title = "Memorization over training (error bars: standard error over images)"
     axes.set(title=title, ylabel="memorization score $m(x)$")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(ncols=2, **LEGEND)
+    low, high = axes.get_ylim()
+    axes.set_ylim(top=high + 0.3 * (high - low))  # room for the legend
 
 
 def _draw_logs(axes, logs):
@@ -327,9 +401,9 @@ def draw_removal_curve(summary, path):
     return figure
 
 
-def _panels(count, size):
+def _panels(n_panels, size):
     """A figure of panels beside each other, and their axes."""
-    figure, axes = subplots(1, count, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = subplots(1, n_panels, figsize=size, squeeze=False, layout="constrained")
     return figure, axes[0]
 
 

@@ -160,8 +160,8 @@ def _removed_counts(available, settings):
     for share in settings.percentages:
         counts.append(round(available * share / 100))
         if not 1 <= counts[-1] < available:
-            count = f"of {available} ranked samples that is {counts[-1]}"
-            raise WrongUse(f"removal.percentages: {share} is not allowed: {count}")
+            outside = f"of {available} ranked samples that is {counts[-1]}"
+            raise WrongUse(f"removal.percentages: {share} is not allowed: {outside}")
     if not counts:
         example = "give counts, such as [500, 1000], or percentages"
         raise WrongUse(f"removal.counts: nothing to remove; {example}")

@@ -14,7 +14,15 @@ from matplotlib.text import Text
 import memorization_scores
 from memorization.data.images import Split
 from memorization.errors import Caution, WrongUse
-from memorization.figures import draw_gallery, draw_pictures, draw_probe
+from memorization.figures import (
+    COLORS,
+    draw_gallery,
+    draw_histogram,
+    draw_pictures,
+    draw_probe,
+    draw_scatter,
+    draw_training_curve,
+)
 
 HOSTILE_NAMES = [
     "price_$_to_$", "Ba$$in", "$\\frac{", "a_b^c\\{}%#&", "caf\udce9", "a\nb\rc\x07\x1b[2J\0",
@@ -37,16 +45,49 @@ draw_probe(json.loads(sys.argv[1]), sys.argv[2])
 """
 
 
+OF_ONE_PAIR = SimpleNamespace(
+    seeds=[0],
+    reliability=None,
+    single_images={
+        "candidates": 256,
+        "score": {"q < 0.1": 11, "false_share_of_first_16": 0.25},
+        "noise": 0.0138,
+        "mean_effect": 0.0091,
+    },
+)
+OF_THREE_SEEDS = SimpleNamespace(
+    seeds=[0, 1, 2],
+    reliability={
+        "candidate": {"predicted": 0.31, "predicted_overlap_of_first_tenth": 0.23},
+        "external": {"predicted": 0.12, "predicted_overlap_of_first_tenth": 0.14},
+    },
+    single_images=OF_ONE_PAIR.single_images,
+)
+
+
 def scores_of(names):
-    """Scores of two candidates of every class, and their images."""
+    """Scores of two candidates of every class, their images, and what is known of them all."""
     count = 2 * len(names)
     labels = np.arange(count) % len(names)
     scores = {
         "index": np.arange(count), "subset": np.full(count, "candidate"), "label": labels,
-        "score": np.linspace(1, -1, count), "stderr": np.full(count, 0.1),
+        "score": np.linspace(1, -1, count), "q": np.linspace(0, 1, count),
     }  # fmt: skip
     split = Split("train", torch.zeros(count, 1, 8, 8, dtype=torch.uint8), torch.from_numpy(labels))
-    return scores, SimpleNamespace(train=split, classes=tuple(names))
+    return scores, SimpleNamespace(train=split, classes=tuple(names)), OF_ONE_PAIR
+
+
+def draw_crossover(draw, count=400):
+    """The figure of losses of a crossover, in which S_E's differences are 1 / 100 ... 99 / 100."""
+    with_image = np.concatenate([np.full(99, 2.0), np.linspace(0, 5, count)])
+    difference = np.concatenate([np.arange(1, 100) / 100, np.linspace(-3, 3, count)])
+    subsets = np.array(["external"] * 99 + ["candidate"] * count)
+    losses = {"alignment_loss_f": with_image, "alignment_loss_g": with_image + difference}
+    return draw.__wrapped__(losses | {"score": difference, "subset": subsets}, None)
+
+
+def texts_of(figure):
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
 
 
 def is_picture(path):
@@ -64,12 +105,94 @@ def test_any_name_of_a_class_is_drawn(name, tmp_path):
 
 def test_names_are_drawn_as_they_are_and_shortened():
     figure = draw_gallery.__wrapped__(*scores_of(["a$_b$", "caf\udce9", "x" * 300]), None)
-    texts = [
-        text for text in figure.findobj(Text) if "±" in text.get_text() and "\n" in text.get_text()
-    ]
-    names = {text.get_text().splitlines()[-1] for text in texts}
+    texts = [text for text in figure.findobj(Text) if "\nq " in text.get_text()]
+    names = {text.get_text().splitlines()[2] for text in texts}
     assert names == {"a$_b$", "caf\ufffd", "x" * 15 + "…"}
     assert not any(text.get_parse_math() for text in texts)
+
+
+def test_a_picture_of_the_gallery_has_its_score_q_class_and_index_above_it():
+    scores, images, summary = scores_of(["shirt", "bag"])
+    scores |= {"index": np.array([3, 2, 1, 0]), "q": np.array([0.0123, 0.5, 0.8, 1.0])}
+    texts = texts_of(draw_gallery.__wrapped__(scores, images, summary, None))
+    captions = [text for text in texts if "\nq " in text]
+    assert captions == [
+        "+1.0000\nq 0.012\nshirt\nindex 3",
+        "+0.3333\nq 0.5\nbag\nindex 2",
+        "-1.0000\nq 1\nbag\nindex 0",
+        "-0.3333\nq 0.8\nshirt\nindex 1",
+    ]
+
+
+def test_the_gallery_frames_candidates_of_q_below_a_tenth_and_no_others():
+    scores, images, summary = scores_of(["shirt", "bag"])
+    scores["q"] = np.array([0.0999, 0.1, 0.8, np.nan])
+    figure = draw_gallery.__wrapped__(scores, images, summary, None)
+    shown = [axes for axes in figure.findobj(matplotlib.axes.Axes) if axes.images]
+    frames = [{spine.get_visible() for spine in axes.spines.values()} for axes in shown]
+    assert frames == [{True}, {False}, {False}, {False}]
+    colors = [axes.title.get_color() for axes in shown]
+    assert colors[0] == "black" and colors[0] not in colors[1:]
+
+
+def test_the_gallery_says_how_well_its_ranking_repeats():
+    scores, images, _ = scores_of([str(number) for number in range(10)])
+
+    def title(summary):
+        return draw_gallery.__wrapped__(scores, images, summary, None).get_suptitle().splitlines()
+
+    assert title(OF_THREE_SEEDS)[:2] == [
+        "Reliability 0.31 (3 seeds): a repetition would have 23% of the first tenth in common "
+        "(10% by chance)",
+        "Reliability of external images, none of them memorized: 0.12",
+    ]
+    assert title(OF_ONE_PAIR)[0] == (
+        "One pair does not tell which single images are memorized: noise of S_E 0.0138, "
+        "mean effect 0.0091"
+    )
+    counted = "11 of 256 candidates stand out from S_E at q < 0.1 (framed); of the first 16 up to "
+    counted += "25% are expected to be false"
+    assert title(OF_ONE_PAIR)[1:] == title(OF_THREE_SEEDS)[2:] == [counted]
+
+
+def test_the_title_of_a_narrow_gallery_is_not_wider_than_its_pictures():
+    figure = draw_gallery.__wrapped__(*scores_of(["shirt", "bag"]), None)
+    figure.draw_without_rendering()
+    title = next(text for text in figure.texts if "One pair" in text.get_text())
+    assert title.get_window_extent().width < figure.bbox.width
+
+
+def test_the_diagonal_of_the_scatter_is_s_es_median_within_a_band_of_95_percent_of_s_e():
+    (axes,) = draw_crossover(draw_scatter).axes
+    offsets = []
+    for line in axes.lines:
+        x, y = line.get_data()
+        assert np.ptp(y - x) < 1e-9 and x.tolist() == list(axes.get_xlim())
+        offsets.append((y - x)[0])
+    assert np.allclose(offsets, [0.5, 0.0345, 0.9655])
+    assert "memorized" not in axes.get_title()
+
+
+@pytest.mark.parametrize("draw", [draw_scatter, draw_histogram])
+def test_pictures_of_a_crossover_name_the_pool_and_no_encoder(draw):
+    texts = texts_of(draw_crossover(draw))
+    assert any(text.startswith("pool") for text in texts)
+    assert not any("candidate encoder" in text or "(f, x)" in text for text in texts)
+
+
+@pytest.mark.parametrize("others", [[], ["shared", "independent"]], ids=["crossover", "fixed"])
+def test_the_training_curve_shows_the_top_tenth_of_s_e_beside_that_of_the_candidates(others):
+    def values(mean):
+        return {"raw": {"mean": mean, "standard_error": 0.1, "top_tenth_mean": mean + 5}}
+
+    means = {"candidate": 2.0, "external": 0.0} | dict.fromkeys(others, 1.0)
+    subsets = {name: values(mean) for name, mean in means.items()}
+    summaries = [{"checkpoint": {"epoch": epoch}, "subsets": subsets} for epoch in (1, 2)]
+    log = [{"epoch": epoch, "loss": 1.0, "knn_accuracy": None} for epoch in (1, 2)]
+    figure = draw_training_curve.__wrapped__(summaries, [log], None)
+    tops = [line for line in figure.axes[0].lines if "top 10 %" in line.get_label()]
+    shown = {line.get_color(): list(line.get_ydata()) for line in tops}
+    assert shown == {COLORS["candidate"]: [7.0, 7.0], COLORS["external"]: [5.0, 5.0]}
 
 
 def test_pictures_do_not_depend_on_the_users_settings(tmp_path):
