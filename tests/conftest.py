@@ -727,3 +727,13 @@ def four_classes_config(folder, changes=()):
     subsets = {"shared": 20, "candidate": 20, "independent": 20, "external": 20}
     quick = {"training.epochs": 1, "scores": {"views": 3}}
     return write_folder_experiment(folder, subsets, quick | dict(changes))
+
+
+def meets_no_box(rectangle, boxes):
+    """Whether no box overlaps a rectangle (top, left, height, width). boxes: (n, 4) of xmin, ymin,
+    xmax, ymax.
+    """
+    top, left, height, width = rectangle
+    xmin, ymin, xmax, ymax = boxes.T
+    is_beside = (xmin >= left + width) | (xmax <= left)
+    return (is_beside | (ymin >= top + height) | (ymax <= top)).all()
