@@ -4,6 +4,7 @@ means f memorized it.
     python memorization_scores.py --config configs/simclr_cifar10.yaml
     python memorization_scores.py --config configs/simclr_cifar10.yaml --checkpoint epoch_0100
     python memorization_scores.py --config configs/simclr_cifar10.yaml --checkpoint all
+    python memorization_scores.py --config configs/simclr_cifar10.yaml --plan
 
 Reads the run folder (encoder.pt of every seed and role, subsets.npz, config.yaml) and the data set.
 Writes into scores/ of the run folder: scores.csv, scores.npz, scores.mat, summary.json,
@@ -11,7 +12,8 @@ histogram.png, scatter.png and gallery.png; for another checkpoint, representati
 precision, and for other seeds or settings than those of the run's config.yaml, into a folder in it,
 named after them.
 
-With --checkpoint all every kept checkpoint is scored, and training_curve.png drawn.
+With --checkpoint all every kept checkpoint is scored, and training_curve.png drawn. With --plan
+nothing is scored: it tells how many seeds would make the scores of single images reliable.
 """
 
 import hashlib
@@ -20,6 +22,7 @@ import time
 import torch
 
 from memorization.data.confounders import warn_of_confounders
+from memorization.data.subsets import ROLES
 from memorization.errors import WrongUse
 from memorization.figures import draw_gallery, draw_histogram, draw_scatter, draw_training_curve
 from memorization.machine import processes
@@ -28,7 +31,8 @@ from memorization.machine.device import describe_machine, warn_of_emulation
 from memorization.machine.files import exists
 from memorization.machine.resources import memory_for, print_estimate, seconds_of
 from memorization.measuring.calibration import local_offsets
-from memorization.measuring.score_printing import print_summary
+from memorization.measuring.candidate_scores import read_scores_summary
+from memorization.measuring.score_printing import print_plan, print_summary
 from memorization.measuring.score_summary import ScoresSummary, error_of_precision, summarize
 from memorization.measuring.score_tables import (
     FORMAT,
@@ -46,6 +50,7 @@ from memorization.training import read_log
 ACTIONS = {
     "checkpoint": "encoder (the default), epoch_NNNN for a kept one, or all, over training",
 }
+FLAGS = {"plan": "what more seeds and views would give, by the scores that are there"}
 PICTURES = ["histogram.png", "scatter.png", "gallery.png", "training_curve.png"]
 LONG = 20  # batches from which on one is tried first, to tell what all will take
 BYTES_A_ROW = 600  # of scores.csv, scores.npz and scores.mat together, about
@@ -53,7 +58,9 @@ BYTES_A_ROW = 600  # of scores.csv, scores.npz and scores.mat together, about
 
 @one_line_errors
 def main(argv=None):
-    run = open_run(__doc__, argv, "scores", ACTIONS)
+    run = open_run(__doc__, argv, "scores", ACTIONS, FLAGS)
+    if run.actions["plan"]:
+        return print_plan_of_seeds(run)
     warn_of_confounders(run.subsets, run.images, run.config.subsets)
     warn_of_emulation("scores.precision", run.settings.precision, run.device)
     logs = training_logs(run) if run.actions["checkpoint"] == "all" else None
@@ -64,6 +71,21 @@ def main(argv=None):
         result = run.output(checkpoint=run.checkpoints[-1])
         with result.lock():
             draw_training_curve(summaries, logs, result.folder / "training_curve.png")
+
+
+def print_plan_of_seeds(run):
+    """What more seeds would give, by the scores that are there. Raises WrongUse if those are of a
+    single seed.
+    """
+    summary = read_scores_summary(run.scores_output())
+    if not summary.reliability:
+        several = "how well scores repeat is known from two seeds on"
+        raise WrongUse(f"--plan: the scores of {run.name} are of one seed: {several}")
+    folders = [run.folder_of(seed, role) for seed in summary.seeds for role in ROLES]
+    logs = [read_log(folder / "log.jsonl") for folder in folders if exists(folder / "log.jsonl")]
+    seconds = summary.seconds + sum(line["seconds"] for log in logs for line in log)
+    is_known = len(logs) == len(folders)
+    print_plan(summary, seconds / len(summary.seeds) if is_known else None)
 
 
 def training_logs(run):
@@ -79,7 +101,7 @@ def score_checkpoint(run, images, rows, checkpoint):
     """Score rows by one checkpoint of every seed, and write its folder. Returns what it says."""
     settings, pairs = run.settings, run.pairs(checkpoint)
     with memory_for("scores.batch_size", settings.batch_size):
-        print_plan(run, images, rows, pairs[0])
+        print_estimate_of_scoring(run, images, rows, pairs[0])
         start = time.monotonic()
         seeds = [score_seed(run, images, rows, pair) for pair in pairs]
         seconds = time.monotonic() - start
@@ -119,7 +141,7 @@ def score_seed(run, images, rows, pair):
     return ScoredSeed(scores, signs, *local_offsets(pair, images, rows, signs, scores))
 
 
-def print_plan(run, images, rows, pair):
+def print_estimate_of_scoring(run, images, rows, pair):
     """What a long scoring will take, from a batch on trial."""
     settings, count = run.settings, len(rows["index"]) * len(run.seeds)
     if count < LONG * settings.batch_size:

@@ -1,12 +1,20 @@
 """What the screen shows of scores: subsets, tests between them, and what single images tell."""
 
 import math
+from datetime import timedelta
 
 from memorization.errors import escape
 from memorization.machine.screen import say
-from memorization.reliability import seeds_for
+from memorization.reliability import predicted_reliability, seeds_for
 
 AIM = 0.8  # reliability for which the number of seeds is told
+MORE_VIEWS = (1, 2, 4)  # times as many views as were measured
+AGREEMENTS = {
+    "spearman": "rank correlation",
+    "kendall": "Kendall's tau",
+    "overlap": "first tenth in common",
+}
+PARTS = {"image": "the image", "training": "the training", "views": "the choice of views"}
 
 
 def print_summary(summary, folder):
@@ -58,19 +66,16 @@ def _print_single_images(summary):
     say(f"\nsingle images, against the scores of {images['external']} external images:")
     for name in ("score", "score_local"):
         counts = images[name]
-        beyond = f"{counts['q < 0.1']} of {images['candidates']} candidates memorized at q < .1"
+        beyond = f"{counts['q < 0.1']} of {images['candidates']} candidates stand out at q < .1"
         first = f"{counts['false_share_of_first_16']:.0%} of the first 16"
         tenth = f"{counts['false_share_of_first_tenth']:.0%} of the first tenth"
         say(f"{name:>12}: {beyond}, {counts['q < 0.05']} at q < .05")
         say(f"{'':>12}  expected to be false: {first}, {tenth}")
     explained = min(images["local_offset_explains"]), max(images["local_offset_explains"])
     share = " to ".join(f"{value:.0%}" for value in dict.fromkeys(explained))
-    say(
-        f"{'':>12}  score_local: less what external images of the kind score ({share} of their variance)"
-    )
+    say(f"{'':>12}  score_local is free of what tells kinds of images apart in S_E: {share} of its")
     unlike = images["score_local"]["unlike_all_external"]
-    if unlike:
-        say(f"{'':>12}  {unlike} candidates are unlike all external images: no local score")
+    say(f"{'':>12}  variance; {unlike} candidates are unlike all of S_E and have none")
     if not summary.reliability:
         noise = f"noise of S_E {images['noise']:.4f}, mean effect {images['mean_effect']:.4f}"
         say(f"{noise}: one pair does not tell which single images are memorized; train more seeds")
@@ -78,38 +83,53 @@ def _print_single_images(summary):
 
 def _print_reliability(reliability, seeds):
     """How well the ranking of candidates repeats, S_E's beside it."""
-    say(f"\nhow well the ranking repeats ({seeds} seeds; external: what is not memory)")
-    say(f"{'':>30} {'candidate':>10} {'external':>10}")
-    both = [reliability[name] for name in ("candidate", "external")]
-    for halves, of in (
-        ("between_seeds", "single seeds"),
-        ("between_halves", "halves of the seeds"),
+    say(f"\nhow well the ranking of {seeds} seeds repeats    candidate   external")
+    candidate, external = (reliability[name] for name in ("candidate", "external"))
+
+    def say_both(words, of_candidate, of_external):
+        say(f"{words:>43} {of_candidate:>10.2f} {of_external:>10.2f}")
+
+    for pairs, of in (
+        ("between_seeds", "two seeds"),
+        ("between_halves", "two halves of the seeds"),
     ):
-        if both[0][halves] is None:
-            continue
-        for measure, words in (
-            ("spearman", "rank correlation"),
-            ("kendall", "Kendall's tau"),
-            ("overlap", "first tenth in common"),
-        ):
-            values = " ".join(f"{one[halves][measure]['mean']:>10.2f}" for one in both)
-            say(f"{words:>30} {values}  between {of}")
-    values = " ".join(f"{one['predicted']:>10.2f}" for one in both)
-    say(f"{'reliability of the mean':>30} {values}")
-    values = " ".join(f"{one['predicted_overlap_of_first_tenth']:>10.2f}" for one in both)
-    say(f"{'first tenth that repeats':>30} {values}")
-    variances = both[0]["components"]
-    names = {"image": "the image", "training": "the training", "views": "the choice of views"}
-    shares = {words: max(variances[name]["value"], 0.0) for name, words in names.items()}
+        for measure, words in AGREEMENTS.items():
+            if candidate[pairs]:
+                means = [one[pairs][measure]["mean"] for one in (candidate, external)]
+                say_both(f"{words}, {of}", *means)
+    say_both("reliability of the mean", candidate["predicted"], external["predicted"])
+    overlap = "predicted_overlap_of_first_tenth"
+    say_both("so first tenth in common", candidate[overlap], external[overlap])
+    variances = candidate["components"]
+    shares = {words: max(variances[name]["value"], 0.0) for name, words in PARTS.items()}
     total = sum(shares.values())
     if total:
         parts = [f"{words} {share / total:.0%}" for words, share in shares.items()]
-        say(f"variance of one seed's scores: {', '.join(parts)}")
-    needed = seeds_for(variances, AIM)
-    if needed is None:
+        say(f"variance of the scores of one seed: {', '.join(parts)}")
+    if seeds_for(variances, AIM) is None:
         say("nothing of an image's score repeats; more seeds of this experiment will not help")
     else:
-        say(f"a reliability of {AIM} takes {needed} seeds")
+        say(f"a reliability of {AIM} takes {seeds_for(variances, AIM)} seeds; --plan tells more")
+
+
+def print_plan(summary, seconds):
+    """What more seeds and views would give. summary: a ScoresSummary of several seeds; seconds:
+    that one seed took to train and to score, or None if that is not known.
+    """
+    variances, views = summary.reliability["candidate"]["components"], summary.settings["views"]
+    say(f"reliability of the mean score of a candidate, measured with {len(summary.seeds)} seeds:")
+    say(f"{'seeds':>8}" + "".join(f"{f'{views * times} views':>12}" for times in MORE_VIEWS))
+    for seeds in (1, 2, 4, 8, 16, 32, 64):
+        values = [predicted_reliability(variances, seeds, times) for times in MORE_VIEWS]
+        say(f"{seeds:>8}" + "".join(f"{value:>12.2f}" for value in values))
+    for aim in (0.5, AIM, 0.9):
+        seeds = seeds_for(variances, aim)
+        if seeds is None:
+            return say("nothing of an image's score repeats: no number of seeds is enough")
+        time = (
+            "" if seconds is None else f": about {timedelta(seconds=round(seeds * seconds))} here"
+        )
+        say(f"reliability {aim} takes {seeds} seeds{time}")
 
 
 def _print_error_of_precision(summary):
