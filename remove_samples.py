@@ -32,12 +32,10 @@ from memorization.machine.screen import say
 from memorization.measuring.probing import open_probed_images
 from memorization.measuring.removal import (
     NOTHING,
-    check_duplicates,
     check_shared,
     compare_samples,
-    count_beyond_chance,
+    place_of_sets,
     plan_removals,
-    print_beyond_chance,
     rank_candidates,
     whole_set,
     write_reduced_sets,
@@ -67,10 +65,10 @@ def main(argv=None):
     check_actions(run)
     _ = run.images  # refuses other images than those of training
     check_shared(run.subsets, run.settings)
-    check_duplicates(run.subsets, run.settings)
-    scores = run.candidate_scores()
-    samples = rank_candidates(scores, run.subsets.candidate, run.scores_output().folder)
-    removals = plan_removals(samples, run.subsets, run.settings, place_of_sets(run))
+    scores, folder = run.candidate_scores(), run.scores_output().folder
+    samples = rank_candidates(scores, run.subsets.candidate, folder)
+    place = place_of_sets(folder, run.folder)
+    removals = plan_removals(samples, run.subsets, run.settings, place)
     if run.actions["retrain"]:
         retrain(removals, samples, run)
     else:
@@ -98,28 +96,15 @@ def training_script(run):
     return Path(__file__).with_name(f"train_{run.config.method['name']}.py")
 
 
-def place_of_sets(run):
-    """Where reduced sets lie in the run folder: in removal/, or, if scores of other settings or
-    seeds than those of config.yaml rank the samples, in a folder in it that is named after them.
-    """
-    name = run.scores_output().folder.relative_to(run.folder / "scores")
-    return f"removal/scores_{name}" if name.parts else "removal"
-
-
 def write_sets(removals, samples, run):
-    """Write the reduced training sets. Returns the RankedSamples with all that was computed, and
-    the BeyondChance of what is removed.
-    """
+    """Write the reduced training sets. Returns RankedSamples and BeyondChance of the removed."""
     settings, subsets = run.settings, run.subsets
     with sole_process(run.folder / "removal" / "lock", wait=True):
         if settings.group_duplicates or "typical" in settings.policies:
             seeds = samples.seeds if subsets.scheme == "crossover" else samples.seeds[:1]
             pairs = [run.pair(seed) for seed in seeds]
             samples = compare_samples(samples, pairs, subsets, run.images, settings)
-        write_reduced_sets(removals, samples, subsets, settings, run.folder)
-    beyond = count_beyond_chance(removals, samples)
-    print_beyond_chance(beyond, len(samples))
-    return samples, beyond
+        return samples, write_reduced_sets(removals, samples, subsets, settings, run.folder)
 
 
 def retrain(removals, samples, run):

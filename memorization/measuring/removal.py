@@ -136,12 +136,12 @@ def check_shared(subsets, settings):
         raise WrongUse(f"subsets.shared: {no_score}; train {train}, or {option}")
 
 
-def check_duplicates(subsets, settings):
-    """Raise WrongUse if near duplicates are to be found by a g that was trained on some samples."""
-    if subsets.scheme == "crossover" and settings.group_duplicates:
-        if settings.duplicates_in == "g":
-            trained = "every encoder of a crossover was trained on half of the pool"
-            raise WrongUse(f"removal.duplicates_in: g is not allowed: {trained}; take pixels")
+def place_of_sets(scores, run):
+    """The place of a Removal by the scores in a folder of the run: "removal", or a folder in it if
+    the scores are of other settings or seeds than those of config.yaml and have one of their own.
+    """
+    name = scores.relative_to(run / "scores")
+    return f"removal/scores_{name}" if name.parts else "removal"
 
 
 def rank_candidates(scores, candidates, folder):
@@ -170,6 +170,10 @@ def plan_removals(samples, subsets, settings, place):
     counts = _removed_counts(len(samples), settings)
     if "random_matched" in settings.policies and (samples.label < 0).any():
         raise WrongUse("removal.policies: random_matched needs labels, but some samples have none")
+    by_g = settings.group_duplicates and settings.duplicates_in == "g"
+    if by_g and subsets.scheme == "crossover":
+        trained = "every encoder of a crossover was trained on half of the pool"
+        raise WrongUse(f"removal.duplicates_in: g is not allowed: {trained}; take pixels")
     if "typical" in settings.policies and (settings.clusters or 1) >= len(samples):
         too_many = f"{settings.clusters} is not allowed: there are {len(samples)} ranked samples"
         raise WrongUse(f"removal.clusters: {too_many}")
@@ -268,7 +272,7 @@ def count_beyond_chance(removals, samples):
     return BeyondChance(q=BEYOND_CHANCE, ranked=int(is_beyond.sum()), removed=means)
 
 
-def print_beyond_chance(beyond, available):
+def _print_beyond_chance(beyond, available):
     """A line for every policy. beyond: a BeyondChance; available: the number of ranked samples."""
     memorized = f"{beyond.ranked} of {available} ranked samples are memorized beyond chance"
     say(f"{memorized} (q < {beyond.q}); of the removed:")
@@ -290,7 +294,7 @@ def whole_set(subsets):
 
 def write_reduced_sets(removals, samples, subsets, settings, run):
     """Write a file of Subsets for each Removal: what is left of f's training set, and what it was
-    made from.
+    made from. Returns the BeyondChance of what is removed, which is printed.
 
     samples: RankedSamples; subsets: of the run; settings: RemovalSettings; run: the run folder.
     Raises WrongUse, before anything is written, if groups do not add up to a count, or if an
@@ -306,6 +310,9 @@ def write_reduced_sets(removals, samples, subsets, settings, run):
         save_subsets(reduced, removal.subset_file_in(run))
     folder = removals[0].subset_file_in(run).parent
     say(f"{len(removals)} training sets are in {escape(folder)}")
+    beyond = count_beyond_chance(removals, samples)
+    _print_beyond_chance(beyond, len(samples))
+    return beyond
 
 
 def _parents(samples, subsets, settings):

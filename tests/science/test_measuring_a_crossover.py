@@ -1,6 +1,7 @@
 """Deja Vu and probes of a crossover: every seed has its own halves of the pool."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -48,9 +49,15 @@ def margins_per_seed(rows):
     return margins
 
 
-def test_deja_vu_attacks_the_halves_of_every_seed(pool_copy):
-    path, run = pool_copy
-    rows, summary = ask(path, run)
+@pytest.fixture(scope="module")
+def attacked_pool(pool, tmp_path_factory):
+    """(run folder, rows of dejavu.csv, summary) of the crossover. Not to be changed."""
+    run = shutil.copytree(pool[1], tmp_path_factory.mktemp("attacked") / "run")
+    return run, *ask(pool[0], run)
+
+
+def test_deja_vu_attacks_the_halves_of_every_seed(attacked_pool):
+    run, rows, summary = attacked_pool
     subsets = load_subsets(run / "subsets.npz")
     for seed in (0, 1):
         halves = subsets.of_seed(seed)
@@ -64,9 +71,8 @@ def test_deja_vu_attacks_the_halves_of_every_seed(pool_copy):
         assert summary["seeds"][seed]["images"] == {"candidate": 32, "independent": 32}
 
 
-def test_deja_vu_and_scores_are_compared_by_the_encoder_with_the_image(pool_copy):
-    path, run = pool_copy
-    rows, summary = ask(path, run)
+def test_deja_vu_and_scores_are_compared_by_the_encoder_with_the_image(attacked_pool):
+    run, rows, summary = attacked_pool
     margins, scores = margins_per_seed(rows), scores_per_seed(run / "scores", run)
     compared = summary["memorization_scores"]
     assert compared["candidates"] == 64 and compared["top"] == 32

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import read_table, remove, score
-from test_removal import samples_of
 
 import memorization_scores
 import remove_samples
@@ -19,7 +18,7 @@ from memorization.data.images import open_images
 from memorization.data.subsets import load_subsets
 from memorization.measuring.removal import Removal, count_beyond_chance
 from memorization.measuring.removal_curve import CurveSummary
-from memorization.measuring.removal_order import distances_to_centres
+from memorization.measuring.removal_order import RankedSamples, distances_to_centres
 from memorization.measuring.representations import encode_images
 from memorization.run import open_run
 
@@ -118,7 +117,8 @@ def test_typical_images_of_a_pool_are_told_by_the_encoders_without_them(pool_cop
 
 def test_of_the_removed_those_beyond_chance_are_counted():
     q = np.array([0.01, 0.09, 0.1, 0.5, 1.0, 1.0])
-    samples = samples_of(np.array([6.0, 5.0, 4.0, 3.0, 2.0, 1.0]), np.zeros(6), q=q)
+    scores = np.array([6.0, 5.0, 4.0, 3.0, 2.0, 1.0])
+    samples = RankedSamples(np.arange(6), np.zeros(6), scores, [0], q)
     removals = [Removal("none", 0, 0)]
     removals += [Removal(policy, count, 0) for policy in ("memorized", "least") for count in (1, 3)]
     removals += [Removal("random", 5, draw) for draw in range(40)]
