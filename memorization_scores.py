@@ -47,9 +47,7 @@ from memorization.measuring.scores import score_batch
 from memorization.run import open_run
 from memorization.training import read_log
 
-ACTIONS = {
-    "checkpoint": "encoder (the default), epoch_NNNN for a kept one, or all, over training",
-}
+ACTIONS = {"checkpoint": "encoder (the default), epoch_NNNN for a kept one, or all, over training"}
 FLAGS = {"plan": "what more seeds and views would give, by the scores that are there"}
 PICTURES = ["histogram.png", "scatter.png", "gallery.png", "training_curve.png"]
 LONG = 20  # batches from which on one is tried first, to tell what all will take
@@ -143,8 +141,8 @@ def score_seed(run, images, rows, pair):
 
 def print_estimate_of_scoring(run, images, rows, pair):
     """What a long scoring will take, from a batch on trial."""
-    settings, count = run.settings, len(rows["index"]) * len(run.seeds)
-    if count < LONG * settings.batch_size:
+    settings, n_images = run.settings, len(rows["index"]) * len(run.seeds)
+    if n_images < LONG * settings.batch_size:
         return
     f, g = (encoder.to(run.device) for encoder in pair)
     batch = torch.from_numpy(rows["index"][rows["split"] == "train"][: settings.batch_size])
@@ -153,8 +151,8 @@ def print_estimate_of_scoring(run, images, rows, pair):
     def score():
         return score_batch(f, g, images.train, batch, recipes, scoring)
 
-    seconds = seconds_of(score, run.device) * count / len(batch) / processes.count()
-    what = f"scoring {count} images by {settings.views} views through two encoders"
+    seconds = seconds_of(score, run.device) * n_images / len(batch) / processes.count()
+    what = f"scoring {n_images} images by {settings.views} views through two encoders"
     print_estimate(what, seconds, run.device, BYTES_A_ROW * len(rows["index"]), run.folder)
 
 

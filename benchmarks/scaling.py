@@ -47,11 +47,7 @@ def main():
         ("views, by images", IMAGES, views),
         ("scores, by images", IMAGES, scores),
         ("scores of 1,000 images, by views", VIEWS, lambda v: scores(1_000, v)),
-        (
-            "encoding, by images",
-            IMAGES,
-            lambda n: encode_images(f, split, torch.arange(n), device),
-        ),
+        ("encoding, by images", IMAGES, lambda n: encode_images(f, split, torch.arange(n), device)),
         (
             "100 neighbours of as many queries, by vectors",
             IMAGES[:3],

@@ -11,13 +11,7 @@ from memorization.encoder import Encoder, Pair, place_of
 from memorization.errors import Broken, WrongUse, short_form
 from memorization.fields import MOST_PIXELS
 from memorization.fingerprints import checksum, first_difference, on_cpu
-from memorization.machine.files import (
-    delete_file,
-    exists,
-    names_in,
-    rename,
-    sync_folder,
-)
+from memorization.machine.files import delete_file, exists, names_in, rename, sync_folder
 from memorization.machine.screen import caution
 from memorization.settings import read_trained, with_defaults
 from models.encoders import encoder_settings, make_encoder
@@ -157,8 +151,8 @@ def _encoder(name, network, record):
 
 
 def _check_record(record, path):
-    """Raise WrongUse unless what a file tells of its encoder has the types and bounds of what is
-    written there.
+    """Raise WrongUse unless the record in a file has the types and bounds of what save_encoder
+    writes.
     """
     epochs = with_defaults(record.get("config"), path)["training"]["epochs"]
     channels, mean, std = (record.get(key) for key in ("channels", "mean", "std"))

@@ -194,13 +194,13 @@ def draw_gallery(scores, images, summary, path):
     """
     candidates = np.flatnonzero(scores["subset"] == "candidate")
     by_score = candidates[np.argsort(-scores["score"][candidates], kind="stable")]
-    count = min(GALLERY_COLUMNS * GALLERY_ROWS, len(by_score) // 2)
+    n_images = min(GALLERY_COLUMNS * GALLERY_ROWS, len(by_score) // 2)
     blocks = [
-        ("Highest scores of candidates", by_score[:count]),
-        ("Lowest scores of candidates", by_score[-count:][::-1]),
+        ("Highest scores of candidates", by_score[:n_images]),
+        ("Lowest scores of candidates", by_score[-n_images:][::-1]),
     ]
-    columns = min(GALLERY_COLUMNS, max(4, count))
-    rows = -(-count // columns)
+    columns = min(GALLERY_COLUMNS, max(4, n_images))
+    rows = -(-n_images // columns)
     width, lines = 1.25 * columns, []
     for sentence in _reliability(summary):
         lines += textwrap.wrap(sentence, int(LETTERS_AN_INCH * width))
@@ -401,9 +401,9 @@ def draw_removal_curve(summary, path):
     return figure
 
 
-def _panels(count, size):
+def _panels(n_panels, size):
     """A figure of panels beside each other, and their axes."""
-    figure, axes = subplots(1, count, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = subplots(1, n_panels, figsize=size, squeeze=False, layout="constrained")
     return figure, axes[0]
 
 

@@ -74,7 +74,7 @@ def _contenders(queries, bank, center, k, copy, tile):
     queries: (q, D); copy: (columns, D), room for so many centred vectors of the bank at a time;
     tile: (QUERY_CHUNK, columns).
     """
-    count = k + SPARE
+    n_keys = k + SPARE
     queries, own_norms = _center_vectors(queries, center, torch.empty_like(queries))
     keys = queries.new_empty(len(queries), 0)  # |b|^2 - 2 ab
     indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
@@ -84,17 +84,17 @@ def _contenders(queries, bank, center, k, copy, tile):
         centred, norms = _center_vectors(part, center, copy[: len(part)])
         farthest = torch.maximum(farthest, norms.max())
         nearest = [
-            _least_keys(chunk, centred, norms.float(), min(count, len(part)), tile)
+            _least_keys(chunk, centred, norms.float(), min(n_keys, len(part)), tile)
             for chunk in queries.split(QUERY_CHUNK)
         ]
         least, places = (torch.cat(parts) for parts in zip(*nearest))
         keys, indices = torch.cat([keys, least], dim=1), torch.cat([indices, start + places], dim=1)
         if start:
-            keys, order = keys.topk(min(count, keys.shape[1]), dim=1, largest=False)
+            keys, order = keys.topk(min(n_keys, keys.shape[1]), dim=1, largest=False)
             indices = indices.gather(1, order)
     doubt = 2 * _rounding_bound(own_norms.sqrt() + farthest.sqrt(), bank.shape[1])
     beyond = keys.double() > (keys[:, k - 1] + doubt)[:, None]  # too far to be one of the k
-    return indices[:, : count - int(beyond.sum(1).min())], (~beyond[:, -1]).nonzero()[:, 0]
+    return indices[:, : n_keys - int(beyond.sum(1).min())], (~beyond[:, -1]).nonzero()[:, 0]
 
 
 def _center_vectors(vectors, center, out):
@@ -107,9 +107,9 @@ def _center_vectors(vectors, center, out):
     return out, norms
 
 
-def _least_keys(queries, bank, norms, count, tile):
-    """The `count` least keys |b|^2 - 2 ab of each query in ascending order, and their columns:
-    (q, count) each. tile: memory for all keys.
+def _least_keys(queries, bank, norms, n_keys, tile):
+    """The n_keys least keys |b|^2 - 2 ab of each query in ascending order, and their columns:
+    (q, n_keys) each. tile: memory for all keys.
 
     The least keys lie in the groups with the least minima, so only those groups are searched.
     """
@@ -122,9 +122,9 @@ def _least_keys(queries, bank, norms, count, tile):
         block[:, len(bank[part]) :] = math.inf
         minima.append(_least_of_groups(block))
     minima = torch.cat(minima, dim=1)  # (q, columns / GROUP)
-    groups = minima.topk(min(count, minima.shape[1]), dim=1, largest=False, sorted=False).indices
-    members = _members_of_groups(groups, width)  # (q, GROUP count)
-    least, order = keys.gather(1, members).topk(count, dim=1, largest=False)
+    groups = minima.topk(min(n_keys, minima.shape[1]), dim=1, largest=False, sorted=False).indices
+    members = _members_of_groups(groups, width)  # (q, GROUP * n_keys)
+    least, order = keys.gather(1, members).topk(n_keys, dim=1, largest=False)
     # a column beyond the bank is taken only if the keys of the bank overflowed
     return least, members.gather(1, order).clamp_(max=len(bank) - 1)
 
@@ -158,15 +158,15 @@ def _by_exact_distance(queries, bank, candidates):
     return candidates.gather(1, order), distances
 
 
-def _by_brute_force(query, bank, count):
-    """The `count` vectors of the bank nearest to one query (D,): indices and squared distances,
+def _by_brute_force(query, bank, k):
+    """The k vectors of the bank nearest to one query (D,): indices and squared distances,
     computed in float64.
     """
     distances = torch.cat(
         [(part.double() - query.double()).square().sum(1) for part in bank.split(QUERY_CHUNK)]
     )
     distances, indices = distances.sort(stable=True)
-    return indices[:count], distances[:count]
+    return indices[:k], distances[:k]
 
 
 def _rounding_bound(norm, dimensions):

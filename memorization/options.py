@@ -5,6 +5,8 @@ import difflib
 import functools
 import inspect
 import operator
+import shutil
+import textwrap
 import types
 import typing
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ from memorization.machine.strict_yaml import parse_yaml, read_yaml
 from memorization.validation import put_over, schemas_by_name, section_in, validate
 
 SETTINGS = "settings (each is a key of the YAML file)"
+MOST_METAVAR = 48  # characters; a longer list of choices stands in the help of an option
 RECIPES = "keys of a recipe, such as '[{count: 2, size: 32, flip: 0.5}]'"
 
 
@@ -62,7 +65,7 @@ def read_experiment(argv, doc, schema, is_shown, actions, flags):
     settings = settings_of(schema)
     parser = _Parser(
         prog="",
-        description=doc,
+        description=_wrap(doc),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         add_help=False,
@@ -79,6 +82,27 @@ def read_experiment(argv, doc, schema, is_shown, actions, flags):
     }
     chosen = {name: words[name] for name in {**actions, **flags}}
     return Experiment(words["config"], values, options, chosen)
+
+
+def _wrap(doc):
+    """A docstring in lines as wide as those of argparse. Its indented lines are commands, which are
+    continued after a backslash.
+    """
+    width, whole_words, paragraphs = _width(), {"break_on_hyphens": False}, []
+    for paragraph in doc.split("\n\n"):
+        if paragraph.startswith("  "):
+            commands = []
+            for line in paragraph.splitlines():
+                parts = textwrap.wrap(line, width - 2, subsequent_indent="        ", **whole_words)
+                commands.append(" \\\n".join(parts))
+            paragraphs.append("\n".join(commands))
+        else:
+            paragraphs.append(textwrap.fill(paragraph, width, **whole_words))
+    return "\n\n".join(paragraphs)
+
+
+def _width():
+    return max(20, shutil.get_terminal_size().columns - 2)  # as argparse.HelpFormatter
 
 
 class _Parser(argparse.ArgumentParser):
@@ -113,17 +137,21 @@ def _add_settings(parser, settings, is_shown):
         section = key.rpartition(".")[0]
         if section not in groups:
             groups[section] = parser.add_argument_group(section)
+        kind, meaning = _type_name(setting.annotation), _meaning(setting)
+        if len(kind) > MOST_METAVAR:
+            kind, meaning = "NAME", f"{meaning}: {kind.replace('|', ', ')}"
         groups[section].add_argument(
             f"--{key}",
             nargs="+" if list in _kinds(setting.annotation) else None,
-            metavar=_type_name(setting.annotation),
-            help=_meaning(setting).replace("%", "%%")
-            if is_shown(key, setting)
-            else argparse.SUPPRESS,
+            metavar=kind,
+            help=meaning.replace("%", "%%") if is_shown(key, setting) else argparse.SUPPRESS,
         )
         if is_shown(key, setting) and section_in(setting.annotation) is ViewRecipe:
             recipe = ViewRecipe.model_fields.items()
-            lines = [f"  {name}: {_meaning(one)}" for name, one in recipe]
+            lines = [
+                textwrap.fill(f"  {name}: {_meaning(one)}", _width(), subsequent_indent="    ")
+                for name, one in recipe
+            ]
             parser.epilog = "\n".join([RECIPES, *lines])
 
 

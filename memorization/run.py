@@ -6,12 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from memorization.checkpoint import (
-    chosen_checkpoints,
-    folder_of,
-    load_pair,
-    load_trained,
-)
+from memorization.checkpoint import chosen_checkpoints, folder_of, load_pair, load_trained
 from memorization.config import Config, read_config
 from memorization.data.images import open_images
 from memorization.data.subsets import ROLES, load_subsets

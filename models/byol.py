@@ -22,10 +22,7 @@ class BYOLSettings(MethodSettings):
         4096, ge=1, le=16384, description="width of the hidden layers of projector and predictor"
     )
     projection_dim: int = Field(
-        256,
-        ge=1,
-        le=16384,
-        description="width of the output of projector and predictor",
+        256, ge=1, le=16384, description="width of the output of projector and predictor"
     )
     momentum: float = Field(
         0.99,

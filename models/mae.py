@@ -32,8 +32,7 @@ class MAESettings(MethodSettings):
         16, ge=1, description="attention heads of the decoder, a divisor of decoder_dim"
     )
     normalize_pixels: bool = Field(
-        True,
-        description="reconstruct the pixels of a patch less their mean, over their deviation",
+        True, description="reconstruct the pixels of a patch less their mean, over their deviation"
     )
 
 

@@ -12,8 +12,8 @@ from models.settings import FirstEncoderSettings
 
 class ResNetSmallSettings(FirstEncoderSettings):
     name: Literal["resnet_small"] = Field(description="the encoder")
-    # Convolutions with fewer channels than 8 write beyond their memory in oneDNN, torch's library
-    # for CPUs, where there is no AVX-512.
+    # On CPUs without AVX-512, convolutions with fewer than 8 channels write beyond their memory in
+    # oneDNN, torch's library for CPUs.
     width: int = Field(32, ge=8, le=1024, description="channels of its first stage")
 
     def make(self, channels, size):

@@ -34,8 +34,7 @@ class SimCLRSettings(MethodSettings):
         "batch", description="normalization in the projector"
     )
     one_pass: bool = Field(
-        False,
-        description="encode both views in one batch, so that batch norm sees them together",
+        False, description="encode both views in one batch, so that batch norm sees them together"
     )
 
 

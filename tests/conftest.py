@@ -2,12 +2,15 @@
 or two.
 """
 
+import contextlib
 import copy
 import csv
+import io
 import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
@@ -15,6 +18,8 @@ import pytest
 import torch
 import torch.nn as nn
 import yaml
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 import dejavu
@@ -28,6 +33,7 @@ from memorization.checkpoint import read_checkpoint, save_checkpoint
 from memorization.data.augmentations import View
 from memorization.data.catalogue import DataSettings
 from memorization.data.images import Split, open_images
+from memorization.data.randomness import sample_keys, stream
 from memorization.data.recipes import ViewRecipe
 from memorization.data.subsets import (
     ROLES,
@@ -36,7 +42,8 @@ from memorization.data.subsets import (
     draw_subsets,
 )
 from memorization.encoder import Encoder
-from memorization.measuring import retraining
+from memorization.measuring import attacks, retraining
+from memorization.measuring.queries import Queries
 from memorization.measuring.representations import Examples
 from memorization.settings import TrainingSettings
 from memorization.training import loop
@@ -204,6 +211,22 @@ def at_step(monkeypatch):
     return watch
 
 
+@pytest.fixture
+def watch_adamw(monkeypatch):
+    """watch_adamw(see) has every step of AdamW call see(parameters) first."""
+
+    def watch(see):
+        step = torch.optim.AdamW.step
+
+        def watched_step(optimizer):
+            see([parameter for group in optimizer.param_groups for parameter in group["params"]])
+            return step(optimizer)
+
+        monkeypatch.setattr(torch.optim.AdamW, "step", watched_step)
+
+    return watch
+
+
 @pytest.fixture(scope="session")
 def scored_run(tmp_path_factory):
     """(config path, run folder) of a tiny pair of two seeds, trained with a checkpoint after epoch
@@ -234,7 +257,7 @@ def run(run_copy):
 
 @pytest.fixture
 def refusal(capsys):
-    """refusal(main, argv) -> the one line with which a script refuses wrong use; fails where it
+    """refusal(main, argv) -> the one line with which a script refuses wrong use; fails if it
     does not.
     """
 
@@ -310,11 +333,15 @@ def read_table(folder):
     """The header of scores.csv, and its columns as arrays."""
     with open(folder / "scores.csv", newline="") as file:
         rows = list(csv.reader(file))
-    columns = dict(zip(rows[0], zip(*rows[1:])))
-    text = ("split", "subset")
-    return rows[0], {
-        name: np.array(values) if name in text else np.array(values, dtype=float)
-        for name, values in columns.items()
+    return rows[0], columns_of(dict(zip(rows[0], row)) for row in rows[1:])
+
+
+def columns_of(rows):
+    """{name: array} of the rows of a table, dicts of texts; numbers are floats."""
+    rows, text = list(rows), ("split", "subset", "outcome")
+    return {
+        name: np.array([row[name] for row in rows], dtype=str if name in text else float)
+        for name in rows[0]
     }
 
 
@@ -336,6 +363,47 @@ def ask(path, run, *options):
     folder = last_written(run, "dejavu.csv")
     with open(folder / "dejavu.csv", newline="") as file:
         return list(csv.DictReader(file)), json.loads((folder / "summary.json").read_text())
+
+
+def accuracy_on_surest(right, confidence, percent):
+    """The slow sum: accuracy on the surest images, of equals the first. Both: (N,)."""
+    surest = sorted(range(len(right)), key=lambda i: (-confidence[i], i))
+    return np.mean(right[surest[: int(np.ceil(percent * len(right) / 100))]])
+
+
+ONE_MODEL = ["--dejavu.reference", "crops", "--dejavu.reference_epochs", "4"]
+
+
+@pytest.fixture(scope="session", params=["simclr", "mae"])
+def one_model(request, tmp_path_factory):
+    """An encoder f without g, compared with a classifier: the config's path, the run folder, the
+    rows and the summary of dejavu.py, what its classifier was trained with, the texts of its
+    pictures and of the screen. Not to be changed.
+    """
+    folder = tmp_path_factory.mktemp("one_model")
+    script, _, changes = METHODS[request.param]
+    asked = {"k": 20, "views": 3, "reference_epochs": 4}
+    path = write_experiment(folder, changes | {"training.epochs": 1, "dejavu": asked})
+    script.main(["--config", path, "--role", "candidate"])
+    save, train = Figure.savefig, attacks.train_classifier
+    pictures, trainings, screen = [], [], io.StringIO()
+
+    def watched_save(figure, *arguments, **named):
+        pictures.append(" ".join(text.get_text() for text in figure.findobj(Text)))
+        save(figure, *arguments, **named)
+
+    def watched_train(*arguments):
+        trainings.append(arguments)
+        return train(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(screen):
+        patch.setattr(Figure, "savefig", watched_save)
+        patch.setattr(attacks, "train_classifier", watched_train)
+        rows, summary = ask(path, folder / "run", *ONE_MODEL)
+    return SimpleNamespace(
+        path=path, run=folder / "run", rows=rows, summary=summary, training=trainings[0],
+        pictures=pictures, printed=screen.getvalue(),
+    )  # fmt: skip
 
 
 def remove(halves_copy, *options):
@@ -426,6 +494,12 @@ def in_process(monkeypatch):
 # --- encoders -------------------------------------------------------------------------------------
 
 
+def random_pixels(B, channels, size, seed=1):
+    """Normalized pixels, as encoders take them."""
+    shape = (B, channels, size, size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
 def foreign_encoder(name, seed, **changes):
     """An Encoder of a network that takes pixels alone, as networks of other programs do."""
     torch.manual_seed(seed)
@@ -450,20 +524,42 @@ def flat_pixels(channels=3, size=8, identity="a", normalization=((0.5,) * 3, (0.
     return Encoder("flat pixels", Counting(), channels, size, normalization, identity=identity)
 
 
-class FlatPixels(nn.Module):
-    """An encoder whose representation is the image itself, of 2 x 2 pixels."""
+class Rows(nn.Module):
+    """Each row of an image is a token; their mean is the representation."""
 
-    dim = 12
+    def forward(self, pixels, visible=None):
+        return self.tokens(pixels).mean(1)
+
+    def tokens(self, pixels, visible=None):
+        return pixels[:, 0]
+
+
+class Places(nn.Module):
+    """A vision transformer whose token of a pixel is that pixel, after a class token of fives."""
+
+    patch = 1
+
+    def tokens(self, pixels, visible=None):
+        patches = pixels.flatten(2).transpose(1, 2)  # (B, T, C)
+        if visible is not None:
+            patches = patches.gather(1, visible[:, :, None].expand(-1, -1, patches.shape[2]))
+        return torch.cat([torch.full_like(patches[:, :1], 5.0), patches], dim=1)
+
+
+class FlatPixels(nn.Module):
+    """An encoder whose representation is the image itself, as of `two_views`."""
+
+    dim = 48
 
     def forward(self, pixels, visible=None):
         return pixels.flatten(1)
 
 
-def make_vit(channels=3, **settings):
-    """A vision transformer of 16 x 16 images, in 16 patches, always with the same weights."""
+def make_vit(channels=3, size=16, **settings):
+    """A vision transformer of patches of 4 x 4 pixels, always with the same weights."""
     torch.manual_seed(0)
     settings = encoder_settings(**{"name": "vit_mini", "depth": 1, "patch": 4} | settings)
-    return make_encoder(settings, channels, 16)
+    return make_encoder(settings, channels, size)
 
 
 def make_mae(channels=1, **settings):
@@ -480,11 +576,36 @@ def masked_view(B=6, channels=3, K=5, seed=0):
     return View(torch.randn(B, channels, 16, 16, generator=generator), visible)
 
 
-def losses_of_training(method, draw_views, steps, learning_rate):
+def two_views(B=6):
+    """Two views of noise, of 4 x 4 pixels."""
+    first, second = torch.randn(2, B, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    return View(first), View(second)
+
+
+def losses_of(method, draw_views, steps, learning_rate):
     """The losses of so many steps of Adam. draw_views: () -> the views of a step."""
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
     adam, settings = torch.optim.Adam(trained, learning_rate), TINY_TRAINING
     return [loop.train_step(method, adam, draw_views(), settings, 0.0).item() for _ in range(steps)]
+
+
+def queries_of_shades(rows):
+    """Queries about images whose label, the index modulo 3, is their shade; two views differ a
+    little.
+    """
+
+    def make_view(rows, view):
+        return View((rows % 3).float().view(-1, 1, 1, 1).expand(-1, 1, 2, 2) + 0.1 * view)
+
+    rows = torch.as_tensor(rows)
+    return Queries(make_view, 2, rows, rows % 3)
+
+
+def small_classifier():
+    """An untrained classifier of three shades."""
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3)]
+    return nn.Sequential(*layers)
 
 
 def break_file(path):
@@ -500,8 +621,19 @@ def nan_weights(path):
 # --- images and subsets ---------------------------------------------------------------------------
 
 
-def fake_images():
-    return open_images(DataSettings(name="fake", size=8))
+def fake_images(size=8):
+    return open_images(DataSettings(name="fake", size=size))
+
+
+def with_twins(pairs, test_pairs=()):
+    """The fake images, with the pixels of some training images put in the place of others, or of
+    test images.
+    """
+    images = fake_images()
+    for pixels, twins in ((images.train.pixels, pairs), (images.test.pixels, test_pairs)):
+        for one, other in twins:
+            pixels[other] = images.train.pixels[one]
+    return images
 
 
 def noise_images(count=12):
@@ -533,6 +665,16 @@ def draw_few(**settings):
     """Subsets of six, three, three and four of the fake images."""
     counts = {"shared": 6, "candidate": 3, "independent": 3, "external": 4}
     return draw_subsets(SubsetSettings(**(counts | settings)), fake_images())
+
+
+def keys_of(count, *context):
+    """One key an image, (count,). context: the arguments of the stream."""
+    return sample_keys(stream(*context or (0, "training")), torch.arange(count))
+
+
+def largest_correlation(variables):
+    """Of two different variables. variables: (variables, samples)."""
+    return (torch.corrcoef(variables) - torch.eye(len(variables))).abs().max()
 
 
 def subsets_of_five(**arrays):

@@ -1,5 +1,5 @@
-"""Views as a pure function: batches of uint8 images in, normalized float views out. The parameters
-of every sample are drawn by themselves.
+"""Views as a pure function: batches of uint8 images in, normalized float views out. Every sample
+has its own parameters.
 
 A view is fully decided by (seed, purpose, split, epoch, view number, sample index): it does not
 depend on the batch around it, on earlier views, or on the device, except for rounding: a GPU adds
@@ -133,17 +133,17 @@ def _make_views(images, indices, recipe, normalization, draw, numbers):
     """Views of these numbers by one recipe, a list; see `augment`. Their pixels lie in one tensor,
     one view after the other.
     """
-    indices, count = torch.as_tensor(indices), len(numbers)
+    indices, n_views = torch.as_tensor(indices), len(numbers)
     keys = torch.cat([draw.keys(images.name, view, indices) for view in numbers])
 
     def draw_part(part):
         return draw_parameters(recipe, keys[part], images.size)
 
-    pixels = _make_pixels(images, indices.repeat(count), recipe, normalization, draw_part)
-    visible = [None] * count
+    pixels = _make_pixels(images, indices.repeat(n_views), recipe, normalization, draw_part)
+    visible = [None] * n_views
     if recipe.mask_ratio:
-        visible = draw_visible(recipe, to_device(keys, images.device), draw.patch).chunk(count)
-    return [View(*view) for view in zip(pixels.chunk(count), visible)]
+        visible = draw_visible(recipe, to_device(keys, images.device), draw.patch).chunk(n_views)
+    return [View(*view) for view in zip(pixels.chunk(n_views), visible)]
 
 
 def _make_pixels(images, indices, recipe, normalization, draw_part):
@@ -179,10 +179,10 @@ def _fill(views, images, indices, parameters, recipe, normalization):
         views.index_copy_(0, order[rows], normalize(pixels, mean, std))
 
 
-def _equal_slices(count, parts):
-    """range(count) in so many slices, or fewer, all but the last of one length."""
-    length = math.ceil(count / parts) if count else 1
-    return [slice(start, start + length) for start in range(0, count, length)]
+def _equal_slices(n_rows, parts):
+    """range(n_rows) in so many slices, or fewer, all but the last of one length."""
+    length = math.ceil(n_rows / parts) if n_rows else 1
+    return [slice(start, start + length) for start in range(0, n_rows, length)]
 
 
 def training_views(images, indices, recipes, normalization, draw):
@@ -190,14 +190,14 @@ def training_views(images, indices, recipes, normalization, draw):
     return augment_all(images, indices, _repeat(recipes), normalization, draw)
 
 
-def blank_views(recipes, channels, patch, count):
+def blank_views(recipes, channels, patch, n_images):
     """Black images in the shapes of the views of a training step, the first patches visible."""
     views = []
     for recipe in _repeat(recipes):
         visible = None
         if recipe.mask_ratio:
-            visible = torch.arange(count_patches(recipe, patch)[1]).expand(count, -1)
-        views.append(View(torch.zeros(count, channels, recipe.size, recipe.size), visible))
+            visible = torch.arange(count_patches(recipe, patch)[1]).expand(n_images, -1)
+        views.append(View(torch.zeros(n_images, channels, recipe.size, recipe.size), visible))
     return views
 
 

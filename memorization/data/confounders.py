@@ -25,7 +25,7 @@ def warn_of_confounders(subsets, images, settings):
         return
     twins = count_twins(subsets, images)
     if twins:
-        pairs = ", ".join(f"{count} of {one} in {other}" for (one, other), count in twins.items())
+        pairs = ", ".join(f"{n} of {one} in {other}" for (one, other), n in twins.items())
         what = f"the same image (equal pixels) stands in two subsets: {pairs}"
         caution(f"subsets: {what}; such images are not what their subset says")
     distances = find_distant_classes(subsets, images)
@@ -45,13 +45,13 @@ def count_twins(subsets, images):
     for name, split in SUBSETS.items():
         rows = getattr(images, split).digests_of(getattr(subsets, name))
         digests[name] = [row.tobytes() for row in rows]
-    counts = {}
+    n_twins = {}
     for one, other in itertools.combinations(SUBSETS, 2):
         in_other = set(digests[other])
-        count = sum(digest in in_other for digest in digests[one])
-        if count:
-            counts[one, other] = count
-    return counts
+        n_equal = sum(digest in in_other for digest in digests[one])
+        if n_equal:
+            n_twins[one, other] = n_equal
+    return n_twins
 
 
 def find_distant_classes(subsets, images):
@@ -67,17 +67,17 @@ def find_distant_classes(subsets, images):
         histograms[name] = np.bincount(labels[labels >= 0], minlength=len(images.classes))
     generator, distances = np.random.default_rng(0), {}
     for one, other in itertools.combinations(SUBSETS, 2):
-        counts, all_counts = histograms[one], histograms[one] + histograms[other]
-        if not 0 < counts.sum() < all_counts.sum():
+        of_one, of_both = histograms[one], histograms[one] + histograms[other]
+        if not 0 < of_one.sum() < of_both.sum():
             continue
-        distance = _total_variation(counts, histograms[other])
+        distance = _total_variation(of_one, histograms[other])
         if distance < FAR:
             continue
         for _ in range(ROUNDS):
             splits = generator.multivariate_hypergeometric(
-                all_counts, counts.sum(), RANDOM_SPLITS, method="marginals"
+                of_both, of_one.sum(), RANDOM_SPLITS, method="marginals"
             )
-            by_chance = _total_variation(splits, all_counts - splits)
+            by_chance = _total_variation(splits, of_both - splits)
             mean = by_chance.mean()
             if distance <= by_chance.max() or distance < mean + FAR * (1 - mean):
                 break
@@ -86,7 +86,7 @@ def find_distant_classes(subsets, images):
     return distances
 
 
-def _total_variation(counts, others):
+def _total_variation(one, other):
     """Half the sum of the absolute differences of two histograms' shares, along their last axis."""
-    shares, of_others = (values / values.sum(-1, keepdims=True) for values in (counts, others))
-    return np.abs(shares - of_others).sum(-1) / 2
+    shares, of_other = (values / values.sum(-1, keepdims=True) for values in (one, other))
+    return np.abs(shares - of_other).sum(-1) / 2

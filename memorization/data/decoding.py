@@ -6,14 +6,16 @@ import json
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import PIL
+import torch
 from tqdm import tqdm
 
 from memorization.data.image_files import NOTES, BrokenImage, decode_image, strict_decoders
-from memorization.data.prepared_maps import DIGEST_BYTES, open_prepared
+from memorization.data.prepared_maps import DIGEST_BYTES, Selection, open_prepared
 from memorization.data.unfinished_maps import (
     UnfinishedMap,
     copy_from_finished,
@@ -28,6 +30,7 @@ from memorization.machine.files import (
     read_text,
     reason_of,
     refuse_broken,
+    size_in_words,
     write_atomically,
 )
 from memorization.machine.interruption import stop_requests
@@ -35,20 +38,42 @@ from memorization.machine.locks import sole_process
 from memorization.machine.screen import say
 
 DECODED_AT_ONCE = 512  # images that an interrupted preparation loses at most
-BROKEN_IMAGES = (
-    "broken_images.json"  # the images that could not be decoded, in the folder of the maps
-)
+NAMED = 5  # broken images that a message names
+# The images that could not be decoded, in the folder of the maps.
+BROKEN_IMAGES = "broken_images.json"
 NO_FAULT_OF_THE_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 
 class Fault(NamedTuple):
-    """Why an image cannot be had. broken: whether the file is at fault, and not the right to read
-    it or the disk.
+    """Why an image cannot be read or decoded. broken: whether the file is at fault, and not the
+    right to read it or the disk.
     """
 
     file: str
     reason: str
     broken: bool
+
+
+def prepare_split(split, indices, folder, stop_at_known=False):
+    """(Split whose pixels are a map of the images of these indices, {index: Fault} of those that
+    cannot be read or decoded).
+
+    The map lies in folder, its rows in ascending order of index.
+    """
+    indices = torch.as_tensor(indices, dtype=torch.int64).unique()
+    if len(indices) and not 0 <= indices.min() <= indices.max() < len(split):
+        room = f"the {split.name} folder has only {len(split)} images"
+        raise WrongUse(f"image_folder: image {indices.max()} is needed, but {room}")
+    row_of = torch.full((len(split),), -1).index_put((indices,), torch.arange(len(indices)))
+    split = replace(split, row_of=row_of)
+    if len(indices) == 0:
+        return split, {}
+    files, labels = [split.files[i] for i in indices.tolist()], split.labels[indices].numpy()
+    selection = Selection(split.name, indices.numpy(), files, labels, split.size)
+    prepared, faults = prepare_map(selection, folder, stop_at_known)
+    if faults:
+        return split, faults
+    return replace(split, **vars(prepared)), {}
 
 
 def prepare_map(selection, folder, stop_at_known=False):
@@ -82,6 +107,24 @@ def prepare_map(selection, folder, stop_at_known=False):
         path, "a damaged map", f"; delete {path.stem}.* and its images are decoded again"
     ):
         return open_prepared(path, selection), {}
+
+
+def state_faults(faults, used, images):
+    """One line about the images that cannot be read or decoded. used: number of images in the
+    experiment; images: its Images.
+    """
+    first, *others = faults
+    folder, line = images.prepared_folder, f"{first.file}: {first.reason}"
+    if others:
+        named = ", ".join(fault.file for fault in others[: NAMED - 1])
+        line += f"; so are {len(others)} more of the {used} images: {named}"
+        if len(faults) > NAMED:
+            line += f" and others; {folder / BROKEN_IMAGES} lists those that cannot be decoded"
+    line += f"; repair or delete {'them' if others else 'it'}"
+    line += ", or leave broken images out with data.skip_broken: true"
+    unfinished = [unfinished_path(folder, split) for split in (images.train, images.test)]
+    kept = [f"{path} ({size_in_words(path.stat().st_size)})" for path in unfinished if exists(path)]
+    return f"{line}; what was decoded is kept in {' and '.join(kept)}" if kept else line
 
 
 # --- which map ----------------------------------------------------------------------------------

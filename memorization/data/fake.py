@@ -1,4 +1,4 @@
-"""Images made up for tests, without files."""
+"""Made-up images for tests, without files."""
 
 import torch
 import torch.nn.functional as F

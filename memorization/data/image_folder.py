@@ -51,16 +51,16 @@ def list_image_folder(root):
         if not is_folder(folder):
             needs = f"{root} needs train and val (or test), each with a folder for every class"
             raise WrongUse(f"image_folder: {folder} is no folder; {needs}")
-    counts, places = Counter(), {}
+    skipped, places = Counter(), {}
     try:
-        classes = {name: _classes(folder, counts) for name, folder in folders.items()}
+        classes = {name: _classes(folder, skipped) for name, folder in folders.items()}
         _check_classes(classes, folders)
         for name, folder in folders.items():
-            places[name] = _list_split(folder, classes[name], counts)
+            places[name] = _list_split(folder, classes[name], skipped)
     except OSError as error:
         reason = f"{error.filename or root} cannot be listed ({error.strerror or error})"
         raise WrongUse(f"image_folder: {reason}") from error
-    kinds = [words.format(counts[kind]) for kind, words in PASSED_OVER.items() if counts[kind]]
+    kinds = [words.format(skipped[kind]) for kind, words in PASSED_OVER.items() if skipped[kind]]
     if kinds:
         say(f"image_folder: passed over in {escape(root)}: {', '.join(kinds)}")
     _check_disjoint(places, folders)
@@ -71,14 +71,14 @@ def list_image_folder(root):
     return tuple(classes["train"]), listings
 
 
-def _classes(folder, counts):
+def _classes(folder, skipped):
     """The names of the classes of a split, sorted: its folders, or links to folders outside."""
     names, around = [], _folders_around(folder)
     for entry in os.scandir(folder):
         if entry.name.startswith("."):
-            counts["hidden"] += 1
+            skipped["hidden"] += 1
         elif entry.is_dir() and os.path.realpath(entry.path) in around:
-            counts["loop"] += 1
+            skipped["loop"] += 1
         elif entry.is_dir():
             names.append(entry.name)
     if not names:
@@ -96,19 +96,19 @@ def _check_classes(classes, folders):
         raise WrongUse(f"image_folder: class {name!r} is in {here}, but not in {there}")
 
 
-def _list_split(folder, classes, counts):
+def _list_split(folder, classes, skipped):
     """The _Places of the images of a split, each real file once.
 
     If a file can be reached both through a link and without one, the place without a link counts.
     """
-    walk = _Walk(folder, counts)
+    walk = _Walk(folder, skipped)
     for through_links in (False, True):
         for label, name in enumerate(classes):
             walk.note_images(os.path.join(folder, name), label, through_links)
     by_file = {}
     for place in walk.places:
         if by_file.setdefault(place.real, place) is not place:
-            counts["again"] += 1
+            skipped["again"] += 1
     places = sorted(by_file.values(), key=lambda place: (place.label, os.path.split(place.path)))
     empty = set(range(len(classes))) - {place.label for place in places}
     if empty:
@@ -124,8 +124,8 @@ class _Walk:
     of the folders so far.
     """
 
-    def __init__(self, folder, counts):
-        self.around, self.counts = _folders_around(folder), counts
+    def __init__(self, folder, skipped):
+        self.around, self.skipped = _folders_around(folder), skipped
         self.places, self.walked = [], set()
 
     def note_images(self, top, label, through_links):
@@ -147,14 +147,14 @@ class _Walk:
                 elif kind == "image" and by_link == through_links:
                     self.places.append(_Place(entry.path, label, _real_file(entry, real), by_link))
                 elif kind in PASSED_OVER and is_new:
-                    self.counts[kind] += 1
+                    self.skipped[kind] += 1
 
     def _enters(self, real, linked, above):
         """Whether a folder is walked through: not one above it, nor by a link one that was."""
         if real in above:
-            self.counts["loop"] += 1
+            self.skipped["loop"] += 1
         elif linked and real in self.walked:
-            self.counts["again"] += 1
+            self.skipped["again"] += 1
         else:
             return True
         return False
@@ -191,9 +191,9 @@ def _check_disjoint(places, folders):
     if not both:
         return
     test, train = folders["test"], folders["train"]
-    count = f"{len(both)} of the {len(places['test'])} images in {test}"
-    count = f"{count} are the same files as images in {train}"
+    repeated = f"{len(both)} of the {len(places['test'])} images in {test}"
+    repeated = f"{repeated} are the same files as images in {train}"
     if len(both) == len(places["test"]):
-        raise WrongUse(f"image_folder: {count}; external images are in neither training set")
+        raise WrongUse(f"image_folder: {repeated}; external images are in neither training set")
     example = f"such as {both[0].path}; as external images they are not unseen"
-    caution(f"image_folder: {count}, {example}")
+    caution(f"image_folder: {repeated}, {example}")

@@ -13,18 +13,14 @@ import numpy as np
 import torch
 
 from memorization.data.catalogue import DATASETS
-from memorization.data.decoding import BROKEN_IMAGES, prepare_map
-from memorization.data.prepared_maps import Selection, digest_rows
+from memorization.data.decoding import prepare_split, state_faults
+from memorization.data.prepared_maps import digest_rows
 from memorization.data.randomness import SPLITS
-from memorization.data.unfinished_maps import unfinished_path
 from memorization.errors import WrongUse
 from memorization.machine import processes
 from memorization.machine.device import to_device
-from memorization.machine.files import exists, size_in_words
 from memorization.machine.resources import pin
 from memorization.machine.screen import say
-
-NAMED = 5  # broken images that a message names
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,9 +134,9 @@ class Images:
     """A dataset: two splits, the mean and std (C floats each) that normalize pixels in [0, 1], and
     the names of its classes.
 
-    For a folder of images also prepared_folder, where its decoded maps lie; skip_broken: whether
-    images that cannot be decoded may be left out; and left_out: {split: {index: Fault}} of those
-    that are.
+    For images in files also prepared_folder, the folder of their decoded maps; skip_broken: whether
+    images that cannot be decoded may be left out; left_out: {split: {index: Fault}} of those that
+    are left out.
     """
 
     name: str
@@ -186,7 +182,7 @@ class Images:
         all_faults = [*faults["train"].values(), *faults["test"].values()]
         if all_faults:
             used = len(np.unique(train_indices)) + len(np.unique(test_indices))
-            raise WrongUse(self._state_faults(all_faults, used))
+            raise WrongUse(state_faults(all_faults, used, self))
         return images
 
     def find_broken(self, train_indices, test_indices):
@@ -200,7 +196,7 @@ class Images:
         not_broken = [fault for fault in all_faults if not fault.broken]
         if not_broken:
             used = len(train_indices) + len(test_indices)
-            raise WrongUse(self._state_faults(not_broken, used))
+            raise WrongUse(state_faults(not_broken, used, self))
         return faults
 
     def leave_out(self, broken):
@@ -229,35 +225,18 @@ class Images:
 
     def _prepare(self, train_indices, test_indices, stop_at_known=False):
         """(the Images from which these indices can be gathered, {split: {index: Fault}} of those
-        that cannot be had).
+        that cannot be read or decoded).
         """
         faults = {"train": {}, "test": {}}
         if self.prepared_folder is None:
             return self, faults
         prepare = functools.partial(
-            _prepare_split, folder=self.prepared_folder, stop_at_known=stop_at_known
+            prepare_split, folder=self.prepared_folder, stop_at_known=stop_at_known
         )
         with processes.first_before_others():
             train, faults["train"] = prepare(self.train, train_indices)
             test, faults["test"] = prepare(self.test, test_indices)
         return replace(self, train=train, test=test), faults
-
-    def _state_faults(self, faults, used):
-        """One line about the images that cannot be had."""
-        first, *others = faults
-        folder, line = self.prepared_folder, f"{first.file}: {first.reason}"
-        if others:
-            named = ", ".join(fault.file for fault in others[: NAMED - 1])
-            line += f"; so are {len(others)} more of the {used} images: {named}"
-            if len(faults) > NAMED:
-                line += f" and others; {folder / BROKEN_IMAGES} lists those that cannot be decoded"
-        line += f"; repair or delete {'them' if others else 'it'}"
-        line += ", or leave broken images out with data.skip_broken: true"
-        unfinished = [unfinished_path(folder, split) for split in (self.train, self.test)]
-        kept = [
-            f"{path} ({size_in_words(path.stat().st_size)})" for path in unfinished if exists(path)
-        ]
-        return f"{line}; what was decoded is kept in {' and '.join(kept)}" if kept else line
 
 
 def open_images(settings):
@@ -303,41 +282,6 @@ def _check_labels(name, images, labels, classes):
         raise ValueError(f"{len(images)} {name} images, but {len(labels)} labels")
     if not -1 <= min(labels) <= max(labels) < len(classes):
         raise ValueError(f"a {name} label outside of the {len(classes)} classes")
-
-
-# --- images in files ------------------------------------------------------------------------------
-
-
-def _prepare_split(split, indices, folder, stop_at_known=False):
-    """(the Split with the images of these indices, and only these, in a map in folder; {index:
-    Fault} of those that cannot be had).
-
-    The rows of the map are in ascending order of index.
-    """
-    indices = torch.as_tensor(indices, dtype=torch.int64).unique()
-    if len(indices) and not 0 <= indices.min() <= indices.max() < len(split):
-        room = f"the {split.name} folder has only {len(split)} images"
-        raise WrongUse(f"image_folder: image {indices.max()} is needed, but {room}")
-    split = replace(
-        split,
-        row_of=torch.full((len(split),), -1).index_put((indices,), torch.arange(len(indices))),
-    )
-    if len(indices) == 0:
-        return split, {}
-    files = [split.files[i] for i in indices.tolist()]
-    selection = Selection(
-        split.name, indices.numpy(), files, split.labels[indices].numpy(), split.size
-    )
-    prepared, faults = prepare_map(selection, folder, stop_at_known)
-    if faults:
-        return split, faults
-    of_rows = {
-        "pixels": prepared.pixels,
-        "geometry": prepared.geometry,
-        "digests": prepared.digests,
-        "sha256": prepared.sha256,
-    }
-    return replace(split, **of_rows), {}
 
 
 def _sha256(split):

@@ -112,13 +112,13 @@ def hash_pixels(file, selection):
     array_header(file)
     row_bytes = math.prod(selection.shape[1:])
     for start in range(0, len(selection), HASHED_AT_ONCE):
-        count = min(HASHED_AT_ONCE, len(selection) - start)
-        content = file.read(count * row_bytes)
-        if len(content) < count * row_bytes:
+        n_rows = min(HASHED_AT_ONCE, len(selection) - start)
+        content = file.read(n_rows * row_bytes)
+        if len(content) < n_rows * row_bytes:
             raise ValueError("its pixels end too early")
         digest.update(content)
-        digests[start : start + count] = digest_rows(
-            np.frombuffer(content, np.uint8).reshape(count, row_bytes)
+        digests[start : start + n_rows] = digest_rows(
+            np.frombuffer(content, np.uint8).reshape(n_rows, row_bytes)
         )
     return digest.hexdigest(), digests
 
@@ -150,15 +150,15 @@ def geometry_bytes(geometry, rows):
     return file.getvalue()
 
 
-def places_in_geometry(count):
+def places_in_geometry(n_rows):
     """Where the values of the two arrays in a .geometry.npy begin."""
-    first = len(npy_header((count, 3), "<f8"))
-    return first, first + 24 * count + len(npy_header((count, 2 * DIGEST_BYTES)))
+    first = len(npy_header((n_rows, 3), "<f8"))
+    return first, first + 24 * n_rows + len(npy_header((n_rows, 2 * DIGEST_BYTES)))
 
 
-def read_geometry(path, count=2**24):
+def read_geometry(path, n_rows=2**24):
     """The bytes of the .geometry.npy of a map of at most so many images."""
-    return read_bytes(path.with_suffix(".geometry.npy"), 4096 + count * (24 + 2 * DIGEST_BYTES))
+    return read_bytes(path.with_suffix(".geometry.npy"), 4096 + n_rows * (24 + 2 * DIGEST_BYTES))
 
 
 def arrays_of_geometry(content):

@@ -10,7 +10,7 @@ import re
 import shutil
 import tarfile
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -148,7 +148,7 @@ def _complete(name, sources, root, verify):
             _check(name, present)
     if not any(_missing(source, root) for source in sources):
         return
-    with sole_process(root / f"{name}.lock", wait=True):
+    with _lock_root(root, name):
         _delete_left_behind(name, root)
         for source in sources:
             if _missing(source, root):
@@ -162,7 +162,7 @@ def _find_files(published, root):
         return _open_splits(published, root)
     except NOT_FOUND:
         name = published.name
-    with sole_process(root / f"{name}.lock", wait=True):
+    with _lock_root(root, name):
         _delete_left_behind(name, root)
         try:
             return _open_splits(published, root)  # another process has downloaded them
@@ -181,6 +181,21 @@ def _find_files(published, root):
 
 def _open_splits(published, root):
     return [published.reader(root, **arguments) for arguments in published.splits]
+
+
+@contextmanager
+def _lock_root(root, name):
+    """Keep other processes from completing a data set in a root meanwhile. Folders that were made
+    for it are deleted if nothing was put into them.
+    """
+    missing = [folder for folder in (root, *root.parents) if not exists(folder)]
+    try:
+        with sole_process(root / f"{name}.lock", wait=True):
+            yield
+    finally:
+        for folder in missing:
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
 
 
 def _move_missing(path, place):

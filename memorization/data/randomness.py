@@ -47,9 +47,9 @@ def uniform(keys, slots):
     return _shift_right(words, 11).double() * 2.0**-53
 
 
-def permutation(count, seed, purpose, split="train", epoch=0):
-    """A permutation of range(count), int64, decided by the arguments alone."""
-    keys = sample_keys(stream(seed, purpose, split, epoch), torch.arange(count))
+def permutation(n, seed, purpose, split="train", epoch=0):
+    """A permutation of range(n), int64, decided by the arguments alone."""
+    keys = sample_keys(stream(seed, purpose, split, epoch), torch.arange(n))
     return torch.argsort(keys, stable=True)
 
 

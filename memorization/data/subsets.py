@@ -224,38 +224,38 @@ def _same_images(data, images):
     """
     if images.prepared_folder is None:
         return data == images.fingerprint
-    counts = {"train": len(images.train), "test": len(images.test)}
+    sizes = {"train": len(images.train), "test": len(images.test)}
     return data["name"] == images.name and all(
-        data[split]["count"] == count for split, count in counts.items()
+        data[split]["count"] == n_images for split, n_images in sizes.items()
     )
 
 
-def _first_indices(images, count, split, settings):
-    """The first indices of a split, (count,) int64, in file order or shuffled, without the images
-    that are left out.
+def _first_indices(images, n_images, split, settings):
+    """The first indices of a split, (n_images,) int64, in file order or shuffled, without the
+    images that are left out.
     """
     available, left_out = len(getattr(images, split)), list(images.left_out[split])
     order = np.arange(available)
     if settings.order != "file":
         order = permutation(available, settings.seed, "subsets", split).numpy()
     order = order[~np.isin(order, left_out)] if left_out else order
-    if count > len(order):
+    if n_images > len(order):
         of_scheme = "candidate + independent" if settings.scheme == "fixed" else "pool"
         names = "external" if split == "test" else f"shared + {of_scheme}"
         unbroken = f" that are not broken, and {len(left_out)} that are" if left_out else ""
         room = f"the {split} set has only {len(order)} images{unbroken}"
-        raise WrongUse(f"subsets: {names} is {count}, but {room}")
-    return order[:count]
+        raise WrongUse(f"subsets: {names} is {n_images}, but {room}")
+    return order[:n_images]
 
 
-def first_by_hash(indices, count, split):
-    """The `count` indices with the smallest hash: a random choice, the same for every run and for
+def first_by_hash(indices, n_images, split):
+    """The n_images indices with the smallest hash: a random choice, the same for every run and for
     every seed. None takes all.
     """
-    if count is None or count >= len(indices):
+    if n_images is None or n_images >= len(indices):
         return indices
     keys = sample_keys(stream(0, "subsets", split), torch.from_numpy(indices)).numpy()
-    return indices[np.argsort(keys, kind="stable")[:count]]
+    return indices[np.argsort(keys, kind="stable")[:n_images]]
 
 
 def save_subsets(subsets, path, seeds=()):
@@ -338,13 +338,13 @@ def _check_range(subsets, path):
     """Raise WrongUse if an index is that of no image of the data set of the file."""
     for split, indices in (("train", subsets.train), ("test", subsets.external)):
         try:
-            count = 2**63 if subsets.data is None else int(subsets.data[split]["count"])
+            n_images = 2**63 if subsets.data is None else int(subsets.data[split]["count"])
         except (KeyError, TypeError, ValueError):
             raise WrongUse(f"{path}: does not tell the data set that it was made for") from None
-        outside = indices[(indices < 0) | (indices >= count)]
+        outside = indices[(indices < 0) | (indices >= n_images)]
         if len(outside):
             image = f"{split} image {outside[0]}"
-            raise WrongUse(f"{path}: {image} stands in the subsets, but there are {count}")
+            raise WrongUse(f"{path}: {image} stands in the subsets, but there are {n_images}")
 
 
 def check_subsets(subsets, place="subsets"):
@@ -358,7 +358,7 @@ def check_subsets(subsets, place="subsets"):
         counts = f"{len(subsets.candidate)} candidates, but {len(subsets.independent)} independents"
         raise WrongUse(f"{place}: {counts}; they must be equally many")
     for split, indices in (("train", subsets.train), ("test", subsets.external)):
-        values, counts = np.unique(indices, return_counts=True)
-        if (counts > 1).any():
-            image = f"{split} image {values[counts > 1][0]}"
+        values, repetitions = np.unique(indices, return_counts=True)
+        if (repetitions > 1).any():
+            image = f"{split} image {values[repetitions > 1][0]}"
             raise WrongUse(f"{place}: {image} stands in the subsets more than once")

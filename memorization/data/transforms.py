@@ -217,11 +217,11 @@ def places_of_hue(parameters, channels):
 
 def _runs(values):
     """Each run of equal values in a row, as (value, slice). values: (B,), on the CPU."""
-    values, counts = torch.unique_consecutive(values, return_counts=True)
-    stop = counts.cumsum(0)
+    values, lengths = torch.unique_consecutive(values, return_counts=True)
+    stop = lengths.cumsum(0)
     return [
         (value, slice(*ends))
-        for value, *ends in zip(values.tolist(), (stop - counts).tolist(), stop.tolist())
+        for value, *ends in zip(values.tolist(), (stop - lengths).tolist(), stop.tolist())
     ]
 
 

@@ -288,11 +288,11 @@ def _write_at(file, content, place):
         content, place = content[written:], place + written
 
 
-def _read_at(file, count, place):
+def _read_at(file, n_bytes, place):
     parts = []
-    while count:
-        parts.append(os.pread(file, count, place))
+    while n_bytes:
+        parts.append(os.pread(file, n_bytes, place))
         if not parts[-1]:
             raise ValueError("it ends too early")
-        count, place = count - len(parts[-1]), place + len(parts[-1])
+        n_bytes, place = n_bytes - len(parts[-1]), place + len(parts[-1])
     return b"".join(parts)

@@ -256,9 +256,9 @@ def nearest_folder(folder):
 
 def size_in_words(size):
     """A size in bytes, in words."""
-    for unit, count in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= count:
-            return f"{size / count:.1f} {unit}"
+    for unit, n_bytes in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= n_bytes:
+            return f"{size / n_bytes:.1f} {unit}"
     return f"{size} bytes"
 
 

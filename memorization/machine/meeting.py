@@ -26,9 +26,9 @@ BETWEEN_TRIES = 0.2  # seconds
 
 @dataclass(frozen=True)
 class Place:
-    """Where `count` processes meet, and the number of this one, `rank`."""
+    """Where n_processes meet. rank: the number of this one."""
 
-    count: int
+    n_processes: int
     rank: int
     address: str
     port: int
@@ -43,10 +43,10 @@ def world_size():
     """
     if "WORLD_SIZE" not in os.environ:
         return 1
-    count = _number("WORLD_SIZE", 1, 2**20)
+    n_processes = _number("WORLD_SIZE", 1, 2**20)
     if os.environ.get("RANK"):
-        _number("RANK", 0, count - 1)
-    return count
+        _number("RANK", 0, n_processes - 1)
+    return n_processes
 
 
 def own_gpu():
@@ -137,7 +137,7 @@ class _Wait:
         return f"WORLD_SIZE: waited {PATIENCE / 60:.0f} minutes for {self.for_whom}; {_advice()}"
 
     def _report(self):
-        who = f"process {self.place.rank} of {self.place.count} (WORLD_SIZE)"
+        who = f"process {self.place.rank} of {self.place.n_processes} (WORLD_SIZE)"
         print(one_line(f"{who} waits for {self.for_whom}"), file=sys.stderr, flush=True)
 
     def go_on(self, for_whom):
@@ -153,16 +153,16 @@ def _meet(place, wait):
     try:
         store = _open_store(place, wait)
         start = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
-        store = dist.PrefixStore(f"meeting {start} of {place.count}", store)
+        store = dist.PrefixStore(f"meeting {start} of {place.n_processes}", store)
         if store.add(f"process {place.rank}", 1) > 1:
             fault = f"{place.rank} in the environment of two processes that meet at {place}"
             raise WrongUse(f"RANK: {fault}; each needs its own")
         while missing := [
-            rank for rank in range(place.count) if not store.check([f"process {rank}"])
+            rank for rank in range(place.n_processes) if not store.check([f"process {rank}"])
         ]:
-            here = place.count - len(missing)
+            here = place.n_processes - len(missing)
             names = ", ".join(map(str, missing[:5])) + (" and others" if len(missing) > 5 else "")
-            wait.go_on(f"RANK {names}: {here} of {place.count} processes are at {place}")
+            wait.go_on(f"RANK {names}: {here} of {place.n_processes} processes are at {place}")
     except dist.DistError as error:
         fault = f"no meeting at {place} ({_first_line(error)})"
         raise WrongUse(f"MASTER_ADDR, MASTER_PORT: {fault}; {_advice()}") from None
@@ -181,7 +181,7 @@ def _connect(place, store, device, wait):
             backend,
             store=store,
             rank=place.rank,
-            world_size=place.count,
+            world_size=place.n_processes,
             timeout=processes.PATIENCE,
         )
     except RuntimeError as error:

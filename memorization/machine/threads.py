@@ -106,8 +106,8 @@ def _parts(view, most):
 
 @cache
 def _pool(threads):
-    """A pool of threads, each of which runs its operations single-threaded: they are small, and
-    torch rounds a sum that several threads compute in another way.
+    """A pool of threads. Each runs its operations single-threaded: they are small, and torch rounds
+    a sum differently if several threads compute it.
     """
     return ThreadPoolExecutor(threads, initializer=_use_one_thread)
 

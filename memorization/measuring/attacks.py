@@ -140,8 +140,8 @@ def public_images(images, subsets, settings, device):
         held_out = np.sort(first_by_hash(rows, round(HELD_OUT_SHARE * len(rows)), split.name))
         rows = np.setdiff1d(rows, held_out)
     if settings.k >= len(rows):
-        counts = f"{settings.k} neighbours are to vote, but the public set has {len(rows)} images"
-        raise WrongUse(f"dejavu.k: {counts}")
+        too_few = f"{settings.k} neighbours are to vote, but the public set has {len(rows)} images"
+        raise WrongUse(f"dejavu.k: {too_few}")
     needed = np.concatenate([rows, held_out])
     assert not np.isin(needed, trained).any(), "a public image was trained on"
     prepared = images.prepare(*_by_split(split, needed))
@@ -165,8 +165,8 @@ def check_labels(images, subsets, public, settings):
     for subset in ("candidate", "independent"):
         labels = images.train.labels.numpy()[getattr(subsets, subset)]
         if (labels < 0).any():
-            count = f"{(labels < 0).sum()} of {len(labels)} {subset} images"
-            raise WrongUse(f"dejavu: {count} have no label, and there is none to infer")
+            unlabelled = f"{(labels < 0).sum()} of {len(labels)} {subset} images"
+            raise WrongUse(f"dejavu: {unlabelled} have no label, and there is none to infer")
         absent = np.setdiff1d(labels, public.labels)
         if len(absent):
             of_class = f"is of class {images.classes[absent[0]]!r}, as {subset} images are"

@@ -130,10 +130,10 @@ def _covered_cells(low, high, columns, rows):
     return steps.cumsum(0).cumsum(1)[:-1, :-1] > 0
 
 
-def _read_csv(path, count):
+def _read_csv(path, n_images):
     """{index: boxes, a flat array of float64} of all boxes in a CSV file.
 
-    count: number of images; an index is less. Raises WrongUse, naming the line, for what is no box.
+    An index is less than n_images. Raises WrongUse, naming the line, for what is no box.
     """
     with _refuse_unreadable(path):
         text = _csv_text(path)
@@ -148,8 +148,8 @@ def _read_csv(path, count):
                 what = "one is missing" if len(row) < len(COLUMNS) else "there are too many"
                 raise ValueError(f"{len(row)} of {len(COLUMNS)} values: {what}")
             index, *box = map(_number, in_order(row), COLUMNS)
-            if not (0 <= index < count and index.is_integer()):
-                raise ValueError(f"image {index:g}, but there are {count}, numbered from 0")
+            if not (0 <= index < n_images and index.is_integer()):
+                raise ValueError(f"image {index:g}, but there are {n_images}, numbered from 0")
             if index not in boxes:
                 boxes[int(index)] = array("d")
             boxes[index].extend(box)

@@ -235,8 +235,8 @@ def accuracies_at(right, order, percents):
     right: (..., N) bool; order: (..., N) int64, of `by_confidence`.
     """
     running = np.take_along_axis(np.asarray(right, dtype=np.float64), order, -1).cumsum(-1)
-    counts = [max(1, -(-percent * running.shape[-1] // 100)) for percent in percents]
-    return np.stack([running[..., count - 1] / count for count in counts], axis=-1)
+    sizes = [max(1, -(-percent * running.shape[-1] // 100)) for percent in percents]
+    return np.stack([running[..., size - 1] / size for size in sizes], axis=-1)
 
 
 def by_confidence(confidence):

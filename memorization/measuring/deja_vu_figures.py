@@ -45,9 +45,7 @@ def draw_deja_vu_confidence(summary, path):
     axes.set_xscale("log")
     axes.set_xticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
     axes.set(
-        xlabel="the surest images of each model, % of all",
-        ylabel="right labels, %",
-        ylim=(0, 103),
+        xlabel="the surest images of each model, % of all", ylabel="right labels, %", ylim=(0, 103)
     )
     title = f"Labels inferred from a part of the image (query: {summary.query})"
     _set_title(axes, title, summary.caveat)
@@ -120,8 +118,8 @@ def draw_deja_vu_cases(attack, sets, summary, path):
     target, reference = attack.inferences
     title = summary.words.no_cases
     if len(cases):
-        count = f"{len(cases)} of the candidates that {target} tells and {reference} does not"
-        title = f"The most striking cases: {count}"
+        cases_of = f"{len(cases)} of the candidates that {target} tells and {reference} does not"
+        title = f"The most striking cases: {cases_of}"
     figure.suptitle(_two_lines(title, summary.caveat), fontsize=9 if summary.caveat else 11)
     return figure
 

@@ -217,8 +217,8 @@ class DejaVuSummary(Summary):
         if self.trained_on is None:
             return ""
         f, reference = self.trained_on["f"], self.trained_on["reference"]
-        counts = f"f saw {f} images, the classifier {reference} ({f / reference:.1f} times as many)"
-        return f"no proof of memorization: {counts}"
+        images = f"f saw {f} images, the classifier {reference} ({f / reference:.1f} times as many)"
+        return f"no proof of memorization: {images}"
 
 
 def summarize(attacks, sets, settings, scores):
@@ -228,7 +228,7 @@ def summarize(attacks, sets, settings, scores):
     """
     public, classes, trained_on = sets.public, sets.public.classes, attacks[0].trained_on
     seeds = [_summarize_seed(attack, classes) for attack in attacks]
-    counts = np.bincount(public.labels, minlength=len(classes))
+    images_of_label = np.bincount(public.labels, minlength=len(classes))
     labels = np.concatenate([attack.label for attack in attacks])
     scores_at = {str(percent): [] for percent in REPORTED}
     shares = {name: [] for name in OUTCOMES.values()}
@@ -246,9 +246,9 @@ def summarize(attacks, sets, settings, scores):
         "shares": {name: mean_and_spread(values) for name, values in shares.items()},
         "chance": 1 / len(classes),
         "majority": {
-            "label": classes[counts.argmax()],
-            "share_of_public": float(counts.max() / counts.sum()),
-            "accuracy": float(np.mean(labels == counts.argmax())),
+            "label": classes[images_of_label.argmax()],
+            "share_of_public": float(images_of_label.max() / images_of_label.sum()),
+            "accuracy": float(np.mean(labels == images_of_label.argmax())),
         },
         "public": {
             "split": public.split.name,

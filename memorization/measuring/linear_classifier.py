@@ -117,5 +117,5 @@ def accuracies(logits, labels):
 
 def confusion_matrix(predictions, labels, classes):
     """How often each label (row) was predicted as each class (column), (classes, classes) int64."""
-    counts = torch.bincount(classes * labels + predictions, minlength=classes**2)
-    return counts.view(classes, classes)
+    cells = torch.bincount(classes * labels + predictions, minlength=classes**2)
+    return cells.view(classes, classes)

@@ -204,7 +204,7 @@ def probe(encoder, images, settings, cache, device):
         classes=list(images.classes),
         seeds=[choice | of_seed for choice, of_seed in zip(choices, shares)],
         **{name: mean_and_spread([of_seed[name] for of_seed in shares]) for name in shares[0]},
-        per_class=[share if count else None for share, count in per_class],
+        per_class=[share if n_images else None for share, n_images in per_class],
         confusion=confusion.tolist(),
         **_neighbor_accuracies(train, test),
     )
@@ -274,12 +274,13 @@ def probed_rows(images, settings):
     Raises WrongUse if there are none, too few, or images of one class alone.
     """
     rows = []
-    for split, count in ((images.train, settings.train_images), (images.test, None)):
+    for split, n_images in ((images.train, settings.train_images), (images.test, None)):
         labelled = images.keep(split.name, np.flatnonzero(split.labels.numpy() >= 0))
         if len(labelled) == 0:
             no_label = f"{images.name} has no labelled {split.name} image"
             raise WrongUse(f"probe.datasets: {no_label}; a probe needs labels")
-        rows.append((split, torch.from_numpy(np.sort(first_by_hash(labelled, count, split.name)))))
+        probed = np.sort(first_by_hash(labelled, n_images, split.name))
+        rows.append((split, torch.from_numpy(probed)))
     labels = images.train.labels[rows[0][1]]
     if len(labels) < FEWEST:
         too_few = f"{images.name} has {len(labels)} labelled training images"

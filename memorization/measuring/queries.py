@@ -84,12 +84,7 @@ def make_queries(split, rows, encoder, settings, recipes, seed):
         return whole_images(split, rows, size, normalization)
 
     views = settings.views if settings.query == "training" else 1
-    kinds = {
-        "training": training,
-        "corner": corner,
-        "center_masked": center_masked,
-        "whole": whole,
-    }
+    kinds = {"training": training, "corner": corner, "center_masked": center_masked, "whole": whole}
     return Queries(kinds[settings.query], views, rows, split.labels[rows], patch=patch)
 
 
@@ -130,10 +125,10 @@ def _between_boxes(split, rows, size, normalization, path):
         if min(rectangle[2:]) >= LEAST_SIDE * split.size:
             rectangles[row] = rectangle
     if not rectangles:
-        counts = "".join(f"; {count} {fault}" for fault, count in faults.items() if count)
+        faulty = "".join(f"; {n_images} {fault}" for fault, n_images in faults.items() if n_images)
         raise WrongUse(
             f"dejavu.boxes: {path} leaves no part of {len(rows)} images free that is a quarter "
-            f"of their side: {len(boxes)} have boxes{counts}"
+            f"of their side: {len(boxes)} have boxes{faulty}"
         )
 
     def make_view(rows, view):

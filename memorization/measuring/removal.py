@@ -157,7 +157,7 @@ def rank_candidates(scores, candidates, folder):
         raise WrongUse(f"{folder}: {without}; score all (scores.per_subset null)")
     order = [places[index] for index in candidates.tolist()]
     arrays = (values[order] for values in (scores.index, scores.label, scores.score))
-    return RankedSamples(*arrays, scores.seeds, scores.q[order])
+    return RankedSamples(*arrays, scores.seeds, q=scores.q[order])
 
 
 def plan_removals(samples, subsets, settings, place):
@@ -191,8 +191,8 @@ def _removed_counts(available, settings):
     for share in settings.percentages:
         counts.append(round(available * share / 100))
         if not 1 <= counts[-1] < available:
-            count = f"of {available} ranked samples that is {counts[-1]}"
-            raise WrongUse(f"removal.percentages: {share} is not allowed: {count}")
+            outside = f"of {available} ranked samples that is {counts[-1]}"
+            raise WrongUse(f"removal.percentages: {share} is not allowed: {outside}")
     if not counts:
         example = "give counts, such as [500, 1000], or percentages"
         raise WrongUse(f"removal.counts: nothing to remove; {example}")

@@ -13,22 +13,10 @@ import pydantic
 from memorization.checkpoint import encoder_file, load_trained
 from memorization.errors import WrongUse, escape
 from memorization.fingerprints import first_difference
-from memorization.machine.files import (
-    check_writable,
-    exists,
-    read_text,
-    refuse_broken,
-    write_json,
-)
+from memorization.machine.files import check_writable, exists, read_text, refuse_broken, write_json
 from memorization.machine.resources import memory_for
 from memorization.machine.screen import say
-from memorization.measuring.probing import (
-    Accuracy,
-    PairedTest,
-    ProbeResult,
-    ProbeSettings,
-    probe,
-)
+from memorization.measuring.probing import Accuracy, PairedTest, ProbeResult, ProbeSettings, probe
 from memorization.measuring.removal import BeyondChance
 from memorization.measuring.retraining import Steps
 from memorization.results import Document, Summary

@@ -21,18 +21,18 @@ class RankedSamples:
     """The samples that may be removed, in the order of the training set: N of them.
 
     index: (N,) int64, in the training set; label: (N,), -1 if there is none; score: (N,)
-    memorization scores, means over seeds; q: (N,) of the scores, against S_E; typicality: (N,)
-    distances, of `distances_to_centres`; groups: (N,) int64, of `duplicate_groups`, or None if each
-    sample is alone.
+    memorization scores, means over seeds; typicality: (N,) distances, of `distances_to_centres`;
+    groups: (N,) int64, of `duplicate_groups`, or None if each sample is alone; q: (N,) of the
+    scores, against S_E.
     """
 
     index: np.ndarray
     label: np.ndarray
     score: np.ndarray
     seeds: list
-    q: np.ndarray | None = None
     typicality: np.ndarray | None = None
     groups: np.ndarray | None = None
+    q: np.ndarray | None = None
 
     def __len__(self):
         return len(self.index)

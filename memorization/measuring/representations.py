@@ -72,7 +72,7 @@ def stored_examples(encoder, split, rows, cache, device):
     return Examples(torch.from_numpy(values).to(device), labels)
 
 
-def _read_cache(path, count, origin):
+def _read_cache(path, n_images, origin):
     """The representations in a file of the cache, or None if it is missing or of another origin.
     All processes read the file, or none does.
     """
@@ -80,7 +80,7 @@ def _read_cache(path, count, origin):
         return None
     advice = "; delete it, and it will be made again"
     with refuse_broken(path, "not a whole array of representations", advice):
-        values = read_representations(path, count, origin)
+        values = read_representations(path, n_images, origin)
     if processes.broadcast(values is None):
         other = "does not tell that it is of this encoder and these images"
         say(f"{escape(path)}: {other}; made again")
@@ -98,8 +98,8 @@ def representation_file(values, origin):
     return content + hashlib.sha256(content).digest()
 
 
-def read_representations(path, count, origin=None):
-    """The representations of `count` images in a file of the cache, (count, D) float32.
+def read_representations(path, n_images, origin=None):
+    """The representations of n_images images in a file of the cache, (n_images, D) float32.
 
     origin: see `representation_file`; None accepts any. Returns None if the file is of another
     origin. Raises ValueError if the file is broken.
@@ -112,7 +112,7 @@ def read_representations(path, count, origin=None):
     if origin is not None and text != json.dumps(origin, sort_keys=True).encode():
         return None
     values = array_in(array or content)
-    is_whole = values.dtype == np.float32 and values.ndim == 2 and len(values) == count
+    is_whole = values.dtype == np.float32 and values.ndim == 2 and len(values) == n_images
     if not is_whole or not np.isfinite(values).all():
         raise ValueError(f"{values.dtype} of shape {values.shape}")
     return values

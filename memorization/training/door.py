@@ -67,7 +67,7 @@ def try_method(make_method, channels, trained):
     pictures_every = trained.training.pictures_every
     try:
         method = make_method()
-        views = blank_views(recipes, channels, trained.encoder.patch_size, count=2)
+        views = blank_views(recipes, channels, trained.encoder.patch_size, n_images=2)
         signature = inspect.signature(method.forward)
         try:
             signature.bind(*views)
@@ -87,18 +87,18 @@ def check_device(make_method, trained, device):
     """Raise WrongUse if the processes cannot train this together, or if `training.data_device` does
     not fit the device. trained: a Trained.
     """
-    settings, count = trained.training, processes.count()
-    if settings.compile and count > 1:
-        together = f"not allowed with {count} processes; set it to false, or start one"
+    settings, n_processes = trained.training, processes.count()
+    if settings.compile and n_processes > 1:
+        together = f"not allowed with {n_processes} processes; set it to false, or start one"
         raise WrongUse(f"training.compile: True is {together}")
-    if settings.batch_size % count:
-        multiple = f"{settings.batch_size} is not a multiple of the {count} processes"
+    if settings.batch_size % n_processes:
+        multiple = f"{settings.batch_size} is not a multiple of the {n_processes} processes"
         raise WrongUse(f"training.batch_size: {multiple}")
     norm = processes.find_unshared_norm(make_method(), device)
     if norm:
         raise WrongUse(
             f"encoder.name: {trained.encoder.name} with method {trained.method.name} has a batch "
-            f"norm ({norm}), which {count} processes can share on GPUs only; on CPUs take a "
+            f"norm ({norm}), which {n_processes} processes can share on GPUs only; on CPUs take a "
             "vit_... and method.head_norm layer or none, or one process"
         )
     if settings.data_device == "cuda" and device.type != "cuda":

@@ -163,12 +163,13 @@ class RunFiles:
             ]
             for split, of_split in faults.items()
         }
-        count = sum(map(len, skipped.values()))
-        if count:
+        n_skipped = sum(map(len, skipped.values()))
+        if n_skipped:
             path = self.folder / "skipped_images.json"
             if not exists(path):
                 write_json(path, skipped)
-            say(f"{count} broken images are left out, others are in their places: {escape(path)}")
+            left_out = f"{n_skipped} broken images are left out, others are in their places"
+            say(f"{left_out}: {escape(path)}")
 
 
 def note_machine(run, place, device, is_resumed):

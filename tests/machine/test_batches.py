@@ -8,18 +8,29 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import EVERY_OPERATION, NORMALIZATION, made_up_split, read_table, score, table_with
+from conftest import (
+    EVERY_OPERATION,
+    NORMALIZATION,
+    keys_of,
+    made_up_split,
+    read_table,
+    score,
+    table_with,
+)
 
 from memorization.data import augmentations
 from memorization.data.augmentations import (
     Draw,
     augment,
     augment_all,
+    draw_parameters,
     transform,
 )
 from memorization.data.catalogue import DataSettings
 from memorization.data.images import open_images
+from memorization.data.randomness import sample_keys, stream, uniform
 from memorization.data.recipes import ViewRecipe
+from memorization.data.transforms import jitter_step
 from memorization.run import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # on which torch adds up in one order
@@ -133,6 +144,44 @@ def test_views_are_exactly_the_same_when_other_samples_are_left_out_repeated_or_
             views_of(replace(images, pixels=others_lost), torch.arange(131), size)[kept],
             whole[kept],
         )
+
+
+def test_masks_are_exactly_the_same_in_another_order_and_in_batches_of_seven():
+    images, recipe = made_up_split(131, 1, 28), ViewRecipe(size=28, mask_ratio=0.75)
+
+    def masks(indices):
+        step = Draw(0, "training", epoch=1, patch=4)
+        return augment(images, indices, recipe, NORMALIZATION[1], step).visible
+
+    whole = masks(torch.arange(131))
+    assert torch.equal(masks(torch.arange(131).flip(0)), whole.flip(0))
+    assert torch.equal(torch.cat([masks(part) for part in torch.arange(131).split(7)]), whole)
+
+
+def test_numbers_do_not_depend_on_the_samples_and_slots_asked_for_beside_them():
+    numbers = uniform(keys_of(50, 0, "scoring"), torch.arange(40))
+    some, few = torch.tensor([49, 5, 5, 30]), torch.tensor([39, 0, 7])
+    assert torch.equal(uniform(sample_keys(stream(0, "scoring"), some), few), numbers[some][:, few])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_color_jitter_gives_neighbours_with_hue_at_one_place_or_at_many_what_each_image_alone_gets(
+    channels,
+):
+    x = made_up_split(60, channels, 9).pixels / 255
+    recipe = ViewRecipe(size=9, jitter=0.8, jitter_strength=[0.6, 0.6, 0.6, 0.4])
+    p = draw_parameters(recipe, keys_of(60), 32)
+
+    def jitter(rows):
+        operation, tensors = jitter_step(p[rows], channels)
+        return operation(x[rows], *tensors)  # of a copy
+
+    alone = torch.cat([jitter([i]) for i in range(60)])
+    place = torch.where(p.jitter, (p.order == 3).int().argmax(1), -1)
+    assert set(place.tolist()) == {-1, 0, 1, 2, 3}
+    for order in (torch.arange(60), place.argsort(), place.argsort(descending=True)):
+        assert torch.equal(jitter(order), alone[order])
+    assert torch.equal(alone[~p.jitter], x[~p.jitter])
 
 
 @pytest.mark.parametrize("count, channels, source, size", [(40, 3, 32, 32), (6, 1, 24, 200)])

@@ -3,8 +3,11 @@
 import re
 
 import pytest
+import torch
 from conftest import log_of, train
 
+from memorization.errors import Caution
+from memorization.training import diagnostics
 from memorization.training.progress import epochs_between_lines
 
 
@@ -51,3 +54,13 @@ def test_a_resumed_training_prints_its_first_epoch(write_config, at_step, capsys
     assert printed_epochs(capsys.readouterr().out) == [1, 5]
     train(path, "--role", "candidate")
     assert printed_epochs(capsys.readouterr().out) == [7, *range(10, 61, 5)]
+
+
+def test_a_collapse_is_warned_of_once(write_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(diagnostics, "spread", lambda representations: torch.tensor(0.005))
+    with pytest.warns(Caution) as warned:
+        train(write_config())
+    assert [str(warning.message) for warning in warned] == [
+        f"{tmp_path}/run/seed_0/{role}: collapsed after epoch 1: spread 0.005"
+        for role in ("candidate", "independent")
+    ]

@@ -1,5 +1,6 @@
 """The files that scripts write: names, columns, folders and pictures."""
 
+import dataclasses
 import json
 import shutil
 
@@ -11,6 +12,7 @@ import torch
 import yaml
 from conftest import (
     ASKED,
+    CPU,
     METHODS,
     QUICK_PROBE,
     SCORE_FILES,
@@ -27,13 +29,19 @@ from conftest import (
 import dejavu
 import linear_probing_train
 import memorization
+from examples import score_any_encoder
 from memorization.checkpoint import read_checkpoint, save_checkpoint
+from memorization.config import read_config
 from memorization.data.catalogue import DataSettings
 from memorization.data.images import open_images
-from memorization.data.subsets import ROLES, load_subsets
+from memorization.data.subsets import ROLES, SUBSETS, draw_subsets, load_subsets
 from memorization.measuring.scores import score_images
+from memorization.significance import cohens_d, describe
 from memorization.training import loop
+from memorization.training.task import Task
+from models.encoders import make_encoder
 from models.mae import patch_statistics
+from models.simclr import SimCLRSettings
 from models.vit import patchify
 
 COLUMNS = [
@@ -63,6 +71,55 @@ def test_the_files_and_columns_are_those_promised(scored_run):
     assert table["index"].tolist() == [*subsets.train.tolist(), *subsets.external.tolist()]
     images = open_images(DataSettings(name="fake", size=16))
     assert table["label"][:80].tolist() == images.train.labels[:80].tolist()
+
+
+def test_the_summary_holds_the_statistics_promised(scored_run):
+    folder = scored_run[1] / "scores"
+    summary, table = json.loads((folder / "summary.json").read_text()), read_table(folder)[1]
+    of = {name: table["score"][table["subset"] == name] for name in SUBSETS}
+    for name, values in of.items():
+        rows, scales = table["subset"] == name, ("score", "score_range", "score_ratio")
+        raw, by_range, by_ratio = (describe(table[scale][rows]) for scale in scales)
+        raw["top_tenth_mean"] = np.sort(values)[-(len(values) // 10) :].mean()
+        expected = {"raw": raw, "range": by_range, "ratio": by_ratio}
+        found = summary["subsets"][name]
+        assert found == {scale: pytest.approx(expected[scale]) for scale in expected}
+    tests = summary["given_this_pair"]
+    of_candidates = {"candidate > shared", "candidate > external", "candidate > independent"}
+    of_others = {"external > independent", "shared > independent"}
+    assert set(tests["welch"]) == of_candidates | of_others
+    effect = cohens_d(of["candidate"], of["external"])
+    assert tests["welch"]["candidate > external"]["d"] == pytest.approx(effect)
+    alternatives = ["two-sided", "greater", "less", "two-sided"]
+    assert [tests["against_zero"][name]["alternative"] for name in SUBSETS] == alternatives
+    assert set(tests["against_zero"]) == set(SUBSETS)
+    for name, values in of.items():
+        t = values.mean() / (values.std(ddof=1) / len(values) ** 0.5)
+        assert tests["against_zero"][name]["t"] == pytest.approx(t)
+    assert summary["over_seeds"]["paired"]["candidate > independent"]["n"] == 2
+
+
+def test_the_summary_says_of_what_the_scores_are(scored_run):
+    _, run = scored_run
+    summary = json.loads((run / "scores/summary.json").read_text())
+    assert summary["fingerprints"]["subsets"] == load_subsets(run / "subsets.npz").fingerprint
+    assert summary["settings"]["views"] == 4 and summary["seeds"] == [0, 1]
+    assert summary["images_per_second"] > 0
+
+
+def test_disjoint_halves_are_scored_without_shared_images(write_config, tmp_path):
+    path = write_config({"subsets.shared": 0, "training.epochs": 1, "scores.views": 3})
+    train(path)
+    score(path)
+    summary = json.loads((tmp_path / "run/scores/summary.json").read_text())
+    assert list(summary["subsets"]) == ["candidate", "independent", "external"]
+    assert not any("shared" in name for name in summary["given_this_pair"]["welch"])
+
+
+def test_the_example_scores_every_image(capsys):
+    scores = score_any_encoder.main()
+    assert scores.score.shape == (64,) and scores.score.any()
+    assert capsys.readouterr().out.count("image ") == 6
 
 
 def test_the_matlab_file_holds_the_same(scored_run):
@@ -207,6 +264,17 @@ def test_the_run_folder_tells_what_was_done(scored_run):
         assert np.isfinite(line["loss"]) and line["images_per_second"] > 0
         assert 0 < line["spread"] < 1.5 and 0 <= line["knn_accuracy"] <= 1
     assert (run / "seed_1/candidate/encoder_epoch_0002.pt").exists()
+
+
+def test_an_encoder_is_kept_with_the_normalization_of_its_images(write_config, tmp_path):
+    config = read_config("", ["--config", write_config()], method=SimCLRSettings)
+    normalization = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    images = dataclasses.replace(open_images(config.data), **normalization)
+    subsets = draw_subsets(config.subsets, images)
+    task = Task(config, images, subsets, CPU, tmp_path, 0, "candidate")
+    task.save_encoder("encoder.pt", make_encoder(config.encoder, 3, 16), epoch=7)
+    record = read_checkpoint(tmp_path / "seed_0/candidate/encoder.pt")
+    assert (record["mean"], record["std"], record["epoch"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6], 7)
 
 
 def test_a_masked_autoencoder_draws_what_it_sees(write_config, tmp_path, monkeypatch):

@@ -9,13 +9,17 @@ import torch
 from conftest import (
     METHODS,
     SCORE_FILES,
+    Places,
+    Rows,
     log_without_times,
     read_table,
     score,
     train,
 )
 
+from memorization.alignment import encoder_distances
 from memorization.checkpoint import read_checkpoint, save_checkpoint
+from memorization.data.augmentations import View
 from memorization.machine.device import choose_device
 from memorization.measuring import score_tables
 from models.simclr import SimCLR
@@ -103,6 +107,22 @@ def test_masked_views_are_scored_in_bf16(representation, masked_run, tmp_path):
     names = ("", "bf16") if representation == "pooled" else ("tokens", "tokens_bf16")
     exact, rough = (read_table(run / "scores" / name)[1]["alignment_loss_f"] for name in names)
     assert 0 < np.abs(rough - exact).max() < 0.01
+
+
+@pytest.mark.parametrize("encoder, representation, masked", [
+    (lambda pixels, visible=None: pixels.flatten(1), "pooled", False),
+    (Rows(), "tokens", False),
+    (Places(), "tokens", True),
+])  # fmt: skip
+def test_representations_of_half_precision_are_compared_in_single(encoder, representation, masked):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(3, 4, 1, 6, 6, generator=generator).bfloat16()  # of three views
+    visible = torch.rand(4, 36, generator=generator).argsort(dim=1)[:, :20] if masked else None
+    half, single = (
+        encoder_distances(encoder, [View(v, visible) for v in pixels.to(dtype)], representation)
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    assert half.dtype == torch.float32 and torch.equal(half, single)
 
 
 def test_float32_is_never_tf32():

@@ -24,6 +24,7 @@ import remove_samples
 from memorization.checkpoint import read_checkpoint
 from memorization.errors import WrongUse
 from memorization.machine import meeting, processes
+from memorization.neighbors import nearest_neighbors
 from memorization.training import loop, pair, progress
 
 IN_DOUBLE = {
@@ -454,3 +455,20 @@ def test_processes_that_start_together_find_the_data_prepared_by_the_first(
         monkeypatch.setattr(script, "train_pair", lambda *_: order.append("train"))
         script.main(["--config", write_config(changes)])
     assert order == ["meet", "open", "train"] * 3
+
+
+def test_even_a_few_queries_are_shared_among_processes(monkeypatch):
+    shares = []
+
+    def map_parts(search, parts, _):
+        shares.extend(map(len, parts))
+        return [search(part) for part in parts]
+
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    monkeypatch.setattr(processes, "map_in_processes", map_parts)
+    generator = torch.Generator().manual_seed(0)
+    bank, queries = (torch.randn(n, 8, generator=generator) for n in (300, 20))
+    distances = (queries[:, None].double() - bank.double()).square().sum(2)
+    nearest = distances.argsort(dim=1, stable=True)[:, :5]
+    assert torch.equal(nearest_neighbors(queries, bank, 5)[0], nearest)
+    assert shares == [7, 7, 6]

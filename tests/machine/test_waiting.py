@@ -63,7 +63,7 @@ class NoBlockingCopies(TorchDispatchMode):
 
 
 class NoTensorsOfLists(TorchFunctionMode):
-    """Fails where a tensor is made from Python numbers on a device: a blocking copy that dispatch
+    """Fails if a tensor is made from Python numbers on a device: a blocking copy that dispatch
     does not show.
     """
 

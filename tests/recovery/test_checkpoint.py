@@ -20,6 +20,7 @@ from memorization.checkpoint import (
 from memorization.errors import Broken, Caution, WrongUse
 from memorization.optimizers import OPTIMIZERS, make_optimizer
 from memorization.settings import TrainingSettings
+from models.encoders import encoder_settings
 
 CONTENT = {
     "numbers": [1, 2.5, None],
@@ -187,6 +188,19 @@ def test_an_encoder_of_an_earlier_version_is_at_the_defaults_of_the_settings_tha
         del record["config"]["augmentation"]["views"][0]["mask_ratio"]
         save_checkpoint(run / f"seed_0/{role}/encoder.pt", record)
     assert load_pair(run, seed=0).f.record["role"] == "candidate"
+
+
+def test_the_first_encoders_record_the_settings_of_all_of_them_and_later_ones_their_own():
+    defaults = {"stem": "small", "width": 32, "depth": 4, "patch": 4}
+    defaults |= {"positions": "sincos", "pooling": "mean"}
+    small = {"name": "resnet_small"} | defaults | {"width": 8}
+    recorded = encoder_settings("resnet_small", width=8).model_dump()
+    assert list(recorded.items()) == list(small.items())
+    for name in ("resnet18", "vit_tiny"):
+        assert encoder_settings(name).model_dump() == {"name": name} | defaults
+        assert encoder_settings(**{"name": name} | defaults) == encoder_settings(name)
+    later = {"name": "convnext_tiny", "stem": "small"}
+    assert encoder_settings("convnext_tiny").model_dump() == later
 
 
 def test_a_run_folder_may_lie_in_the_home_folder(scored_run, monkeypatch):

@@ -6,7 +6,9 @@ from pathlib import Path
 from conftest import ONE_REMOVAL, remove
 
 import remove_samples
+from memorization.machine.files import json_text
 from memorization.measuring import removal_curve, retraining
+from memorization.measuring.removal_curve import CurveSummary, KeptProbe
 
 
 def test_work_that_is_done_is_kept(halves_copy, in_process, monkeypatch):
@@ -54,3 +56,14 @@ def test_a_retraining_that_fails_is_named_and_loses_nothing(halves_copy, refusal
     assert "there is no train_dino.py" in refusal(
         remove_samples.main, ["--config", path, "--run", str(run), "--retrain"]
     )
+
+
+def test_a_curve_and_its_probes_are_read_as_they_were_written(halves_copy, in_process):
+    _, run = halves_copy
+    remove(halves_copy, "--retrain")
+    assert (run / "removal/curve.png").stat().st_size > 5000
+    text = (run / "removal/summary.json").read_text()
+    read = CurveSummary.parse(text)
+    assert json_text(read.plain() | {"files": read.files}) == text
+    for file in (run / "removal/probes").iterdir():
+        assert json_text(KeptProbe.parse(file.read_text()).plain()) == file.read_text()

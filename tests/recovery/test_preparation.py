@@ -498,7 +498,7 @@ def test_a_full_disk_is_one_line_and_its_room_is_given_back(folder, module, call
     assert len(opened_folder(folder).prepare(range(6), [0]).train.pixels) == 6
 
 
-def test_a_map_is_read_where_there_are_no_memory_maps(folder, monkeypatch):
+def test_a_map_is_read_without_memory_maps(folder, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENODEV, "No such device")
 

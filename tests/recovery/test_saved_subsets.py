@@ -24,6 +24,14 @@ def test_subsets_survive_saving(tmp_path):
     )
 
 
+def test_the_fingerprint_tells_which_subset_an_image_is_in_and_of_which_data():
+    subsets = subsets_of_five()
+    swapped = subsets_of_five(candidate=[3], independent=[2])
+    moved = subsets_of_five(shared=[0], candidate=[1, 2])
+    other_data = dataclasses.replace(subsets, data={"name": "other"})
+    assert len({each.fingerprint for each in (subsets, swapped, moved, other_data)}) == 4
+
+
 def test_saving_twice_gives_the_same_bytes(tmp_path):
     for name in ("a.npz", "b.npz"):
         save_subsets(draw_few(), tmp_path / name)

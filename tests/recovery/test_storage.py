@@ -385,7 +385,7 @@ def test_what_a_killed_writer_left_is_deleted_by_the_next_one_and_what_one_at_wo
     assert sorted(os.listdir(tmp_path)) == ["file", "other"]
 
 
-def test_where_locks_tell_nothing_what_is_left_behind_is_deleted_after_a_day(tmp_path, monkeypatch):
+def test_without_locks_what_is_left_behind_is_deleted_after_a_day(tmp_path, monkeypatch):
     dead = killed_in_the_middle_of_a_write(tmp_path)
     monkeypatch.setattr(fcntl, "flock", refuse_locks)
     write_atomically(tmp_path / "file", "text")

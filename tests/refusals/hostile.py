@@ -71,7 +71,7 @@ def within(seconds):
 
 @contextmanager
 def little_memory():
-    """Fail where this process comes to need more than MOST_MEMORY above what it has."""
+    """Fail if this process comes to need more than MOST_MEMORY above what it has."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
     before = peak()
     yield

@@ -6,18 +6,34 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn as nn
 import yaml
-from conftest import ASKED, break_file, nan_weights, run_out_of_memory, write_experiment
+from conftest import (
+    ASKED,
+    CPU,
+    break_file,
+    folder_config,
+    nan_weights,
+    queries_of_shades,
+    run_out_of_memory,
+    small_classifier,
+    write_experiment,
+)
 
 import dejavu
+import train_simclr
 from memorization.checkpoint import read_checkpoint, save_checkpoint
+from memorization.data.augmentations import View
 from memorization.data.catalogue import DataSettings
-from memorization.data.images import open_images
+from memorization.data.images import Split, open_images
 from memorization.data.subsets import load_subsets
+from memorization.encoder import Encoder
 from memorization.errors import WrongUse
-from memorization.measuring import attacks
+from memorization.measuring import attacks, crop_classifier
 from memorization.measuring.attacks import check_labels, public_images
-from memorization.measuring.deja_vu import DejaVuSettings
+from memorization.measuring.crop_classifier import train_classifier
+from memorization.measuring.deja_vu import DejaVuSettings, PublicSet, encode_public
+from memorization.neighbors import nearest_neighbors
 
 
 def test_a_search_beyond_the_memory_names_the_setting_to_lower(run_copy, refusal, monkeypatch):
@@ -104,3 +120,44 @@ def test_public_images_of_one_class_tell_nothing(run_copy):
         WrongUse, match="the 256 public images of the test set are of one class: nothing to tell"
     ):
         check_labels(images, subsets, public, DejaVuSettings(k=20))
+
+
+def test_a_collapsed_encoder_is_refused_by_name():
+    class Constant(nn.Module):
+        def forward(self, pixels):
+            return torch.full((len(pixels), 3), 0.1)
+
+    f = Encoder("f", Constant(), 1, 8, ([0.0], [1.0]))
+    pixels = torch.randint(256, (40, 1, 8, 8), dtype=torch.uint8)
+    images = Split("test", pixels, torch.arange(40) % 4)
+    public = PublicSet(images, torch.arange(40), torch.empty(0), tuple("abcd"))
+    with pytest.raises(WrongUse, match="f: all images are represented alike"):
+        encode_public(f, public, lambda rows: View(pixels[rows] / 255), False)
+
+
+def test_a_classifier_that_diverges_is_refused(monkeypatch):
+    def probabilities(network, queries, view):
+        return torch.full((len(queries.rows), 3), torch.nan)
+
+    monkeypatch.setattr(crop_classifier, "_probabilities", probabilities)
+    training, held_out = queries_of_shades(range(60, 120)), queries_of_shades(range(60, 69))
+    with pytest.raises(WrongUse, match="diverged"):
+        train_classifier(small_classifier(), training, held_out, 3, 0, CPU)
+
+
+def test_more_neighbours_than_the_bank_holds_are_refused():
+    assert nearest_neighbors(torch.zeros(1, 2), torch.eye(2), 2)[0].tolist() == [[0, 1]]
+    for k in (0, 3):
+        with pytest.raises(ValueError, match=f"{k} neighbours are wanted of 2"):
+            nearest_neighbors(torch.zeros(1, 2), torch.eye(2), k)
+
+
+def test_boxes_that_leave_no_part_of_any_image_are_refused(tmp_path, refusal):
+    path, boxes = folder_config(tmp_path), tmp_path / "boxes.csv"
+    train_simclr.main(["--config", path])
+    subsets = load_subsets(tmp_path / "run/subsets.npz")
+    attacked = [*subsets.candidate.tolist(), *subsets.independent.tolist()]
+    lines = [f"{index},0,0,90,90" for index in attacked]
+    boxes.write_text("\n".join(["index,xmin,ymin,xmax,ymax", *lines]))
+    options = ["--dejavu.query", "boxes", "--dejavu.boxes", str(boxes), "--dejavu.k", "5"]
+    assert "leaves no part of 16 images" in refusal(dejavu.main, ["--config", path, *options])

@@ -6,8 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn as nn
 
 from memorization.data.images import Split
+from memorization.encoder import Encoder
 from memorization.errors import WrongUse
 from memorization.measuring.boxes import (
     CLIPPED,
@@ -18,6 +20,8 @@ from memorization.measuring.boxes import (
     boxes_of,
     largest_empty_rectangle,
 )
+from memorization.measuring.deja_vu import DejaVuSettings
+from memorization.measuring.queries import make_queries
 
 XML = "<annotation><filename>x</filename>{}</annotation>"
 
@@ -216,3 +220,24 @@ def test_missing_files_and_images_without_names_are_refused(tmp_path):
         boxes_of(split_of(1), torch.tensor([0]), tmp_path / "absent.csv")
     with pytest.raises(WrongUse, match="named after image files"):
         boxes_of(replace(split_of(1), files=None), torch.tensor([0]), tmp_path)
+
+
+def queries_between_boxes(rows, folder):
+    """Queries by a file with boxes of image 4, and with a box outside of image 3."""
+    path = folder / "boxes.csv"
+    path.write_text("index,xmin,ymin,xmax,ymax\n4,4,0,0,8\n3,90,0,99,8\n")
+    encoder = Encoder("f", nn.Identity(), 3, 10, ([0.0] * 3, [1.0] * 3))
+    settings = DejaVuSettings(query="boxes", boxes=str(path))
+    return make_queries(split_of(6), torch.tensor(rows), encoder, settings, [], seed=0)
+
+
+def test_an_image_whose_boxes_lie_outside_of_it_is_not_shown_whole(tmp_path):
+    outside = queries_between_boxes([4, 3], tmp_path)
+    assert outside.rows.tolist() == [4]
+    assert outside.dropped["no box that lies in the image"] == 1
+    assert outside.boxes["boxes lay outside of their image and were dropped"] == 1
+
+
+def test_boxes_of_none_of_the_images_are_refused(tmp_path):
+    with pytest.raises(WrongUse, match="leaves no part of 1 images"):
+        queries_between_boxes([1], tmp_path)

@@ -218,8 +218,9 @@ def test_a_rule_between_settings_blames_who_broke_it(changes, options, place, wr
 
 
 @pytest.fixture
-def help_of(capsys):
-    """help_of(script) -> the text that its --help prints."""
+def help_of(capsys, monkeypatch):
+    """help_of(script) -> the text that its --help prints, 80 columns wide."""
+    monkeypatch.setenv("COLUMNS", "80")
 
     def read(script):
         with pytest.raises(SystemExit) as ending:
@@ -232,9 +233,25 @@ def help_of(capsys):
 
 def test_help_is_the_docstring_and_the_settings_with_their_meaning(help_of):
     text = help_of(train_simclr)
-    assert train_simclr.__doc__.strip() in text
+    assert words_of(train_simclr.__doc__) in words_of(text)
     assert "--training.warmup_epochs" in text and "epochs of linear warm-up" in text
     assert "crop_scale: random resized crop" in text  # a key of the recipes
+
+
+def words_of(text):
+    """The words of a text, whichever way it is broken into lines."""
+    return " ".join(text.replace("\\\n", "\n").split())
+
+
+@pytest.mark.parametrize("script", [
+    train_simclr, memorization_scores, dejavu, linear_probing_train, remove_samples,
+], ids=lambda script: script.__name__)  # fmt: skip
+def test_help_fits_into_80_columns_and_its_commands_can_be_copied(script, help_of):
+    text = help_of(script)
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+    joined = " ".join(text.replace("\\\n", "").split())
+    for line in script.__doc__.replace("\\\n", "").splitlines():
+        assert not line.startswith("    python") or " ".join(line.split()) in joined
 
 
 def test_help_lists_actions_first_and_then_the_settings_in_a_group_a_section(help_of):

@@ -69,7 +69,7 @@ def test_scores(run):
     ]  # fmt: skip
     contents = [zipped(members | {f"{name}.npy": npy(values)}) for name, values in changes]
     fuzz(path, lambda: scores_read(run), hostile_archives(path.read_bytes(), "L_f.npy") + contents)
-    for content in contents:  # also where the summary vouches for them
+    for content in contents:  # also if the summary vouches for them
         path.write_bytes(content)
         summary = json.loads((run / "scores/summary.json").read_text())
         summary["fingerprints"]["scores"] = hashlib.sha256(content).hexdigest()

@@ -16,7 +16,7 @@ import pytest
 from torchvision import datasets
 
 from memorization.data import published_files
-from memorization.data.catalogue import DataSettings
+from memorization.data.catalogue import IN_FILES, OF_TORCHVISION, DataSettings
 from memorization.data.images import open_images
 from memorization.errors import WrongUse
 
@@ -221,6 +221,21 @@ def test_every_published_dataset_is_checked(tmp_path, name, file, monkeypatch):
     ):
         opened(tmp_path, name)
     assert (tmp_path / file).read_bytes() == content
+
+
+@pytest.mark.parametrize("name", OF_TORCHVISION)
+def test_a_folder_that_was_not_there_is_not_left_empty(tmp_path, name, no_network, monkeypatch):
+    monkeypatch.setattr(published_files, "DEBIAN_FASHION_MNIST", tmp_path / "no_package")
+    (tmp_path / "there").mkdir()
+    for root in ("nowhere/at/all", "there"):
+        with pytest.raises(WrongUse, match=f"looked for in {tmp_path / root}"):
+            opened(tmp_path / root, name, size=64 if name in IN_FILES else None)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+
+
+def test_a_download_into_a_folder_that_was_not_there_stays(tmp_path, cifar, downloads):
+    opened(tmp_path / "new" / "root")
+    assert contents(tmp_path / "new" / "root")
 
 
 def test_an_archive_that_lacks_a_file_is_named_with_the_file(tmp_path, cifar, downloads):

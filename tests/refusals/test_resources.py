@@ -36,7 +36,7 @@ def test_the_time_of_work_leaves_out_its_first_time():
     assert 0.01 <= seconds_of(work, CPU) < 0.5 and len(calls) == 1 + TRIALS
 
 
-def test_an_estimate_is_a_line_and_warns_where_the_disk_is_too_small(tmp_path, capsys):
+def test_an_estimate_is_a_line_and_warns_if_the_disk_is_too_small(tmp_path, capsys):
     print_estimate("a job", 3725, CPU, 5_000_000, tmp_path / "still/to/be/made")
     line = capsys.readouterr().out
     assert line.startswith("  a job: about 1:02:05, ") and line.endswith(

@@ -13,6 +13,8 @@ from conftest import (
 )
 
 import memorization_scores
+from memorization.alignment import alignment_loss, jackknife_error, mean_over_pairs, represent
+from memorization.data.augmentations import View
 from memorization.data.images import Split
 from memorization.errors import WrongUse
 from memorization.measuring import scores
@@ -42,6 +44,23 @@ def test_encoders_that_do_not_fit_each_other_or_the_images_are_refused(changes, 
 def test_an_array_of_no_square_uint8_images_is_refused(array):
     with pytest.raises(WrongUse, match="but uint8 of shape .N, S, S, C. is needed"):
         Split.from_array(array)
+
+
+def test_tokens_of_masked_views_are_no_vectors():
+    view = View(torch.zeros(1, 1, 2, 2), torch.tensor([[0]]))
+    with pytest.raises(ValueError, match="masked_token_distances"):
+        represent(torch.nn.Identity(), [view], "tokens")
+
+
+def test_the_alignment_loss_of_one_view_is_refused():
+    for measure, of_one_view in ((alignment_loss, (1, 1, 4)), (mean_over_pairs, (1, 1, 1))):
+        with pytest.raises(ValueError, match="at least 2"):
+            measure(torch.zeros(of_one_view))
+
+
+def test_the_jackknife_of_two_views_is_refused():
+    with pytest.raises(ValueError, match="at least 3"):
+        jackknife_error(torch.zeros(2, 2, 2), torch.zeros(2, 2, 2))
 
 
 DAMAGE = [

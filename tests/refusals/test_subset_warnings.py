@@ -1,17 +1,28 @@
-"""Subsets that differ in more than membership are warned of, with the remedy."""
+"""Too few images are refused; subsets that differ in more than membership are warned of, with the
+remedy.
+"""
 
 import os
 import shutil
 import warnings
 
+import numpy as np
 import pytest
-from conftest import four_classes_config, write_experiment
+from conftest import draw_few, four_classes_config, with_twins, write_experiment
 
 import memorization_scores
 import train_simclr
 from memorization.config import read_config
-from memorization.errors import Caution
+from memorization.data.confounders import warn_of_confounders
+from memorization.data.subsets import Subsets, SubsetSettings
+from memorization.errors import Caution, WrongUse
 from models.simclr import SimCLRSettings
+
+
+@pytest.mark.parametrize("settings", [{"shared": 1019}, {"external": 257}])
+def test_too_few_images_are_refused(settings):
+    with pytest.raises(WrongUse, match="only"):
+        draw_few(**settings)
 
 
 def order_of(path):
@@ -72,3 +83,11 @@ def test_subsets_that_differ_in_membership_alone_give_no_warning(four_classes):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train_simclr.main(["--config", path])
+
+
+def test_one_line_warns_of_twins():
+    subsets = Subsets(*np.split(np.arange(30), 3), np.arange(10))
+    settings = SubsetSettings(shared=10, candidate=10, independent=10, external=10)
+    words = "the same image .equal pixels. stands in two subsets: 1 of shared in candidate"
+    with pytest.warns(Caution, match=words):
+        warn_of_confounders(subsets, with_twins([(0, 10)]), settings)

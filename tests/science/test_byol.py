@@ -4,35 +4,29 @@ import math
 import pytest
 import torch
 import torch.nn as nn
-from conftest import losses_of_training, make_vit, masked_view, with_hidden_pixels
+from conftest import losses_of, make_vit, masked_view, two_views, with_hidden_pixels
 
 from memorization.data.augmentations import View
 from models.byol import BYOL, BYOLSettings, momentum_at, prediction_loss
 from models.heads import HEAD_NORMS
 
 
-class Convolution(nn.Module):
+class Convolution(nn.Sequential):
     """An encoder with a batch norm."""
 
     dim = 6
 
     def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(3, 6, 2), nn.BatchNorm2d(6))
+        super().__init__(nn.Conv2d(3, 6, 2), nn.BatchNorm2d(6), nn.AdaptiveAvgPool2d(1))
 
     def forward(self, pixels, visible=None):
-        return self.layers(pixels).mean((2, 3))
+        return super().forward(pixels).flatten(1)
 
 
 def make_byol(encoder=None, **settings):
     torch.manual_seed(0)
     settings = BYOLSettings(name="byol", hidden_dim=8, projection_dim=4, **settings)
     return BYOL(encoder or Convolution(), **settings.arguments())
-
-
-def views(B=6):
-    first, second = torch.randn(2, B, 3, 4, 4, generator=torch.Generator().manual_seed(1))
-    return View(first), View(second)
 
 
 def slow_prediction_loss(p, z):
@@ -55,7 +49,7 @@ def test_the_loss_of_half_precision_is_computed_in_full():
 
 
 def test_each_view_predicts_the_momentum_networks_projection_of_the_other():
-    byol, both = make_byol(head_norm="layer"), views()
+    byol, both = make_byol(head_norm="layer"), two_views()
     for parameter in [*byol.momentum_encoder.parameters(), *byol.momentum_projector.parameters()]:
         parameter.data += 0.1  # so that the two networks differ
     p1, p2 = (byol.predictor(byol.projector(byol.online_encoder(view.pixels))) for view in both)
@@ -98,7 +92,7 @@ def test_the_momentum_network_starts_as_a_copy_has_no_gradient_and_follows():
     assert all(torch.equal(a, b) and a is not b for a, b in zip(online, slow))
     trained = {id(parameter) for parameter in byol.parameters() if parameter.requires_grad}
     assert trained >= set(map(id, online)) and not trained & set(map(id, slow))
-    byol(*views()).backward()
+    byol(*two_views()).backward()
     assert all(parameter.grad is None for parameter in slow)
     before = copy.deepcopy(slow)
     for parameter in online:
@@ -109,17 +103,16 @@ def test_the_momentum_network_starts_as_a_copy_has_no_gradient_and_follows():
 
 
 def test_batch_norms_of_the_momentum_network_use_their_own_batch_and_keep_their_own_statistics():
-    byol, (first, second) = make_byol(), views()
+    byol, (first, second) = make_byol(), two_views()
     byol(first, second)
-    online, slow = (encoder.layers[1] for encoder in (byol.online_encoder, byol.momentum_encoder))
+    online, slow = (encoder[1] for encoder in (byol.online_encoder, byol.momentum_encoder))
     assert int(slow.num_batches_tracked) == 2  # both views passed, one after the other
     assert torch.allclose(online.running_mean, slow.running_mean)  # the networks are still equal
     statistics = slow.running_mean.clone()
     online.running_mean += 1
     byol.after_step(progress=0.0)
     assert torch.equal(slow.running_mean, statistics)  # not averaged
-    # after the projector's batch norm
-    z = byol.momentum_projector[:2](byol.momentum_encoder(first.pixels))
+    z = byol.momentum_projector[:2](byol.momentum_encoder(first.pixels))  # after its batch norm
     assert z.mean(0).abs().max() < 1e-5  # of this batch, not of the running statistics
 
 
@@ -130,9 +123,9 @@ def test_the_encoder_that_is_kept_is_the_one_named(kept):
 
 
 def test_byol_learns_to_predict_and_does_not_collapse():
-    byol, (first, _) = make_byol(momentum=0.9), views(B=32)
+    byol, (first, _) = make_byol(momentum=0.9), two_views(B=32)
     noise = 0.1 * torch.randn(first.pixels.shape, generator=torch.Generator().manual_seed(2))
     pair = first, View(first.pixels + noise)
-    losses = losses_of_training(byol, lambda: pair, steps=60, learning_rate=0.01)
+    losses = losses_of(byol, lambda: pair, steps=60, learning_rate=0.01)
     assert losses[-1] < 0.5 * losses[0]
     assert nn.functional.normalize(byol.encoder(first.pixels), dim=1).std(0).mean() > 0.1

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import losses_of_training, make_mae, masked_view, with_hidden_pixels
+from conftest import losses_of, make_mae, masked_view, with_hidden_pixels
 
 from memorization.data.augmentations import View
 from models.mae import hidden_patches, patch_statistics, restore_order
@@ -83,5 +83,5 @@ def test_mae_learns_to_reconstruct():
     def draw_views():
         return [View(pixels, torch.rand(16, 16, generator=generator).argsort(dim=1)[:, :8])]
 
-    losses = losses_of_training(make_mae(), draw_views, steps=80, learning_rate=0.003)
+    losses = losses_of(make_mae(), draw_views, steps=80, learning_rate=0.003)
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])

@@ -4,32 +4,28 @@ import pytest
 import torch
 import torch.nn as nn
 
-from memorization.optimizers import (
-    LARS,
-    default_parameter_groups,
-    make_optimizer,
-    scaled_learning_rate,
-    schedule,
-    set_learning_rate,
-)
+from memorization.optimizers import LARS, make_optimizer, schedule
 from memorization.settings import TrainingSettings
 
 
 def training(**changes):
-    return TrainingSettings(
-        **{"epochs": 10, "batch_size": 512, "optimizer": "sgd", "learning_rate": 0.06, **changes}
-    )
+    settings = {"epochs": 10, "batch_size": 512, "optimizer": "sgd", "learning_rate": 0.06}
+    return TrainingSettings(**settings | changes)
 
 
-def parameter_with(values, gradient):
-    parameter = nn.Parameter(torch.tensor(values))
-    parameter.grad = torch.tensor(gradient)
-    return parameter
+def linear_with_norm():
+    return nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+
+
+def lars_on(values, gradient, momentum=0.0, weight_decay=0.0, clip=False):
+    """A parameter that has a gradient, and the LARS that trains it."""
+    parameter = nn.Parameter(torch.tensor([values]))
+    parameter.grad = torch.tensor([gradient])
+    return parameter, LARS([parameter], 0.5, momentum, weight_decay, eta=0.01, clip=clip)
 
 
 def test_lars_takes_two_steps_as_in_the_paper():
-    w = parameter_with([[3.0, 4.0]], [[0.0, 2.0]])  # norms 5 and 2
-    optimizer = LARS([w], lr=0.5, momentum=0.9, weight_decay=0.1, eta=0.01, clip=False)
+    w, optimizer = lars_on([3.0, 4.0], [0.0, 2.0], momentum=0.9, weight_decay=0.1)  # norms 5 and 2
     optimizer.step()
     trust = 0.01 * 5 / (2 + 0.1 * 5)
     velocity = torch.tensor([[0.3, 2.4]]) * trust  # gradient + weight_decay w
@@ -42,26 +38,23 @@ def test_lars_takes_two_steps_as_in_the_paper():
     assert torch.allclose(w, after_one - 0.5 * velocity)
 
 
-def test_lars_with_clip_never_exceeds_the_plain_rate():
-    w = parameter_with([[300.0, 400.0]], [[0.0, 0.01]])  # eta ||w|| / ||g|| = 500
-    LARS([w], lr=0.5, momentum=0.0, weight_decay=0.0, eta=0.01, clip=True).step()
-    assert torch.allclose(w, torch.tensor([[300.0, 400.0 - 0.5 * 0.01]]))
-
-
-def test_lars_takes_a_plain_step_where_a_norm_is_zero():
-    w = parameter_with([[0.0, 0.0]], [[0.0, 2.0]])
-    LARS([w], lr=0.5, momentum=0.0, weight_decay=0.0, eta=0.01, clip=False).step()
-    assert torch.allclose(w, torch.tensor([[0.0, -1.0]]))
+@pytest.mark.parametrize("weight, gradient, clip", [
+    (400.0, 0.01, True),  # eta ||w|| / ||g|| = 500, far above 1
+    (400.0, 6.25, True),  # 0.8, above the rate alone
+    (0.0, 2.0, False),
+])  # fmt: skip
+def test_lars_takes_a_plain_step_if_it_is_clipped_or_a_norm_is_zero(weight, gradient, clip):
+    w, optimizer = lars_on([0.75 * weight, weight], [0.0, gradient], clip=clip)
+    optimizer.step()
+    assert torch.allclose(w, torch.tensor([[0.75 * weight, weight - 0.5 * gradient]]))
 
 
 def test_lars_leaves_biases_and_norms_unadapted():
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    weights, plain = default_parameter_groups(model, training(optimizer="lars"))
+    model, settings = linear_with_norm(), {"momentum": 0.0, "base_batch_size": None}
+    optimizer = make_optimizer(model, training(optimizer="lars", weight_decay=0.1, **settings))
+    weights, plain = optimizer.param_groups
     assert [p.ndim for p in weights["params"]] == [2] and len(plain["params"]) == 3
     assert plain["adapt"] is False and plain["weight_decay"] == 0
-    optimizer = make_optimizer(
-        model, training(optimizer="lars", weight_decay=0.1, momentum=0.0, base_batch_size=None)
-    )
     bias, before = model[0].bias, model[0].bias.detach().clone()
     bias.grad = torch.ones_like(bias)
     optimizer.step()
@@ -81,38 +74,23 @@ def test_an_optimizer_follows_its_settings(settings, expected):
 
 
 def test_biases_and_norms_are_not_decayed():
-    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    for optimizer in ("sgd", "adamw"):
-        groups = make_optimizer(model, training(optimizer=optimizer, weight_decay=0.1)).param_groups
-        assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [
-            (1, 0.1),
-            (3, 0.0),
-        ]
+    for name in ("sgd", "adamw"):
+        optimizer = make_optimizer(linear_with_norm(), training(optimizer=name, weight_decay=0.1))
+        decays = [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
+        assert decays == [(1, 0.1), (3, 0.0)]
 
 
 def test_an_optimizer_holds_every_trained_parameter_once():
-    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
-    model[2].requires_grad_(False)
-    held = [
-        id(p) for group in make_optimizer(model, training()).param_groups for p in group["params"]
-    ]
+    model = nn.Sequential(*linear_with_norm(), nn.Linear(2, 2).requires_grad_(False))
+    groups = make_optimizer(model, training()).param_groups
+    held = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(held) == sorted(id(p) for p in model.parameters() if p.requires_grad)
 
 
-def test_a_method_may_bring_its_own_groups():
-    model = nn.Linear(2, 2)
-    model.parameter_groups = lambda: [
-        {"params": [model.weight], "lr_scale": 0.1},
-        {"params": [model.bias], "constant_lr": True},
-    ]
-    optimizer = make_optimizer(model, training())
-    set_learning_rate(optimizer, rate=0.5, full_rate=2.0)
-    assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(0.05), 2.0]
-
-
 def test_learning_rate_is_scaled_by_batch_size():
-    assert scaled_learning_rate(training(base_batch_size=128)) == pytest.approx(0.24)
-    assert scaled_learning_rate(training(base_batch_size=None)) == 0.06
+    for base, rate in ((128, pytest.approx(0.24)), (None, 0.06)):
+        optimizer = make_optimizer(nn.Linear(2, 2), training(base_batch_size=base))
+        assert [group["lr"] for group in optimizer.param_groups] == [rate, rate]
 
 
 def test_schedule_warms_up_linearly_and_ends_as_a_cosine():

@@ -118,7 +118,7 @@ def test_typical_images_of_a_pool_are_told_by_the_encoders_without_them(pool_cop
 def test_of_the_removed_those_beyond_chance_are_counted():
     q = np.array([0.01, 0.09, 0.1, 0.5, 1.0, 1.0])
     scores = np.array([6.0, 5.0, 4.0, 3.0, 2.0, 1.0])
-    samples = RankedSamples(np.arange(6), np.zeros(6), scores, [0], q)
+    samples = RankedSamples(np.arange(6), np.zeros(6), scores, [0], q=q)
     removals = [Removal("none", 0, 0)]
     removals += [Removal(policy, count, 0) for policy in ("memorized", "least") for count in (1, 3)]
     removals += [Removal("random", 5, draw) for draw in range(40)]

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn as nn
-from conftest import FlatPixels, losses_of_training, make_vit, masked_view, with_hidden_pixels
+from conftest import FlatPixels, losses_of, make_vit, masked_view, two_views, with_hidden_pixels
 
 from memorization.data.augmentations import View
 from models.simclr import SimCLR, SimCLRSettings, nt_xent
@@ -23,11 +23,6 @@ def make_simclr(encoder=None, **settings):
     torch.manual_seed(0)
     settings = SimCLRSettings(name="simclr", hidden_dim=6, projection_dim=4, **settings)
     return SimCLR(encoder or FlatPixels(), **settings.arguments())
-
-
-def views(B=6):
-    first, second = torch.randn(2, B, 3, 2, 2, generator=torch.Generator().manual_seed(1))
-    return View(first), View(second)
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
@@ -52,7 +47,7 @@ def test_nt_xent_of_half_precision_is_computed_in_full():
 
 def test_one_pass_differs_only_through_batch_norm():
     layer, layer_one, batch, batch_one = (
-        make_simclr(head_norm=norm, one_pass=one_pass)(*views())
+        make_simclr(head_norm=norm, one_pass=one_pass)(*two_views())
         for norm in ("layer", "batch")
         for one_pass in (False, True)
     )
@@ -73,9 +68,9 @@ def test_each_view_is_encoded_under_its_own_mask(one_pass):
 def test_the_loss_is_that_of_the_projected_views_at_the_methods_temperature():
     for temperature in (0.1, 0.7):
         simclr = make_simclr(head_norm="layer", temperature=temperature)
-        z1, z2 = (simclr.projector(view.pixels.flatten(1)) for view in views())
+        z1, z2 = (simclr.projector(view.pixels.flatten(1)) for view in two_views())
         expected = slow_nt_xent(z1, z2, temperature)
-        assert simclr(*views()).item() == pytest.approx(expected, rel=1e-5)
+        assert simclr(*two_views()).item() == pytest.approx(expected, rel=1e-5)
 
 
 NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "none": nn.Identity}
@@ -87,7 +82,7 @@ def test_head_norm_is_the_one_named(head_norm):
 
 
 def test_simclr_learns_to_tell_images_apart():
-    first, _ = views()
+    first, _ = two_views()
     pair = first, View(first.pixels + 0.1)
-    losses = losses_of_training(make_simclr(), lambda: pair, steps=50, learning_rate=0.01)
+    losses = losses_of(make_simclr(), lambda: pair, steps=50, learning_rate=0.01)
     assert losses[-1] < losses[0] - 0.3

@@ -1,317 +1,200 @@
+import copy
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import METHODS, log_of, log_without_times, train, write_experiment
+from conftest import METHODS, FlatPixels, fake_images, log_of, train, two_views, write_experiment
 
-import train_simclr
-from memorization.checkpoint import read_checkpoint
 from memorization.config import read_config
-from memorization.data.augmentations import View
-from memorization.data.images import open_images
 from memorization.data.subsets import ROLES, draw_subsets, load_subsets
-from memorization.errors import Caution
-from memorization.training import diagnostics, loop, pair, train_pair
+from memorization.training import loop
 from memorization.training.diagnostics import measure_encoder, spread
 from memorization.training.task import Task
-from models.encoders import make_encoder
-from models.simclr import SimCLR, SimCLRSettings
+from models.simclr import SimCLRSettings
 
 
-class Watch:
-    """Records every training step of every encoder: its views' source indices, views, learning
-    rates, and its optimizer's parameters.
+def watch_training(folder, changes=(), method="simclr"):
+    """Train a pair. Returns what was recorded of f and of g, and their subsets: the method, its
+    optimizer and initial weights; of every step the source indices, views and learning rates.
     """
+    runs = []
+    make, draw, step = loop.make_optimizer, loop.training_views, loop.train_step
 
-    def __init__(self, monkeypatch):
-        self.runs = []
-        views, step, make = loop.training_views, loop.train_step, loop.make_optimizer
+    def watched_optimizer(method, settings):
+        run = {"initial": copy.deepcopy(method.state_dict()), "indices": [], "views": []}
+        optimizer = make(method, settings)
+        runs.append(SimpleNamespace(method=method, optimizer=optimizer, rates=[], **run))
+        return optimizer
 
-        def watched_optimizer(method, settings):
-            optimizer = make(method, settings)
-            initial = {name: value.detach().clone() for name, value in method.state_dict().items()}
-            run = {"method": method, "optimizer": optimizer, "initial": initial}
-            self.runs.append(run | {"indices": [], "views": [], "visible": [], "rates": []})
-            return optimizer
+    def watched_views(images, indices, *rest):
+        runs[-1].indices.append(indices)
+        return draw(images, indices, *rest)
 
-        def watched_views(images, indices, *rest):
-            self.runs[-1]["indices"].append(indices)
-            return views(images, indices, *rest)
+    def watched_step(method, optimizer, views, *rest, **named):
+        runs[-1].views.append(views)
+        runs[-1].rates.append([group["lr"] for group in optimizer.param_groups])
+        return step(method, optimizer, views, *rest, **named)
 
-        def watched_step(method, optimizer, step_views, *rest, **named):
-            self.runs[-1]["views"].append([view.pixels for view in step_views])
-            self.runs[-1]["visible"].append([view.visible for view in step_views])
-            self.runs[-1]["rates"].append([group["lr"] for group in optimizer.param_groups])
-            return step(method, optimizer, step_views, *rest, **named)
-
-        for name, function in (
-            ("make_optimizer", watched_optimizer),
-            ("training_views", watched_views),
-            ("train_step", watched_step),
-        ):
-            monkeypatch.setattr(loop, name, function)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_optimizer", watched_optimizer)
+        patch.setattr(loop, "training_views", watched_views)
+        patch.setattr(loop, "train_step", watched_step)
+        train(write_experiment(folder, changes), method=method)
+    return *runs, load_subsets(folder / "run/subsets.npz")
 
 
 @pytest.fixture(scope="module")
 def watched_pair(tmp_path_factory):
-    """What was recorded of f and of g, and their subsets."""
-    folder = tmp_path_factory.mktemp("watched")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        watch = Watch(monkeypatch)
-        train(write_experiment(folder))
-    return *watch.runs, load_subsets(folder / "run" / "subsets.npz")
+    return watch_training(tmp_path_factory.mktemp("watched"))
 
 
 def test_f_and_g_start_from_the_same_weights_and_both_change(watched_pair):
     f, g, _ = watched_pair
-    for name, initial in f["initial"].items():
-        assert torch.equal(initial, g["initial"][name])
+    for name, initial in f.initial.items():
+        assert torch.equal(initial, g.initial[name])
     for run in (f, g):
-        for name, parameter in run["method"].named_parameters():
-            assert not torch.equal(parameter, run["initial"][name]), f"{name} was not trained"
-    weights = [run["method"].state_dict()["encoder.layers.0.weight"] for run in (f, g)]
+        for name, parameter in run.method.named_parameters():
+            assert not torch.equal(parameter, run.initial[name]), f"{name} was not trained"
+    weights = [run.method.state_dict()["encoder.layers.0.weight"] for run in (f, g)]
     assert not torch.equal(*weights)
 
 
 def test_each_optimizer_holds_its_own_models_parameters(watched_pair):
     f, g, _ = watched_pair
-    for run in (f, g):
-        held = {id(p) for group in run["optimizer"].param_groups for p in group["params"]}
-        assert held == {id(p) for p in run["method"].parameters()}
-    assert not {id(p) for p in f["method"].parameters()} & {id(p) for p in g["method"].parameters()}
+    own = [{id(parameter) for parameter in run.method.parameters()} for run in (f, g)]
+    for run, parameters in zip((f, g), own):
+        groups = run.optimizer.param_groups
+        assert {id(p) for group in groups for p in group["params"]} == parameters
+    assert own[0].isdisjoint(own[1])
 
 
 def test_f_and_g_take_the_same_steps_at_the_same_rates(watched_pair):
     f, g, _ = watched_pair
-    assert len(f["rates"]) == len(g["rates"]) == 3 * (56 // 16)
-    assert f["rates"] == g["rates"] and f["rates"][0][0] == 0.01 > f["rates"][-1][0]
+    assert len(f.rates) == len(g.rates) == 3 * (56 // 16)
+    assert f.rates == g.rates and f.rates[0][0] == 0.01 > f.rates[-1][0]
 
 
 def test_shared_images_meet_the_same_views_in_the_same_slots(watched_pair):
     f, g, subsets = watched_pair
-    shared = set(subsets.shared.tolist())
+    shared, met = set(subsets.shared.tolist()), 0
     partner = dict(zip(subsets.candidate.tolist(), subsets.independent.tolist()))
-    met = 0
-    for step in range(len(f["indices"])):
-        views = list(zip(f["views"][step], g["views"][step]))
-        indices = zip(f["indices"][step].tolist(), g["indices"][step].tolist())
-        for slot, (one, other) in enumerate(indices):
-            # the j-th independent stands where the j-th candidate stands
+    for of_f, of_g, views, others in zip(f.indices, g.indices, f.views, g.views):
+        for slot, (one, other) in enumerate(zip(of_f.tolist(), of_g.tolist())):
+            # the j-th independent stands in the place of the j-th candidate
             assert other == partner.get(one, one)
-            are_equal = [torch.equal(of_f[slot], of_g[slot]) for of_f, of_g in views]
-            if one in shared:
-                met += 1
-                assert all(are_equal)
-            else:
-                assert not are_equal[0]
+            are_equal = [torch.equal(v.pixels[slot], w.pixels[slot]) for v, w in zip(views, others)]
+            assert all(are_equal) if one in shared else not are_equal[0]
+            met += one in shared
     assert met > 50
 
 
-def test_shared_images_meet_the_same_masks_and_no_two_epochs_do(
-    write_config, tmp_path, monkeypatch
-):
-    watch = Watch(monkeypatch)
-    train(write_config(METHODS["mae"][2]), method="mae")
-    f, g = watch.runs
-    shared, masks = set(load_subsets(tmp_path / "run/subsets.npz").shared.tolist()), {}
-    for step in range(len(f["indices"])):
-        for slot, one in enumerate(f["indices"][step].tolist()):
-            mask = f["visible"][step][0][slot]
-            masks.setdefault(one, set()).add(tuple(mask.tolist()))
-            assert torch.equal(mask, g["visible"][step][0][slot]) == (one in shared)
+def test_shared_images_meet_the_same_masks_and_no_two_epochs_do(tmp_path):
+    f, g, subsets = watch_training(tmp_path, METHODS["mae"][2], method="mae")
+    shared, masks = set(subsets.shared.tolist()), {}
+    for indices, (of_f,), (of_g,) in zip(f.indices, f.views, g.views):
+        for index, mask, other in zip(indices.tolist(), of_f.visible, of_g.visible):
+            masks.setdefault(index, set()).add(tuple(mask.tolist()))
+            assert torch.equal(mask, other) == (index in shared)
     assert max(len(drawn) for drawn in masks.values()) == 3  # epochs
 
 
 def test_an_epoch_meets_every_image_at_most_once_and_no_two_epochs_are_alike(watched_pair):
     f, _, subsets = watched_pair
-    epochs = [torch.cat(f["indices"][3 * e : 3 * e + 3]).tolist() for e in range(3)]
+    epochs = [torch.cat(f.indices[3 * e : 3 * e + 3]).tolist() for e in range(3)]
     training_set = set(subsets.training_set("candidate").tolist())
     for epoch in epochs:
         assert len(epoch) == len(set(epoch)) == 48 and set(epoch) <= training_set
     assert epochs[0] != epochs[1] != epochs[2]
-    assert not torch.equal(f["views"][0][0], f["views"][0][1])  # the two views of a step differ
+    first, second = f.views[0]
+    assert not torch.equal(first.pixels, second.pixels)
 
 
-def test_rates_are_scaled_by_the_batch_and_warmed_up_over_epochs(write_config, monkeypatch):
-    watch = Watch(monkeypatch)
-    train(write_config({"training.base_batch_size": 8, "training.warmup_epochs": 1}))
-    rates = [rate for rate, *_ in watch.runs[0]["rates"]]
+def test_rates_are_scaled_by_the_batch_and_warmed_up_over_epochs(tmp_path):
+    changes = {"training.base_batch_size": 8, "training.warmup_epochs": 1}
+    rates = [rate for rate, *_ in watch_training(tmp_path, changes)[0].rates]
     # 0.01 x 16 / 8, over the 3 steps of one epoch
     assert rates[:4] == pytest.approx([0.02 / 3, 0.04 / 3, 0.02, 0.02])
     assert rates[-1] == pytest.approx(0.02 * 0.5 * (1 + math.cos(math.pi * 5 / 6)))
 
 
-def test_the_gradient_is_clipped_if_a_bound_is_set(write_config, tmp_path, monkeypatch):
-    norms = []
-    step = torch.optim.AdamW.step
-
-    def watched_step(optimizer):
-        gradients = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"]]
-        norms.append(torch.cat(gradients).norm().item())
-        return step(optimizer)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", watched_step)
-    path = write_config({"training.epochs": 1})
+def test_the_gradient_is_clipped_if_a_bound_is_set(write_config, tmp_path, watch_adamw):
+    path, gradients = write_config({"training.epochs": 1}), []
+    watch_adamw(lambda weights: gradients.append(torch.cat([w.grad.flatten() for w in weights])))
     train(path)
     train(path, "--run", str(tmp_path / "clipped"), "--training.clip_gradient", "0.001")
+    norms = [gradient.norm().item() for gradient in gradients]
     assert min(norms[:6]) > 0.01 and max(norms[6:]) == pytest.approx(0.001, rel=1e-3)
 
 
-class Pixels(torch.nn.Module):
-    """An encoder whose representation is the image itself."""
-
-    def forward(self, pixels, visible=None):
-        return pixels.flatten(1)
-
-
-def test_knn_accuracy_is_of_external_images_among_the_labelled_ones_of_the_encoders_training_set(
-    write_config,
-):
+@pytest.fixture
+def measure(write_config):
+    """measure(images, role, epoch=2) -> the subsets, and what is measured of the identity."""
     changes = {"training.knn_every": 2, "data.size": 8, "augmentation.views": [{"size": 8}]}
     config = read_config("", ["--config", write_config(changes)], method=SimCLRSettings)
+
+    def measure_identity(images, role, epoch=2):
+        subsets = draw_subsets(config.subsets, images)
+        task = Task(config, images, subsets, torch.device("cpu"), config.folder, 0, role)
+        return subsets, measure_encoder(FlatPixels(), two_views()[0], task, epoch)
+
+    return measure_identity
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_knn_accuracy_is_of_external_images_among_the_labelled_training_images(role, measure):
     normalization = {"mean": (0.1, 0.5, 0.9), "std": (0.2, 0.3, 0.4)}
-    images = dataclasses.replace(open_images(config.data), **normalization)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalization.values())
+    images = dataclasses.replace(fake_images(), **normalization)
     images.train.labels[::3] = -1
     images.train.labels[60:] = 9  # no image of the independents may vote for f
-    subsets = draw_subsets(config.subsets, images)
-    external, view = torch.from_numpy(subsets.external), View(torch.rand(8, 3, 8, 8))
-
-    def representations(split, indices):
-        return ((split.pixels[indices].float() / 255 - mean) / std).flatten(1)
-
-    queries = representations(images.test, external)
-    for role in ROLES:
-        bank = torch.from_numpy(subsets.training_set(role))
-        bank = bank[images.train.labels[bank] >= 0]
-        keys = representations(images.train, bank)
-        similarity = torch.cosine_similarity(queries[:, None], keys[None], dim=2)
-        votes = images.train.labels[bank][similarity.topk(20).indices]
-        predictions = torch.stack([torch.bincount(row, minlength=10).argmax() for row in votes])
-        expected = (predictions == images.test.labels[external]).float().mean().item()
-        task = Task(config, images, subsets, torch.device("cpu"), config.folder, 0, role)
-        measured = measure_encoder(Pixels(), view, task, epoch=2)
-        assert measured["knn_accuracy"] == pytest.approx(expected) and expected > 0
-        assert measured["spread"] == pytest.approx(spread(view.pixels.flatten(1)).item())
-        assert measure_encoder(Pixels(), view, task, epoch=3)["knn_accuracy"] is None
+    subsets, measured = measure(images, role)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalization.values())
+    queries, bank = subsets.external, subsets.training_set(role)
+    bank = bank[images.train.labels[bank] >= 0]
+    pixels = (images.test.pixels[queries], images.train.pixels[bank])
+    of_queries, of_bank = (((each / 255 - mean) / std).flatten(1) for each in pixels)
+    similarity = torch.cosine_similarity(of_queries[:, None], of_bank[None], dim=2)
+    votes = images.train.labels[bank][similarity.topk(20).indices]
+    predictions = torch.stack([row.bincount().argmax() for row in votes])
+    expected = (predictions == images.test.labels[queries]).float().mean().item()
+    assert measured["knn_accuracy"] == pytest.approx(expected) and expected > 0
+    assert measured["spread"] == pytest.approx(spread(two_views()[0].pixels.flatten(1)).item())
+    assert measure(images, role, epoch=3)[1]["knn_accuracy"] is None
 
 
-def test_an_encoder_is_kept_with_the_normalization_of_its_images(write_config, tmp_path):
-    config = read_config("", ["--config", write_config()], method=SimCLRSettings)
-    normalization = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
-    images = dataclasses.replace(open_images(config.data), **normalization)
-    subsets = draw_subsets(config.subsets, images)
-    task = Task(config, images, subsets, torch.device("cpu"), tmp_path, 0, "candidate")
-    task.save_encoder("encoder.pt", make_encoder(config.encoder, 3, 16), epoch=7)
-    record = read_checkpoint(tmp_path / "seed_0/candidate/encoder.pt")
-    assert (record["mean"], record["std"], record["epoch"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6], 7)
+def test_images_of_one_class_have_no_knn_accuracy(measure):
+    """It would be 100 %."""
+    images = fake_images()
+    images.train.labels[:56] = 3  # those of f
+    of_f, of_g = (measure(images, role)[1]["knn_accuracy"] for role in ROLES)
+    assert of_f is None and 0 <= of_g < 1
 
 
-# of every method, what it needs beyond the tiny experiment, and by how much its loss falls
-SLOWER = {"encoder.width": 16, "training.learning_rate": 0.003, "method.projection_dim": 32}
-
-
-LEARNING = {
-    "simclr": (SLOWER | {"method.temperature": 0.2}, 0.2),
-    "byol": (SLOWER | {"method.hidden_dim": 64}, 0.5),
-    "mae": (
-        {
-            "encoder.width": 64,
-            "encoder.patch": 8,
-            "augmentation.views": [{"size": 16, "mask_ratio": 0.25}],
-            "method.decoder_dim": 32,
-            "training.learning_rate": 0.003,
-            "training.batch_size": 32,
-            "training.epochs": 40,
-        },
-        0.2,
-    ),
+SEEN = {"augmentation.views": [{"size": 16, "mask_ratio": 0.25}], "training.batch_size": 32}
+WIDER = {"encoder.width": 64, "encoder.patch": 8, "method.decoder_dim": 32, "training.epochs": 40}
+SMALL = {"encoder.width": 16, "method.projection_dim": 32}
+LEARNING = {  # what a method needs beyond the tiny experiment, and by how much its loss falls
+    "simclr": (SMALL | {"method.temperature": 0.2}, 0.2),
+    "byol": (SMALL | {"method.hidden_dim": 64}, 0.5),
+    "mae": (SEEN | WIDER, 0.2),
 }
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_learns_on_a_few_hundred_images_and_does_not_collapse(
-    method, write_config, tmp_path
-):
+def test_a_method_learns_from_a_few_hundred_images_without_collapse(method, write_config, tmp_path):
     changes, fall = LEARNING[method]
     sizes = {"subsets.shared": 192, "subsets.candidate": 64, "subsets.independent": 64}
-    training = {"training.batch_size": 64, "training.epochs": 8, "training.knn_every": 1}
-    path = write_config(METHODS[method][2] | sizes | training | changes)
-    train(path, method=method)
-    log = log_without_times(tmp_path / "run")
+    training = {"training.batch_size": 64, "training.epochs": 8, "training.learning_rate": 0.003}
+    changes = METHODS[method][2] | sizes | training | {"training.knn_every": 1} | changes
+    train(write_config(changes), method=method)
+    log = log_of(tmp_path / "run")
     assert log[-1]["loss"] < log[0]["loss"] - fall
     assert log[-1]["spread"] > 0.5  # 1 is the most, and 0 a collapse
     assert log[-1]["knn_accuracy"] > 0.3  # of ten classes
-
-
-# --- the screen -----------------------------------------------------------------------------------
 
 
 def test_spread_is_0_for_a_point_and_1_for_all_directions():
     assert spread(torch.ones(8, 5)).item() == pytest.approx(0, abs=1e-6)
     directions = torch.randn(4000, 64, generator=torch.Generator().manual_seed(0))
     assert spread(directions).item() == pytest.approx(1, abs=0.02)
-
-
-def test_a_collapse_is_warned_of_once(write_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(diagnostics, "spread", lambda representations: torch.tensor(0.005))
-    with pytest.warns(Caution) as warned:
-        train(write_config())
-    assert [str(warning.message) for warning in warned] == [
-        f"{tmp_path}/run/seed_0/{role}: collapsed after epoch 1: spread 0.005"
-        for role in ("candidate", "independent")
-    ]
-
-
-@pytest.mark.filterwarnings("ignore::memorization.errors.Caution")
-def test_images_of_one_class_have_no_knn_accuracy(write_config, capsys, tmp_path, monkeypatch):
-    """It would be 100 %."""
-
-    def of_one_class(settings):
-        images = open_images(settings)
-        images.train.labels[:56] = 3  # those of f
-        return images
-
-    monkeypatch.setattr(pair, "open_images", of_one_class)
-    train_simclr.main(["--config", write_config({"training.knn_every": 1, "training.epochs": 1})])
-    ((of_f,), (of_g,)) = (log_of(tmp_path / "run", role) for role in ROLES)
-    assert of_f["knn_accuracy"] is None and 0 <= of_g["knn_accuracy"] < 1
-
-
-class Hooked(SimCLR):
-    """A method that uses every optional part of the contract."""
-
-    calls = []
-
-    def parameter_groups(self):
-        return [
-            {"params": self.encoder.parameters(), "lr_scale": 0.5},
-            {"params": self.projector.parameters()},
-        ]
-
-    def before_step(self, progress, optimizer):
-        assert all(p.grad is not None for p in self.parameters())
-        assert [group.get("lr_scale") for group in optimizer.param_groups] == [0.5, None]
-        self.calls.append(("before", progress))
-
-    def after_step(self, progress):
-        self.calls.append(("after", progress))
-
-    def pictures(self, views):
-        return {"first view": views[0].pixels[:4], "second view": views[1].pixels[:4]}
-
-
-def test_the_loop_calls_the_optional_parts_of_a_method(write_config, monkeypatch):
-    path = write_config({"training.epochs": 1, "training.pictures_every": 1})
-    config = read_config("", ["--config", path], method=SimCLRSettings)
-    watch = Watch(monkeypatch)
-
-    def make_method():
-        return Hooked(make_encoder(config.encoder, 3, 16), **config.method.arguments())
-
-    train_pair(make_method, open_images(config.data), config)
-    calls = [(when, step / 3) for step in range(3) for when in ("before", "after")]
-    assert Hooked.calls == 2 * calls
-    assert watch.runs[0]["rates"][0] == [0.005, 0.01]
-    assert (config.folder / "seed_0/candidate/pictures_epoch_0001.png").stat().st_size > 1000
