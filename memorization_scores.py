@@ -21,7 +21,7 @@ import time
 
 import torch
 
-from memorization.data.confounders import warn_of_confounders
+from memorization.data.confounders import class_counts, warn_of_confounders
 from memorization.data.subsets import ROLES
 from memorization.errors import WrongUse
 from memorization.figures import draw_gallery, draw_histogram, draw_scatter, draw_training_curve
@@ -115,6 +115,7 @@ def score_checkpoint(run, images, rows, checkpoint):
         format=FORMAT,
         seeds=run.seeds,
         **summarize(table, seeds),
+        class_counts=class_counts(run.subsets, run.images),
         checkpoint={"name": checkpoint, "epoch": pairs[0].epoch},
         settings=settings.model_dump(),
         error_of_precision=error,

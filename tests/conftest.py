@@ -667,6 +667,12 @@ def draw_few(**settings):
     return draw_subsets(SubsetSettings(**(counts | settings)), fake_images())
 
 
+def draw_crossover(**settings):
+    """Subsets of four fake images, a pool of twelve, and five of the test set."""
+    sizes = {"scheme": "crossover", "shared": 4, "pool": 12, "external": 5}
+    return draw_subsets(SubsetSettings(**(sizes | settings)), fake_images())
+
+
 def keys_of(count, *context):
     """One key an image, (count,). context: the arguments of the stream."""
     return sample_keys(stream(*context or (0, "training")), torch.arange(count))
@@ -742,3 +748,13 @@ def four_classes_config(folder, changes=()):
     subsets = {"shared": 20, "candidate": 20, "independent": 20, "external": 20}
     quick = {"training.epochs": 1, "scores": {"views": 3}}
     return write_folder_experiment(folder, subsets, quick | dict(changes))
+
+
+def meets_no_box(rectangle, boxes):
+    """Whether no box overlaps a rectangle (top, left, height, width). boxes: (n, 4) of xmin, ymin,
+    xmax, ymax.
+    """
+    top, left, height, width = rectangle
+    xmin, ymin, xmax, ymax = boxes.T
+    is_beside = (xmin >= left + width) | (xmax <= left)
+    return (is_beside | (ymin >= top + height) | (ymax <= top)).all()

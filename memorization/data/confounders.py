@@ -3,20 +3,30 @@ in their classes.
 """
 
 import itertools
+from collections import Counter
 
 import numpy as np
+from scipy.stats import chi2_contingency
+from scipy.stats.contingency import association
 
 from memorization.data.subsets import SUBSETS
+from memorization.errors import escape
 from memorization.machine.processes import on_first_process
-from memorization.machine.screen import caution
+from memorization.machine.screen import caution, say
 
 FAR = 0.5  # share of the way from the distance of random splits to that of disjoint classes
 RANDOM_SPLITS, ROUNDS = 1000, 10  # random splits of a round, and rounds
+# Classes of two subsets differ if chance seldom makes them so, by an effect that is not negligible:
+# .1 is small (Cohen 1988, Statistical power analysis, section 7.2).
+LARGEST_P, LEAST_V = 0.001 / 6, 0.1  # .001 for all six pairs of subsets
+UNLABELLED = "(no label)"
+MOST_PRINTED = 20  # classes
 
 
 @on_first_process
 def warn_of_confounders(subsets, images, settings):
-    """Warn if images of two subsets are the same, or if the classes of two subsets hardly overlap.
+    """Warn if images of two subsets, or of a crossover's pool, are the same, and if the classes of
+    two subsets differ or hardly overlap.
 
     images: prepared ones; settings: SubsetSettings. Pixels of published data sets are hashed in a
     second or less; those of images in files were hashed when their map was made.
@@ -28,23 +38,30 @@ def warn_of_confounders(subsets, images, settings):
         pairs = ", ".join(f"{n} of {one} in {other}" for (one, other), n in twins.items())
         what = f"the same image (equal pixels) stands in two subsets: {pairs}"
         caution(f"subsets: {what}; such images are not what their subset says")
+    repeated = count_repeated(subsets, images) if subsets.scheme == "crossover" else 0
+    if repeated:
+        again = f"{repeated} images of the pool are the same (equal pixels) as another one of it"
+        caution(f"subsets: {again}; where f has one and g the other, neither can stand out")
+    in_file_order = settings.order == "file" and not settings.file
+    advice = "; set subsets.order to shuffled" if in_file_order else ""
     distances = find_distant_classes(subsets, images)
     if distances:
         parts = [f"{' and '.join(pair)} ({share:.0%} differ)" for pair, share in distances.items()]
-        in_file_order = settings.order == "file" and not settings.file
-        advice = "; set subsets.order to shuffled" if in_file_order else ""
         doubt = f"what differs between them may be the classes' doing{advice}"
         caution(f"subsets: classes hardly overlap: {', '.join(parts)}; {doubt}")
+    effects = find_unequal_classes(subsets, images)
+    effects = {pair: effect for pair, effect in effects.items() if pair not in distances}
+    if effects:
+        parts = [f"{' and '.join(pair)} (Cramer's V {v:.2f})" for pair, v in effects.items()]
+        doubt = f"a part of what differs between their scores may be the classes' doing{advice}"
+        caution(f"subsets: classes are not equally frequent: {', '.join(parts)}; {doubt}")
 
 
 def count_twins(subsets, images):
     """{(one, other): how many images of one subset have the pixels of an image of the other},
     without zeros.
     """
-    digests = {}
-    for name, split in SUBSETS.items():
-        rows = getattr(images, split).digests_of(getattr(subsets, name))
-        digests[name] = [row.tobytes() for row in rows]
+    digests = {name: _digests(subsets, images, name) for name in SUBSETS}
     n_twins = {}
     for one, other in itertools.combinations(SUBSETS, 2):
         in_other = set(digests[other])
@@ -54,6 +71,18 @@ def count_twins(subsets, images):
     return n_twins
 
 
+def count_repeated(subsets, images):
+    """How many candidates, or images of a crossover's pool, have the pixels of another one."""
+    _, counts = np.unique(_digests(subsets, images, "candidate"), return_counts=True)
+    return int(counts[counts > 1].sum())
+
+
+def _digests(subsets, images, name):
+    """The hash of the pixels of each image of a subset, a list of bytes."""
+    rows = getattr(images, SUBSETS[name]).digests_of(getattr(subsets, name))
+    return [row.tobytes() for row in rows]
+
+
 def find_distant_classes(subsets, images):
     """{(one, other): total variation distance of their classes, in [0, 1]} of the subsets that
     hardly overlap.
@@ -61,11 +90,8 @@ def find_distant_classes(subsets, images):
     Their distance is larger than that of every random split of their images, and at least FAR of
     the way from the mean of the random splits to 1. Images without a label do not count.
     """
-    histograms = {}
-    for name, split in SUBSETS.items():
-        labels = getattr(images, split).labels.numpy()[getattr(subsets, name)]
-        histograms[name] = np.bincount(labels[labels >= 0], minlength=len(images.classes))
-    generator, distances = np.random.default_rng(0), {}
+    histograms, distances = _histograms(subsets, images), {}
+    generator = np.random.default_rng(0)
     for one, other in itertools.combinations(SUBSETS, 2):
         of_one, of_both = histograms[one], histograms[one] + histograms[other]
         if not 0 < of_one.sum() < of_both.sum():
@@ -88,5 +114,88 @@ def find_distant_classes(subsets, images):
 
 def _total_variation(one, other):
     """Half the sum of the absolute differences of two histograms' shares, along their last axis."""
-    shares, of_other = (values / values.sum(-1, keepdims=True) for values in (one, other))
-    return np.abs(shares - of_other).sum(-1) / 2
+    shares, of_others = (values / values.sum(-1, keepdims=True) for values in (one, other))
+    return np.abs(shares - of_others).sum(-1) / 2
+
+
+def find_unequal_classes(subsets, images):
+    """{(one, other): Cramer's V of their classes, in [0, 1]} of the subsets in which classes are
+    not equally frequent: V is at least LEAST_V, and p of the chi-square at most LARGEST_P.
+
+    Images without a label do not count.
+    """
+    histograms, effects = _histograms(subsets, images), {}
+    for pair in itertools.combinations(SUBSETS, 2):
+        test = compare_classes([histograms[name] for name in pair])
+        if test and test["p"] <= LARGEST_P and test["cramers_v"] >= LEAST_V:
+            effects[pair] = test["cramers_v"]
+    return effects
+
+
+def compare_classes(histograms):
+    """The chi-square test that all subsets are of the same classes: a dict of chi_square,
+    degrees_of_freedom, p and cramers_v in [0, 1]; or None if fewer than two subsets have images or
+    there are fewer than two classes. histograms: (subsets, classes), numbers of images.
+    """
+    table = np.asarray(histograms)
+    table = table[table.any(axis=1)]
+    table = table[:, table.any(axis=0)]
+    if min(table.shape) < 2:
+        return None
+    test = chi2_contingency(table, correction=False)
+    return {
+        "chi_square": float(test.statistic),
+        "degrees_of_freedom": int(test.dof),
+        "p": float(test.pvalue),
+        "cramers_v": float(association(table, method="cramer", correction=False)),
+    }
+
+
+def _histograms(subsets, images):
+    """{subset: how many of its images are of each class, (classes,) int64}."""
+    return {
+        name: np.bincount(labels[labels >= 0], minlength=len(images.classes))
+        for name, labels in _labels(subsets, images).items()
+    }
+
+
+def _labels(subsets, images):
+    """{subset: the labels of its images, (n,) int64}, -1 where there is none."""
+    return {
+        name: getattr(images, split).labels.numpy()[getattr(subsets, name)]
+        for name, split in SUBSETS.items()
+    }
+
+
+def class_counts(subsets, images):
+    """{subset: {class: how many of its images are of it}} for summary.json, without empty subsets;
+    every class that one of them has is in all. Images without a label are UNLABELLED, the last.
+    """
+    histograms, labels = _histograms(subsets, images), _labels(subsets, images)
+    counts = {name: Counter() for name in SUBSETS if len(labels[name])}
+    for label in np.flatnonzero(sum(histograms.values())):
+        for name in counts:  # two classes may have one name
+            counts[name][images.classes[label]] += int(histograms[name][label])
+    missing = {name: int((labels[name] < 0).sum()) for name in counts}
+    if any(missing.values()):
+        for name in counts:
+            counts[name][UNLABELLED] = missing[name]
+    return {name: dict(of_subset) for name, of_subset in counts.items()}
+
+
+def print_class_counts(counts):
+    """Print a table of `class_counts`, unless there are many classes, and what `compare_classes`
+    says of them.
+    """
+    classes = list(next(iter(counts.values())))
+    if len(classes) <= MOST_PRINTED:
+        say(f"\n{'images of class':>22} {' '.join(f'{name:>11}' for name in counts)}")
+        for name in classes:
+            numbers = " ".join(f"{of_subset[name]:>11}" for of_subset in counts.values())
+            say(f"{escape(name):>22} {numbers}")
+    labelled = [name for name in classes if name != UNLABELLED]
+    test = compare_classes([[of[name] for name in labelled] for of in counts.values()])
+    if test:
+        chi_square = f"{test['chi_square']:.1f} ({test['degrees_of_freedom']} degrees of freedom)"
+        effect = f"p {test['p']:.2g}, Cramer's V {test['cramers_v']:.2f}"
+        say(f"classes of the subsets: chi-square {chi_square}, {effect}")

@@ -28,7 +28,7 @@ from models.settings import Settings
 # set.
 SUBSETS = {"shared": "train", "candidate": "train", "independent": "train", "external": "test"}
 ROLES = ("candidate", "independent")  # of the two encoders, f and g
-HALF = re.compile(r"seed_\d+_(candidate|independent)")  # a crossover's arrays in subsets.npz
+HALF = re.compile(r"seed_([0-9]{1,19})_(candidate|independent)")  # arrays of a crossover's file
 
 
 class SubsetSettings(Settings):
@@ -70,13 +70,13 @@ class SubsetSettings(Settings):
 
     @pydantic.model_validator(mode="after")
     def _check_counts(self):
-        sizes = {"candidate": self.candidate, "independent": self.independent, "pool": self.pool}
-        needed = ["candidate", "independent"] if self.scheme == "fixed" else ["pool"]
-        for name, size in sizes.items():
-            if (size is None) == (name in needed):
-                wrong = "missing" if size is None else f"{size}, but not taken"
-                takes = f"scheme: {self.scheme} takes {' and '.join(needed)}"
-                raise ValueError(f"{name} is {wrong}: {takes}")
+        needed = ROLES if self.scheme == "fixed" else ("pool",)
+        for name in (*ROLES, "pool"):
+            size, takes = getattr(self, name), f"scheme: {self.scheme} takes {' and '.join(needed)}"
+            if size is None and name in needed:
+                raise ValueError(f"{name} is missing: {takes}")
+            if size is not None and name not in needed:
+                raise ValueError(f"{name} is {size}, but {takes} alone; null leaves it out")
         if self.scheme == "crossover" and self.pool % 2:
             raise ValueError(f"pool is {self.pool}, but must be even: it is halved")
         if self.candidate != self.independent:
@@ -111,11 +111,17 @@ class Subsets:
         """
         if self.scheme == "fixed":
             return self
-        pairs = self.candidate.reshape(-1, 2)
-        in_f = _toss_coins(pairs[:, 0], seed, "train")
-        rows = np.arange(len(pairs))
-        halves = {"candidate": pairs[rows, in_f], "independent": pairs[rows, 1 - in_f]}
-        return replace(self, **halves, scheme="fixed")
+        pool, in_f = self.candidate, self._of_f("candidate", seed)
+        return replace(self, candidate=pool[in_f], independent=pool[~in_f], scheme="fixed")
+
+    def _of_f(self, subset, seed):
+        """Whether f of a seed has each image of a crossover's subset, (n,) bool: of every two
+        neighbours f has one and g the other, by the toss of a coin.
+        """
+        indices = getattr(self, subset)
+        firsts = np.repeat(indices[::2], 2)[: len(indices)]
+        keys = sample_keys(stream(seed, "halves", SUBSETS[subset]), torch.from_numpy(firsts))
+        return (keys.numpy() < 0) == (np.arange(len(indices)) % 2 == 1)
 
     def training_set(self, role):
         """The training set of f (role "candidate") or g ("independent"), shared samples first.
@@ -128,15 +134,13 @@ class Subsets:
         """Which encoder of a seed counts as the one with an image: 1 for f, -1 for g, (n,) int64.
 
         subset: its name; indices: (n,) of its images. A score is L_align of the encoder without the
-        image less L_align of the one with it. In a crossover an image that both encoders have, or
-        neither, counts as f's by the toss of a coin, so that its score is signed as those of the
-        pool are.
+        image less L_align of the one with it. In a crossover the images that both encoders have,
+        or neither, are halved as if they were a pool, so that their scores are signed likewise.
         """
         if self.scheme == "fixed":
             return np.ones(len(indices), dtype=np.int64)
-        if subset == "candidate":
-            return np.where(np.isin(indices, self.of_seed(seed).candidate), 1, -1)
-        return 2 * _toss_coins(indices, seed, SUBSETS[subset]) - 1
+        of_f = getattr(self, subset)[self._of_f(subset, seed)]
+        return np.where(np.isin(indices, of_f), 1, -1)
 
     @property
     def train(self):
@@ -169,7 +173,8 @@ def draw_subsets(settings, images):
     """The Subsets that SubsetSettings describe, still without `data`. images: of open_images, which
     are only counted.
 
-    Raises WrongUse if there are too few images, or if a subset file was made for other images.
+    Raises WrongUse if there are too few images, if `order: balanced` has no labels, or if a subset
+    file was made for other images or is of another scheme.
     """
     if settings.file:
         try:
@@ -179,26 +184,38 @@ def draw_subsets(settings, images):
         if not _same_images(subsets.data, images):
             others = f"was made for other images than those of {images.name} here"
             raise WrongUse(f"subsets.file: {settings.file} {others}")
+        if subsets.role is None and subsets.scheme != settings.scheme:
+            other = f"scheme is {subsets.scheme!r}, but {settings.scheme!r} was given"
+            raise WrongUse(f"subsets.file: {settings.file}: {other}")
         return subsets
     pool = settings.pool or settings.candidate + settings.independent
     train = _first_indices(images, settings.shared + pool, "train", settings)
     external = _first_indices(images, settings.external, "test", settings)
     shared, rest = np.split(train, [settings.shared])
-    pairs = rest.reshape(2, -1).T  # the j-th candidate beside the j-th independent
     if settings.order == "balanced":
-        # Neighbours are of one class, but for the last one of a class whose number is odd.
-        by_class = np.argsort(images.train.labels.numpy()[rest], kind="stable")
-        pairs = rest[by_class].reshape(-1, 2)
+        pairs = _pairs_by_class(rest, images)
+    else:
+        pairs = rest.reshape(2, -1).T  # the j-th candidate beside the j-th independent
     if settings.scheme == "crossover":
         nobody = np.empty(0, dtype=np.int64)
         return Subsets(shared, pairs.flatten(), nobody, external, scheme="crossover")
     return Subsets(shared, pairs[:, 0].copy(), pairs[:, 1].copy(), external)
 
 
-def _toss_coins(indices, seed, split):
-    """0 or 1 for each image, (n,) int64, by chance, decided by the arguments alone."""
-    keys = sample_keys(stream(seed, "halves", split), torch.from_numpy(indices))
-    return (keys.numpy() < 0).astype(np.int64)
+def _pairs_by_class(indices, images):
+    """The images in pairs of one class, (n / 2, 2) int64; last those that are left over, one of
+    each class of an odd number. Images without a label are a class of their own.
+    """
+    labels = images.train.labels.numpy()
+    if not (labels >= 0).any():
+        raise WrongUse(f"subsets.order: 'balanced' needs labels, but {images.name} has none")
+    pairs, left_over = [], []
+    for label in np.unique(labels[indices]):
+        of_class = indices[labels[indices] == label]
+        even = len(of_class) // 2 * 2
+        pairs.append(of_class[:even])
+        left_over.append(of_class[even:])
+    return np.concatenate([*pairs, *left_over]).reshape(-1, 2)
 
 
 def prepare_subsets(subsets, images, settings):
@@ -270,11 +287,11 @@ def save_subsets(subsets, path, seeds=()):
     else:
         arrays = {"shared": subsets.shared, "pool": subsets.candidate, "external": subsets.external}
         arrays |= {"scheme": subsets.scheme} | _halves(subsets, seeds)
+    arrays |= {"data": json.dumps(subsets.data), "fingerprint": subsets.fingerprint}
     if subsets.role is not None:
         arrays |= {"role": subsets.role, "parents": json.dumps(subsets.parents)}
-    record = {"data": json.dumps(subsets.data), "fingerprint": subsets.fingerprint}
     with atomically(path) as file:
-        np.savez(file, **arrays, **record)
+        np.savez(file, **arrays)
 
 
 def _halves(subsets, seeds):
@@ -322,16 +339,20 @@ def load_subsets(path):
 def seeds_in(path):
     """The seeds whose halves a subsets.npz holds, a set; empty for the fixed scheme."""
     with refuse_broken(path, "not a whole file of subsets"):
-        names = filter(HALF.fullmatch, read_arrays(path))
-        return {int(name.split("_")[1]) for name in names}
+        return {int(half[1]) for half in _halves_in(read_arrays(path))}
 
 
 def _check_halves(file, subsets, path):
     """Raise WrongUse if the halves in a file are not those that its seeds draw."""
-    for name in filter(HALF.fullmatch, file):
-        seed, role = int(name.split("_")[1]), name.split("_")[2]
+    for half in _halves_in(file):
+        name, seed, role = half[0], int(half[1]), half[2]
         if not np.array_equal(file[name], getattr(subsets.of_seed(seed), role)):
             raise WrongUse(f"{path}: {name} is not what seed {seed} draws; the file was changed")
+
+
+def _halves_in(names):
+    """The matches of HALF among the names of arrays, a list."""
+    return [half for half in map(HALF.fullmatch, names) if half]
 
 
 def _check_range(subsets, path):

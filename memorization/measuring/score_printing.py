@@ -3,6 +3,7 @@
 import math
 from datetime import timedelta
 
+from memorization.data.confounders import print_class_counts
 from memorization.errors import escape
 from memorization.machine.screen import say
 from memorization.reliability import predicted_reliability, seeds_for
@@ -20,6 +21,7 @@ PARTS = {"image": "the image", "training": "the training", "views": "the choice 
 def print_summary(summary, folder):
     """Print the summary of scores. summary: a ScoresSummary; folder: of the result."""
     _print_subsets(summary)
+    print_class_counts(summary.class_counts)
     _print_tests(summary)
     _print_single_images(summary)
     if summary.reliability:

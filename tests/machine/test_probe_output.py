@@ -1,13 +1,19 @@
 """What the table of a probe holds."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
-from conftest import fake_images, flat_pixels
+import torch
+from conftest import CPU, fake_images, flat_pixels
 
+from memorization.fingerprints import checksum
 from memorization.machine.files import json_text
-from memorization.measuring.probing import ProbeSummary
+from memorization.measuring.probing import ProbeSettings, ProbeSummary, probe
 from memorization.measuring.representations import state_adaptation
+from memorization.significance import mean_and_spread
+from models.encoders import encoder_settings, make_encoder
 
 
 def test_what_was_done_to_the_images_is_stated():
@@ -42,3 +48,29 @@ def test_f_g_a_random_encoder_and_raw_pixels_stand_in_one_table(probed_run):
     text = (run / "probe/summary.json").read_text()
     read = ProbeSummary.parse(text)
     assert json_text(read.plain() | {"files": read.files}) == text
+
+
+def test_a_probe_reports_what_was_asked_for(tmp_path):
+    images, settings = fake_images(), ProbeSettings(epochs=20, warmup_epochs=2, seeds=[0, 1])
+    result = probe(flat_pixels(), images, settings, tmp_path, CPU)
+    shares = [run["top_1"] for run in result.seeds]
+    assert [run["seed"] for run in result.seeds] == [0, 1]
+    assert result.top_1.model_dump() == mean_and_spread(shares)
+    assert np.mean(shares) > 0.5 and result.top_5.mean >= result.top_1.mean
+    confusion = np.array(result.confusion)
+    assert confusion.sum() == 2 * 256
+    assert np.trace(confusion) / confusion.sum() == pytest.approx(np.mean(shares))
+    assert result.per_class == pytest.approx(np.diag(confusion) / confusion.sum(1))
+    assert confusion.sum(1).tolist() == (2 * torch.bincount(images.test.labels)).tolist()
+    assert 0.2 < result.knn_200 <= 1 and 0.2 < result.knn_20 <= 1
+    assert (result.train_images, result.test_images) == (1024, 256)
+
+
+def test_probing_changes_nothing_of_an_encoder(tmp_path):
+    torch.manual_seed(0)
+    network = make_encoder(encoder_settings(name="resnet_small", width=8), 3, 8)
+    network.eval().requires_grad_(False)
+    before = checksum(network.state_dict())
+    quick = ProbeSettings(epochs=5, warmup_epochs=1, seeds=[0])
+    probe(replace(flat_pixels(), network=network), fake_images(), quick, tmp_path, CPU)
+    assert checksum(network.state_dict()) == before and not network.training

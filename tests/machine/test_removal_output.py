@@ -6,12 +6,16 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import ONE_REMOVAL, remove
+import torch
+from conftest import ONE_REMOVAL, read_table, remove
 
 import linear_probing_train
 import remove_samples
 from memorization.checkpoint import read_checkpoint
+from memorization.data.catalogue import DataSettings
+from memorization.data.images import open_images
 from memorization.data.subsets import load_subsets
+from memorization.measuring.removal_order import duplicate_groups
 
 
 def test_subset_files_are_named_by_their_removals_and_record_their_parents(halves_copy):
@@ -102,3 +106,38 @@ def test_an_encoder_of_a_reduced_set_can_be_probed_by_itself(halves_copy, in_pro
     encoder = next((run / "removal").rglob("encoder.pt"))
     linear_probing_train.main(["--config", path, "--run", str(run), "--encoder", str(encoder)])
     assert list((run / "probe").glob("encoder_*/summary.json"))
+
+
+def test_a_subset_file_is_fs_training_set_without_the_most_memorized(halves_copy):
+    _, run = halves_copy
+    remove(halves_copy)
+    parent, table = load_subsets(run / "subsets.npz"), read_table(run / "scores")[1]
+    rows = table["subset"] == "candidate"
+    scores = dict(zip(table["index"][rows], table["score"][rows]))
+    for count in (4, 8):
+        subset = load_subsets(run / f"removal/subsets/memorized_{count}_draw0.npz")
+        assert subset.role == "candidate" and len(subset.independent) == 0
+        kept, removed = set(subset.candidate), set(parent.candidate) - set(subset.candidate)
+        assert len(removed) == count
+        assert min(scores[i] for i in removed) >= max(scores[i] for i in kept)
+    files = [run / f"removal/subsets/random_8_draw{draw}.npz" for draw in (0, 1)]
+    one, other = (set(load_subsets(file).candidate) for file in files)
+    assert one != other and len(one) == len(other) == 24
+
+
+def test_every_policy_and_grouped_duplicates_end_at_the_same_number(halves_copy):
+    policies = ["memorized", "least", "random", "random_matched", "typical"]
+    grouped = "--removal.group_duplicates true --removal.duplicate_similarity 0.6".split()
+    remove(halves_copy, "--removal.policies", *policies, *grouped)
+    _, run = halves_copy
+    parent, fake = load_subsets(run / "subsets.npz"), DataSettings(name="fake", size=16)
+    pixels = open_images(fake).train.pixels[torch.from_numpy(parent.candidate)]
+    groups = duplicate_groups(pixels.flatten(1).numpy() / 255.0, 0.6)
+    assert len(np.unique(groups)) < 32  # so that there are some
+    files = list((run / "removal/subsets").iterdir())
+    assert len(files) == 2 * (1 + 1 + 2 + 2 + 1)
+    for file in files:
+        kept = load_subsets(file)
+        assert len(kept.candidate) == 32 - int(file.stem.split("_draw")[0].split("_")[-1])
+        counts = np.bincount(groups, weights=np.isin(parent.candidate, kept.candidate))
+        assert set(counts / np.bincount(groups)) == {0, 1}  # together, or not at all

@@ -329,6 +329,7 @@ def test_jitter_factors_and_the_sigma_of_blur_are_uniform_within_their_bounds(pa
     drawn = draw(ViewRecipe(size=8, blur=1.0, blur_sigma=[0.5, 1.5], **jitter), 5000)
     numbers, (low, high) = [*drawn.factors.T, drawn.sigma][parameter], RANGES[parameter]
     assert low <= numbers.min() and numbers.max() <= high
+    assert numbers.max() - numbers.min() > 0.998 * (high - low)
     assert stats.kstest(numbers, "uniform", args=(low, high - low)).pvalue > 0.01
 
 

@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+from conftest import meets_no_box
 
 from memorization.measuring.boxes import largest_empty_rectangle
 
@@ -23,13 +24,6 @@ def slow_rectangle(boxes, size):
     return best
 
 
-def meets_no_box(rectangle, boxes):
-    top, left, height, width = rectangle
-    xmin, ymin, xmax, ymax = boxes.T
-    is_beside = (xmin >= left + width) | (xmax <= left)
-    return (is_beside | (ymin >= top + height) | (ymax <= top)).all()
-
-
 @pytest.mark.parametrize("seed", range(20))
 def test_the_largest_empty_rectangle_equals_the_best_of_all(seed):
     generator = np.random.default_rng(seed)
@@ -45,16 +39,6 @@ def test_of_equally_large_rectangles_the_same_is_always_taken(seed):
     corners = generator.integers(-2, 9, (generator.integers(1, 7), 2))
     boxes = np.hstack([corners, corners + generator.integers(1, 4, corners.shape)]).astype(float)
     assert largest_empty_rectangle(boxes, 8) == slow_rectangle(boxes, 8)
-
-
-@pytest.mark.parametrize("count", [400, 10_000])
-def test_many_boxes_are_no_more_work_than_the_pixels(count):
-    """Minutes an image, before; days for 10,000."""
-    corners = np.random.default_rng(0).uniform(0, 1000, (count, 2))
-    boxes = np.hstack([corners, corners + 3])
-    rectangle = largest_empty_rectangle(boxes, 1024)
-    assert rectangle[2] * rectangle[3] >= 1024 * 20  # below or beside all of them
-    assert meets_no_box(rectangle, boxes)
 
 
 def test_no_rectangle_is_left_if_a_box_covers_all():

@@ -25,7 +25,6 @@ from memorization.measuring.representations import in_channels, raw_pixels, stor
 from memorization.optimizers import make_optimizer, schedule
 from memorization.settings import TrainingSettings
 from memorization.significance import mean_and_spread
-from models.encoders import encoder_settings, make_encoder
 
 QUICK = ProbeSettings(epochs=5, warmup_epochs=1, seeds=[0])
 
@@ -212,36 +211,11 @@ def test_raw_pixels_are_shrunk_to_32():
     assert raw_pixels(flat_pixels(size=28)).size == 28
 
 
-def test_probing_changes_nothing_of_an_encoder(tmp_path):
-    torch.manual_seed(0)
-    network = make_encoder(encoder_settings(name="resnet_small", width=8), 3, 8)
-    network.eval().requires_grad_(False)
-    before = checksum(network.state_dict())
-    probe(replace(flat_pixels(), network=network), fake_images(), QUICK, tmp_path, CPU)
-    assert checksum(network.state_dict()) == before and not network.training
-
-
 def test_a_class_without_test_images_has_no_accuracy():
     images = fake_images()
     images.test.labels[images.test.labels == 3] = 4
     result = probe(flat_pixels(), images, QUICK, None, CPU)
     assert result.per_class[3] is None and None not in result.per_class[4:]
-
-
-def test_a_probe_reports_what_was_asked_for(tmp_path):
-    images, settings = fake_images(), ProbeSettings(epochs=20, warmup_epochs=2, seeds=[0, 1])
-    result = probe(flat_pixels(), images, settings, tmp_path, CPU)
-    shares = [run["top_1"] for run in result.seeds]
-    assert [run["seed"] for run in result.seeds] == [0, 1]
-    assert result.top_1.model_dump() == mean_and_spread(shares)
-    assert np.mean(shares) > 0.5 and result.top_5.mean >= result.top_1.mean
-    confusion = np.array(result.confusion)
-    assert confusion.sum() == 2 * 256
-    assert np.trace(confusion) / confusion.sum() == pytest.approx(np.mean(shares))
-    assert result.per_class == pytest.approx(np.diag(confusion) / confusion.sum(1))
-    assert confusion.sum(1).tolist() == (2 * torch.bincount(images.test.labels)).tolist()
-    assert 0.2 < result.knn_200 <= 1 and 0.2 < result.knn_20 <= 1
-    assert (result.train_images, result.test_images) == (1024, 256)
 
 
 def test_fine_tuning_trains_all_weights_of_a_copy(watch_adamw):
