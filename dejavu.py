@@ -20,15 +20,14 @@ of images, which is trained on images that f never saw.
 """
 
 import time
+from dataclasses import replace
 
 from memorization.checkpoint import encoder_file
-from memorization.errors import escape
 from memorization.machine.command import one_line_errors
 from memorization.machine.device import describe_machine
 from memorization.machine.files import exists
 from memorization.machine.processes import on_first_process
 from memorization.machine.resources import OTHER_DEVICE, memory_for
-from memorization.machine.screen import say
 from memorization.measuring.attacks import attack_one_model, attack_pair, open_attack_sets
 from memorization.measuring.deja_vu_figures import (
     draw_deja_vu_cases,
@@ -36,6 +35,7 @@ from memorization.measuring.deja_vu_figures import (
     draw_deja_vu_curve,
     draw_deja_vu_shares,
 )
+from memorization.measuring.deja_vu_printing import print_summary
 from memorization.measuring.deja_vu_summary import (
     DejaVuSummary,
     fingerprints_of,
@@ -52,7 +52,7 @@ PICTURES = ["confidence.png", "shares.png", "cases.png", "training_curve.png"]
 @one_line_errors
 def main(argv=None):
     run = open_run(__doc__, argv, "dejavu", ACTIONS)
-    results = {name: run.output(checkpoint=name) for name in run.checkpoints}
+    results = {name: result_of(run, name) for name in run.checkpoints}
     images = run.images
     with memory_for("device", run.config.device, OTHER_DEVICE):
         sets = open_attack_sets(images, run.subsets, run.settings, run.device)
@@ -66,6 +66,19 @@ def main(argv=None):
         result = results[run.checkpoints[-1]]
         with result.lock():
             draw_deja_vu_curve(summaries, result.folder / "training_curve.png")
+
+
+def result_of(run, checkpoint):
+    """The Result of a checkpoint. It is compared with scores of these settings, and of no others.
+
+    Raises WrongUse if its folder holds something else.
+    """
+    result = run.output(checkpoint=checkpoint)
+    settings = run.output("scores", checkpoint).settings
+    of_scores = {key.removeprefix("scores."): value for key, value in settings.items()}
+    result = replace(result, fingerprints=result.fingerprints | {"scores": of_scores})
+    result.check_place()
+    return result
 
 
 def scores_of_candidates(run, checkpoint):
@@ -110,66 +123,6 @@ def write_result(attacks, sets, summary, result):
         draw_deja_vu_confidence(summary, folder / "confidence.png")
         draw_deja_vu_shares(summary, folder / "shares.png")
         draw_deja_vu_cases(attacks[0], sets, summary, folder / "cases.png")
-
-
-# --- on the screen --------------------------------------------------------------------------------
-
-
-def print_summary(summary, folder):
-    """A table of the scores, and the chance level beside it."""
-    words, public = summary.words, summary.public
-    k = f"k {public.k} of {public.images} public images"
-    say(f"\n{summary.checkpoint.name}: query {summary.query}, {k}")
-    names = f"{words.target:>9} {words.reference:>10} {words.score:>14}"
-    say(f"{'seed':>6} {'surest':>8} {names}   95 % interval")
-    for seed in summary.seeds:
-        print_seed(seed, words)
-    if summary.caveat:
-        say(f"{summary.caveat}; what f knows of images in general is in the difference, too")
-    always = f"always {summary.majority.label!r}, the most frequent public label"
-    say(f"chance {summary.chance:.1%}; {always}: {summary.majority.accuracy:.1%}")
-    print_comparison(summary.memorization_scores)
-    say(f"searched in {summary.representation}")
-    pictures = f"the pictures are in {escape(folder)}: confidence.png, shares.png, cases.png"
-    say(f"{summary.seconds:.0f} s; {pictures}")
-
-
-def print_seed(seed, words):
-    """The lines of one seed."""
-    for percent, at in seed.at.items():
-        low, high = at.interval_95
-        accuracies = f"{at.acc_target:>9.1%} {at.acc_reference:>10.1%} {at.score:>+14.1%}"
-        say(f"{seed.seed:>6} {percent:>6} % {accuracies}   {low:+.1%} to {high:+.1%}")
-    shares = [f"{words.outcomes[name]} {share:.1%}" for name, share in seed.shares.items()]
-    p = f"McNemar's p {seed.net['mcnemar_p']:.2g}{words.tested}"
-    say(f"       {', '.join(shares)}; {p}; vote ties {seed.vote_ties}")
-    for reason, n_images in seed.dropped.items():
-        say(f"       {n_images} images dropped: {reason}")
-    for fault, n_images in seed.boxes.items():
-        if n_images:
-            say(f"       {n_images} {fault}")
-    known = {name: share for name, share in seed.knn_accuracy_whole.items() if share is not None}
-    knn = ", ".join(f"{name} {share:.1%}" for name, share in known.items())
-    say(f"       kNN accuracy on whole test images: {knn}")
-
-
-def print_comparison(comparison):
-    """How alike Deja Vu and the memorization score rank candidates, and two seeds of either."""
-    if comparison is None:
-        missing = "none by these settings, or no encoder g to check them against"
-        return say(f"not compared with memorization scores: {missing}")
-    in_common = f"have this share of their first {comparison.top} in common"
-    by_chance = f"{comparison.top_overlap_by_chance:.1%} by chance"
-    say(f"of {comparison.candidates} candidates two rankings {in_common} ({by_chance}):")
-    agreements = {
-        "Deja Vu and memorization score": comparison.deja_vu_and_score,
-        "Deja Vu of two seeds": comparison.deja_vu_between_seeds,
-        "memorization score of two seeds": comparison.score_between_seeds,
-    }
-    for name, agreement in agreements.items():
-        if agreement is not None:
-            tau = f"Kendall's tau {agreement.kendall_tau:+.2f}"
-            say(f"{name:>38} {agreement.top_overlap:.1%}, {tau}")
 
 
 if __name__ == "__main__":

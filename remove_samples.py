@@ -12,6 +12,10 @@ takes by --subsets.file with --role candidate. With --retrain trains f's encoder
 every seed, probes it on every data set, and writes removal/summary.json, curve.csv and curve.png.
 Finished work is kept: the same command goes on where it was. --jobs list prints the retrainings;
 --jobs 0/4 does a quarter of them and no curve.
+
+Samples are ranked by the scores of the same settings and seeds; if these have a folder of their own
+in scores/, so have the sets in removal/. In a crossover every sample of the pool is ranked, and the
+curve begins at an encoder that is trained on the whole pool, removal/none_0_draw0/.
 """
 
 from pathlib import Path
@@ -30,8 +34,10 @@ from memorization.measuring.removal import (
     NOTHING,
     check_shared,
     compare_samples,
+    place_of_sets,
     plan_removals,
     rank_candidates,
+    whole_set,
     write_reduced_sets,
 )
 from memorization.measuring.removal_curve import (
@@ -59,9 +65,10 @@ def main(argv=None):
     check_actions(run)
     _ = run.images  # refuses other images than those of training
     check_shared(run.subsets, run.settings)
-    scores = run.candidate_scores()
-    samples = rank_candidates(scores, run.subsets.candidate, run.scores_output().folder)
-    removals = plan_removals(samples, run.settings)
+    scores, folder = run.candidate_scores(), run.scores_output().folder
+    samples = rank_candidates(scores, run.subsets.candidate, folder)
+    place = place_of_sets(folder, run.folder)
+    removals = plan_removals(samples, run.subsets, run.settings, place)
     if run.actions["retrain"]:
         retrain(removals, samples, run)
     else:
@@ -90,14 +97,14 @@ def training_script(run):
 
 
 def write_sets(removals, samples, run):
-    """Write the reduced training sets. Returns the RankedSamples with all that was computed."""
-    settings = run.settings
+    """Write the reduced training sets. Returns RankedSamples and BeyondChance of the removed."""
+    settings, subsets = run.settings, run.subsets
     with sole_process(run.folder / "removal" / "lock", wait=True):
         if settings.group_duplicates or "typical" in settings.policies:
-            g = run.pair(samples.seeds[0]).g
-            samples = compare_samples(samples, g, run.images, settings)
-        write_reduced_sets(removals, samples, run.subsets, settings, run.folder)
-    return samples
+            seeds = samples.seeds if subsets.scheme == "crossover" else samples.seeds[:1]
+            pairs = [run.pair(seed) for seed in seeds]
+            samples = compare_samples(samples, pairs, subsets, run.images, settings)
+        return samples, write_reduced_sets(removals, samples, subsets, settings, run.folder)
 
 
 def retrain(removals, samples, run):
@@ -107,7 +114,7 @@ def retrain(removals, samples, run):
     part = share(removals, run.actions["jobs"])
     jobs = [(removal, seed) for removal in part for seed in run.seeds]
     for seed in run.seeds:
-        run.encoder(seed, "candidate")  # refuses one of another run: the curve begins at it
+        run.encoder(seed, "candidate")  # refuses one of another run
     if run.actions["jobs"] == "list":
         say("\n".join(f"{removal.name} seed {seed}" for removal, seed in jobs))
         return
@@ -117,17 +124,18 @@ def retrain(removals, samples, run):
     retraining.check_epochs(removals)
     retraining.budget.print_steps(removals)
     datasets = open_probed_images(run.config.data, run.config.probe, run.config.size)
-    samples = write_sets(removals, samples, run)
+    samples, beyond = write_sets(removals, samples, run)
     log = run.folder_of(run.seeds[0], "candidate") / "log.jsonl"
     retraining.print_estimate(jobs, whole_lines(log) if exists(log) else [], run.device)
     with stop_requests() as stop:
         for removal, seed in jobs:
             retraining.train(removal, seed, stop)
         if run.actions["jobs"] is None:
-            jobs = [*((NOTHING, seed) for seed in run.seeds), *jobs]
+            if run.subsets.scheme == "fixed":
+                jobs = [*((NOTHING, seed) for seed in run.seeds), *jobs]
             probes = ProbeCache(run.folder / "removal" / "probes", run.config.probe, run.device)
-            rows, encoders = probe_all(jobs, datasets, probes, run.folder, stop)
-            write_curve(rows, encoders, samples, retraining.budget, result, run)
+            probed = probe_all(jobs, datasets, probes, run.folder, stop)
+            write_curve(probed, samples, beyond, retraining.budget, result, run)
 
 
 def make_retraining(run):
@@ -140,17 +148,18 @@ def make_retraining(run):
         "device": config.device,
         "threads": "null" if config.threads is None else config.threads,
     }
-    images = len(run.subsets.training_set("candidate"))
+    images = len(whole_set(run.subsets).training_set("candidate"))
     budget = Budget(images, trained.epochs, trained.batch_size, run.settings.fixed_steps)
     return Retraining(run.folder, training_script(run), options, budget)
 
 
-def write_curve(rows, encoders, samples, budget, result, run):
-    """curve.csv, summary.json and curve.png. rows: CurveRows; encoders: {encoder: hash}."""
-    sections = ("removal", "probe", "scores")
+def write_curve(probed, samples, beyond, budget, result, run):
+    """curve.csv, summary.json and curve.png. probed: of `probe_all`; beyond: a BeyondChance."""
+    (rows, encoders), sections = probed, ("removal", "probe", "scores")
     summary = CurveSummary(
         datasets=summarize(rows),
         groups_of_near_duplicates=samples.count_groups(),
+        beyond_chance=beyond,
         trained=run.config.trained_part(),
         settings={section: getattr(run.config, section).model_dump() for section in sections},
         seeds=Seeds(scores=samples.seeds, retrained=run.seeds),

@@ -387,7 +387,7 @@ def draw_removal_curve(summary, path):
             axes.errorbar(counts, means, errors, **style)
         axes.set(
             title=dataset,
-            xlabel="samples removed from f's training set",
+            xlabel="samples removed from the training set",
             ylabel="top-1 accuracy of a linear probe, %",
             xscale="log",
         )

@@ -320,6 +320,8 @@ HALVES = {
     "training.epochs": 2, "probe": PROBE | {"seeds": [0], "train_images": 200},
     "removal": {"counts": [4, 8], "policies": ["memorized", "random"], "draws": 2},
 }  # fmt: skip
+CROSSOVER = {key: value for key, value in HALVES.items() if not key.startswith("subsets")}
+CROSSOVER["subsets"] = {"scheme": "crossover", "shared": 0, "pool": 64, "external": 40}
 ONE_REMOVAL = "--removal.counts 4 --removal.policies memorized --seeds 0 --retrain".split()
 
 
@@ -453,6 +455,25 @@ def halves_copy(halves, tmp_path):
     """(config path, a copy of the run of halves that a test may change)."""
     shutil.copytree(halves[1], tmp_path / "run")
     return halves[0], tmp_path / "run"
+
+
+@pytest.fixture(scope="session")
+def pool(tmp_path_factory):
+    """(config path, run folder) of a tiny crossover of two seeds, trained and scored. Not to be
+    changed.
+    """
+    folder = tmp_path_factory.mktemp("pool")
+    path = write_experiment(folder, CROSSOVER)
+    train_simclr.main(["--config", path])
+    score(path)
+    return path, folder / "run"
+
+
+@pytest.fixture
+def pool_copy(pool, tmp_path):
+    """(config path, a copy of the crossover that a test may change)."""
+    shutil.copytree(pool[1], tmp_path / "run")
+    return pool[0], tmp_path / "run"
 
 
 @pytest.fixture

@@ -37,7 +37,8 @@ HELD_OUT_SHARE = 0.2
 class AttackSets:
     """The sets of an attack: S_C and S_I, which are attacked, and the public set.
 
-    images: the Images of the run; subsets: the Subsets of training; public: a PublicSet.
+    images: the Images of the run; subsets: the Subsets of training, which tell S_C and S_I of a
+    seed; public: a PublicSet.
     """
 
     images: object
@@ -106,9 +107,12 @@ class Attack:
 
     @property
     def margin(self):
-        """How much more of f's vote than of the other model's goes to the label, (N,) float64."""
+        """How much more of the target's vote than of the reference's goes to the label, (N,)
+        float64. f is the target of candidates and the reference of independent images.
+        """
         f, other = self.inferences.values()
-        return f.label_share - other.label_share
+        more_of_f = f.label_share - other.label_share
+        return np.where(self.subset == "candidate", more_of_f, -more_of_f)
 
 
 # --- the sets -------------------------------------------------------------------------------------
@@ -173,7 +177,7 @@ def check_labels(images, subsets, public, settings):
 
 
 def attack_pair(pair, sets, settings, recipes):
-    """The Attack of f and g on S_C and S_I.
+    """The Attack of f and g on S_C and S_I, in a crossover on the halves of their seed.
 
     pair: a Pair; sets: AttackSets; settings: DejaVuSettings; recipes: of the training views.
     """

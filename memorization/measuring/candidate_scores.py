@@ -10,6 +10,7 @@ from memorization.errors import WrongUse, short_form
 from memorization.fingerprints import first_difference
 from memorization.machine.archives import read_arrays
 from memorization.machine.files import exists, read_text, refuse_broken
+from memorization.measuring.calibration import against_external
 from memorization.measuring.score_summary import ScoresSummary
 from memorization.measuring.score_tables import FORMAT
 from memorization.results import SUMMARY, Summary, check_files
@@ -17,12 +18,15 @@ from memorization.results import SUMMARY, Summary, check_files
 
 @dataclass(frozen=True)
 class CandidateScores:
-    """What scores.npz knows of the scored samples of S_C, in ascending order of index."""
+    """What scores.npz knows of the scored samples of S_C, in a crossover of the pool, in ascending
+    order of index.
+    """
 
     index: np.ndarray  # (N,) int64, in the training set
     label: np.ndarray  # (N,) int64, -1 if there is none
     losses_f: np.ndarray  # (S, N) float64, L_align of the encoder with the image, of every seed
     losses_g: np.ndarray  # (S, N) float64, L_align of the encoder without it
+    q: np.ndarray  # (N,) float64, of their mean scores against S_E; see `against_external`
     seeds: list  # S of them
 
     @property
@@ -82,14 +86,16 @@ def _candidates_in(arrays, seeds, subsets, folder):
     if not np.isin(index, subsets.candidate).all() or (np.diff(index) <= 0).any():
         not_candidates = "scores of images that are no candidates"
         raise WrongUse(f"{folder}: {not_candidates}, or not in ascending order of index")
-    losses_f, losses_g = arrays["L_f"][:, rows], arrays["L_g"][:, rows]
+    losses_with, losses_without = losses_f, losses_g = arrays["L_f"], arrays["L_g"]  # (S, N)
     if "sign" in arrays:  # of a crossover, in which g has half of the images
-        has_f = arrays["sign"][:, rows] > 0
-        losses_f, losses_g = (
-            np.where(has_f, losses_f, losses_g),
-            np.where(has_f, losses_g, losses_f),
-        )
-    return CandidateScores(index, arrays["label"][rows], losses_f, losses_g, seeds)
+        has_f = arrays["sign"] > 0
+        losses_with = np.where(has_f, losses_f, losses_g)
+        losses_without = np.where(has_f, losses_g, losses_f)
+    score = memorization_score(losses_with.mean(0), losses_without.mean(0))
+    _, q = against_external(score, arrays["subset"])
+    return CandidateScores(
+        index, arrays["label"][rows], losses_with[:, rows], losses_without[:, rows], q[rows], seeds
+    )
 
 
 def read_scores_summary(result):

@@ -229,6 +229,7 @@ def summarize(attacks, sets, settings, scores):
     public, classes, trained_on = sets.public, sets.public.classes, attacks[0].trained_on
     seeds = [_summarize_seed(attack, classes) for attack in attacks]
     images_of_label = np.bincount(public.labels, minlength=len(classes))
+    labels = np.concatenate([attack.label for attack in attacks])
     scores_at = {str(percent): [] for percent in REPORTED}
     shares = {name: [] for name in OUTCOMES.values()}
     for seed in seeds:
@@ -247,7 +248,7 @@ def summarize(attacks, sets, settings, scores):
         "majority": {
             "label": classes[images_of_label.argmax()],
             "share_of_public": float(images_of_label.max() / images_of_label.sum()),
-            "accuracy": float((attacks[0].label == images_of_label.argmax()).mean()),
+            "accuracy": float(np.mean(labels == images_of_label.argmax())),
         },
         "public": {
             "split": public.split.name,
@@ -318,29 +319,43 @@ def compare_with_scores(attacks, scores):
     """How far Deja Vu and the memorization score agree about the candidates, the fields of a
     Comparison; None if there are no scores of at least two of them.
 
-    Both rank every candidate: Deja Vu by the margin of an Attack. For comparison, the agreement of
-    either with itself between two seeds, the ceiling, and the overlap expected by chance.
+    Both rank every candidate, in a crossover every image of the pool: Deja Vu by the margin of an
+    Attack, the score by L_align, each of the seed's encoder with the image against the one without
+    it. For comparison, the agreement of either with itself between two seeds, the ceiling, and the
+    overlap expected by chance. If f alone is attacked in a crossover, each seed has other images:
+    Deja Vu has then no ceiling, and that of the score is about the images of the first seed.
     """
     if scores is None:
         return None
-    index = attacks[0].index
-    common = np.intersect1d(index[attacks[0].subset == "candidate"], scores.index)
-    top = min(TOP, len(common) // 2)
+    margins = {attack.seed: _margins_of_scored(attack, scores) for attack in attacks}
+    images = margins[attacks[0].seed][0]
+    fewest = min(len(places) for places, _ in margins.values())
+    top = min(TOP, fewest // 2)
     if top == 0:
         return None
-    order = np.argsort(index)
-    places = order[np.searchsorted(index, common, sorter=order)]
-    margins = {attack.seed: attack.margin[places] for attack in attacks}
-    by_score = dict(zip(scores.seeds, scores.per_seed[:, np.searchsorted(scores.index, common)]))
-    both = [(margins[seed], by_score[seed]) for seed in margins if seed in by_score]
+    by_score = dict(zip(scores.seeds, scores.per_seed))
+    both = [
+        (margin, by_score[seed][places])
+        for seed, (places, margin) in margins.items()
+        if seed in by_score
+    ]
+    alike = all(np.array_equal(places, images) for places, _ in margins.values())
+    between_margins = itertools.combinations([margin for _, margin in margins.values()], 2)
+    between_scores = itertools.combinations(scores.per_seed[:, images], 2)
     return {
-        "candidates": len(common),
+        "candidates": fewest,
         "top": top,
         "deja_vu_and_score": _mean_agreement(both, top),
-        "deja_vu_between_seeds": _mean_agreement(itertools.combinations(margins.values(), 2), top),
-        "score_between_seeds": _mean_agreement(itertools.combinations(by_score.values(), 2), top),
-        "top_overlap_by_chance": top / len(common),
+        "deja_vu_between_seeds": _mean_agreement(between_margins if alike else (), top),
+        "score_between_seeds": _mean_agreement(between_scores, top),
+        "top_overlap_by_chance": top / fewest,
     }
+
+
+def _margins_of_scored(attack, scores):
+    """The attacked images that have a score: (their places in CandidateScores, their margins)."""
+    _, attacked, places = np.intersect1d(attack.index, scores.index, return_indices=True)
+    return places, attack.margin[attacked]
 
 
 def _mean_agreement(pairs, top):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+import pydantic
 import torch
 from pydantic import Field
 
@@ -24,6 +25,8 @@ from memorization.measuring.removal_order import (
 )
 from memorization.measuring.representations import encode_images, raw_pixels
 from memorization.results import MeasurementSettings
+
+BEYOND_CHANCE = 0.1  # q below which a sample counts as memorized
 
 
 class RemovalSettings(MeasurementSettings):
@@ -79,28 +82,41 @@ class RemovalSettings(MeasurementSettings):
 
 @dataclass(frozen=True)
 class Removal:
-    """A number of samples that a policy removes from f's training set. draw: of chance, from 0."""
+    """A number of samples that a policy removes from f's training set. draw: of chance, from 0.
+
+    place: in the run folder, of reduced sets and of the encoders that are trained on them; None if
+    nothing is removed and the encoder is f itself.
+    """
 
     policy: str
     count: int
     draw: int
+    place: str | None = "removal"
 
     @property
     def name(self):
         return f"{self.policy}_{self.count}_draw{self.draw}"
 
     def folder_in(self, run):
-        """The run folder of the encoders that are trained on the reduced set; that of f if nothing
-        is removed. run: the run folder of f.
-        """
-        return Path(run) / "removal" / self.name if self.count else Path(run)
+        """The run folder of the encoders that are trained on the reduced set. run: that of f."""
+        return Path(run) if self.place is None else Path(run) / self.place / self.name
 
     def subset_file_in(self, run):
         """The file of the reduced set. run: the run folder of f."""
-        return Path(run) / "removal" / "subsets" / f"{self.name}.npz"
+        return Path(run) / self.place / "subsets" / f"{self.name}.npz"
 
 
-NOTHING = Removal("none", 0, 0)
+NOTHING = Removal("none", 0, 0, place=None)
+
+
+class BeyondChance(pydantic.BaseModel):
+    """Of a Summary: numbers of samples whose scores have a q below `q`: among all ranked ones, and
+    among the removed, {policy: {count: mean over draws}}.
+    """
+
+    q: float
+    ranked: int
+    removed: dict[str, dict[int, float]]
 
 
 # --- what is removed ------------------------------------------------------------------------------
@@ -113,13 +129,23 @@ def check_shared(subsets, settings):
     shared = len(subsets.shared)
     if shared and not settings.candidates_only:
         no_score = f"{shared} samples trained both encoders and have no score"
-        halves = "train disjoint halves (configs/removal_demo.yaml: subsets.shared 0)"
-        option = "rank the candidates alone with --removal.candidates_only true"
-        raise WrongUse(f"subsets.shared: {no_score}; {halves}, or {option}")
+        train, alone = "disjoint halves (configs/removal_demo.yaml: subsets.shared 0)", "candidates"
+        if subsets.scheme == "crossover":
+            train, alone = "a crossover without them (subsets.shared 0)", "pool"
+        option = f"rank the {alone} alone with --removal.candidates_only true"
+        raise WrongUse(f"subsets.shared: {no_score}; train {train}, or {option}")
+
+
+def place_of_sets(scores, run):
+    """The place of a Removal by the scores in a folder of the run: "removal", or a folder in it if
+    the scores are of other settings or seeds than those of config.yaml and have one of their own.
+    """
+    name = scores.relative_to(run / "scores")
+    return f"removal/scores_{name}" if name.parts else "removal"
 
 
 def rank_candidates(scores, candidates, folder):
-    """The RankedSamples of f's candidates. Raises WrongUse if some have no score.
+    """The RankedSamples of f's candidates, or of the pool. Raises WrongUse if some have no score.
 
     scores: CandidateScores; candidates: (N,) indices in the order of the training set; folder: of
     the scores, for messages.
@@ -131,26 +157,31 @@ def rank_candidates(scores, candidates, folder):
         raise WrongUse(f"{folder}: {without}; score all (scores.per_subset null)")
     order = [places[index] for index in candidates.tolist()]
     arrays = (values[order] for values in (scores.index, scores.label, scores.score))
-    return RankedSamples(*arrays, scores.seeds)
+    return RankedSamples(*arrays, scores.seeds, q=scores.q[order])
 
 
-def plan_removals(samples, settings):
+def plan_removals(samples, subsets, settings, place):
     """Every Removal of the settings: policy by policy, count by count, and draw by draw if the
-    policy has chance in it. Raises WrongUse if the samples do not allow one.
+    policy has chance in it. In a crossover that of nothing comes first, as no encoder of the run
+    was trained on the whole pool. Raises WrongUse if the samples do not allow one.
 
-    samples: RankedSamples; settings: RemovalSettings.
+    samples: RankedSamples; subsets: of the run; settings: RemovalSettings; place: see Removal.
     """
     counts = _removed_counts(len(samples), settings)
     if "random_matched" in settings.policies and (samples.label < 0).any():
         raise WrongUse("removal.policies: random_matched needs labels, but some samples have none")
+    by_g = settings.group_duplicates and settings.duplicates_in == "g"
+    if by_g and subsets.scheme == "crossover":
+        trained = "every encoder of a crossover was trained on half of the pool"
+        raise WrongUse(f"removal.duplicates_in: g is not allowed: {trained}; take pixels")
     if "typical" in settings.policies and (settings.clusters or 1) >= len(samples):
         too_many = f"{settings.clusters} is not allowed: there are {len(samples)} ranked samples"
         raise WrongUse(f"removal.clusters: {too_many}")
-    removals = []
+    removals = [Removal("none", 0, 0, place)] if subsets.scheme == "crossover" else []
     for policy in settings.policies:
         for count in counts:
             draws = settings.draws if policy in DRAWN else 1
-            removals += [Removal(policy, count, draw) for draw in range(draws)]
+            removals += [Removal(policy, count, draw, place) for draw in range(draws)]
     return removals
 
 
@@ -172,30 +203,45 @@ def _removed_counts(available, settings):
     return list(dict.fromkeys(counts))
 
 
-def compare_samples(samples, g, images, settings):
+def compare_samples(samples, pairs, subsets, images, settings):
     """RankedSamples with the groups of near duplicates and the typicality that the settings need.
 
-    Samples are compared by g or by pixels, never by f, whose memory is measured. g: an Encoder;
-    images: Images; settings: RemovalSettings.
+    Samples are compared in pixels, or by encoders that were not trained on them, whose memory is
+    not measured. pairs: the Pairs of some seeds; subsets: of the run; images: Images; settings:
+    RemovalSettings.
     """
     if settings.group_duplicates:
+        g = pairs[0].g
         encoder = raw_pixels(g) if settings.duplicates_in == "pixels" else g
-        groups = _group_near_duplicates(_represent(samples, encoder, images), settings)
+        groups = _group_near_duplicates(_represent(samples.index, encoder, images), settings)
         samples = replace(samples, groups=groups)
     if "typical" in settings.policies:
         clusters = settings.clusters or len(images.classes)
         try:
-            distances = distances_to_centres(_represent(samples, g, images), clusters, seed=0)
+            distances = [_typicality(samples, pair, subsets, images, clusters) for pair in pairs]
         except ValueError as error:
             raise WrongUse(f"removal.clusters: {error}") from None
-        samples = replace(samples, typicality=distances)
+        samples = replace(samples, typicality=np.mean(distances, axis=0))
     return samples
 
 
-def _represent(samples, encoder, images):
-    """Representations of the samples, (N, D), computed on a CPU to be equal on all machines."""
-    index = torch.from_numpy(samples.index)
-    return encode_images(encoder, images.train, index, torch.device("cpu")).numpy()
+def _typicality(samples, pair, subsets, images, clusters):
+    """The distance of each sample from the centre of its cluster, (N,), by the encoder of a pair
+    that was not trained on it. The samples of each encoder are clustered by themselves.
+    """
+    has_f = np.isin(samples.index, subsets.of_seed(pair.seed).candidate)
+    distances = np.empty(len(samples))
+    for rows, encoder in ((has_f, pair.g), (~has_f, pair.f)):
+        if rows.any():
+            values = _represent(samples.index[rows], encoder, images)
+            distances[rows] = distances_to_centres(values, clusters, seed=0)
+    return distances
+
+
+def _represent(index, encoder, images):
+    """Representations of training images, (n, D), computed on a CPU to be equal on all machines."""
+    rows = torch.from_numpy(index)
+    return encode_images(encoder, images.train, rows, torch.device("cpu")).numpy()
 
 
 def _group_near_duplicates(values, settings):
@@ -211,12 +257,44 @@ def _group_near_duplicates(values, settings):
     return groups
 
 
+def count_beyond_chance(removals, samples):
+    """How many of the samples that each Removal removes have q < .1, a BeyondChance."""
+    is_beyond = samples.q < BEYOND_CHANCE
+    draws = {}  # {policy: {count: the numbers of its draws}}
+    for removal in filter(lambda removal: removal.count, removals):
+        counts = draws.setdefault(removal.policy, {})
+        removed = _removed_positions(removal, samples)
+        counts.setdefault(removal.count, []).append(is_beyond[removed].sum())
+    means = {
+        policy: {count: float(np.mean(numbers)) for count, numbers in counts.items()}
+        for policy, counts in draws.items()
+    }
+    return BeyondChance(q=BEYOND_CHANCE, ranked=int(is_beyond.sum()), removed=means)
+
+
+def _print_beyond_chance(beyond, available):
+    """A line for every policy. beyond: a BeyondChance; available: the number of ranked samples."""
+    memorized = f"{beyond.ranked} of {available} ranked samples are memorized beyond chance"
+    say(f"{memorized} (q < {beyond.q}); of the removed:")
+    for policy, counts in beyond.removed.items():
+        shares = [f"{number:.4g} of {count}" for count, number in counts.items()]
+        say(f"{policy.replace('_', ', '):>18}  {', '.join(shares)}")
+
+
 # --- reduced training sets ------------------------------------------------------------------------
+
+
+def whole_set(subsets):
+    """The Subsets of the encoder from whose training set samples are removed: of f alone, or, in a
+    crossover, of an encoder of the whole pool.
+    """
+    nobody = np.empty(0, dtype=np.int64)
+    return replace(subsets, independent=nobody, role="candidate", scheme="fixed")
 
 
 def write_reduced_sets(removals, samples, subsets, settings, run):
     """Write a file of Subsets for each Removal: what is left of f's training set, and what it was
-    made from.
+    made from. Returns the BeyondChance of what is removed, which is printed.
 
     samples: RankedSamples; subsets: of the run; settings: RemovalSettings; run: the run folder.
     Raises WrongUse, before anything is written, if groups do not add up to a count, or if an
@@ -230,8 +308,11 @@ def write_reduced_sets(removals, samples, subsets, settings, run):
         _check_retrained(removal, reduced_sets[removal], run)
     for removal, reduced in reduced_sets.items():
         save_subsets(reduced, removal.subset_file_in(run))
-    folder = Path(run) / "removal" / "subsets"
+    folder = removals[0].subset_file_in(run).parent
     say(f"{len(removals)} training sets are in {escape(folder)}")
+    beyond = count_beyond_chance(removals, samples)
+    _print_beyond_chance(beyond, len(samples))
+    return beyond
 
 
 def _parents(samples, subsets, settings):
@@ -249,19 +330,21 @@ def _parents(samples, subsets, settings):
 
 
 def _reduce(subsets, removal, samples):
-    """The Subsets of f alone, without the samples of a Removal."""
+    """The whole_set without the samples of a Removal."""
+    removed, whole = _removed_positions(removal, samples), whole_set(subsets)
+    return replace(whole, candidate=np.delete(whole.candidate, removed))
+
+
+def _removed_positions(removal, samples):
+    """Which of the RankedSamples a Removal removes, (count,) int64."""
+    if not removal.count:
+        return np.empty(0, dtype=np.int64)
     order = removal_order(removal.policy, samples, removal.count, removal.draw)
     try:
-        removed = remove_in_order(order, removal.count, samples.groups)
+        return remove_in_order(order, removal.count, samples.groups)
     except ValueError as error:
         unreachable = f"{removal.count} cannot be reached by {removal.policy}"
         raise WrongUse(f"removal.counts: {unreachable}: {error}") from None
-    return replace(
-        subsets,
-        candidate=np.delete(subsets.candidate, removed),
-        independent=np.empty(0, dtype=np.int64),
-        role="candidate",
-    )
 
 
 def _check_retrained(removal, reduced, run):

@@ -17,6 +17,7 @@ from memorization.machine.files import check_writable, exists, read_text, refuse
 from memorization.machine.resources import memory_for
 from memorization.machine.screen import say
 from memorization.measuring.probing import Accuracy, PairedTest, ProbeResult, ProbeSettings, probe
+from memorization.measuring.removal import BeyondChance
 from memorization.measuring.retraining import Steps
 from memorization.results import Document, Summary
 from memorization.significance import mean_and_spread, paired_test
@@ -56,11 +57,12 @@ class CurveSummary(Summary):
     """summary.json of remove_samples.py.
 
     groups_of_near_duplicates: their number, None if they were not looked for; steps: {count:
-    Steps}, of 0 for f.
+    Steps}, of 0 for the whole training set.
     """
 
     datasets: dict[str, DatasetCurve]
     groups_of_near_duplicates: int | None
+    beyond_chance: BeyondChance | None = None  # earlier versions do not say
     trained: dict
     settings: dict
     seeds: Seeds
@@ -145,8 +147,9 @@ def probe_all(jobs, datasets, probes, run, stop):
         identities[str(path.parent.relative_to(run))] = encoder.identity
         for images in datasets:
             accuracy = probes.accuracy(encoder, images)
-            rows.append(CurveRow(images.name, **asdict(removal), seed=seed, top_1=accuracy))
-            what = f"{removal.policy} {removal.count}, draw {removal.draw}, seed {seed}"
+            policy, count, draw = removal.policy, removal.count, removal.draw
+            rows.append(CurveRow(images.name, policy, count, draw, seed, accuracy))
+            what = f"{policy} {count}, draw {draw}, seed {seed}"
             say(f"{images.name:>14}  {what}: top-1 {100 * accuracy:.2f} %")
             stop.check("what was retrained and probed so far is kept")
     return rows, identities

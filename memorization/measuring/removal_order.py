@@ -22,7 +22,8 @@ class RankedSamples:
 
     index: (N,) int64, in the training set; label: (N,), -1 if there is none; score: (N,)
     memorization scores, means over seeds; typicality: (N,) distances, of `distances_to_centres`;
-    groups: (N,) int64, of `duplicate_groups`, or None if each sample is alone.
+    groups: (N,) int64, of `duplicate_groups`, or None if each sample is alone; q: (N,) of the
+    scores, against S_E.
     """
 
     index: np.ndarray
@@ -31,6 +32,7 @@ class RankedSamples:
     seeds: list
     typicality: np.ndarray | None = None
     groups: np.ndarray | None = None
+    q: np.ndarray | None = None
 
     def __len__(self):
         return len(self.index)

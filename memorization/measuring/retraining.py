@@ -49,8 +49,9 @@ class Steps(pydantic.BaseModel):
 class Budget:
     """How long f was trained, and how long it is trained again.
 
-    images: in f's training set; epochs, batch_size: of f's training; fixed_steps: a reduced set is
-    trained for as many steps as the whole one, to the nearest epoch, not for as many epochs.
+    images: in the whole training set, f's or in a crossover that of the whole pool; epochs,
+    batch_size: of f's training; fixed_steps: a reduced set is trained for as many steps as the
+    whole one, to the nearest epoch, not for as many epochs.
     """
 
     images: int
@@ -76,9 +77,9 @@ class Budget:
             raise WrongUse(f"removal.counts: {too_few}, but {batch_size}")
 
     def print_steps(self, removals):
-        """For every count, the steps of a retraining beside those of f."""
+        """For every count, the steps of a retraining beside those of the whole set."""
         whole = self.steps_without(0)
-        for count in dict.fromkeys(removal.count for removal in removals):
+        for count in dict.fromkeys(removal.count for removal in removals if removal.count):
             steps = self.steps_without(count)
             more = f"{100 * (steps.steps / whole.steps - 1):+.1f} %"
             reduced = f"without {count} of {self.images} images: {steps} in all"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn as nn
+import yaml
 from conftest import (
     ASKED,
     CPU,
@@ -16,6 +17,7 @@ from conftest import (
     queries_of_shades,
     run_out_of_memory,
     small_classifier,
+    write_experiment,
 )
 
 import dejavu
@@ -78,6 +80,18 @@ def test_wrong_use_is_one_line_and_nothing_is_written(damage, file, words, run_c
     line = refusal(dejavu.main, ["--config", path, "--run", str(run), *ASKED])
     assert all(word in line for word in words), line
     assert not (run / "dejavu").exists()
+
+
+def test_what_was_compared_with_other_scores_is_not_replaced(run_copy, refusal, tmp_path):
+    path, run = run_copy
+    dejavu.main(["--config", path, "--run", str(run), *ASKED])
+    shutil.rmtree(run / "scores")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["scores"]["views"] = 5
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    other = write_experiment(tmp_path, {"scores.views": 5, "seeds": [0, 1]})
+    line = refusal(dejavu.main, ["--config", other, *ASKED])
+    assert "holds another result: scores.views is 4, but 5 belongs here" in line
 
 
 def test_images_without_labels_cannot_be_asked_about(run_copy):

@@ -57,11 +57,10 @@ def test_a_training_script_takes_a_subset_file_for_its_role_alone(halves_copy, r
 
 def test_an_encoder_of_other_scores_is_not_taken_for_one_of_these(halves_copy, in_process, refusal):
     path, run = halves_copy
-    remove(halves_copy, "--retrain", "--jobs", "0/6")
+    remove(halves_copy, *ONE_REMOVAL)
     files = {file: file.read_bytes() for file in (run / "removal").rglob("*.npz")}
-    views = ["--scores.views", "5"]
-    memorization_scores.main(["--config", path, "--run", str(run), *views])
-    options = ["--config", path, "--run", str(run), *views]
+    scores_with(lambda old: {"L_f": old["L_f"][:, ::-1]})(run)  # such as of more seeds
+    options = ["--config", path, "--run", str(run), *ONE_REMOVAL[:4]]
     line = refusal(remove_samples.main, options)
     assert str(run / "removal/memorized_4_draw0") in line and "delete it to train it again" in line
     assert {file: file.read_bytes() for file in (run / "removal").rglob("*.npz")} == files
@@ -70,9 +69,8 @@ def test_an_encoder_of_other_scores_is_not_taken_for_one_of_these(halves_copy, i
     assert f"made from other scores or settings than these; delete {run}/removal/subsets" in line
     remaining = {file: file.read_bytes() for file in (run / "removal/subsets").iterdir()}
     assert remaining.items() <= files.items()
-    remove(halves_copy)
     shutil.rmtree(run / "removal/subsets")
-    remove(halves_copy, *views)
+    remove_samples.main(options)
 
 
 def test_encoders_of_another_precision_are_not_compared(halves_copy, in_process, refusal):
@@ -169,3 +167,26 @@ def test_shared_samples_have_no_score(scored_run, refusal, tmp_path):
     remove_samples.main([*options, "--removal.candidates_only", "true"])
     kept = load_subsets(run / "removal/subsets/memorized_4_draw0.npz")
     assert len(kept.shared) == 32 and len(kept.candidate) == 20
+
+
+def test_shared_samples_of_a_crossover_have_no_score(write_config, refusal, tmp_path):
+    subsets = {"scheme": "crossover", "shared": 16, "pool": 32, "external": 40}
+    changes = {"subsets": subsets, "training.epochs": 1, "removal": {"counts": [4]}}
+    path = write_config(changes)
+    train_simclr.main(["--config", path])
+    memorization_scores.main(["--config", path])
+    line = refusal(remove_samples.main, ["--config", path])
+    parts = ("subsets.shared: 16 samples", "train a crossover without them", "rank the pool alone")
+    assert all(part in line for part in parts), line
+    remove_samples.main(["--config", path, "--removal.candidates_only", "true"])
+    for name, count in (("none_0_draw0", 32), ("memorized_4_draw0", 28)):
+        kept = load_subsets(tmp_path / f"run/removal/subsets/{name}.npz")
+        assert len(kept.shared) == 16 and len(kept.candidate) == count
+
+
+def test_no_encoder_of_a_crossover_tells_near_duplicates_in_the_pool(pool_copy, refusal):
+    path, run = pool_copy
+    options = "--removal.group_duplicates true --removal.duplicates_in g".split()
+    line = refusal(remove_samples.main, ["--config", path, "--run", str(run), *options])
+    assert "removal.duplicates_in: g is not allowed" in line and "take pixels" in line
+    assert not (run / "removal").exists()
