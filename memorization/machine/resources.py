@@ -16,6 +16,7 @@ from memorization.machine.files import free_bytes, size_in_words
 from memorization.machine.screen import caution, say
 
 TRIALS = 3
+CLEARLY = 0.8  # times the seconds of several threads
 OTHER_DEVICE = "end what else uses it, or take another device"
 
 
@@ -31,6 +32,27 @@ def seconds_of(work, device):
             torch.cuda.synchronize(device)
         seconds.append(time.monotonic() - start)
     return statistics.median(seconds[1:])
+
+
+def advise_on_threads(work, device, seconds):
+    """Say so if the threads of a CPU wait for each other, as they do if other programs keep its
+    cores busy: if the work is done sooner by one thread.
+
+    seconds: that the work takes with all threads.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        return
+    torch.set_num_threads(1)
+    try:
+        seconds_of_one = seconds_of(work, device)
+    finally:
+        torch.set_num_threads(threads)
+    if seconds_of_one < CLEARLY * seconds:
+        both = (
+            f"a step takes {seconds:.2g} s with {threads} threads, {seconds_of_one:.2g} s with one"
+        )
+        say(f"  the cores are busy, and threads wait for each other: {both}; add --threads 1")
 
 
 def print_estimate(what, seconds, device, disk=0, folder="."):

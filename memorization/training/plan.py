@@ -7,7 +7,12 @@ import torch
 from memorization.errors import escape
 from memorization.machine import processes
 from memorization.machine.files import exists
-from memorization.machine.resources import print_estimate, seconds_of, tensor_bytes
+from memorization.machine.resources import (
+    advise_on_threads,
+    print_estimate,
+    seconds_of,
+    tensor_bytes,
+)
 from memorization.machine.screen import say
 from memorization.optimizers import make_optimizer
 from memorization.training.log import whole_lines
@@ -48,13 +53,15 @@ def estimate(make_method, tasks):
         views = draw_views(task, indices, task.images.train, epoch=0)
         train_step(method, optimizer, views, task.settings, share=0.0)
 
-    seconds = steps * seconds_of(step, task.device)
+    seconds_a_step = seconds_of(step, task.device)
     progress = tensor_bytes(method.state_dict()) + tensor_bytes(optimizer.state_dict())
     encoder = tensor_bytes(method.encoder.state_dict())
     encoders = encoder * (1 + len(task.settings.checkpoint_epochs))
     # last.pt and previous.pt of every encoder, and for a moment next.pt
     disk = len(tasks) * (2 * progress + encoders) + progress
-    print_estimate(f"{steps} steps for {len(tasks)} encoders", seconds, task.device, disk, task.run)
+    what, seconds = f"{steps} steps for {len(tasks)} encoders", steps * seconds_a_step
+    print_estimate(what, seconds, task.device, disk, task.run)
+    advise_on_threads(step, task.device, seconds_a_step)
 
 
 def _steps_left(task):
