@@ -55,6 +55,12 @@ COLUMNS = [
     "score_range",
     "score_ratio",
     "stderr",
+    "stderr_views",
+    "p",
+    "q",
+    "score_local",
+    "p_local",
+    "q_local",
 ]
 
 

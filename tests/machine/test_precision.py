@@ -21,7 +21,7 @@ from memorization.alignment import encoder_distances
 from memorization.checkpoint import read_checkpoint, save_checkpoint
 from memorization.data.augmentations import View
 from memorization.machine.device import choose_device
-from memorization.measuring import score_tables
+from memorization.measuring import score_summary
 from models.simclr import SimCLR
 
 
@@ -62,7 +62,7 @@ def test_bf16_is_checked_on_images_from_all_over_every_subset(
     checked, rows, scored_run, run_copy, monkeypatch
 ):
     path, run = run_copy
-    monkeypatch.setattr(score_tables, "CHECKED", checked)
+    monkeypatch.setattr(score_summary, "CHECKED", checked)
     score(path, "--run", str(run), "--scores.precision", "bf16", "--seeds", "0")
     folder = run / "scores/bf16_seeds_0"
     error = json.loads((folder / "summary.json").read_text())["error_of_precision"]["score_error"]

@@ -117,13 +117,19 @@ def test_the_scales_follow_from_the_raw_losses(scored_run):
     assert np.allclose(table["score_range"], table["score"] / np.ptp(table["score"]))
     scores = losses_g - losses_f
     assert np.allclose(table["score_ratio"], (scores / (losses_g + losses_f)).mean(0))
-    assert np.allclose(table["stderr"], scores.std(0, ddof=1) / np.sqrt(2))
+    for name in SUBSETS:
+        rows = table["subset"] == name
+        pooled = np.sqrt(scores[:, rows].var(0, ddof=1).mean() / 2)
+        assert np.allclose(table["stderr"][rows], pooled)
 
 
-def test_with_one_seed_the_error_is_the_jackknifes(run_copy):
-    errors = table_with(run_copy, "--seeds", "1")["stderr"]
+def test_with_one_seed_the_error_of_views_is_the_jackknifes_and_that_of_the_score_larger(run_copy):
+    table = table_with(run_copy, "--seeds", "1")
     jackknife = arrays_of(run_copy[1] / "scores/seeds_1")["jackknife"]
-    assert np.array_equal(errors, jackknife[0]) and jackknife.min() > 0
+    assert np.array_equal(table["stderr_views"], jackknife[0]) and jackknife.min() > 0
+    external = np.abs(table["score"][table["subset"] == "external"])
+    assert np.allclose(table["stderr"], 1.4826 * np.median(external))
+    assert table["stderr"].min() > np.median(jackknife)
 
 
 def test_the_offset_of_a_pair_and_the_contrasts_that_are_free_of_it(scored_run):
