@@ -16,7 +16,7 @@ from memorization.data.subsets import SUBSETS
 from memorization.errors import UNPRINTED
 from memorization.machine.files import write_atomically
 from memorization.machine.processes import on_first_process
-from memorization.machine.screen import caution
+from memorization.machine.screen import caution, percent
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLORS = {
@@ -252,7 +252,8 @@ def _reliability(summary):
         lines = [f"One pair does not tell which single images are memorized: {noise}"]
     beyond = f"{images['score']['q < 0.1']} of {images['candidates']} candidates stand out from S_E"
     first = f"of the first {min(16, images['candidates'])}"
-    false = f"up to {images['score']['false_share_of_first_16']:.0%} are expected to be false"
+    share = percent(images["score"]["false_share_of_first_16"])
+    false = f"at most {share} are expected to be false"
     return [*lines, f"{beyond} at q < 0.1 (framed); {first} {false}"]
 
 

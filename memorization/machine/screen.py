@@ -20,6 +20,11 @@ def say(line):
         print(line, flush=True)
 
 
+def percent(share):
+    """A share in whole percent; a small one is not said to be none."""
+    return "less than 1%" if 0 < share < 0.005 else f"{share:.0%}"
+
+
 def caution(message):
     """Warn with a Caution, on the first of several processes alone."""
     if processes.is_heard():

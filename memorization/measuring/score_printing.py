@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from memorization.data.confounders import print_class_counts
 from memorization.errors import escape
-from memorization.machine.screen import say
+from memorization.machine.screen import percent, say
 from memorization.reliability import predicted_reliability, seeds_for
 
 AIM = 0.8  # reliability for which the number of seeds is told
@@ -69,15 +69,16 @@ def _print_single_images(summary):
     for name in ("score", "score_local"):
         counts = images[name]
         beyond = f"{counts['q < 0.1']} of {images['candidates']} candidates stand out at q < .1"
-        first = f"{counts['false_share_of_first_16']:.0%} of the first 16"
-        tenth = f"{counts['false_share_of_first_tenth']:.0%} of the first tenth"
+        first = f"{percent(counts['false_share_of_first_16'])} of the first 16"
+        tenth = f"{percent(counts['false_share_of_first_tenth'])} of the first tenth"
         say(f"{name:>12}: {beyond}, {counts['q < 0.05']} at q < .05")
-        say(f"{'':>12}  expected to be false: {first}, {tenth}")
+        say(f"{'':>12}  expected to be false: at most {first}, {tenth}")
     explained = min(images["local_offset_explains"]), max(images["local_offset_explains"])
     share = " to ".join(f"{value:.0%}" for value in dict.fromkeys(explained))
-    say(f"{'':>12}  score_local is free of what tells kinds of images apart in S_E: {share} of its")
+    say(f"{'':>12}  less what external images of a kind score, {share} of their variance")
     unlike = images["score_local"]["unlike_all_external"]
-    say(f"{'':>12}  variance; {unlike} candidates are unlike all of S_E and have none")
+    if unlike:
+        say(f"{'':>12}  {unlike} candidates are unlike all external images: no local score")
     if not summary.reliability:
         noise = f"noise of S_E {images['noise']:.4f}, mean effect {images['mean_effect']:.4f}"
         say(f"{noise}: one pair does not tell which single images are memorized; train more seeds")

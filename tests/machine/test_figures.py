@@ -150,7 +150,9 @@ def test_the_gallery_says_how_well_its_ranking_repeats():
         "One pair does not tell which single images are memorized: noise of S_E 0.0138, "
         "mean effect 0.0091"
     )
-    counted = "11 of 256 candidates stand out from S_E at q < 0.1 (framed); of the first 16 up to "
+    counted = (
+        "11 of 256 candidates stand out from S_E at q < 0.1 (framed); of the first 16 at most "
+    )
     counted += "25% are expected to be false"
     assert title(OF_ONE_PAIR)[1:] == title(OF_THREE_SEEDS)[2:] == [counted]
 
