@@ -101,6 +101,8 @@ def _print_reliability(reliability, seeds):
                 means = [one[pairs][measure]["mean"] for one in (candidate, external)]
                 say_both(f"{words}, {of}", *means)
     say_both("reliability of the mean", candidate["predicted"], external["predicted"])
+    low, high = candidate["predicted_interval_95"]
+    say(f"{'95 % interval over images':>43} {f'{low:.2f} to {high:.2f}':>10}")
     overlap = "predicted_overlap_of_first_tenth"
     say_both("so first tenth in common", candidate[overlap], external[overlap])
     variances = candidate["components"]

@@ -16,6 +16,7 @@ from memorization.reliability import (
     expected_overlap,
     predicted_reliability,
     reliability_of_mean,
+    spearman_brown,
 )
 from memorization.results import Checkpoint, Number, Summary
 from memorization.significance import (
@@ -180,12 +181,15 @@ def _reliability(table):
         scores, errors = table["per_seed"][:, rows], table["jackknife"][:, rows]
         variances = components(scores, errors)
         of_mean = predicted_reliability(variances, seeds)
+        # Increasing in the reliability of one seed, so it carries that interval on.
+        interval = [spearman_brown(r, seeds) for r in variances["reliability"]["interval_95"]]
         result[name] = {
             "between_seeds": agreement(scores),
             "between_halves": agreement_of_halves(scores),
             "of_the_mean": reliability_of_mean(scores),
             "components": variances,
             "predicted": of_mean,
+            "predicted_interval_95": interval,
             "predicted_overlap_of_first_tenth": expected_overlap(of_mean),
         }
     return result

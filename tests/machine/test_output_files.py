@@ -29,6 +29,7 @@ from conftest import (
 import dejavu
 import linear_probing_train
 import memorization
+import memorization_scores
 from examples import score_any_encoder
 from memorization.checkpoint import read_checkpoint, save_checkpoint
 from memorization.config import read_config
@@ -308,3 +309,29 @@ def test_pictures_show_the_original_what_was_seen_and_the_reconstruction(channel
         predicted = predicted * std + mean
     assert torch.equal(reconstruction[seen], original[seen])
     assert torch.allclose(reconstruction[~seen], predicted[~seen])
+
+
+def test_the_reliability_of_a_ranking_and_what_more_seeds_give_are_printed(run_copy, capsys):
+    path, run = run_copy
+    score(path, "--run", str(run))
+    printed = capsys.readouterr().out
+    reliability = json.loads((run / "scores/summary.json").read_text())["reliability"]
+    of_both = [reliability[name]["predicted"] for name in ("candidate", "external")]
+    line = next(line for line in printed.splitlines() if "reliability of the mean" in line)
+    assert line.split()[-2:] == [f"{value:.2f}" for value in of_both]
+    low, high = reliability["candidate"]["predicted_interval_95"]
+    assert f"{low:.2f} to {high:.2f}" in printed and low <= of_both[0] + 1e-9 and of_both[0] <= 1
+    memorization_scores.main(["--config", path, "--run", str(run), "--plan"])
+    plan = capsys.readouterr().out
+    assert "measured with 2 seeds" in plan and "8 views" in plan
+    assert ("reliability 0.8 takes" in plan) == (of_both[0] > 0)
+
+
+def test_a_plan_of_one_seed_is_refused(run_copy, capsys):
+    path, run = run_copy
+    score(path, "--run", str(run), "--seeds", "0")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        memorization_scores.main(["--config", path, "--run", str(run), "--seeds", "0", "--plan"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--plan: the scores of" in line and "are of one seed" in line
