@@ -13,6 +13,7 @@ from benchmarks.planted_pairs import SIMCLR, Experiment, Trial
 from benchmarks.plants import (
     COUNTS,
     Sizes,
+    change_labels,
     plant_crossover,
     plant_outliers,
     plant_sorted,
@@ -111,6 +112,12 @@ def test_a_wrong_label_is_always_wrong_and_the_pixels_stay(planted, source):
         assert true[pixels.numpy().tobytes()] == label
 
 
+def test_every_changed_label_is_another_one():
+    labels = np.arange(200) % 3
+    changed = change_labels(labels, ("a", "b", "c"), 0)
+    assert (changed != labels).all() and set(changed) == {0, 1, 2}
+
+
 def pairs_of(split, indices=slice(None)):
     return zip(split.pixels[indices], split.labels[indices])
 
@@ -142,6 +149,9 @@ def test_in_a_fixed_set_f_alone_has_the_outliers_in_every_seed(source):
         subsets = planted.subsets(seed)
         check_subsets(subsets)
         assert np.isin(outliers, subsets.candidate).all() and (planted.signs(seed) == 1).all()
+    assert set(planted.rows["subset"][np.isin(planted.rows["kind"], ("waves", "noise"))]) == {
+        "candidate"
+    }
 
 
 def test_a_sorted_folder_gives_f_one_class_and_its_crossover_both(source):
@@ -149,6 +159,9 @@ def test_a_sorted_folder_gives_f_one_class_and_its_crossover_both(source):
     labels = fixed.images.train.labels.numpy()
     subsets = fixed.subsets(1)
     assert set(labels[subsets.candidate]) == {0} and set(labels[subsets.independent]) == {1}
+    for subset in ("candidate", "independent"):
+        indices = fixed.rows["index"][fixed.rows["subset"] == subset]
+        assert np.array_equal(indices, getattr(subsets, subset))
     crossover = plant_sorted(source, 0, half=16, external=20)
     assert set(crossover.images.train.labels.numpy()[crossover.subsets(1).candidate]) == {0, 1}
 
@@ -215,6 +228,8 @@ def test_external_images_that_stand_in_for_all_subsets_are_not_memorized():
     scores = np.random.default_rng(0).standard_t(4, size=1024)
     result = demands.stand_in(scores)
     assert result["none_found"] >= 0.95 and result["told_apart"] <= 0.1
+    memorized = demands.stand_in(scores, lambda subset: scores + 9 * (subset == "candidate"))
+    assert memorized["none_found"] == 0 and memorized["told_apart"] == 1
 
 
 def test_a_demand_that_was_not_tested_is_neither_met_nor_missed():
