@@ -12,6 +12,7 @@ from scipy import stats
 
 from benchmarks.plants import REPEATED
 from memorization.measuring.calibration import against_external
+from memorization.reliability import components
 
 COLUMNS = {"score": "raw", "score_local": "local"}
 # What is compared within a set: an AUC is the chance that an image of the first kinds scores higher
@@ -33,6 +34,11 @@ CONTRASTS = {
 NULLS = ("twin in S_I", "second twin", "twin in S_S")  # g has them too
 MOSTLY_NULLS = (*REPEATED, *NULLS)
 DRAWS = 100  # of an S_E that stands in for all subsets
+MOST_SEEDS = 1000
+NEEDED = {  # an AUC for which a number of seeds is predicted
+    **{kind: 0.95 for kind in (*REPEATED, "repeated")},
+    "waves, against unseen waves": 0.9,
+}
 LEVEL = 0.1  # of q
 
 
@@ -59,6 +65,37 @@ def compare_kinds(tables, column):
         for name, pair in CONTRASTS.items()
     }
     return {name: _mean_and_range(values) for name, values in aucs.items()}
+
+
+def seeds_for(tables, column, contrast, least):
+    """The smallest number of seeds whose mean scores are expected to have at least this AUC; None
+    if 1,000 seeds have not, as the images themselves differ too much.
+
+    tables: of several seeds, one for each set. The AUC is that of two normal distributions, with
+    the variance of what stays of an image and that of single seeds over the number of seeds
+    (`memorization.reliability.components`).
+    """
+    parts = [
+        [_components_of_kinds(table, column, kinds) for kinds in CONTRASTS[contrast]]
+        for table in tables
+    ]
+    greater, smaller = np.mean(parts, axis=0)  # (mean, variance that stays, that of a seed) each
+    seeds = np.arange(1, MOST_SEEDS + 1)
+    variance = np.maximum(greater[1] + smaller[1], 0) + (greater[2] + smaller[2]) / seeds
+    aucs = stats.norm.cdf((greater[0] - smaller[0]) / np.sqrt(variance))
+    enough = seeds[aucs >= least]
+    return int(enough[0]) if len(enough) else None
+
+
+def _components_of_kinds(table, column, kinds):
+    """(mean score, variance that stays of an image, variance of a single seed about it)."""
+    chosen = np.isin(table["kind"], kinds)
+    scores = table["per_seed"][:, chosen]
+    if column == "score_local":
+        scores = scores - (table["sign"] * table["local_offset"])[:, chosen]
+    parts = components(scores, table["jackknife"][:, chosen])
+    noise = parts["training"]["value"] + parts["views"]["value"]
+    return np.nanmean(scores), parts["image"]["value"], noise
 
 
 def check_nulls(tables, column, kind):

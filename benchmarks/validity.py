@@ -150,8 +150,13 @@ def measure_column(by_set, column):
     """What one column of scores shows. by_set: tables of every set."""
     tables = [table for of_set in by_set for table in of_set]
     first = [of_set[0] for of_set in by_set]  # of other seeds nulls are the same images
+    needed = {}
+    if len(first[0]["per_seed"]) == SEEDS:
+        for contrast, least in demands.NEEDED.items():
+            needed[contrast] = demands.seeds_for(first, column, contrast, least)
     return {
         "auc": demands.compare_kinds(tables, column),
+        "seeds_needed": needed,
         "nulls": {
             kind: demands.check_nulls(first, column, kind)
             for kind in ("twin in S_I", "twin in S_S")
@@ -247,6 +252,9 @@ def print_cells(name, cells):
         nulls = [cell["nulls"][kind] for cell in cells]
         print_line(f"{kind}: p of a test against S_E", [null["p_of_test"] for null in nulls])
         print_line(f"{kind}: share with p < .1", [null["share_below_.1"] for null in nulls])
+    for contrast, least in demands.NEEDED.items():
+        counts = [cell["seeds_needed"].get(contrast) or np.nan for cell in cells]
+        print_line(f"seeds for {least:g}: {contrast}", counts)
     for key, words in (("false", "all"), ("false_among_nulls", "few, mostly nulls")):
         counts = [cell[key] for cell in cells]
         print_line(f"candidates at q < .1, of {words}", [count["found"] for count in counts])

@@ -186,6 +186,26 @@ def test_the_auc_counts_pairs_by_hand():
     assert np.isnan(demands.auc(np.array([1.0]), np.array([])))
 
 
+@pytest.mark.parametrize("stays, needed", [(0.0, 6), (1.0, None)])
+def test_the_number_of_seeds_for_an_auc_follows_from_the_components(stays, needed):
+    """Scores that differ by 1, by a noise of 1 in each seed: AUC = Phi(sqrt(S / 2)), .95 from
+    S = 5.4 on. If images themselves differ by as much, no S gives more than .76.
+    """
+    rng, images = np.random.default_rng(0), 20_000
+    score = rng.normal(size=(8, images)) + stays * rng.normal(size=images)
+    score[:, images // 2 :] += 1
+    table = {
+        "kind": np.repeat(["ordinary", "repeated 8 times"], images // 2),
+        "per_seed": score,
+        "jackknife": np.full(score.shape, 0.1),
+    }
+    assert demands.seeds_for([table], "score", "repeated", 0.95) == needed
+    offset = rng.normal(size=score.shape)
+    signs = rng.choice([-1, 1], size=score.shape)
+    local = table | {"per_seed": score + signs * offset, "sign": signs, "local_offset": offset}
+    assert demands.seeds_for([local], "score_local", "repeated", 0.95) == needed
+
+
 def test_nulls_that_score_as_external_images_pass_and_others_do_not():
     tables = [simulated_table(seed, memory=0) for seed in range(5)]
     assert demands.check_nulls(tables, "score", "twin in S_I")["p_of_test"] > 0.01
