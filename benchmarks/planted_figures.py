@@ -48,7 +48,7 @@ def draw_power(cells, path):
     """AUC of repeated images against ordinary ones, by the number of seeds. cells: of
     `measure_crossovers`.
     """
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
     colors = matplotlib.colormaps["viridis"](np.linspace(0.85, 0, len(REPEATED)))
     styles = dict(zip(COLUMNS, ("-", "--")))
     for axes, (method, name) in zip(figure.subplots(1, 2, sharey=True), METHODS.items()):
@@ -65,5 +65,6 @@ def draw_power(cells, path):
         axes.axhline(0.5, color="#999999", linewidth=0.8)
         axes.set(title=name, xlabel="seeds of the crossover")
     figure.axes[0].set_ylabel("AUC")
-    figure.axes[0].legend(fontsize=7)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8, handlelength=3.5)
     return figure

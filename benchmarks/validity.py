@@ -253,8 +253,9 @@ def print_cells(name, cells):
         print_line(f"{kind}: p of a test against S_E", [null["p_of_test"] for null in nulls])
         print_line(f"{kind}: share with p < .1", [null["share_below_.1"] for null in nulls])
     for contrast, least in demands.NEEDED.items():
-        counts = [cell["seeds_needed"].get(contrast) or np.nan for cell in cells]
-        print_line(f"seeds for {least:g}: {contrast}", counts)
+        counts = [cell["seeds_needed"].get(contrast) for cell in cells]
+        numbers = "".join(f"{'--' if count is None else count:>9}" for count in counts)
+        print(f"{f'seeds for {least:g}: {contrast}':>44}{numbers}")
     for key, words in (("false", "all"), ("false_among_nulls", "few, mostly nulls")):
         counts = [cell[key] for cell in cells]
         print_line(f"candidates at q < .1, of {words}", [count["found"] for count in counts])
@@ -288,12 +289,12 @@ def print_line(words, values):
 
 def print_demands(rows):
     """A line for each demand that was tested, for raw and for local scores."""
-    print(f"\n{'demanded':<68}" + "".join(f"{name:>18}" for name in demands.COLUMNS.values()))
+    print(f"\n{'demanded':<76}" + "".join(f"{name:>18}" for name in demands.COLUMNS.values()))
     for row in rows:
         cells = [row[name] for name in demands.COLUMNS.values()]
         if any(cell["met"] is not None for cell in cells):
             words = f"{row['case']}: {row['demand']}, {state_bounds(*row['bounds'])}"
-            print(f"{words:<68}" + "".join(f"{state_verdict(**cell):>18}" for cell in cells))
+            print(f"{words:<76}" + "".join(f"{state_verdict(**cell):>18}" for cell in cells))
     missing = sum(row["raw"]["met"] is None for row in rows)
     if missing:
         print(f"{missing} more were not tested: their encoders are not trained")
