@@ -2,13 +2,15 @@
 it, and a training that remembers what stands in it often.
 """
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import demands
+from benchmarks import demands, validity
+from benchmarks.planted_figures import draw_kinds, draw_power
 from benchmarks.planted_pairs import SIMCLR, Experiment, Trial
 from benchmarks.plants import (
     COUNTS,
@@ -21,6 +23,7 @@ from benchmarks.plants import (
 from memorization.data.images import Images, Split
 from memorization.data.subsets import check_subsets
 from memorization.encoder import Pair
+from memorization.machine.files import json_text
 from memorization.machine.interruption import StopRequest
 from models.simclr import SimCLRSettings
 
@@ -323,6 +326,28 @@ def test_tables_are_of_the_seeds_that_are_scored(trial):
     assert both["score"] == pytest.approx(mean, abs=1e-12)
     further = small_trial(trial.planted, trial.folder, seeds=range(4))
     assert len(further.tables(1)) == 2 and len(further.tables(2)) == 1
+
+
+def test_the_report_holds_what_is_trained_and_says_what_was_not_tested(
+    trial, source, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(validity, "SEEDS", 2)
+    monkeypatch.setattr(validity, "NUMBERS_OF_SEEDS", (1, 2))
+    other = small_trial(plant_outliers(source, 0, half=32, outliers=4, external=20), tmp_path)
+    others = dict.fromkeys(("outliers_fixed", "sorted_fixed", "sorted_crossover"), other)
+    results = validity.measure({"simclr_0": trial} | others)
+    results["demands"] = demands.compare(results)
+    assert [(cell["seeds"], cell["column"]) for cell in results["crossover"]] == [
+        (seeds, column) for seeds in (1, 2) for column in ("score", "score_local")
+    ]
+    assert results["mirror"] == 0.0 and json.loads(json_text(results))
+    validity.print_results(results)
+    screen = capsys.readouterr().out
+    assert "SimCLR, 1 set: AUC" in screen and "MAE" not in screen
+    assert "more were not tested: their encoders are not trained" in screen
+    for draw, shown in ((draw_kinds, trial.tables(2)), (draw_power, results["crossover"])):
+        draw(shown, tmp_path / "picture.png")
+        assert (tmp_path / "picture.png").stat().st_size > 10_000
 
 
 def test_repeated_images_score_above_images_that_nobody_is_trained_on(planted, tmp_path):
