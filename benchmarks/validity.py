@@ -157,10 +157,7 @@ def measure_column(by_set, column):
     return {
         "auc": demands.compare_kinds(tables, column),
         "seeds_needed": needed,
-        "nulls": {
-            kind: demands.check_nulls(first, column, kind)
-            for kind in ("twin in S_I", "twin in S_S")
-        },
+        "null": demands.check_nulls(first, column),
         "false": demands.summarize_false(tables, column),
         "false_among_nulls": demands.summarize_false(tables, column, demands.MOSTLY_NULLS),
         "means": demands.mean_over_tables(tables, column),
@@ -249,10 +246,9 @@ def print_cells(name, cells):
     print(f"\n{title:<44}" + "".join(f"{head:>9}" for head in heads))
     for contrast in demands.CONTRASTS:
         print_line(contrast, [cell["auc"][contrast]["mean"] for cell in cells])
-    for kind in cells[0]["nulls"]:
-        nulls = [cell["nulls"][kind] for cell in cells]
-        print_line(f"{kind}: p of a test against S_E", [null["p_of_test"] for null in nulls])
-        print_line(f"{kind}: share with p < .1", [null["share_below_.1"] for null in nulls])
+    nulls = [cell["null"] for cell in cells]
+    print_line("twin in S_I: p of a test against S_E", [null["p_of_test"] for null in nulls])
+    print_line("twin in S_I: share with p < .1", [null["share_below_.1"] for null in nulls])
     for contrast, least in demands.NEEDED.items():
         counts = [cell["seeds_needed"].get(contrast) for cell in cells]
         numbers = "".join(f"{'--' if count is None else count:>9}" for count in counts)

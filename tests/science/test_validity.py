@@ -211,10 +211,10 @@ def test_the_number_of_seeds_for_an_auc_follows_from_the_components(stays, neede
 
 def test_nulls_that_score_as_external_images_pass_and_others_do_not():
     tables = [simulated_table(seed, memory=0) for seed in range(5)]
-    assert demands.check_nulls(tables, "score", "twin in S_I")["p_of_test"] > 0.01
+    assert demands.check_nulls(tables, "score")["p_of_test"] > 0.01
     for table in tables:
         table["score"] = table["score"] + 0.5 * (table["kind"] == "twin in S_I")
-    assert demands.check_nulls(tables, "score", "twin in S_I")["p_of_test"] < 0.01
+    assert demands.check_nulls(tables, "score")["p_of_test"] < 0.01
 
 
 def test_few_of_the_candidates_with_a_small_q_are_nulls():
@@ -225,7 +225,7 @@ def test_few_of_the_candidates_with_a_small_q_are_nulls():
 
 def test_false_ones_are_counted_by_hand():
     table = {
-        "kind": np.array(["twin in S_S", "ordinary", "ordinary"] + ["S_E"] * 99),
+        "kind": np.array(["twin in S_I", "ordinary", "ordinary"] + ["S_E"] * 99),
         "subset": np.array(["candidate"] * 3 + ["external"] * 99),
         "score": np.array([9.0, 8.0, -1.0] + [0.0] * 99),
     }
