@@ -293,7 +293,8 @@ def _demand(words, case, bounds, cells, read):
     row = {"demand": words, "case": case, "bounds": list(bounds)}
     for column, name in COLUMNS.items():
         value = read(cells[column]) if column in cells else None
-        row[name] = {"value": value, "met": None if value is None else _is_within(value, *bounds)}
+        is_known = value is not None and not np.isnan(value)  # waves have no local score
+        row[name] = {"value": value, "met": _is_within(value, *bounds) if is_known else None}
     return row
 
 
