@@ -241,9 +241,8 @@ def print_results(results):
 def print_cells(name, cells):
     """The figures of a method: a line each, a column for each number of seeds and kind of score."""
     heads = [f"{cell['seeds']} {demands.COLUMNS[cell['column']]}" for cell in cells]
-    sets = cells[0]["sets"]
-    title = f"{name}, {sets} set{'s'[: sets > 1]}: AUC"
-    print(f"\n{title:<44}" + "".join(f"{head:>9}" for head in heads))
+    print(f"\n{f'{name}: AUC':<44}" + "".join(f"{head:>9}" for head in heads))
+    print(f"{'sets of images':>44}" + "".join(f"{cell['sets']:>9}" for cell in cells))
     for contrast in demands.CONTRASTS:
         print_line(contrast, [cell["auc"][contrast]["mean"] for cell in cells])
     nulls = [cell["null"] for cell in cells]

@@ -344,7 +344,7 @@ def test_the_report_holds_what_is_trained_and_says_what_was_not_tested(
     assert results["mirror"] == 0.0 and json.loads(json_text(results))
     validity.print_results(results)
     screen = capsys.readouterr().out
-    assert "SimCLR, 1 set: AUC" in screen and "MAE" not in screen
+    assert "SimCLR: AUC" in screen and "MAE" not in screen
     assert "more were not tested: their encoders are not trained" in screen
     for draw, shown in ((draw_kinds, trial.tables(2)), (draw_power, results["crossover"])):
         draw(shown, tmp_path / "picture.png")
