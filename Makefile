@@ -4,11 +4,14 @@
 # make faults kill trainings at random moments, and see that they end as if nothing had happened; give the scripts hostile files
 #             and disks that fail
 # make bench  time this project beside others, 20 to 40 minutes on two CPU cores; results in runs/benchmarks
+# make validity
+#             train encoders on planted images, and see whether scores find what is memorized and nothing else: up to 40 minutes on two
+#             CPU cores; results in runs/benchmarks
 PYTHON ?= python3
 INSTALLED := .venv/installed
 RUN := .venv/bin/python
 
-.PHONY: demo test lint faults bench data
+.PHONY: demo test lint faults bench validity data
 
 demo: $(INSTALLED) data
 	$(RUN) train_simclr.py --config configs/demo.yaml
@@ -28,6 +31,9 @@ faults: $(INSTALLED)
 
 bench: $(INSTALLED)
 	for question in augmentations scoring training big_data neighbors probe scaling; do $(RUN) -m benchmarks.$$question || exit 1; done
+
+validity: $(INSTALLED) data
+	$(RUN) -m benchmarks.validity
 
 # Fashion-MNIST: found here already, downloaded, or from its Debian package where that can be installed.
 FIND_DATA := $(RUN) -c "from memorization.data.catalogue import DataSettings; from memorization.data.images import open_images; open_images(DataSettings(name='fashion_mnist'))"
