@@ -3,6 +3,7 @@ work.
 """
 
 import io
+import math
 import os
 import sys
 import warnings
@@ -20,9 +21,9 @@ def say(line):
         print(line, flush=True)
 
 
-def percent(share):
-    """A share in whole percent; a small one is not said to be none."""
-    return "less than 1%" if 0 < share < 0.005 else f"{share:.0%}"
+def percent(bound):
+    """The upper bound of a share in whole percent, rounded up."""
+    return "nan%" if math.isnan(bound) else f"{math.ceil(100 * bound - 1e-9)}%"
 
 
 def caution(message):

@@ -14,7 +14,7 @@ from memorization.errors import Caution
 from memorization.machine import processes
 from memorization.machine.command import one_line_errors
 from memorization.machine.interruption import stop_requests
-from memorization.machine.screen import Screen, caution, loss_of_screen, open_screens, say
+from memorization.machine.screen import Screen, caution, loss_of_screen, open_screens, percent, say
 
 PRINTING = """
 import sys
@@ -167,3 +167,8 @@ def test_a_line_tells_of_a_screen_on_a_full_disk_once_the_work_is_done(tmp_path)
 def test_closed_standard_files_do_not_end_the_work_nor_mix_with_its_files(tmp_path):
     ended = run_printing(tmp_path / "result", preexec_fn=lambda: (os.close(1), os.close(2)))
     assert (ended.returncode, (tmp_path / "result").read_text()) == (0, "whole")
+
+
+def test_a_bound_in_percent_is_rounded_up_and_never_to_none():
+    bounds = [0.0, 0.0027, 0.01, 0.121, 0.29, 1.0, float("nan")]
+    assert [percent(bound) for bound in bounds] == ["0%", "1%", "1%", "13%", "29%", "100%", "nan%"]
