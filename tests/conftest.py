@@ -438,6 +438,13 @@ def probed_run(scored_run, tmp_path_factory):
     return scored_run[0], run
 
 
+@pytest.fixture
+def probed_copy(probed_run, tmp_path):
+    """(config path, a copy of the probed run to change)."""
+    path, run = probed_run
+    return path, Path(shutil.copytree(run, tmp_path / "probed"))
+
+
 @pytest.fixture(scope="session")
 def halves(tmp_path_factory):
     """(config path, run folder) of a tiny pair of disjoint halves, trained and scored. Not to be

@@ -231,8 +231,8 @@ def test_another_query_has_a_folder_of_its_own(query, run_copy):
     )
 
 
-def test_another_encoder_is_probed_into_a_folder_of_its_own(probed_run, tmp_path):
-    path, run = probed_run
+def test_another_encoder_is_probed_into_a_folder_of_its_own(probed_copy, tmp_path):
+    path, run = probed_copy
     foreign = tmp_path / "foreign.pt"
     record = read_checkpoint(run / "seed_0/candidate/encoder_epoch_0002.pt")
     save_checkpoint(foreign, record)
@@ -244,8 +244,8 @@ def test_another_encoder_is_probed_into_a_folder_of_its_own(probed_run, tmp_path
     assert [row["encoder"] for row in summary["results"]] == names
 
 
-def test_fine_tuned_encoders_are_named_so(probed_run):
-    path, run = probed_run
+def test_fine_tuned_encoders_are_named_so(probed_copy):
+    path, run = probed_copy
     options = ["--probe.fine_tune", "true", "--probe.fine_tune_epochs", "1", "--seeds", "0"]
     linear_probing_train.main(["--config", path, "--run", str(run), *QUICK_PROBE, *options])
     folder = run / "probe/fine_tuned_fine_tune_epochs_1_seeds_0"
