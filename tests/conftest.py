@@ -450,8 +450,12 @@ def halves(tmp_path_factory):
     """(config path, run folder) of a tiny pair of disjoint halves, trained and scored. Not to be
     changed.
     """
-    folder = tmp_path_factory.mktemp("halves")
-    path = write_experiment(folder, HALVES)
+    return train_and_score(tmp_path_factory.mktemp("halves"), HALVES)
+
+
+def train_and_score(folder, changes):
+    """(config path, run folder) of the tiny experiment with changes, trained and scored."""
+    path = write_experiment(folder, changes)
     train_simclr.main(["--config", path])
     score(path)
     return path, folder / "run"
@@ -469,11 +473,7 @@ def pool(tmp_path_factory):
     """(config path, run folder) of a tiny crossover of two seeds, trained and scored. Not to be
     changed.
     """
-    folder = tmp_path_factory.mktemp("pool")
-    path = write_experiment(folder, CROSSOVER)
-    train_simclr.main(["--config", path])
-    score(path)
-    return path, folder / "run"
+    return train_and_score(tmp_path_factory.mktemp("pool"), CROSSOVER)
 
 
 @pytest.fixture
