@@ -1,4 +1,4 @@
-# make demo   train eight small pairs on Fashion-MNIST, show which images it memorized, and ask it for labels (Deja Vu, linear probes)
+# make demo   train eight small pairs on Fashion-MNIST, show which images they memorized, and ask them for labels (Deja Vu, linear probes)
 # make test   run the tests
 # make lint   check the style of the code: ruff
 # make faults kill trainings at random moments, and see that they end as if nothing had happened; give the scripts hostile files
