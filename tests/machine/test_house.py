@@ -23,7 +23,7 @@ LAYERS = [
         "memorization.encoder", "memorization.checkpoint_file", "memorization.checkpoint",
         "memorization.results",
     ],
-    ["memorization.figures", "memorization.measuring"],
+    ["memorization.figures", "memorization.imports", "memorization.measuring"],
     ["memorization.config"],
     ["memorization.run", "memorization.training"],
 ]  # fmt: skip

@@ -1,0 +1,1 @@
+"""Encoders that others trained: their weights are read, matched, and become runs of ours."""
