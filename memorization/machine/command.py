@@ -23,6 +23,7 @@ def one_line_errors(main):
     """
 
     @functools.wraps(main)
+    @processes.exit_together
     @open_screens()
     def run(argv=None):
         before, warnings.formatwarning = warnings.formatwarning, _one_line

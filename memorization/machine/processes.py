@@ -21,6 +21,8 @@ from tqdm import tqdm
 PATIENCE = timedelta(hours=12)
 # Seconds that the other processes wait before they print an error, if they have not met.
 SILENCE = 2
+# Seconds that the first process waits for the others at most before it ends, if one has failed.
+FAREWELL = 5
 # Words in torch's errors if another process is gone.
 LOST = re.compile("gloo|NCCL|TCPStore", re.IGNORECASE)
 
@@ -72,6 +74,35 @@ def leave():
     if dist.is_initialized():
         wait_for_all()
         dist.destroy_process_group()
+
+
+def exit_together(main):
+    """Decorate a main that raises SystemExit if it fails: several processes then end together.
+
+    The first one, which may hold the store, stays until the others have read it, FAREWELL seconds
+    at most. Python is not shut down, for torch's threads may still hold tensors and would abort it
+    (exit code -6).
+    """
+
+    @functools.wraps(main)
+    def run(argv=None):
+        try:
+            return main(argv)
+        except SystemExit as end:
+            if count() > 1 and meeting_point is not None:
+                with suppress(dist.DistError):  # the process of the store is gone
+                    _wait_for_farewells()
+                os._exit(end.code)
+            raise
+
+    return run
+
+
+def _wait_for_farewells():
+    n_ended, start = meeting_point.add("ended", 1), time.monotonic()
+    while is_first() and n_ended < count() and time.monotonic() - start < FAREWELL:
+        time.sleep(0.05)
+        n_ended = meeting_point.add("ended", 0)
 
 
 def claim_report():
