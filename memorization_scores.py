@@ -21,7 +21,7 @@ import time
 
 import torch
 
-from memorization.data.confounders import class_counts, warn_of_confounders
+from memorization.data.confounders import class_counts, class_test, warn_of_confounders
 from memorization.data.subsets import ROLES
 from memorization.errors import WrongUse
 from memorization.figures import draw_gallery, draw_histogram, draw_scatter, draw_training_curve
@@ -76,7 +76,7 @@ def print_plan_of_seeds(run):
     single seed.
     """
     summary = read_scores_summary(run.scores_output())
-    if not summary.reliability:
+    if not summary.ranking_reliability:
         several = "how well scores repeat is known from two seeds on"
         raise WrongUse(f"--plan: the scores of {run.name} are of one seed: {several}")
     folders = [run.folder_of(seed, role) for seed in summary.seeds for role in ROLES]
@@ -107,7 +107,7 @@ def score_checkpoint(run, images, rows, checkpoint):
         if settings.precision != "fp32":
             scores = seeds[0].scores
             error = error_of_precision(scores, pairs[0], images, rows, settings, run.recipes)
-    table = table_of_scores(rows, seeds)
+    table, counts = table_of_scores(rows, seeds), class_counts(run.subsets, run.images)
     files, result = files_of(table), run.output(checkpoint=checkpoint)
     encoders = {place: value for pair in pairs for place, value in pair.fingerprints.items()}
     hashes = {"encoders": encoders, "scores": hashlib.sha256(files["scores.npz"]).hexdigest()}
@@ -115,7 +115,8 @@ def score_checkpoint(run, images, rows, checkpoint):
         format=FORMAT,
         seeds=run.seeds,
         **summarize(table, seeds),
-        class_counts=class_counts(run.subsets, run.images),
+        class_counts=counts,
+        class_test=class_test(counts),
         checkpoint={"name": checkpoint, "epoch": pairs[0].epoch},
         settings=settings.model_dump(),
         error_of_precision=error,

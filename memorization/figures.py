@@ -48,6 +48,7 @@ LOSS_G = "$L_{align}(g, x)$ of the independent encoder  (L2 distance)"
 LOSS_WITH = "$L_{align}$ of the encoder with the image  (L2 distance)"
 LOSS_WITHOUT = "$L_{align}$ of the encoder without the image  (L2 distance)"
 GALLERY_COLUMNS, GALLERY_ROWS = 8, 2
+SCORES = {"score": "scores", "score_local": "local scores"}  # in titles
 Q_LEVEL = 0.1  # candidates with a smaller q stand out in the gallery
 GRAY = "#767676"
 LETTERS_AN_INCH = 12  # of a title, about
@@ -189,15 +190,22 @@ def draw_gallery(scores, images, summary, path):
     """The candidates with the highest and the lowest scores, below a title that says how well this
     ranking repeats. Those of q < .1 have a frame, all others gray text.
 
-    scores: dict of (N,) arrays "index", "subset", "label", "score" and "q"; images: the Images that
-    the indices are of; summary: the ScoresSummary of these scores.
+    scores: dict of (N,) arrays "index", "subset", "label", and the score that the summary's
+    `headline` names with its q; images: the Images that the indices are of; summary: the
+    ScoresSummary of these scores.
     """
-    candidates = np.flatnonzero(scores["subset"] == "candidate")
+    column, q = summary.headline, summary.headline.replace("score", "q")
+    scores = {name: scores[name] for name in ("index", "subset", "label")} | {
+        "score": scores[column],
+        "q": scores[q],
+    }
+    is_ranked = (scores["subset"] == "candidate") & ~np.isnan(scores["score"])
+    candidates = np.flatnonzero(is_ranked)
     by_score = candidates[np.argsort(-scores["score"][candidates], kind="stable")]
     n_images = min(GALLERY_COLUMNS * GALLERY_ROWS, len(by_score) // 2)
     blocks = [
-        ("Highest scores of candidates", by_score[:n_images]),
-        ("Lowest scores of candidates", by_score[-n_images:][::-1]),
+        (f"Highest {SCORES[column]} of candidates", by_score[:n_images]),
+        (f"Lowest {SCORES[column]} of candidates", by_score[-n_images:][::-1]),
     ]
     columns = min(GALLERY_COLUMNS, max(4, n_images))
     rows = -(-n_images // columns)
@@ -239,8 +247,9 @@ def _caption(axes, scores, row, name):
 def _reliability(summary):
     """How well the ranking of images repeats, and how many stand out: sentences, a list."""
     images, seeds = summary.single_images, len(summary.seeds)
-    if summary.reliability:
-        candidate, external = (summary.reliability[name] for name in ("candidate", "external"))
+    if summary.ranking_reliability:
+        of = summary.ranking_reliability
+        candidate, external = of["candidate"], of["external"]
         common = candidate["predicted_overlap_of_first_tenth"]
         repeats = f"a repetition would have {common:.0%} of the first tenth in common"
         lines = [
@@ -250,11 +259,15 @@ def _reliability(summary):
     else:
         noise = f"noise of S_E {images['noise']:.4f}, mean effect {images['mean_effect']:.4f}"
         lines = [f"One pair does not tell which single images are memorized: {noise}"]
-    beyond = f"{images['score']['q < 0.1']} of {images['candidates']} candidates stand out from S_E"
-    first = f"of the first {min(16, images['candidates'])}"
-    share = percent(images["score"]["false_share_of_first_16"])
-    false = f"at most {share} are expected to be false"
-    return [*lines, f"{beyond} at q < 0.1 (framed); {first} {false}"]
+    counts, candidates = images[summary.headline], images["candidates"]
+    beyond = f"{counts['q < 0.1']} of {candidates} candidates stand out from S_E"
+    first = f"of the first {min(16, candidates)}"
+    share = percent(counts["false_share_of_first_16"])
+    lines.append(f"{beyond} at q < 0.1 (framed); {first} at most {share} are expected to be false")
+    if counts.get("unlike_all_external"):
+        unlike = f"{counts['unlike_all_external']} of {candidates} candidates"
+        lines.append(f"Not shown, as they are unlike all external images: {unlike}")
+    return lines
 
 
 @picture

@@ -183,18 +183,21 @@ def class_counts(subsets, images):
     return {name: dict(of_subset) for name, of_subset in counts.items()}
 
 
+def class_test(counts):
+    """`compare_classes` of `class_counts`, without the images that have no label."""
+    classes = [name for name in next(iter(counts.values())) if name != UNLABELLED]
+    return compare_classes([[of_subset[name] for name in classes] for of_subset in counts.values()])
+
+
 def print_class_counts(counts):
-    """Print a table of `class_counts`, unless there are many classes, and what `compare_classes`
-    says of them.
-    """
+    """Print a table of `class_counts`, unless there are many classes, and their `class_test`."""
     classes = list(next(iter(counts.values())))
     if len(classes) <= MOST_PRINTED:
         say(f"\n{'images of class':>22} {' '.join(f'{name:>11}' for name in counts)}")
         for name in classes:
             numbers = " ".join(f"{of_subset[name]:>11}" for of_subset in counts.values())
             say(f"{escape(name):>22} {numbers}")
-    labelled = [name for name in classes if name != UNLABELLED]
-    test = compare_classes([[of[name] for name in labelled] for of in counts.values()])
+    test = class_test(counts)
     if test:
         chi_square = f"{test['chi_square']:.1f} ({test['degrees_of_freedom']} degrees of freedom)"
         effect = f"p {test['p']:.2g}, Cramer's V {test['cramers_v']:.2f}"

@@ -8,6 +8,7 @@ from memorization.measuring.representations import encode_images
 from memorization.significance import p_against, p_within, q_values
 
 LEAST_EXTERNAL = 3  # images of S_E, to which a local offset can be fitted
+MOST_UNLIKE = 0.1  # share of candidates without a local score, up to which it ranks them
 NORMAL_DEVIATION = 1.4826  # standard deviation of a normal variable by its median distance from 0
 
 
@@ -62,6 +63,16 @@ def standard_errors(per_seed, subset):
         rows = subset == name
         errors[rows] = np.sqrt(per_seed[:, rows].var(0, ddof=1).mean() / seeds)
     return errors
+
+
+def headline(score_local, subset):
+    """The column that single images are ranked by: "score_local", or "score" if more than a tenth
+    of the candidates have no local score. docs/validity.md has the reasons.
+
+    score_local: (N,), NaN for none; subset: (N,) names.
+    """
+    unlike = np.isnan(score_local[subset == "candidate"])
+    return "score" if unlike.mean() > MOST_UNLIKE else "score_local"
 
 
 def against_external(score, subset):

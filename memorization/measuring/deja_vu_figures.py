@@ -33,7 +33,7 @@ def draw_deja_vu_confidence(summary, path):
     percent = sweeps[0].percent
     for key, style, color, name in (
         ("acc_target", "-", "candidate", f"{words.target} (trained on the image)"),
-        ("acc_reference", "--", "independent", f"{words.full_reference} (did not)"),
+        ("acc_reference", "--", "independent", f"{words.full_reference} (not trained on it)"),
     ):
         line = {"linestyle": style, "color": COLORS[color]}
         curves = 100 * np.array([getattr(sweep, key) for sweep in sweeps])

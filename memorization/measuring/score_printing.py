@@ -15,6 +15,7 @@ AGREEMENTS = {
     "kendall": "Kendall's tau",
     "overlap": "first tenth in common",
 }
+SCORES = ("score", "score_local")
 PARTS = {"image": "the image", "training": "the training", "views": "the choice of views"}
 
 
@@ -24,8 +25,8 @@ def print_summary(summary, folder):
     print_class_counts(summary.class_counts)
     _print_tests(summary)
     _print_single_images(summary)
-    if summary.reliability:
-        _print_reliability(summary.reliability, len(summary.seeds))
+    if summary.ranking_reliability:
+        _print_reliability(summary)
     if summary.error_of_precision:
         _print_error_of_precision(summary)
     pictures = f"{escape(folder)}: gallery.png, histogram.png, scatter.png"
@@ -66,7 +67,7 @@ def _print_single_images(summary):
     """How many candidates stand out from S_E, and how many of those that do are false."""
     images = summary.single_images
     say(f"\nsingle images, against the scores of {images['external']} external images:")
-    for name in ("score", "score_local"):
+    for name in sorted(SCORES, key=lambda name: name != summary.headline):
         counts = images[name]
         beyond = f"{counts['q < 0.1']} of {images['candidates']} candidates stand out at q < .1"
         first = f"{percent(counts['false_share_of_first_16'])} of the first 16"
@@ -79,13 +80,15 @@ def _print_single_images(summary):
     unlike = images["score_local"]["unlike_all_external"]
     if unlike:
         say(f"{'':>12}  {unlike} candidates are unlike all external images: no local score")
-    if not summary.reliability:
+    say(f"single images are ranked by {summary.headline}")
+    if not summary.ranking_reliability:
         noise = f"noise of S_E {images['noise']:.4f}, mean effect {images['mean_effect']:.4f}"
         say(f"{noise}: one pair does not tell which single images are memorized; train more seeds")
 
 
-def _print_reliability(reliability, seeds):
+def _print_reliability(summary):
     """How well the ranking of candidates repeats, S_E's beside it."""
+    reliability, seeds = summary.ranking_reliability, len(summary.seeds)
     say(f"\nhow well the ranking of {seeds} seeds repeats    candidate   external")
     candidate, external = (reliability[name] for name in ("candidate", "external"))
 
@@ -121,8 +124,10 @@ def print_plan(summary, seconds):
     """What more seeds and views would give. summary: a ScoresSummary of several seeds; seconds:
     that one seed took to train and to score, or None if that is not known.
     """
-    variances, views = summary.reliability["candidate"]["components"], summary.settings["views"]
-    say(f"reliability of the mean score of a candidate, measured with {len(summary.seeds)} seeds:")
+    candidate, views = summary.ranking_reliability["candidate"], summary.settings["views"]
+    variances = candidate["components"]
+    mean = f"reliability of the mean {summary.headline} of a candidate"
+    say(f"{mean}, measured with {len(summary.seeds)} seeds:")
     say(f"{'seeds':>8}" + "".join(f"{f'{views * times} views':>12}" for times in MORE_VIEWS))
     for seeds in (1, 2, 4, 8, 16, 32, 64):
         values = [predicted_reliability(variances, seeds, times) for times in MORE_VIEWS]

@@ -8,6 +8,7 @@ from scipy import stats
 
 from memorization.data.subsets import SUBSETS
 from memorization.fields import Distinct, Seed
+from memorization.measuring.calibration import headline
 from memorization.measuring.score_tables import score_rows
 from memorization.reliability import (
     agreement,
@@ -58,11 +59,13 @@ class ScoresSummary(Summary):
     seeds: Annotated[list[Annotated[Seed, pydantic.Strict()]], Distinct]
     subsets: dict[str, dict[str, dict[str, Number]]]  # of a subset, on a scale, a statistic
     class_counts: dict | None = None
+    class_test: dict | None = None  # chi-square: None if there are no classes to compare
     given_this_pair: dict
     offset_on_unseen_images: Number
     free_of_the_offset: dict[str, dict]
     single_images: dict | None = None  # earlier versions do not say
     reliability: dict | None = None  # with several seeds
+    reliability_local: dict | None = None  # the same of local scores
     over_seeds: dict | None = None  # with several seeds
     checkpoint: Checkpoint
     settings: dict
@@ -71,6 +74,16 @@ class ScoresSummary(Summary):
     machine: dict
     seconds: Number
     images_per_second: Number
+
+    @property
+    def headline(self):
+        """The column that single images are ranked by; see `calibration.headline`."""
+        return (self.single_images or {}).get("headline", "score")  # as in earlier versions
+
+    @property
+    def ranking_reliability(self):
+        """The reliability of that ranking, None for one seed."""
+        return self.reliability if self.headline == "score" else self.reliability_local
 
 
 def summarize(table, seeds):
@@ -94,7 +107,8 @@ def summarize(table, seeds):
     explained = [seed.explained for seed in seeds]
     statistics["single_images"] = _single_images(table) | {"local_offset_explains": explained}
     if len(table["per_seed"]) > 1:
-        statistics["reliability"] = _reliability(table)
+        statistics["reliability"] = _reliability(table, "per_seed")
+        statistics["reliability_local"] = _reliability(table, "per_seed_local")
         means = {name: table["per_seed"][:, table["subset"] == name].mean(1) for name in of}
         statistics["over_seeds"] = {
             "means": {name: values.tolist() for name, values in means.items()},
@@ -156,6 +170,7 @@ def _single_images(table):
     candidate = table["subset"] == "candidate"
     external = table["subset"] == "external"
     counts = {"candidates": int(candidate.sum()), "external": int(external.sum())}
+    counts["headline"] = headline(table["score_local"], table["subset"])
     for name, suffix in (("score", ""), ("score_local", "_local")):
         p, q = table[f"p{suffix}"][candidate], table[f"q{suffix}"][candidate]
         counts[name] = {f"q < {level}": int((q < level).sum()) for level in LEVELS}
@@ -171,14 +186,14 @@ def _single_images(table):
     return counts
 
 
-def _reliability(table):
-    """How well the ranking of images repeats between seeds, for candidates, and for S_E beside
-    them, where nothing can be memorized.
+def _reliability(table, column):
+    """How well the ranking of images by "per_seed" or "per_seed_local" repeats between seeds, for
+    candidates, and for S_E beside them, where nothing can be memorized.
     """
     seeds, result = len(table["per_seed"]), {}
     for name in ("candidate", "external"):
         rows = table["subset"] == name
-        scores, errors = table["per_seed"][:, rows], table["jackknife"][:, rows]
+        scores, errors = table[column][:, rows], table["jackknife"][:, rows]
         variances = components(scores, errors)
         of_mean = predicted_reliability(variances, seeds)
         # Increasing in the reliability of one seed, so it carries that interval on.

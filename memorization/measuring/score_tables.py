@@ -72,7 +72,7 @@ class ScoredSeed:
 
 def table_of_scores(rows, seeds):
     """All that is known of every row: a dict of (N,) arrays, and per seed "L_f", "L_g",
-    "jackknife", "sign", "local_offset" and "per_seed", the scores, (S, N).
+    "jackknife", "sign", "local_offset", and the scores "per_seed" and "per_seed_local", (S, N).
 
     seeds: the ScoredSeed of each. Losses and scores are means over the seeds. alignment_loss_f is
     that of the encoder with the image, alignment_loss_g that of the one without it; in a crossover
@@ -89,7 +89,8 @@ def table_of_scores(rows, seeds):
     losses_without = np.where(signs > 0, losses_g, losses_f)
     per_seed = memorization_score(losses_with, losses_without)
     loss_f, loss_g = losses_with.mean(0), losses_without.mean(0)
-    score, score_local = memorization_score(loss_f, loss_g), (per_seed - signs * offsets).mean(0)
+    per_seed_local = per_seed - signs * offsets
+    score, score_local = memorization_score(loss_f, loss_g), per_seed_local.mean(0)
     p, q = against_external(score, rows["subset"])
     p_local, q_local = against_external(score_local, rows["subset"])
     span = score.max() - score.min() or 1.0  # f against itself: every score is 0
@@ -114,6 +115,7 @@ def table_of_scores(rows, seeds):
         "sign": signs,
         "local_offset": offsets,
         "per_seed": per_seed,
+        "per_seed_local": per_seed_local,
     }
 
 

@@ -47,17 +47,23 @@ draw_probe(json.loads(sys.argv[1]), sys.argv[2])
 
 OF_ONE_PAIR = SimpleNamespace(
     seeds=[0],
-    reliability=None,
+    headline="score_local",
+    ranking_reliability=None,
     single_images={
         "candidates": 256,
-        "score": {"q < 0.1": 11, "false_share_of_first_16": 0.25},
+        "score_local": {
+            "q < 0.1": 11,
+            "false_share_of_first_16": 0.25,
+            "unlike_all_external": 0,
+        },
         "noise": 0.0138,
         "mean_effect": 0.0091,
     },
 )
 OF_THREE_SEEDS = SimpleNamespace(
     seeds=[0, 1, 2],
-    reliability={
+    headline="score_local",
+    ranking_reliability={
         "candidate": {"predicted": 0.31, "predicted_overlap_of_first_tenth": 0.23},
         "external": {"predicted": 0.12, "predicted_overlap_of_first_tenth": 0.14},
     },
@@ -71,7 +77,7 @@ def scores_of(names):
     labels = np.arange(count) % len(names)
     scores = {
         "index": np.arange(count), "subset": np.full(count, "candidate"), "label": labels,
-        "score": np.linspace(1, -1, count), "q": np.linspace(0, 1, count),
+        "score_local": np.linspace(1, -1, count), "q_local": np.linspace(0, 1, count),
     }  # fmt: skip
     split = Split("train", torch.zeros(count, 1, 8, 8, dtype=torch.uint8), torch.from_numpy(labels))
     return scores, SimpleNamespace(train=split, classes=tuple(names)), OF_ONE_PAIR
@@ -113,7 +119,7 @@ def test_names_are_drawn_as_they_are_and_shortened():
 
 def test_a_picture_of_the_gallery_has_its_score_q_class_and_index_above_it():
     scores, images, summary = scores_of(["shirt", "bag"])
-    scores |= {"index": np.array([3, 2, 1, 0]), "q": np.array([0.0123, 0.5, 0.8, 1.0])}
+    scores |= {"index": np.array([3, 2, 1, 0]), "q_local": np.array([0.0123, 0.5, 0.8, 1.0])}
     texts = texts_of(draw_gallery.__wrapped__(scores, images, summary, None))
     captions = [text for text in texts if "\nq " in text]
     assert captions == [
@@ -126,7 +132,7 @@ def test_a_picture_of_the_gallery_has_its_score_q_class_and_index_above_it():
 
 def test_the_gallery_frames_candidates_of_q_below_a_tenth_and_no_others():
     scores, images, summary = scores_of(["shirt", "bag"])
-    scores["q"] = np.array([0.0999, 0.1, 0.8, np.nan])
+    scores["q_local"] = np.array([0.0999, 0.1, 0.8, np.nan])
     figure = draw_gallery.__wrapped__(scores, images, summary, None)
     shown = [axes for axes in figure.findobj(matplotlib.axes.Axes) if axes.images]
     frames = [{spine.get_visible() for spine in axes.spines.values()} for axes in shown]
@@ -155,6 +161,30 @@ def test_the_gallery_says_how_well_its_ranking_repeats():
     )
     counted += "25% are expected to be false"
     assert title(OF_ONE_PAIR)[1:] == title(OF_THREE_SEEDS)[2:] == [counted]
+
+
+def test_the_gallery_ranks_by_the_headline_and_names_how_many_have_no_such_score():
+    scores, images, summary = scores_of(["shirt", "bag"])
+    raw = {"score": np.array([1.0, 4.0, 3.0, 2.0]), "q": np.full(4, 0.5)}
+    scores |= raw | {"score_local": np.array([4.0, np.nan, 3.0, 2.0])}
+
+    def shown(headline, unlike):
+        counts = summary.single_images["score_local"] | {"unlike_all_external": unlike}
+        images_of_counts = summary.single_images | {"score": raw | counts, "score_local": counts}
+        if headline == "score":
+            del images_of_counts["score"]["unlike_all_external"]
+        of = SimpleNamespace(
+            **vars(summary) | {"headline": headline, "single_images": images_of_counts}
+        )
+        figure = draw_gallery.__wrapped__(scores, images, of, None)
+        texts = [text for text in texts_of(figure) if "\nq " in text]
+        return [text[:7] for text in texts], figure.get_suptitle()
+
+    captions, title = shown("score_local", 1)
+    assert captions == ["+4.0000", "+2.0000"]
+    assert "unlike all external images: 1 of 256 candidates" in title.replace("\n", " ")
+    captions, title = shown("score", 1)
+    assert captions == ["+4.0000", "+3.0000", "+1.0000", "+2.0000"] and "unlike" not in title
 
 
 def test_the_title_of_a_narrow_gallery_is_not_wider_than_its_pictures():

@@ -34,6 +34,7 @@ from examples import score_any_encoder
 from memorization.checkpoint import read_checkpoint, save_checkpoint
 from memorization.config import read_config
 from memorization.data.catalogue import DataSettings
+from memorization.data.confounders import compare_classes
 from memorization.data.images import open_images
 from memorization.data.subsets import ROLES, SUBSETS, draw_subsets, load_subsets
 from memorization.measuring.scores import score_images
@@ -112,6 +113,8 @@ def test_the_summary_says_of_what_the_scores_are(scored_run):
     assert summary["fingerprints"]["subsets"] == load_subsets(run / "subsets.npz").fingerprint
     assert summary["settings"]["views"] == 4 and summary["seeds"] == [0, 1]
     assert summary["images_per_second"] > 0
+    counts = [list(of_subset.values()) for of_subset in summary["class_counts"].values()]
+    assert summary["class_test"] == pytest.approx(compare_classes(counts))
 
 
 def test_disjoint_halves_are_scored_without_shared_images(write_config, tmp_path):
@@ -185,7 +188,9 @@ def test_the_gallery_shows_the_images(run_copy, monkeypatch):
     table = table_with(run_copy)
     images = open_images(DataSettings(name="fake", size=16))
     candidates = np.flatnonzero(table["subset"] == "candidate")
-    best = candidates[table["score"][candidates].argmax()]
+    q = table["q_local"][candidates]
+    column = "score" if np.isnan(q).mean() > 0.1 else "score_local"
+    best = candidates[np.nanargmax(table[column][candidates])]
     expected = images.train.pixels[int(table["index"][best])].permute(1, 2, 0).numpy()
     assert len(shown) == 24 and np.array_equal(shown[0], expected)
 
@@ -315,7 +320,10 @@ def test_the_reliability_of_a_ranking_and_what_more_seeds_give_are_printed(run_c
     path, run = run_copy
     score(path, "--run", str(run))
     printed = capsys.readouterr().out
-    reliability = json.loads((run / "scores/summary.json").read_text())["reliability"]
+    summary = json.loads((run / "scores/summary.json").read_text())
+    headline = summary["single_images"]["headline"]
+    reliability = summary["reliability_local" if headline == "score_local" else "reliability"]
+    assert f"single images are ranked by {headline}" in printed
     of_both = [reliability[name]["predicted"] for name in ("candidate", "external")]
     line = next(line for line in printed.splitlines() if "reliability of the mean" in line)
     assert line.split()[-2:] == [f"{value:.2f}" for value in of_both]
@@ -323,7 +331,7 @@ def test_the_reliability_of_a_ranking_and_what_more_seeds_give_are_printed(run_c
     assert f"{low:.2f} to {high:.2f}" in printed and low <= of_both[0] + 1e-9 and of_both[0] <= 1
     memorization_scores.main(["--config", path, "--run", str(run), "--plan"])
     plan = capsys.readouterr().out
-    assert "measured with 2 seeds" in plan and "8 views" in plan
+    assert f"mean {headline} of a candidate, measured with 2 seeds" in plan and "8 views" in plan
     assert ("reliability 0.8 takes" in plan) == (of_both[0] > 0)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from memorization.measuring.calibration import against_external, standard_errors
+from memorization.measuring.calibration import against_external, headline, standard_errors
 from memorization.measuring.score_tables import ScoredSeed, table_of_scores
 from memorization.measuring.scores import ImageScores
 
@@ -111,6 +111,28 @@ def test_the_error_of_views_is_the_jackknifes_of_the_mean_over_seeds():
     by_hand = np.sqrt((errors**2).sum(0)) / 3
     assert table_of_scores(ROWS, seeds)["stderr_views"] == pytest.approx(by_hand)
     assert np.array_equal(table_of_scores(ROWS, seeds[:1])["stderr_views"], errors[0])
+
+
+@pytest.mark.parametrize("unlike, column", [(0, "score_local"), (2, "score_local"), (3, "score")])
+def test_local_scores_are_the_headline_unless_more_than_a_tenth_of_candidates_have_none(
+    unlike, column
+):
+    subset = np.repeat(["shared", "candidate", "external"], [5, 20, 5])
+    scores = np.zeros(30)
+    scores[subset != "candidate"] = np.nan  # others do not count
+    scores[5 : 5 + unlike] = np.nan
+    assert headline(scores, subset) == column
+
+
+def test_local_scores_of_every_seed_have_the_mean_that_is_reported():
+    signs = np.where(np.arange(20) % 2, 1, -1)
+    seeds = [scored_seed(0, signs), scored_seed(1, -signs)]
+    table = table_of_scores(ROWS, seeds)
+    by_hand = [
+        seed.signs * (seed.scores.loss_g - seed.scores.loss_f - seed.local_offset) for seed in seeds
+    ]
+    assert table["per_seed_local"] == pytest.approx(np.stack(by_hand))
+    assert np.array_equal(table["per_seed_local"].mean(0), table["score_local"])
 
 
 def test_images_unlike_all_external_ones_have_no_local_score_and_no_local_p():
