@@ -59,16 +59,17 @@ def find_places(content):
 
     Tensors beside numbered entries, such as those of an optimizer's state, are no weights.
     """
-    places, visited = {}, set()
+    places, counts = {}, {}  # counts: of the dicts and lists that were visited, by identity
     waiting = [((), content)]
     while waiting:
         path, value = waiting.pop()
-        if not isinstance(value, (dict, list)) or id(value) in visited or len(path) > DEEPEST:
+        if not isinstance(value, (dict, list)) or len(path) > DEEPEST:
             continue
-        visited.add(id(value))
-        if _n_weights(value):
-            places[".".join(path)] = _n_weights(value)
-        waiting += [((*path, key), part) for key, part in _parts(value) if isinstance(key, str)]
+        if id(value) not in counts:  # a file may hold one dict in a million places
+            counts[id(value)] = _n_weights(value)
+            waiting += [((*path, key), part) for key, part in _parts(value) if isinstance(key, str)]
+        if counts[id(value)]:
+            places[".".join(path)] = counts[id(value)]
     return dict(sorted(places.items(), key=lambda item: (-item[1], item[0])))
 
 
@@ -173,14 +174,15 @@ def match_weights(weights, network, unused):
 
 
 def _cast(key, weight, own):
-    """A weight in the type of the network's own. Raises WrongUse if it is not finite, or if one
-    of them is whole numbers and the other is not.
+    """A copy of a weight in the type of the network's own. Raises WrongUse if it is not finite, or
+    if one of them is whole numbers and the other is not.
     """
     if weight.is_floating_point() != own.is_floating_point():
         raise WrongUse(f"{_shown(key)}: {weight.dtype} in the file, {own.dtype} in the network")
-    if not weight.isfinite().all():
-        raise WrongUse(f"{_shown(key)}: not finite in the file")
-    return weight.to(own.dtype, memory_format=torch.contiguous_format, copy=True)
+    result = weight.to(own.dtype, memory_format=torch.contiguous_format, copy=True)
+    if not result.isfinite().all():
+        raise WrongUse(f"{_shown(key)}: not finite in the file, or too large for {own.dtype}")
+    return result
 
 
 def _names_fault(missing, extra, weights, own):
@@ -209,7 +211,8 @@ def _hint(missing, extra, weights, own):
         return f"{fault}; docs/imports.md shows how to number them one by one"
     longer = _common_prefixes(extra, missing)
     if longer:
-        return f"the network's keys begin with {_shown(longer[0][0])}, which the file's have not"
+        fault = f"the network's keys begin with {_shown(longer[0][0])}, which the file's have not"
+        return f"{fault}: another network is needed, or a shorter `strip`"
     return f"the file's keys begin with {_beginnings(weights)}, the network's with " + _beginnings(
         own
     )
@@ -233,8 +236,8 @@ def _shapes_fault(shapes, weights, own):
         for key in shapes[:NAMED]
     ]
     more = f" and {len(shapes) - NAMED} more" if len(shapes) > NAMED else ""
-    if len(shapes) == 1 and POSITIONS.search(shapes[0]):
-        more = _size_that_fits(weights[shapes[0]].shape, own[shapes[0]].shape, own)
+    for key in filter(POSITIONS.search, shapes):
+        more += _size_that_fits(weights[key].shape, own[key].shape, own)
     count = "1 weight has" if len(shapes) == 1 else f"{len(shapes)} weights have"
     return f"{count} another shape: {'; '.join(parts)}{more}"
 

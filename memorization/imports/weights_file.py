@@ -96,12 +96,14 @@ def _read_safetensors(buffer):
         raise ValueError(f"a header of {size} bytes in a file of {len(buffer)}")
     header = parse_json(buffer[8 : 8 + size].decode("utf-8"))
     header.pop("__metadata__", None)
-    end, tensors = 0, {}
+    first, end, tensors = 8 + size, 0, {}
     for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         begin, after = entry["data_offsets"]
         if begin != end:
             raise ValueError(f"the bytes of {shorten(key)} do not follow those before them")
         end = after
+        if first + end > len(buffer):
+            raise ValueError(f"{shorten(key)} ends at byte {first + end} of {len(buffer)}")
         if entry["dtype"] not in SAFETENSORS_DTYPES:
             tensors[key] = Opaque(f"safetensors {entry['dtype']}")
             continue
@@ -109,9 +111,9 @@ def _read_safetensors(buffer):
         count = _elements(shape)
         if count * dtype.itemsize != after - begin:
             raise ValueError(f"{shorten(key)} has {after - begin} bytes and shape {shape}")
-        tensors[key] = _numbers(buffer, 8 + size + begin, dtype, count).view(shape)
-    if 8 + size + end != len(buffer):
-        raise ValueError(f"it has {len(buffer)} bytes, and its tensors end at {8 + size + end}")
+        tensors[key] = _numbers(buffer, first + begin, dtype, count).view(shape)
+    if first + end != len(buffer):
+        raise ValueError(f"it has {len(buffer)} bytes, and its tensors end at {first + end}")
     return {key: tensors[key] for key in header}  # in the file's order
 
 

@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from memorization.imports.weights import match_weights, select_weights, strip_prefixes
+from memorization.imports.weights import (
+    match_weights,
+    place_of_weights,
+    select_weights,
+    strip_prefixes,
+)
 from memorization.imports.weights_file import read_weights_file
 
 
@@ -48,3 +53,45 @@ def test_matched_weights_give_the_outputs_of_their_source(tmp_path):
     weights = strip_prefixes(weights, ["module.", "backbone."])
     own.load_state_dict(match_weights(weights, own, ["head."]), strict=True)
     assert torch.equal(own.eval()(images), source.eval()(images))
+
+
+def test_a_prefix_is_taken_away_as_a_whole_and_eats_no_letters():
+    keys = ["backbone.bn1.weight", "backbone.conv1.weight", "bn1.bias", "backbone.backbone.x"]
+    stripped = strip_prefixes(dict.fromkeys(keys, 0), ["backbone."])
+    assert list(stripped) == ["bn1.weight", "conv1.weight", "bn1.bias", "backbone.x"]
+    # str.lstrip would make of the first key:
+    assert "backbone.bn1.weight".lstrip("backbone.") == "1.weight"  # noqa: B005
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float64))
+def test_weights_are_cast_to_the_networks_type_and_are_copies(dtype):
+    network = nn.Linear(3, 2)
+    weights = {key: value.to(dtype) for key, value in nn.Linear(3, 2).state_dict().items()}
+    state = match_weights(weights, network, [])
+    assert torch.equal(state["weight"], weights["weight"].float())
+    assert state["weight"].dtype == torch.float32
+    own = match_weights(network.state_dict(), network, [])
+    assert own["weight"].data_ptr() != network.weight.data_ptr()
+
+
+def test_weights_of_old_files_that_count_no_batches_fit():
+    batch_norm, trained = nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+    trained(torch.randn(4, 2, 3, 3))
+    weights = trained.state_dict()
+    del weights["num_batches_tracked"]
+    state = match_weights(weights, batch_norm, [])
+    batch_norm.load_state_dict(state, strict=True)
+    images = torch.randn(4, 2, 3, 3)
+    assert torch.equal(batch_norm.eval()(images), trained.eval()(images))
+
+
+def test_the_place_of_the_weights_is_known_even_if_it_is_the_only_one():
+    weights = nn.Linear(3, 2).state_dict()
+    optimizer = {"state": {0: {"exp_avg": torch.ones(2)}}}
+    assert place_of_weights({"model": weights, "optimizer": optimizer}, None) == "model"
+    assert place_of_weights({"a": {"b.c": [0, weights]}}, "a.b.c.1") == "a.b.c.1"
+    assert place_of_weights(weights, None) == ""
+    assert select_weights({"": 1, "a": {"b.c": [0, weights]}}, "a.b.c.1").keys() == weights.keys()
+    assert select_weights({"model": weights, "ema": weights}, "ema").keys() == weights.keys()
+    mixed = {"epoch": 3, **weights, "ema": dict(weights)}
+    assert select_weights(mixed, "").keys() == weights.keys()  # entries of other types are left out
