@@ -64,12 +64,12 @@ def _draw_train_first(order, groups, sizes):
     shared, pairs, blocks = _draw_train(order["train"], groups["train"], sizes)
     used = np.concatenate([groups["train"][shared], groups["train"][pairs.flatten()]])
     test = order["test"][~np.isin(groups["test"][order["test"]], used)]
-    external, _ = _fill(_members(test, groups["test"]), sizes.external)
+    external, _ = _fill(members_of(test, groups["test"]), sizes.external)
     return GroupedDraw(shared, pairs, blocks, external)
 
 
 def _draw_test_first(order, groups, sizes):
-    external, _ = _fill(_members(order["test"], groups["test"]), sizes.external)
+    external, _ = _fill(members_of(order["test"], groups["test"]), sizes.external)
     used = groups["test"][external]
     train = order["train"][~np.isin(groups["train"][order["train"]], used)]
     return GroupedDraw(*_draw_train(train, groups["train"], sizes), external)
@@ -77,11 +77,11 @@ def _draw_test_first(order, groups, sizes):
 
 def _draw_train(order, groups, sizes):
     """(shared, pairs, blocks) of a GroupedDraw."""
-    shared, rest = _fill(_members(order, groups), sizes.shared)
+    shared, rest = _fill(members_of(order, groups), sizes.shared)
     return shared, *pair_groups(rest, sizes.pool // 2)
 
 
-def _members(order, groups):
+def members_of(order, groups):
     """The images of each group, a list of arrays; groups and images in the order of `order`."""
     _, firsts, inverse = np.unique(groups[order], return_index=True, return_inverse=True)
     firsts = firsts[inverse]  # of every image, the place of the first one of its group

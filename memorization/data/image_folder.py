@@ -5,6 +5,8 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from memorization.data.image_files import ENDINGS, OTHER_ENDINGS
 from memorization.errors import WrongUse, escape
 from memorization.machine.files import is_folder
@@ -19,10 +21,15 @@ PASSED_OVER = {  # in the order of the line on the screen
 
 
 class Listing(NamedTuple):
-    """The images of one split: paths and the numbers of their classes, of equal length."""
+    """The images of one split: paths and the numbers of their classes, -1 for none, of equal
+    length; names, groups and subsets: as of a Split.
+    """
 
     files: tuple
     labels: tuple
+    names: tuple | None = None
+    groups: np.ndarray | None = None
+    subsets: np.ndarray | None = None
 
 
 class _Place(NamedTuple):

@@ -29,11 +29,13 @@ class Split:
 
     name: "train" or "test". pixels: (rows, C, H, W) uint8, in memory or over a memory map. labels:
     (N,) int64, -1 for none. row_of: (N,) int64, the row of pixels that holds image i, -1 if it was
-    not prepared; None if row i is image i. For a folder of images also files, the N paths;
-    geometry: (rows, 3) float64, scale and x and y offset of each row, prepared pixel = original
-    pixel * scale - offset; digests: (rows, bytes) uint8, of the pixels of each row; and sha256, of
-    the prepared images. The last two were computed when their map was made. device: on which images
-    are gathered and views made.
+    not prepared; None if row i is image i. For images in files also files, the N paths; names, the
+    same as scores.csv shows them; geometry: (rows, 3) float64, scale and x and y offset of each
+    row, prepared pixel = original pixel * scale - offset; digests: (rows, bytes) uint8, of the
+    pixels of each row; and sha256, of the prepared images. The last two were computed when their
+    map was made. groups: (N,) int64, equal for images that no two subsets may share, in either
+    split, or None; subsets: (N,) texts, the subset of each image as a manifest says, "" for none,
+    or None. device: on which images are gathered and views made.
     """
 
     name: str
@@ -41,9 +43,12 @@ class Split:
     labels: torch.Tensor
     row_of: torch.Tensor | None = None
     files: tuple | None = None
+    names: tuple | None = None
     geometry: np.ndarray | None = None
     digests: np.ndarray | None = None
     sha256: str | None = None
+    groups: np.ndarray | None = None
+    subsets: np.ndarray | None = None
     device: torch.device = torch.device("cpu")
 
     @classmethod
@@ -248,9 +253,12 @@ def open_images(settings):
     """
     row = DATASETS[settings.name]
     *splits, classes = row.read(settings)
-    make = functools.partial(_split_of_listing, size=settings.size) if row.in_files else _split
     try:
-        train, test = (make(name, *split, classes) for name, split in zip(SPLITS, splits))
+        if row.in_files:
+            make = functools.partial(_split_of_listing, size=settings.size, classes=classes)
+            train, test = map(make, SPLITS, splits)
+        else:
+            train, test = (_split(name, *split, classes) for name, split in zip(SPLITS, splits))
     except ValueError as error:
         place = f"looked for in {settings.root}"
         raise WrongUse(f"{settings.name}: cannot be read ({error}); {place}") from None
@@ -267,14 +275,18 @@ def _split(name, pixels, labels, classes):
     return Split(name, torch.from_numpy(np.array(pixels, order="C")), torch.from_numpy(labels))
 
 
-def _split_of_listing(name, files, labels, classes, size):
+def _split_of_listing(name, listing, size, classes):
     """A Listing as a Split of which no image is prepared. Raises ValueError if files and labels do
     not fit together.
     """
-    _check_labels(name, files, labels, classes)
-    pixels = torch.empty(0, 3, size, size, dtype=torch.uint8)
-    nowhere = torch.full((len(files),), -1)
-    return Split(name, pixels, torch.tensor(labels), row_of=nowhere, files=files)
+    _check_labels(name, listing.files, listing.labels, classes)
+    return Split(
+        name,
+        torch.empty(0, 3, size, size, dtype=torch.uint8),
+        torch.tensor(listing.labels),
+        row_of=torch.full((len(listing.files),), -1),
+        **{key: value for key, value in listing._asdict().items() if key != "labels"},
+    )
 
 
 def _check_labels(name, images, labels, classes):

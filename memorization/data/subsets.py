@@ -17,6 +17,7 @@ import pydantic
 import torch
 from pydantic import Field
 
+from memorization.data.groups import Sizes, draw_by_groups, members_of, pair_groups
 from memorization.data.randomness import permutation, sample_keys, stream
 from memorization.errors import WrongUse
 from memorization.fields import NOT_COMPARED, PathName, Seed
@@ -37,8 +38,10 @@ class SubsetSettings(Settings):
         description="one S_C and one S_I for all seeds, as in the papers; or a pool, of which "
         "every seed draws its own halves",
     )
-    shared: int = Field(
-        ge=0, description="size of S_S, in both encoders' training sets; 0 gives disjoint halves"
+    shared: int | None = Field(
+        None,
+        ge=0,
+        description="size of S_S, in both encoders' training sets; 0 gives disjoint halves",
     )
     candidate: int | None = Field(
         None, ge=2, description="size of S_C, in f's training set only; scheme: fixed"
@@ -52,14 +55,14 @@ class SubsetSettings(Settings):
         description="number of images of which every seed draws its halves, one for f and one for "
         "g; even; scheme: crossover",
     )
-    external: int = Field(
-        ge=2, description="size of S_E, from the test set, in neither training set"
+    external: int | None = Field(
+        None, ge=2, description="size of S_E, from the test set, in neither training set"
     )
-    order: Literal["file", "shuffled", "balanced"] = Field(
+    order: Literal["file", "shuffled", "balanced", "manifest"] = Field(
         "file",
         description="take the images in file order, as the papers do, or shuffled, or shuffled "
-        "with as many of each class in S_C as in S_I; images in files are shuffled if nothing is "
-        "given",
+        "with as many of each class in S_C as in S_I, or as the column `subset` of a manifest "
+        "says, which needs no sizes; images in files are shuffled if nothing is given",
     )
     seed: Seed = Field(0, description="order: shuffled or balanced: which shuffle")
     file: PathName | None = Field(
@@ -71,13 +74,16 @@ class SubsetSettings(Settings):
     @pydantic.model_validator(mode="after")
     def _check_counts(self):
         needed = ROLES if self.scheme == "fixed" else ("pool",)
-        for name in (*ROLES, "pool"):
+        for name in ("shared", *ROLES, "pool", "external"):
             size, takes = getattr(self, name), f"scheme: {self.scheme} takes {' and '.join(needed)}"
-            if size is None and name in needed:
-                raise ValueError(f"{name} is missing: {takes}")
-            if size is not None and name not in needed:
+            of_both = name in ("shared", "external")
+            if size is None and (of_both or name in needed) and self.order != "manifest":
+                raise ValueError(f"{name} is missing{'' if of_both else f': {takes}'}")
+            if size is not None and not of_both and name not in needed:
                 raise ValueError(f"{name} is {size}, but {takes} alone; null leaves it out")
-        if self.scheme == "crossover" and self.pool % 2:
+        if self.order == "manifest" and self.file:
+            raise ValueError(f"order is 'manifest', but file is {self.file!r}; give one of them")
+        if self.pool is not None and self.pool % 2:
             raise ValueError(f"pool is {self.pool}, but must be even: it is halved")
         if self.candidate != self.independent:
             rule = f"must equal candidate ({self.candidate}): candidates are replaced, not left out"
@@ -93,7 +99,9 @@ class Subsets:
     pair; else the encoder, "candidate" or "independent", whose training set they are. parents:
     {what: fingerprint} of what such a training set was made from. scheme: "fixed", or "crossover":
     then `candidate` is the pool, in pairs of which each seed gives one image to f and one to g, and
-    `independent` is empty; `of_seed` tells who has which half.
+    `independent` is empty; `of_seed` tells who has which half. blocks: (pairs,) int64 of a
+    crossover of groups, else None: the block of each pair; f has the first images of all pairs of
+    a block, or the second ones of all.
     """
 
     shared: np.ndarray
@@ -104,6 +112,7 @@ class Subsets:
     role: str | None = None
     parents: dict = field(default_factory=dict)
     scheme: str = "fixed"
+    blocks: np.ndarray | None = None
 
     def of_seed(self, seed):
         """The Subsets of the pair of one seed: in a crossover with the halves of the pool that f
@@ -112,14 +121,18 @@ class Subsets:
         if self.scheme == "fixed":
             return self
         pool, in_f = self.candidate, self._of_f("candidate", seed)
-        return replace(self, candidate=pool[in_f], independent=pool[~in_f], scheme="fixed")
+        halves = {"candidate": pool[in_f], "independent": pool[~in_f]}
+        return replace(self, **halves, scheme="fixed", blocks=None)
 
     def _of_f(self, subset, seed):
         """Whether f of a seed has each image of a crossover's subset, (n,) bool: of every two
-        neighbours f has one and g the other, by the toss of a coin.
+        neighbours f has one and g the other, by the toss of a coin; of a block, by one coin.
         """
         indices = getattr(self, subset)
-        firsts = np.repeat(indices[::2], 2)[: len(indices)]
+        firsts = indices[::2]
+        if subset == "candidate" and self.blocks is not None:
+            firsts = firsts[np.unique(self.blocks, return_index=True)[1][self.blocks]]
+        firsts = np.repeat(firsts, 2)[: len(indices)]
         keys = sample_keys(stream(seed, "halves", SUBSETS[subset]), torch.from_numpy(firsts))
         return (keys.numpy() < 0) == (np.arange(len(indices)) % 2 == 1)
 
@@ -164,6 +177,8 @@ class Subsets:
             digest.update(getattr(self, name).astype("<i8").tobytes())
         if self.scheme != "fixed":
             digest.update(self.scheme.encode())
+        if self.blocks is not None:
+            digest.update(b"blocks" + self.blocks.astype("<i8").tobytes())
         if self.role is not None:
             digest.update(json.dumps([self.role, self.parents], sort_keys=True).encode())
         return digest.hexdigest()
@@ -173,7 +188,8 @@ def draw_subsets(settings, images):
     """The Subsets that SubsetSettings describe, still without `data`. images: of open_images, which
     are only counted.
 
-    Raises WrongUse if there are too few images, if `order: balanced` has no labels, or if a subset
+    Raises WrongUse if there are too few images, if `order: balanced` has no labels, if groups
+    cannot be kept together, if `order` and sizes do not fit what a manifest says, or if a subset
     file was made for other images or is of another scheme.
     """
     if settings.file:
@@ -188,7 +204,14 @@ def draw_subsets(settings, images):
             other = f"scheme is {subsets.scheme!r}, but {settings.scheme!r} was given"
             raise WrongUse(f"subsets.file: {settings.file}: {other}")
         return subsets
+    if settings.order == "manifest":
+        return _take_subsets(settings, images)
+    if images.train.subsets is not None:
+        says = f"but the manifest of {images.name} has a column `subset`: set it to manifest"
+        raise WrongUse(f"subsets.order: {settings.order!r} is not allowed: {says}")
     pool = settings.pool or settings.candidate + settings.independent
+    if images.train.groups is not None:
+        return _draw_groups(settings, images, Sizes(settings.shared, pool, settings.external))
     train = _first_indices(images, settings.shared + pool, "train", settings)
     external = _first_indices(images, settings.external, "test", settings)
     shared, rest = np.split(train, [settings.shared])
@@ -196,10 +219,85 @@ def draw_subsets(settings, images):
         pairs = _pairs_by_class(rest, images)
     else:
         pairs = rest.reshape(2, -1).T  # the j-th candidate beside the j-th independent
-    if settings.scheme == "crossover":
+    return _of_pairs(settings.scheme, shared, pairs, external)
+
+
+def _of_pairs(scheme, shared, pairs, external, blocks=None):
+    """The Subsets with these pairs of candidates and independents, (n, 2)."""
+    if scheme == "crossover":
         nobody = np.empty(0, dtype=np.int64)
-        return Subsets(shared, pairs.flatten(), nobody, external, scheme="crossover")
+        return Subsets(shared, pairs.flatten(), nobody, external, scheme=scheme, blocks=blocks)
     return Subsets(shared, pairs[:, 0].copy(), pairs[:, 1].copy(), external)
+
+
+def _draw_groups(settings, images, sizes):
+    """The Subsets that SubsetSettings describe, none of which divides a group."""
+    if settings.order == "balanced":
+        whole = "cannot keep groups whole; take shuffled"
+        raise WrongUse(
+            f"subsets.order: 'balanced' is not allowed: images have groups, and it {whole}"
+        )
+    order = {split: _order(images, split, settings) for split in ("train", "test")}
+    groups = {"train": images.train.groups, "test": images.test.groups}
+    shared, pairs, blocks, external = draw_by_groups(order, groups, sizes)
+    return _of_pairs(settings.scheme, shared, pairs, external, blocks)
+
+
+def _take_subsets(settings, images):
+    """The Subsets that a manifest says. Raises WrongUse if it says none, if they cannot be trained
+    on, if given sizes differ, or if an image of a subset is left out.
+    """
+    if images.train.subsets is None:
+        without = f"is not allowed: {images.name} has no manifest with a column `subset`"
+        raise WrongUse(f"subsets.order: 'manifest' {without}")
+    indices = {}
+    for name, split in SUBSETS.items():
+        indices[name] = np.flatnonzero(getattr(images, split).subsets == name)
+        broken = indices[name][np.isin(indices[name], list(images.left_out[split]))]
+        if len(broken):
+            file = getattr(images, split).files[broken[0]]
+            others = "and puts no others in their places; take them out of the manifest"
+            reason = f"has {len(broken)} broken images in {name} ({file}), {others}"
+            raise WrongUse(f"subsets.order: 'manifest' {reason}")
+    _check_sizes(settings, {name: len(of_subset) for name, of_subset in indices.items()})
+    shared, external = indices["shared"], indices["external"]
+    if settings.scheme == "fixed":
+        return Subsets(shared, *(indices[role] for role in ROLES), external)
+    pool = np.concatenate([indices[role] for role in ROLES])
+    n_images = settings.pool or len(pool)
+    groups = np.arange(len(images.train)) if images.train.groups is None else images.train.groups
+    pairs, blocks = pair_groups(members_of(pool, groups), n_images // 2)
+    if pairs.size < n_images:
+        halves = f"the manifest says {len(pool)}, but without dividing a group {pairs.size} of them"
+        raise WrongUse(f"subsets.pool: {halves} can be halved; {pairs.size} leaves the others out")
+    return _of_pairs(settings.scheme, shared, pairs, external, blocks)
+
+
+def _check_sizes(settings, sizes):
+    """Raise WrongUse if the subsets of a manifest cannot be trained on, or if SubsetSettings give
+    other sizes. sizes: {subset: number of its images}.
+    """
+    n_candidates, n_independents = (sizes[role] for role in ROLES)
+    pool = n_candidates + n_independents
+    if settings.scheme == "crossover":
+        sizes = {"shared": sizes["shared"], "pool": pool, "external": sizes["external"]}
+        if pool < 4 or pool % 2 and settings.pool is None:
+            rule = "which must be even and at least 4"
+            raise WrongUse(
+                f"subsets: the manifest has {pool} candidate and independent images, {rule}"
+            )
+    elif n_candidates != n_independents or n_candidates < 2:
+        counts = f"{n_candidates} candidate and {n_independents} independent images"
+        raise WrongUse(f"subsets: the manifest has {counts}, which must be equally many, 2 or more")
+    if sizes["external"] < 2:
+        raise WrongUse(
+            f"subsets: the manifest has {sizes['external']} external images, but must have 2"
+        )
+    for name, size in sizes.items():
+        given = getattr(settings, name)
+        fits = given in (None, size) or (name == "pool" and given < size)
+        if not fits:
+            raise WrongUse(f"subsets.{name}: {given} was given, but the manifest says {size}")
 
 
 def _pairs_by_class(indices, images):
@@ -247,15 +345,19 @@ def _same_images(data, images):
     )
 
 
-def _first_indices(images, n_images, split, settings):
-    """The first indices of a split, (n_images,) int64, in file order or shuffled, without the
-    images that are left out.
+def _order(images, split, settings):
+    """The indices of a split in the order of drawing, (n,) int64: in file order or shuffled,
+    without the images that are left out.
     """
-    available, left_out = len(getattr(images, split)), list(images.left_out[split])
-    order = np.arange(available)
+    order = np.arange(len(getattr(images, split)))
     if settings.order != "file":
-        order = permutation(available, settings.seed, "subsets", split).numpy()
-    order = order[~np.isin(order, left_out)] if left_out else order
+        order = permutation(len(order), settings.seed, "subsets", split).numpy()
+    return images.keep(split, order) if images.left_out[split] else order
+
+
+def _first_indices(images, n_images, split, settings):
+    """The first indices of a split in the order of drawing, (n_images,) int64."""
+    order, left_out = _order(images, split, settings), images.left_out[split]
     if n_images > len(order):
         of_scheme = "candidate + independent" if settings.scheme == "fixed" else "pool"
         names = "external" if split == "test" else f"shared + {of_scheme}"
@@ -288,6 +390,8 @@ def save_subsets(subsets, path, seeds=()):
         arrays = {"shared": subsets.shared, "pool": subsets.candidate, "external": subsets.external}
         arrays |= {"scheme": subsets.scheme} | _halves(subsets, seeds)
     arrays |= {"data": json.dumps(subsets.data), "fingerprint": subsets.fingerprint}
+    if subsets.blocks is not None:
+        arrays |= {"blocks": subsets.blocks}
     if subsets.role is not None:
         arrays |= {"role": subsets.role, "parents": json.dumps(subsets.parents)}
     with atomically(path) as file:
@@ -313,14 +417,16 @@ def load_subsets(path):
             arrays = {"shared": file["shared"], "candidate": file["pool"]}
             arrays |= {"independent": np.empty(0, dtype=np.int64), "external": file["external"]}
         data, fingerprint = parse_json(str(file["data"])), str(file["fingerprint"])
+        blocks = file["blocks"] if "blocks" in file else None
         role, parents = None, {}
         if "role" in file:
             role, parents = str(file["role"]), parse_json(str(file["parents"]))
-    for name, indices in arrays.items():
+    for name, indices in (arrays if blocks is None else arrays | {"blocks": blocks}).items():
         if indices.ndim != 1 or indices.dtype != np.int64:
             kind = f"{indices.dtype} of shape {indices.shape}"
             raise WrongUse(f"{path}: {name} is {kind}, but must be a list of int64")
-    subsets = Subsets(**arrays, data=data, role=role, parents=parents, scheme=scheme)
+    about = {"data": data, "role": role, "parents": parents, "scheme": scheme}
+    subsets = Subsets(**arrays, **about, blocks=blocks)
     if subsets.fingerprint != fingerprint:
         raise WrongUse(f"{path}: its fingerprint does not fit its indices; the file was changed")
     for name, value, allowed in (
@@ -331,6 +437,7 @@ def load_subsets(path):
             names = " or ".join(filter(None, allowed))
             raise WrongUse(f"{path}: {name} is {value!r}, but must be {names}")
     check_subsets(subsets, path)
+    _check_blocks(subsets, path)
     _check_range(subsets, path)
     _check_halves(file, subsets, path)
     return subsets
@@ -353,6 +460,16 @@ def _check_halves(file, subsets, path):
 def _halves_in(names):
     """The matches of HALF among the names of arrays, a list."""
     return [half for half in map(HALF.fullmatch, names) if half]
+
+
+def _check_blocks(subsets, path):
+    """Raise WrongUse if blocks are not those of a crossover's pairs."""
+    blocks, n_pairs = subsets.blocks, len(subsets.candidate) // 2
+    if blocks is None:
+        return
+    counts_up = not blocks[:1].any() and np.isin(np.diff(blocks), (0, 1)).all()
+    if subsets.scheme == "fixed" or len(blocks) != n_pairs or not counts_up:
+        raise WrongUse(f"{path}: blocks are not those of the {n_pairs} pairs of its pool")
 
 
 def _check_range(subsets, path):

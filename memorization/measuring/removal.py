@@ -289,7 +289,8 @@ def whole_set(subsets):
     crossover, of an encoder of the whole pool.
     """
     nobody = np.empty(0, dtype=np.int64)
-    return replace(subsets, independent=nobody, role="candidate", scheme="fixed")
+    whole = {"role": "candidate", "scheme": "fixed", "blocks": None}
+    return replace(subsets, independent=nobody, **whole)
 
 
 def write_reduced_sets(removals, samples, subsets, settings, run):

@@ -1,11 +1,20 @@
 """Drawing subsets that divide no group."""
 
+import dataclasses
 import time
 
 import numpy as np
 import pytest
+from conftest import fake_images
 
 from memorization.data.groups import Sizes, draw_by_groups, pair_groups
+from memorization.data.subsets import (
+    SubsetSettings,
+    check_subsets,
+    draw_subsets,
+    load_subsets,
+    save_subsets,
+)
 from memorization.errors import WrongUse
 
 
@@ -136,3 +145,72 @@ def test_two_hundred_thousand_images_are_drawn_in_seconds():
     groups = generator.permutation(np.r_[np.arange(190000), np.arange(5000), np.arange(5000)])
     one, _ = draw(groups, np.arange(200000, 201000), (100000, 99000, 1000), seed=0)
     assert one.pairs.size == 99000 and time.monotonic() - start < 20
+
+
+# --- subsets of a config --------------------------------------------------------------------------
+
+
+def images_in_groups(size=5, subsets=None):
+    """The fake images, of which every `size` that follow each other are a group; the last groups
+    of the training set go on in the test set. subsets: {split: the subset of each image}.
+    """
+    images, parts = fake_images(), {}
+    for name, first in (("train", 0), ("test", 1000)):
+        split = getattr(images, name)
+        groups = (np.arange(len(split)) + first) // size
+        of_split = None if subsets is None else np.array(subsets[name])
+        parts[name] = dataclasses.replace(split, groups=groups, subsets=of_split)
+    return dataclasses.replace(images, **parts)
+
+
+def draw_from(images, **settings):
+    sizes = {"shared": 32, "external": 40, "order": "shuffled"}
+    subsets = draw_subsets(SubsetSettings(**(sizes | settings)), images)
+    check_subsets(subsets)
+    return subsets
+
+
+def test_a_fixed_split_divides_no_group():
+    images = images_in_groups()
+    subsets = draw_from(images, candidate=60, independent=60)
+    of = {
+        name: set(getattr(images, split).groups[getattr(subsets, name)])
+        for name, split in (
+            ("shared", "train"), ("candidate", "train"), ("independent", "train"),
+            ("external", "test"),
+        )
+    }  # fmt: skip
+    assert [len(getattr(subsets, name)) for name in of] == [32, 60, 60, 40]
+    assert sum(map(len, of.values())) == len(set.union(*of.values()))
+
+
+def test_every_seed_of_a_crossover_draws_halves_of_whole_groups(tmp_path):
+    images, path = images_in_groups(), tmp_path / "subsets.npz"
+    subsets = draw_from(images, scheme="crossover", pool=120)
+    save_subsets(dataclasses.replace(subsets, data=images.fingerprint), path, [0, 1])
+    loaded, times = load_subsets(path), np.zeros(120)
+    for seed in range(200):
+        of_seed = loaded.of_seed(seed)
+        f, g = (set(images.train.groups[half]) for half in (of_seed.candidate, of_seed.independent))
+        assert len(of_seed.candidate) == len(of_seed.independent) == 60 and not f & g
+        check_subsets(of_seed)
+        in_f = np.isin(subsets.candidate, of_seed.candidate)
+        assert (loaded.signs("candidate", subsets.candidate, seed) > 0).tolist() == in_f.tolist()
+        times += in_f
+    assert np.abs(times - 100).max() < 4.5 * 50**0.5 and len(np.unique(times)) > 5
+
+
+def test_blocks_are_part_of_the_fingerprint_and_are_checked(tmp_path):
+    images, path = images_in_groups(), tmp_path / "subsets.npz"
+    subsets = draw_from(images, scheme="crossover", pool=120)
+    subsets = dataclasses.replace(subsets, data=images.fingerprint)
+    assert dataclasses.replace(subsets, blocks=None).fingerprint != subsets.fingerprint
+    for blocks in (subsets.blocks[1:], subsets.blocks + 1, subsets.blocks[::-1].copy()):
+        save_subsets(dataclasses.replace(subsets, blocks=blocks), path)
+        with pytest.raises(WrongUse, match="blocks are not those of the 60 pairs"):
+            load_subsets(path)
+
+
+def test_balanced_classes_and_whole_groups_are_not_promised_together():
+    with pytest.raises(WrongUse, match="subsets.order: 'balanced' is not allowed: .* groups"):
+        draw_from(images_in_groups(), candidate=60, independent=60, order="balanced")
