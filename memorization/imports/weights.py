@@ -85,9 +85,11 @@ def _is_weight(key, value):
 
 
 def _n_weights(value):
+    """How many tensors a dict holds by name; 0 if they are single numbers, as a best loss is."""
     if not isinstance(value, dict):
         return 0
-    return sum(_is_weight(key, part) for key, part in value.items())
+    tensors = [part for key, part in value.items() if _is_weight(key, part)]
+    return len(tensors) if any(tensor.dim() for tensor in tensors) else 0
 
 
 def _values_at(content, at):
