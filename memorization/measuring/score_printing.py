@@ -69,21 +69,30 @@ def _print_single_images(summary):
     say(f"\nsingle images, against the scores of {images['external']} external images:")
     for name in sorted(SCORES, key=lambda name: name != summary.headline):
         counts = images[name]
+        if counts.get("unlike_all_external") == images["candidates"]:
+            say(f"{name:>12}: none: too few external images, or none like the candidates")
+            continue
         beyond = f"{counts['q < 0.1']} of {images['candidates']} candidates stand out at q < .1"
         first = f"{percent(counts['false_share_of_first_16'])} of the first 16"
         tenth = f"{percent(counts['false_share_of_first_tenth'])} of the first tenth"
         say(f"{name:>12}: {beyond}, {counts['q < 0.05']} at q < .05")
         say(f"{'':>12}  expected to be false: at most {first}, {tenth}")
+        if name == "score_local":
+            _print_local_offset(images)
+    say(f"single images are ranked by {summary.headline}")
+    if not summary.ranking_reliability:
+        noise = f"noise of S_E {images['noise']:.4f}, mean effect {images['mean_effect']:.4f}"
+        say(f"{noise}: one pair does not tell which single images are memorized; train more seeds")
+
+
+def _print_local_offset(images):
+    """What was subtracted for the local score, and how many candidates have none."""
     explained = min(images["local_offset_explains"]), max(images["local_offset_explains"])
     share = " to ".join(f"{value:.0%}" for value in dict.fromkeys(explained))
     say(f"{'':>12}  less what external images of a kind score, {share} of their variance")
     unlike = images["score_local"]["unlike_all_external"]
     if unlike:
         say(f"{'':>12}  {unlike} candidates are unlike all external images: no local score")
-    say(f"single images are ranked by {summary.headline}")
-    if not summary.ranking_reliability:
-        noise = f"noise of S_E {images['noise']:.4f}, mean effect {images['mean_effect']:.4f}"
-        say(f"{noise}: one pair does not tell which single images are memorized; train more seeds")
 
 
 def _print_reliability(summary):

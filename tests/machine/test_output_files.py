@@ -335,6 +335,14 @@ def test_the_reliability_of_a_ranking_and_what_more_seeds_give_are_printed(run_c
     assert ("reliability 0.8 takes" in plan) == (of_both[0] > 0)
 
 
+def test_without_local_scores_the_raw_ones_rank_and_no_share_is_printed(run_copy, capsys):
+    path, run = run_copy
+    score(path, "--run", str(run), "--scores.per_subset", "2")  # an offset takes 3 external images
+    printed = capsys.readouterr().out
+    assert "score_local: none" in printed and "single images are ranked by score\n" in printed
+    assert "nan" not in printed.split("single images")[1].split("how well")[0]
+
+
 def test_a_plan_of_one_seed_is_refused(run_copy, capsys):
     path, run = run_copy
     score(path, "--run", str(run), "--seeds", "0")
