@@ -189,6 +189,7 @@ def read_config(doc, argv=None, method=None, actions=None, flags=None, sections=
         config = read_run_config(folder.validate(RunFolder).run).for_measuring(experiment)
     else:
         config = experiment.validate(schema).for_training(experiment)
+        _check_encoder(config.encoder, experiment)
         for line in lines:
             say(f"command line: {line}")
     config._actions.update(experiment.actions)
@@ -217,6 +218,15 @@ def _check_method(experiment, method):
     refused = f"method.name: {short_form(name)} is not allowed: no script trains it"
     known = ", ".join(scripts)
     raise WrongUse(f"{place}: {refused}; this one trains {own!r}, and there are {known}")
+
+
+def _check_encoder(settings, experiment):
+    """Raise WrongUse if no such encoder can be made here, before images are read for it."""
+    try:
+        settings.check()
+    except ValueError as error:
+        key = str(error).partition(":")[0]
+        raise WrongUse(f"{experiment.place_of(key)}: {error}") from None
 
 
 def _drop_what_cannot_apply(experiment):

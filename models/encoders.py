@@ -14,6 +14,10 @@ CLASSES = [
     "models.vit:ViTMiniSettings",
     "models.vit:ViTSettings",
     "models.convnext:ConvNeXtSettings",
+    "models.timm_encoders:TimmSettings",
+    "models.torchvision_encoders:TorchvisionSettings",
+    "models.transformers_encoders:TransformersSettings",
+    "models.function_encoders:FunctionSettings",
 ]
 _classes = tuple(resolve_name(path) for path in CLASSES)
 

@@ -34,6 +34,11 @@ class BaseEncoderSettings(Settings):
         """Whether patches can be hidden from the encoder."""
         return self.patch_size is not None
 
+    def check(self):
+        """Raise ValueError, naming the setting, if no images can make up for what is wrong: an
+        unknown name, or a package that is missing.
+        """
+
     def make(self, channels, size):
         """A fresh encoder for images (B, channels, size, size).
 

@@ -562,6 +562,28 @@ class FlatPixels(nn.Module):
         return pixels.flatten(1)
 
 
+# What the settings of encoders of other libraries need beside their name.
+OF_OTHERS = {
+    "timm": {"model": "resnet10t"},
+    "torchvision": {"model": "resnet18"},
+    "transformers": {
+        "output": "class",
+        "architecture": {
+            "model_type": "vit",
+            "patch_size": 32,
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+        },
+    },
+    "function": {
+        "file": str(Path(__file__).parents[1] / "examples/own_encoder.py"),
+        "function": "make_encoder",
+    },
+}
+
+
 def make_vit(channels=3, size=16, **settings):
     """A vision transformer of patches of 4 x 4 pixels, always with the same weights."""
     torch.manual_seed(0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from conftest import random_pixels
+from conftest import OF_OTHERS, random_pixels
 
 from memorization.data.augmentations import View
 from memorization.optimizers import default_parameter_groups, make_optimizer
@@ -17,6 +17,10 @@ FROM_TORCHVISION = ["resnet18", "resnet34", "resnet50", "wide_resnet50_2", "conv
 
 def cheap_settings(name):
     """The settings of an encoder with which an image of 64 pixels costs least."""
+    if name in OF_OTHERS:
+        if name in ("timm", "transformers"):
+            pytest.importorskip(name)
+        return encoder_settings(name, **OF_OTHERS[name])
     takes = ENCODERS[name].model_fields
     cheap = {"stem": "standard", "patch": 32, "depth": 1}
     return encoder_settings(name, **{key: cheap[key] for key in cheap if key in takes})

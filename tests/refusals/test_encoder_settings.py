@@ -3,7 +3,7 @@
 import pydantic
 import pytest
 import torch
-from conftest import make_vit, random_pixels
+from conftest import OF_OTHERS, make_vit, random_pixels
 
 from models.convnext import ConvNeXtSettings
 from models.encoders import ENCODERS, EncoderSettings, encoder_settings, make_encoder
@@ -15,13 +15,17 @@ class Section(pydantic.BaseModel):
 
 
 def test_the_config_offers_the_encoders_that_there_are():
-    assert {name: type(Section(encoder={"name": name}).encoder) for name in ENCODERS} == ENCODERS
+    for name, settings in ENCODERS.items():
+        section = Section(encoder={"name": name} | OF_OTHERS.get(name, {}))
+        assert type(section.encoder) is settings
     with pytest.raises(pydantic.ValidationError, match="resnet19"):
         Section(encoder={"name": "resnet19"})
 
 
 def test_patches_can_be_hidden_from_encoders_that_have_patches():
-    with_patches = {name for name in ENCODERS if encoder_settings(name).sees_patches}
+    with_patches = {
+        name for name in ENCODERS if encoder_settings(name, **OF_OTHERS.get(name, {})).sees_patches
+    }
     assert with_patches == {"vit_mini", "vit_tiny", "vit_small", "vit_base"}
     assert encoder_settings("vit_tiny", patch=2).patch_size == 2
     assert encoder_settings("resnet18").patch_size is None
