@@ -11,10 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-MOST_PICKLED, MOST_PARTS = (
-    2**26,
-    2**22,
-)  # bytes and opcodes of a pickle, beside the tensors' numbers
+# Bounds on a pickle, in bytes and opcodes. The tensors' numbers are not in it.
+MOST_PICKLED, MOST_PARTS = 2**26, 2**21
 DEEPEST = 100  # of dicts and lists in each other
 MOST_DIMENSIONS = 32  # of a tensor; more than any network has
 DTYPES = {

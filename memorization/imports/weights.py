@@ -63,11 +63,13 @@ def find_places(content):
     waiting = [((), content)]
     while waiting:
         path, value = waiting.pop()
-        if not isinstance(value, (dict, list)) or len(path) > DEEPEST:
-            continue
         if id(value) not in counts:  # a file may hold one dict in a million places
             counts[id(value)] = _n_weights(value)
-            waiting += [((*path, key), part) for key, part in _parts(value) if isinstance(key, str)]
+            waiting += [
+                ((*path, key), part)
+                for key, part in _parts(value)
+                if isinstance(key, str) and isinstance(part, (dict, list)) and len(path) < DEEPEST
+            ]
         if counts[id(value)]:
             places[".".join(path)] = counts[id(value)]
     return dict(sorted(places.items(), key=lambda item: (-item[1], item[0])))
@@ -76,8 +78,9 @@ def find_places(content):
 def _parts(value):
     """(key, value) of a dict's entries, or of a list's with their positions as keys."""
     if isinstance(value, dict):
-        return list(value.items())
-    return [(str(i), part) for i, part in enumerate(value)] if isinstance(value, list) else []
+        yield from value.items()
+    elif isinstance(value, list):
+        yield from ((str(position), part) for position, part in enumerate(value))
 
 
 def _is_weight(key, value):

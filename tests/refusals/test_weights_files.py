@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import Executes
-from hostile import fuzz, hostile_checkpoints, npy, unzipped, zipped
+from hostile import SECONDS, fuzz, hostile_checkpoints, npy, unzipped, within, zipped
 from torch import nn
 
 from memorization.errors import Broken, WrongUse
 from memorization.fingerprints import checksum
+from memorization.imports import pickles
 from memorization.imports.weights import match_weights, select_weights, strip_prefixes
 from memorization.imports.weights_file import file_checksum, read_weights_file
 
@@ -147,6 +148,42 @@ def test_the_memo_of_a_pickle_takes_no_more_memory_than_its_entries(tmp_path):
     path = tmp_path / "weights.pth"
     path.write_bytes(zipped({"a/data.pkl": b"\x80\x02Nr\xff\xff\xff\xff."}))
     assert read_weights_file(path) is None
+
+
+def test_pickles_of_too_many_parts_or_whose_parts_hold_each_other_are_refused(
+    tmp_path, monkeypatch
+):
+    path, endless, deep = tmp_path / "weights.pth", {}, []
+    endless["model"] = [endless]
+    for _ in range(200):
+        deep = [deep]
+    for value, words in ((endless, "its parts hold each other"), (deep, "nested too deeply")):
+        for how in ({}, LEGACY):
+            with pytest.raises(Broken, match=words):
+                read_weights_file(save(path, value, **how))
+    monkeypatch.setattr(pickles, "MOST_PARTS", 10**4)
+    pairs = b"\x80\x02](" + b"K\x01K\x02\x86" * 1000 + b"eq\x000"
+    copies = b"ccollections\nOrderedDict\nh\x00\x85R" * 20  # each is a dict of these pairs
+    for content in (b"\x80\x02(" + b"N" * 10**4 + b"l.", pairs + copies + b"."):
+        path.write_bytes(zipped({"a/data.pkl": content}))
+        with pytest.raises(Broken, match="more than 10000 parts beside its tensors"):
+            read_weights_file(path)
+
+
+def test_one_dict_in_many_places_is_looked_through_once():
+    laughs = {"weight": torch.ones(2)}
+    for _ in range(60):
+        laughs = {str(i): laughs for i in range(10)}
+    with within(SECONDS), pytest.raises(WrongUse, match="at: weights lie in several places"):
+        select_weights(laughs, None)
+
+
+def test_bytes_behind_the_tensors_are_refused(tmp_path):
+    path, weights = tmp_path / "weights.pth", {"weight": torch.ones(300)}
+    for content in (save(path, weights, **LEGACY).read_bytes(), safetensors(weights)):
+        path.write_bytes(content + bytes(8))
+        with pytest.raises(Broken, match="bytes, and its tensors end at"):
+            read_weights_file(path)
 
 
 def tar(path):
