@@ -54,6 +54,16 @@ def place_of_weights(content, at):
     return at
 
 
+def weights_in_words(weights, place):
+    """How many weights lie at a place of a file, and in which types, for the screen."""
+    floats = {value.dtype for value in weights.values() if value.is_floating_point()}
+    types = sorted(str(dtype).removeprefix("torch.") for dtype in floats)
+    cast = ", cast to float32" if floats - {torch.float32} else ""
+    numbers = sum(value.numel() for value in weights.values())
+    words = f"{len(weights)} tensors, {numbers:,} numbers of {', '.join(types)}{cast}"
+    return f"weights at {_shown_place(place)}: {words}"
+
+
 def find_places(content):
     """{place: number of tensors} of the dicts that hold tensors by name, the largest ones first.
 

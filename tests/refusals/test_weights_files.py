@@ -16,7 +16,7 @@ from torch import nn
 
 from memorization.errors import Broken, WrongUse
 from memorization.fingerprints import checksum
-from memorization.imports import pickles
+from memorization.imports import pickles, weights_file
 from memorization.imports.weights import match_weights, select_weights, strip_prefixes
 from memorization.imports.weights_file import file_checksum, read_weights_file
 
@@ -83,29 +83,89 @@ def test_a_file_of_torch_before_1_6(tmp_path, monkeypatch):
     assert not (tmp_path / "executed").exists()
 
 
+ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+WRONG_ENTRIES = [
+    ENTRY | change
+    for change in (
+        {"shape": [3]}, {"shape": [-2]}, {"shape": [-1, -2]}, {"shape": [2**62, 4]}, {"shape": 2},
+        {"shape": [2.0]}, {"shape": [1] * 40 + [2]}, {"data_offsets": [0, 9]}, {"dtype": []},
+        {"data_offsets": [8, 0]}, {"data_offsets": [0]}, {"data_offsets": [4, 12]},
+        {"data_offsets": [0, 10**15]}, {"data_offsets": None}, {"data_offsets": ["0", "8"]},
+        {"dtype": "F64"}, {"dtype": "F16"},
+    )
+]  # fmt: skip
+HOSTILE_SAFETENSORS = [
+    *(with_header({"0.weight": entry}, bytes(8)) for entry in (*WRONG_ENTRIES, None, [], 3)),
+    with_header({"0.weight": ENTRY, "0.bias": ENTRY}, bytes(8)),  # twice the same bytes
+    with_header({"0.weight": ENTRY | {"data_offsets": [8, 16]}}, bytes(16)),
+    with_header({"0.weight": ENTRY}, bytes(9)),
+    struct.pack("<Q", 2**63) + b"{}", struct.pack("<Q", 10**5) + b"{" + b'"a":{' * 10**4,
+    struct.pack("<Q", 4) + b'{"a"', struct.pack("<Q", 2) + b"{}x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(HOSTILE_SAFETENSORS)))
+def test_a_header_of_safetensors_that_is_wrong_is_refused(number, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(HOSTILE_SAFETENSORS[number])
+    with pytest.raises(Broken, match="weights.safetensors: not a whole file of weights"):
+        read_weights_file(path)
+
+
 def test_a_file_of_safetensors(tmp_path):
     path = tmp_path / "weights.safetensors"
     weights = network().state_dict()
     del weights["1.num_batches_tracked"]
     path.write_bytes(safetensors(weights))
-    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
-    wrong = [
-        entry | change
-        for change in (
-            {"shape": [3]}, {"shape": [-2]}, {"shape": [2**62, 4]}, {"shape": 2}, {"shape": [2.0]},
-            {"data_offsets": [0, 9]}, {"data_offsets": [8, 0]}, {"data_offsets": [0]},
-            {"data_offsets": [4, 12]}, {"data_offsets": [0, 10**15]}, {"dtype": "F33"},
-            {"dtype": []}, {"data_offsets": None}, {"data_offsets": ["0", "8"]},
-        )
-    ]  # fmt: skip
-    hostile = [with_header({"0.weight": entry}, bytes(8)) for entry in (*wrong, None, [], 3)]
-    hostile += [
-        with_header({"0.weight": entry, "0.bias": entry}, bytes(8)),  # twice the same bytes
-        with_header({"0.weight": entry}, bytes(9)), with_header([entry], bytes(8)),
-        struct.pack("<Q", 2**63) + b"{}", struct.pack("<Q", 10**5) + b"{" + b'"a":{' * 10**4,
-        struct.pack("<Q", 4) + b'{"a"', struct.pack("<Q", 2) + b"{}",
-    ]  # fmt: skip
-    fuzz(path, lambda: read_and_match(path), hostile, valid=is_checksum)
+    fuzz(path, lambda: read_and_match(path), HOSTILE_SAFETENSORS, valid=is_checksum)
+
+
+def rebuilt(*arguments, storage=b"FloatStorage", count=4):
+    """A zip file of torch.save of one tensor with these arguments (offset, shape, stride)."""
+    identity = b"ctorch\n" + storage + b"\n" + text(b"0") + text(b"cpu") + pickle_of(count)
+    parts = b"(" + text(b"storage") + identity + b"tQ" + b"".join(map(pickle_of, arguments))
+    call = b"ctorch._utils\n_rebuild_tensor_v2\n(" + parts + b"tR"
+    members = {"a/data.pkl": b"\x80\x02" + call + b".", "a/data/0": bytes(16)}
+    return zipped(members)
+
+
+def test_bytes_that_are_no_bool_become_one(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    entry = {"dtype": "BOOL", "shape": [3], "data_offsets": [0, 3]}
+    path.write_bytes(with_header({"mask": entry}, bytes([0, 1, 2])))
+    assert read_weights_file(path)["mask"].view(torch.uint8).tolist() == [0, 1, 1]
+
+
+def test_numbers_that_do_not_begin_where_their_type_may_are_copied(tmp_path):
+    for length in range(1, 9):
+        path = tmp_path / ("x" * length)
+        save(path, {"x" * length: torch.ones(3, dtype=torch.float64)}, **LEGACY)
+        (tensor,) = read_weights_file(path).values()
+        assert tensor.data_ptr() % 8 == 0 and tensor.tolist() == [1, 1, 1]
+
+
+def pickle_of(value):
+    return pickle.dumps(value, 2)[2:-1]
+
+
+def test_a_tensor_that_is_not_in_its_bytes_is_refused(tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(rebuilt(1, (3,), (1,), False, None))
+    assert torch.equal(read_weights_file(path), torch.zeros(3))
+    path.write_bytes(rebuilt(0, (2**30,), (0,)))  # one number, expanded
+    assert read_weights_file(path).shape == (2**30,)
+    for content in (
+        rebuilt(0, (5,), (1,)), rebuilt(1, (4,), (1,)), rebuilt(0, (2, 2), (3, 1)),
+        rebuilt(-1, (4,), (1,)), rebuilt(3, (4,), (-1,)), rebuilt(0, (-4,), (1,)),
+        rebuilt(0, (2**50,), (0,)), rebuilt(0, (2**30, 2**30), (0, 0)), rebuilt(0, (4,), ()),
+        rebuilt(0, (4.0,), (1,)), rebuilt("0", (4,), (1,)), rebuilt(0, 4, 1), rebuilt(0),
+        rebuilt(0, (1,) * 40, (1,) * 40), rebuilt(0, (4,), (1,), count=5),
+        rebuilt(0, (4,), (1,), count=-4), rebuilt(0, (4,), (1,), count=None),
+        rebuilt(0, (4,), (1,), storage=b"DoubleStorage"),
+    ):  # fmt: skip
+        path.write_bytes(content)
+        with pytest.raises(Broken, match="weights.pth: not a whole file of weights"):
+            read_weights_file(path)
 
 
 def text(value):
@@ -168,6 +228,17 @@ def test_pickles_of_too_many_parts_or_whose_parts_hold_each_other_are_refused(
         path.write_bytes(zipped({"a/data.pkl": content}))
         with pytest.raises(Broken, match="more than 10000 parts beside its tensors"):
             read_weights_file(path)
+
+
+def test_what_lies_beside_the_tensors_is_bounded(tmp_path, monkeypatch):
+    path = save(tmp_path / "weights.pth", {"names": "x" * 10**4, "weight": torch.ones(2)})
+    read_weights_file(path)
+    monkeypatch.setattr(weights_file, "MOST_PICKLED", 9000)
+    with pytest.raises(Broken, match="[0-9]+ bytes beside its tensors"):
+        read_weights_file(path)
+    path.write_bytes(safetensors({"x" * 10**4: torch.ones(2)}))
+    with pytest.raises(Broken, match="a header of 1[0-9]+ bytes in a file of"):
+        read_weights_file(path)
 
 
 def test_one_dict_in_many_places_is_looked_through_once():

@@ -11,6 +11,7 @@ from memorization.imports.weights import (
     place_of_weights,
     select_weights,
     strip_prefixes,
+    weights_in_words,
 )
 from memorization.imports.weights_file import read_weights_file
 
@@ -24,8 +25,11 @@ def network():
 @pytest.mark.parametrize("zipped", (True, False))
 def test_a_file_of_torch_is_read_as_torch_reads_it(tmp_path, zipped, protocol):
     weight = torch.randn(6, 8)
+    marked, parameter = torch.randn(3), nn.Parameter(torch.randn(3))
+    marked.note = parameter.note = "an attribute, as timm and others set"
     content = {
         "model": {"whole": weight, "view": weight[1:5:2, ::3], "parameter": nn.Parameter(weight)},
+        "marked": {"tensor": marked, "parameter": parameter},
         "types": [weight.to(dtype) for dtype in (torch.float16, torch.bfloat16, torch.int64)],
         "others": [torch.tensor(3), torch.zeros(0, 4), torch.tensor([True, False])],
         "epoch": 3,
@@ -35,8 +39,9 @@ def test_a_file_of_torch_is_read_as_torch_reads_it(tmp_path, zipped, protocol):
     torch.save(content, path, _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
     result = read_weights_file(path)
     assert result["epoch"] == 3 and result["args"].name == "argparse.Namespace"
-    for key, value in content["model"].items():
-        assert torch.equal(result["model"][key], value)
+    for name in ("model", "marked"):
+        for key, value in content[name].items():
+            assert torch.equal(result[name][key], value)
     for key in ("types", "others"):
         for tensor, value in zip(result[key], content[key], strict=True):
             assert torch.equal(tensor, value) and tensor.dtype == value.dtype
@@ -63,6 +68,13 @@ def test_a_prefix_is_taken_away_as_a_whole_and_eats_no_letters():
     assert "backbone.bn1.weight".lstrip("backbone.") == "1.weight"  # noqa: B005
 
 
+@pytest.mark.parametrize("zipped", (True, False))
+def test_a_module_that_was_saved_as_a_whole_is_not_made(tmp_path, zipped):
+    path = tmp_path / "weights.pth"
+    torch.save({"epoch": 3, "net": network()}, path, _use_new_zipfile_serialization=zipped)
+    assert read_weights_file(path)["net"].name == "torch.nn.modules.container.Sequential"
+
+
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float64))
 def test_weights_are_cast_to_the_networks_type_and_are_copies(dtype):
     network = nn.Linear(3, 2)
@@ -72,6 +84,15 @@ def test_weights_are_cast_to_the_networks_type_and_are_copies(dtype):
     assert state["weight"].dtype == torch.float32
     own = match_weights(network.state_dict(), network, [])
     assert own["weight"].data_ptr() != network.weight.data_ptr()
+
+
+def test_the_screen_tells_of_weights_in_other_types():
+    weights = {"weight": torch.ones(1000, 2).half(), "bias": torch.ones(2).double()}
+    words = "weights at 'model.x': 2 tensors, 2,002 numbers of float16, float64, cast to float32"
+    assert weights_in_words(weights, "model.x") == words
+    weights = nn.Linear(2, 1).state_dict()
+    words = "weights at the top level, '': 2 tensors, 3 numbers of float32"
+    assert weights_in_words(weights, "") == words
 
 
 def test_weights_of_old_files_that_count_no_batches_fit():
