@@ -69,8 +69,8 @@ def main(argv=None):
 
 
 def chosen_encoders(run):
-    """The Encoders to probe: f and g of every seed, or the one of --encoder, and beside them a
-    random encoder and raw pixels.
+    """The Encoders to probe: f and g of every seed (f if others trained no g), or the one of
+    --encoder, and beside them a random encoder and raw pixels.
     """
     path = run.actions["encoder"]
     if path is not None:
@@ -78,6 +78,8 @@ def chosen_encoders(run):
             encoders = [load_encoder(path)]
         except WrongUse as error:
             raise WrongUse(f"command line: --encoder: {error}") from None
+    elif len(run.trained_roles) == 1:
+        encoders = [run.encoder(seed, role) for seed in run.seeds for role in run.trained_roles]
     else:
         encoders = [encoder for pair in run.pairs() for encoder in pair]
     last = encoders[-1]

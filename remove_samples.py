@@ -1,5 +1,4 @@
-"""Remove the most memorized samples, and others for comparison, from f's training set; retrain, and
-see what downstream accuracy loses.
+"""Remove the most memorized samples, and others, from f's training set; see what accuracy loses.
 
     python remove_samples.py --config configs/removal_cifar10_simclr.yaml
     python remove_samples.py --config configs/removal_cifar10_simclr.yaml --retrain
@@ -10,8 +9,8 @@ Reads the run folder (subsets.npz, scores/, encoder.pt) and the data set. Writes
 removal/subsets/<policy>_<count>_draw<d>.npz, each a training set of f alone that train_<method>.py
 takes by --subsets.file with --role candidate. With --retrain trains f's encoder on each set, for
 every seed, probes it on every data set, and writes removal/summary.json, curve.csv and curve.png.
-Finished work is kept: the same command goes on where it was. --jobs list prints the retrainings;
---jobs 0/4 does a quarter of them and no curve.
+Finished work is kept: the same command goes on. --jobs list prints the retrainings; --jobs 0/4 does
+a quarter of them and no curve.
 
 Samples are ranked by the scores of the same settings and seeds; if these have a folder of their own
 in scores/, so have the sets in removal/. In a crossover every sample of the pool is ranked, and the
@@ -84,11 +83,12 @@ def check_actions(run):
         alone = f"remove_samples.py is one process, but torchrun started {processes.count()}"
         raise WrongUse(f"{alone}; --jobs I/N shares retrainings")
     if run.actions["retrain"] and run.config.probe.fine_tune:
-        linear = "the removal curve is one of linear probes"
-        raise WrongUse(f"probe.fine_tune: True is not allowed here: {linear}")
+        raise WrongUse("probe.fine_tune: True is not allowed here: the curve is of linear probes")
+    if run.actions["retrain"] and run.config.import_settings:
+        raise WrongUse(f"command line: --retrain: others trained the encoders of {run.name}")
     if run.actions["retrain"] and not training_script(run).exists():
-        missing = f"there is no {training_script(run).name} to train it again"
-        raise WrongUse(f"method.name: {run.config.method['name']!r} was trained, but {missing}")
+        method, script = run.config.method["name"], training_script(run).name
+        raise WrongUse(f"method.name: {method!r} was trained, but there is no {script}")
 
 
 def training_script(run):

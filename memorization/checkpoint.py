@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import NoneType
 
 import torch
 
@@ -112,8 +113,8 @@ def load_encoder(path, name=None):
     """The Encoder in an encoder.pt, on the CPU, from its file alone.
 
     name: in messages and tables; the path if None. Its record tells what was trained: config, role,
-    seed, epoch, precision, subsets (fingerprint). Raises WrongUse if the file is no whole
-    encoder.pt.
+    seed, epoch, precision, subsets (fingerprint); epoch and precision are None if others trained
+    it. Raises WrongUse if the file is no whole encoder.pt.
     """
     record = read_checkpoint(path)
     if record.get("kind") != "encoder":
@@ -154,14 +155,18 @@ def _check_record(record, path):
     """Raise WrongUse unless the record in a file has the types and bounds of what save_encoder
     writes.
     """
-    epochs = with_defaults(record.get("config"), path)["training"]["epochs"]
+    trained, epoch = with_defaults(record.get("config"), path), record.get("epoch")
+    # Nobody knows how others trained.
+    precisions, epochs = (None,), (None,)
+    if "training" in trained:
+        precisions, epochs = ("fp32", "bf16"), range(trained["training"]["epochs"] + 1)
     channels, mean, std = (record.get(key) for key in ("channels", "mean", "std"))
     right = {
         "subsets": type(record.get("subsets")) is str,
         "role": record.get("role") in ROLES,
         "seed": type(record.get("seed")) is int and record["seed"] >= 0,
-        "precision": record.get("precision") in ("fp32", "bf16"),
-        "epoch": type(record.get("epoch")) is int and 0 <= record["epoch"] <= epochs,
+        "precision": record.get("precision") in precisions,
+        "epoch": type(epoch) in (int, NoneType) and epoch in epochs,
         "channels": type(channels) is int and channels in (1, 3),
         "size": type(record.get("size")) is int and 1 <= record["size"] <= MOST_PIXELS,
         "mean": _is_per_channel(mean, channels),
@@ -256,12 +261,13 @@ def load_trained(run, seed, role, checkpoint="encoder"):
     path = encoder_file(run, seed, role, checkpoint)
     encoder = load_encoder(path, f"{role} seed {seed}")
     run = Path(run).expanduser()
-    trained = read_trained(run).trained_part()
-    epoch = trained["training"]["epochs"]
+    trained = read_trained(run)
+    epoch = trained.epochs
     if checkpoint != "encoder":
         epoch = int(checkpoint.removeprefix("epoch_"))
     subsets = load_subsets(run / "subsets.npz").fingerprint
-    expected = {"role": role, "seed": seed, "subsets": subsets, "config": trained, "epoch": epoch}
+    expected = {"role": role, "seed": seed, "subsets": subsets}
+    expected |= {"config": trained.trained_part(), "epoch": epoch}
     check_belongs(encoder.record, expected, path)
     return encoder
 

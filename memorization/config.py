@@ -12,15 +12,25 @@ from memorization.data.catalogue import IN_FILES
 from memorization.errors import WrongUse, short_form, shorten
 from memorization.fields import NOT_COMPARED, Distinct, PathName, Seed
 from memorization.fingerprints import first_difference
+from memorization.imports.settings import FROM_MODEL, ImportSettings
 from memorization.machine.files import exists, write_atomically
 from memorization.machine.screen import say
 from memorization.machine.strict_yaml import dump_yaml
 from memorization.measuring.deja_vu import DejaVuSettings
+from memorization.measuring.membership import MembershipSettings
 from memorization.measuring.probing import ProbeSettings
 from memorization.measuring.removal import RemovalSettings
 from memorization.measuring.scores import ScoreSettings
 from memorization.options import read_experiment
-from memorization.settings import TRAINED, Trained, check_views, names_not_compared, read_run_file
+from memorization.settings import (
+    OF_TRAINING,
+    TRAINED,
+    Trained,
+    TrainingSettings,
+    check_views,
+    names_not_compared,
+    read_run_file,
+)
 from memorization.validation import validate
 from models.encoders import ENCODERS
 from models.settings import Settings
@@ -53,14 +63,17 @@ class Config(Trained, Job):
     dejavu: DejaVuSettings = DejaVuSettings()
     probe: ProbeSettings = ProbeSettings()
     removal: RemovalSettings = RemovalSettings()
+    membership: MembershipSettings = MembershipSettings()
 
     _actions: dict = pydantic.PrivateAttr(default_factory=dict)
     _run_config: Any = pydantic.PrivateAttr(default=None)
 
     @pydantic.model_validator(mode="after")
     def _check_scored_views(self):
-        if self.scores.augmentation:
-            check_views(self.scores.augmentation, "scores.augmentation", self.encoder)
+        for section in ("scores", "membership"):
+            recipes = getattr(self, section).augmentation
+            if recipes:
+                check_views(recipes, f"{section}.augmentation", self.encoder)
         return self
 
     @property
@@ -104,7 +117,9 @@ class Config(Trained, Job):
 
         Raises WrongUse if the experiment differs in what was trained.
         """
+        self._check_same_origin(experiment)
         self._check_names(experiment)
+        experiment = _drop_from_model(experiment)
         values = _merge(self.model_dump(include=set(TRAINED)), experiment.values)
         config = dataclasses.replace(experiment, values=values).validate(Config)
         self._check_trained(config, experiment)
@@ -118,12 +133,23 @@ class Config(Trained, Job):
         config._run_config = self
         return config
 
+    def _check_same_origin(self, experiment):
+        """Raise WrongUse if an experiment trains what this run imports, or the reverse."""
+        others, origin = ("import",), "trained here"
+        if self.import_settings is not None:
+            others, origin = OF_TRAINING, "trained by others and imported"
+        for section in others:
+            if section in experiment.all_values:
+                place = experiment.place_of(section)
+                where = f"the encoders of {experiment.all_values['run']} were {origin}"
+                raise WrongUse(f"{place}: {section}: is not allowed: {where}")
+
     def _check_names(self, experiment):
         """Raise WrongUse if an experiment differs from this run in a name, or in a setting of the
         method, whose schema is unknown to measuring scripts.
         """
         sections = {"data": self.data.model_dump(), "encoder": self.encoder.model_dump()}
-        for section, trained in (sections | {"method": self.method}).items():
+        for section, trained in (sections | {"method": self.method or {}}).items():
             values = experiment.all_values.get(section, {})
             for key, value in (values if isinstance(values, dict) else {"name": values}).items():
                 is_checked = key == "name" or section == "method"
@@ -169,12 +195,13 @@ def read_config(doc, argv=None, method=None, actions=None, flags=None, sections=
     """
     schema = Config
     if method is not None:
-        schema = pydantic.create_model("Config", __base__=Config, method=(method, ...))
+        of_training = {"method": (method, ...), "training": (TrainingSettings, ...)}
+        schema = pydantic.create_model("Config", __base__=Config, **of_training)
 
     def is_shown(key, setting):
         section = key.rpartition(".")[0]
         if method is not None:
-            return section not in MEASUREMENTS
+            return section.split(".")[0] not in ("import", *MEASUREMENTS)
         may_differ = section == "data" and setting.json_schema_extra == NOT_COMPARED
         return section in ("", *sections) or may_differ
 
@@ -196,6 +223,18 @@ def read_config(doc, argv=None, method=None, actions=None, flags=None, sections=
     return config
 
 
+def read_import_config(doc, argv=None):
+    """The Config of import_encoders.py. doc, argv, errors: see `read_config`."""
+    section = {"import": (ImportSettings, ...)}
+    schema = pydantic.create_model("Config", __base__=Config, **section)
+
+    def is_shown(key, setting):
+        return key.split(".")[0] not in (*OF_TRAINING, *MEASUREMENTS)
+
+    experiment = read_experiment(argv, doc, schema, is_shown, {}, {})
+    return experiment.validate(schema).for_training(experiment)
+
+
 def read_run_config(run):
     """The Config that a run folder was trained with, its method section a plain dict.
 
@@ -207,6 +246,9 @@ def read_run_config(run):
 
 def _check_method(experiment, method):
     """Raise WrongUse if an experiment names another method than the script trains."""
+    if "import" in experiment.all_values:
+        place, others = experiment.place_of("import"), "encoders that others trained"
+        raise WrongUse(f"{place}: import: {others} come in by import_encoders.py")
     (own,) = typing.get_args(method.model_fields["name"].annotation)
     section, place = experiment.all_values.get("method"), experiment.place_of("method.name")
     name = section.get("name") if isinstance(section, dict) else None
@@ -251,6 +293,20 @@ def _drop_what_cannot_apply(experiment):
         values = values | {"encoder": {key: encoder[key] for key in encoder if key not in others}}
         lines.append(f"--encoder.name {name}: without {', '.join(others)} of {encoder['name']}")
     return dataclasses.replace(experiment, values=values), lines
+
+
+def _drop_from_model(experiment):
+    """The experiment without a mean and std that its import was to look up: the run has numbers."""
+
+    def drop(values):
+        section = values.get("import")
+        if not isinstance(section, dict):
+            return values
+        kept = {key: value for key, value in section.items() if value != FROM_MODEL}
+        return values | {"import": kept}
+
+    options = {key: value for key, value in experiment.options.items() if value != FROM_MODEL}
+    return dataclasses.replace(experiment, values=drop(experiment.values), options=options)
 
 
 def _late_checkpoints(training, options):

@@ -64,7 +64,7 @@ class Pair:
 
     @property
     def epoch(self):
-        """After how many epochs both were kept."""
+        """After how many epochs both were kept; None if others trained them."""
         return self.f.record["epoch"]
 
     @property

@@ -125,24 +125,42 @@ def draw_histogram(scores, path):
     and "subset".
     """
     figure, axes = subplots(figsize=(7.5, 4.5))
-    names = _names_of(scores["subset"])
-    bins = np.histogram_bin_edges(scores["score"], bins=40)
+    _draw_histograms(axes, scores["score"], scores["subset"], _names_of(scores["subset"]))
+    if "independent" in scores["subset"]:
+        title, xlabel = "How much the candidate encoder memorized each image", SCORE
+    else:
+        title, xlabel = "How much the encoders with an image memorized it", SCORE_OF_POOL
+    axes.set(title=title, xlabel=xlabel, ylabel="density")
+    return figure
+
+
+@picture
+def draw_losses(table, path):
+    """The alignment losses of f alone as overlaid histograms. table: dict of (N,) arrays
+    "alignment_loss_f" and "subset".
+    """
+    figure, axes = subplots(figsize=(7.5, 4.5))
+    _draw_histograms(axes, table["alignment_loss_f"], table["subset"], NAMES)
+    title = "How well the encoder aligns images that it saw, and others"
+    axes.set(title=title, xlabel=LOSS_F, ylabel="density")
+    return figure
+
+
+def _draw_histograms(axes, numbers, subsets, names):
+    """Overlaid histograms of the numbers of each subset, with a legend. numbers, subsets: (N,);
+    names: {subset: its name}.
+    """
+    bins = np.histogram_bin_edges(numbers, bins=40)
     for name in SUBSETS:
-        values = scores["score"][scores["subset"] == name]
+        values = numbers[subsets == name]
         if len(values):
             label = f"{names[name]}: n = {len(values)}, mean {values.mean():.4f}"
             options = {"bins": bins, "density": True, "color": COLORS[name]}
             axes.hist(values, histtype="stepfilled", alpha=0.25, **options)
             axes.hist(values, histtype="step", linewidth=1.5, label=label, **options)
             axes.axvline(values.mean(), color=COLORS[name], linestyle="--", linewidth=1)
-    if "independent" in scores["subset"]:
-        title, xlabel = "How much the candidate encoder memorized each image", SCORE
-    else:
-        title, xlabel = "How much the encoders with an image memorized it", SCORE_OF_POOL
-    axes.set(title=title, xlabel=xlabel, ylabel="density")
     axes.legend(**LEGEND)
     axes.set_ylim(top=1.25 * axes.get_ylim()[1])  # room for the legend
-    return figure
 
 
 @picture

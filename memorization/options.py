@@ -162,11 +162,18 @@ def settings_of(schema, prefix=""):
         schemas = schemas_by_name(one)
         if schemas:
             settings |= _settings_of_all(schemas, f"{prefix}{name}.")
-        elif inspect.isclass(one.annotation) and issubclass(one.annotation, BaseModel):
-            settings |= settings_of(one.annotation, f"{prefix}{name}.")
+        elif section := _only_section(one.annotation):
+            settings |= settings_of(section, f"{prefix}{name}.")
         elif one.annotation is not Any:
             settings[prefix + name] = one
     return settings
+
+
+def _only_section(annotation):
+    """The Settings class of a section that is always there, or may be null; else None."""
+    classes = [kind for kind in _alternatives(annotation) if kind is not types.NoneType]
+    is_section = len(classes) == 1 and inspect.isclass(classes[0])
+    return classes[0] if is_section and issubclass(classes[0], BaseModel) else None
 
 
 def _settings_of_all(schemas, prefix):

@@ -3,12 +3,13 @@
 import hashlib
 import json
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 import pydantic
 
+from memorization.data.subsets import ROLES
 from memorization.errors import WrongUse, escape, short_form
 from memorization.fingerprints import first_difference
 from memorization.machine.files import (
@@ -77,7 +78,7 @@ class Checkpoint(pydantic.BaseModel):
     """Of a Summary: which checkpoint was measured."""
 
     name: str
-    epoch: int
+    epoch: int | None  # None if others trained the encoder
 
 
 class Spread(pydantic.BaseModel):
@@ -99,12 +100,19 @@ class MeasurementSettings(Settings):
     SCRIPT: the command that makes its results. PLAIN: {setting: value} of what adds nothing to the
     name of a result's folder. BUILT_ON: other sections that are named there if they differ from the
     run's; DETERMINED_BY: those among them that determine the numbers of this measurement, too.
+    WITHOUT_G: what can be measured instead of f alone, for messages.
     """
 
     SCRIPT: ClassVar[str]
     PLAIN: ClassVar[dict] = {}
     BUILT_ON: ClassVar[tuple] = ()
     DETERMINED_BY: ClassVar[tuple] = ()
+    WITHOUT_G: ClassVar[str] = "membership_inference.py measures f alone"
+
+    @property
+    def roles(self):
+        """The roles of the encoders that the measurement needs."""
+        return ROLES
 
     def determining(self):
         """The names of the settings that determine the numbers of a result."""
@@ -119,6 +127,7 @@ class Result:
     again: the command that makes it. settings: {"section.name": value} of those that change its
     numbers, plain types; defaults: {"section.name": value}, for summaries of earlier versions,
     which lack some. seeds: of the pairs. fingerprints: of the measured subsets, data and boxes.
+    origin: {section: plain values} of encoders that others trained, for the summary; else empty.
     """
 
     folder: Path
@@ -127,6 +136,7 @@ class Result:
     defaults: dict
     seeds: list
     fingerprints: dict
+    origin: dict = field(default_factory=dict)
 
     def check_place(self, encoders=None):
         """Raise WrongUse if the folder holds the result of something else, or cannot be written to.
@@ -179,7 +189,7 @@ class Result:
     @on_first_process
     def _replace_files(self, files, summary, pictures):
         hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-        content = json_text(summary.plain() | {"files": hashes}).encode()
+        content = json_text(summary.plain() | self.origin | {"files": hashes}).encode()
         reason = self.check_place(summary.fingerprints.get("encoders"))
         if reason:
             say(f"{escape(self.folder)}: {reason}")

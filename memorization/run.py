@@ -32,10 +32,20 @@ def open_run(doc, argv=None, section="scores", actions=None, flags=None):
     config = read_config(doc, argv, actions=actions, flags=flags, sections=sections)
     device = choose_device(config.device, config.threads)
     run = Run(config, section, device, load_subsets(config.folder / "subsets.npz"))
+    _check_roles(run)
     if "checkpoint" in run.actions:
         for checkpoint in run.checkpoints:
             run.output(checkpoint=checkpoint).check_place()
     return run
+
+
+def _check_roles(run):
+    """Raise WrongUse if a measurement needs an encoder that others did not train."""
+    missing = [role for role in run.roles if role not in run.trained_roles]
+    if missing:
+        alone = f"{run.name} has f alone (import.independent is null)"
+        instead = _settings_class(run.section).WITHOUT_G
+        raise WrongUse(f"{run.section}: {alone}, but g is needed; {instead}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +113,22 @@ class Run:
 
     @property
     def roles(self):
-        """The roles of the measured encoders."""
-        return getattr(self.settings, "roles", ROLES)
+        """The roles of the encoders that the measurement needs."""
+        return self.settings.roles
+
+    @property
+    def trained_roles(self):
+        """The roles of the encoders that the run has, or will have once it is trained."""
+        imported = self.config.import_settings
+        return ROLES if imported is None else tuple(imported.weights)
+
+    @property
+    def _origin(self):
+        """What a summary says of encoders that others trained, a dict of plain types."""
+        imported, encoder = self.config.import_settings, self.config.encoder
+        if imported is None:
+            return {}
+        return {"import": imported.model_dump(), "encoder": encoder.model_dump()}
 
     @cached_property
     def checkpoints(self):
@@ -160,6 +184,7 @@ class Run:
             defaults={key: _default(key) for key in keys},
             seeds=seeds,
             fingerprints=fingerprints,
+            origin=self._origin,
         )
 
     def scores_output(self, checkpoint="encoder"):
@@ -229,7 +254,7 @@ def _text(key, value):
     """A value as a part of a folder's name."""
     if key == "probe.fine_tune":
         return "fine_tuned"
-    if key == "scores.augmentation" and value != "training":
+    if key.endswith(".augmentation") and value != "training":
         digest = hashlib.sha256(json.dumps(value).encode()).hexdigest()
         return f"augmentation_{digest[:HASH]}"
     if value is None:

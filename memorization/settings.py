@@ -11,6 +11,7 @@ from memorization.data.recipes import AugmentationSettings
 from memorization.data.subsets import SubsetSettings
 from memorization.errors import WrongUse
 from memorization.fields import LEAST_PIXELS, MOST_EPOCHS, NOT_COMPARED, Rate
+from memorization.imports.settings import ImportSettings
 from memorization.machine.files import exists
 from memorization.machine.strict_yaml import read_yaml
 from memorization.optimizers import OptimizerSettings
@@ -88,8 +89,9 @@ class TrainingSettings(OptimizerSettings):
         return self
 
 
-class Trained(Settings):
-    """What was trained: data, subsets, views, encoder, method, and the training itself.
+class _Trained(Settings):
+    """What was trained: data, subsets, views, encoder, and where its weights are from: a method and
+    its training, or the import of encoders that others trained.
 
     method: the settings of its schema while it is trained; a plain dict once it is read back.
     """
@@ -99,7 +101,7 @@ class Trained(Settings):
     augmentation: AugmentationSettings
     encoder: EncoderSettings
     method: Any = None
-    training: TrainingSettings
+    training: TrainingSettings | None = None
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -118,9 +120,40 @@ class Trained(Settings):
         return values
 
     @pydantic.model_validator(mode="after")
+    def _check_origin(self):
+        if self.import_settings is None:
+            if self.training is None:
+                raise ValueError("training: is missing")
+            return self
+        for section in OF_TRAINING:
+            if getattr(self, section) is not None:
+                others = "encoders that others trained have no such section beside import"
+                raise ValueError(f"{section}: is not allowed: {others}")
+        size, own = self.import_settings.size, self.size
+        if size != own:
+            views = f"the largest views of augmentation.views have {own} pixels"
+            raise ValueError(f"import.size: {size}, but {views}")
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _check_views(self):
         check_views(self.augmentation.views, "augmentation.views", self.encoder)
         return self
+
+    @pydantic.model_serializer(mode="wrap")
+    def _leave_out_other_origin(self, dump):
+        others = ("import",) if self.import_settings is None else OF_TRAINING
+        return {key: value for key, value in dump(self).items() if key not in others}
+
+    @property
+    def import_settings(self):
+        """The ImportSettings of encoders that others trained; None if they were trained here."""
+        return getattr(self, "import")
+
+    @property
+    def epochs(self):
+        """Epochs of the whole training; None if others trained the encoders."""
+        return None if self.training is None else self.training.epochs
 
     @property
     def size(self):
@@ -132,9 +165,21 @@ class Trained(Settings):
 
         Settings that may differ between training and measuring are not in it.
         """
-        return {section: _comparable_settings(getattr(self, section)) for section in TRAINED}
+        sections = self.model_dump(include=set(TRAINED))
+        return {section: _comparable_settings(getattr(self, section)) for section in sections}
 
 
+# Sections of encoders that were trained here, which others' do not have.
+OF_TRAINING = ("method", "training")
+
+
+# The statement `class` cannot declare a field whose name is a keyword.
+Trained = pydantic.create_model(
+    "Trained",
+    __base__=_Trained,
+    __doc__=_Trained.__doc__,
+    **{"import": (ImportSettings | None, None)},
+)
 # The sections of a config that say what was trained; the rest says how it is measured.
 TRAINED = tuple(Trained.model_fields)
 

@@ -277,8 +277,8 @@ def _check_sizes(settings, sizes):
     """Raise WrongUse if the subsets of a manifest cannot be trained on, or if SubsetSettings give
     other sizes. sizes: {subset: number of its images}.
     """
-    n_candidates, n_independents = (sizes[role] for role in ROLES)
-    pool = n_candidates + n_independents
+    n_candidates = sizes["candidate"]
+    pool = n_candidates + sizes["independent"]
     if settings.scheme == "crossover":
         sizes = {"shared": sizes["shared"], "pool": pool, "external": sizes["external"]}
         if pool < 4 or pool % 2 and settings.pool is None:
@@ -286,9 +286,10 @@ def _check_sizes(settings, sizes):
             raise WrongUse(
                 f"subsets: the manifest has {pool} candidate and independent images, {rule}"
             )
-    elif n_candidates != n_independents or n_candidates < 2:
-        counts = f"{n_candidates} candidate and {n_independents} independent images"
-        raise WrongUse(f"subsets: the manifest has {counts}, which must be equally many, 2 or more")
+    elif n_candidates < 2:
+        raise WrongUse(
+            f"subsets: the manifest has {n_candidates} candidate images, but must have 2"
+        )
     if sizes["external"] < 2:
         raise WrongUse(
             f"subsets: the manifest has {sizes['external']} external images, but must have 2"
@@ -485,16 +486,20 @@ def _check_range(subsets, path):
             raise WrongUse(f"{path}: {image} stands in the subsets, but there are {n_images}")
 
 
-def check_subsets(subsets, place="subsets"):
-    """Raise WrongUse unless the subsets are what may be trained on: no image twice, and of a pair
-    as many candidates as independents. place: of the subsets, for messages.
-    """
+def check_pair(subsets):
+    """Raise WrongUse unless a pair may be trained on the subsets: f has as many images as g."""
     is_pair = subsets.role is None and subsets.scheme == "fixed"
-    if subsets.scheme == "crossover" and len(subsets.candidate) % 2:
-        raise WrongUse(f"{place}: {len(subsets.candidate)} images in the pool, which is halved")
     if is_pair and len(subsets.candidate) != len(subsets.independent):
         counts = f"{len(subsets.candidate)} candidates, but {len(subsets.independent)} independents"
-        raise WrongUse(f"{place}: {counts}; they must be equally many")
+        raise WrongUse(f"subsets: {counts}; they must be equally many")
+
+
+def check_subsets(subsets, place="subsets"):
+    """Raise WrongUse if an image stands twice in the subsets, or a pool cannot be halved. place: of
+    the subsets, for messages.
+    """
+    if subsets.scheme == "crossover" and len(subsets.candidate) % 2:
+        raise WrongUse(f"{place}: {len(subsets.candidate)} images in the pool, which is halved")
     for split, indices in (("train", subsets.train), ("test", subsets.external)):
         values, repetitions = np.unique(indices, return_counts=True)
         if (repetitions > 1).any():

@@ -54,6 +54,7 @@ class Attack:
     queries: the Queries about the images. subset: (N,) "candidate" or "independent". inferences:
     {model: Inference}; f comes first, the other model is "g" or "reference". knn: {encoder:
     accuracy on whole test images}, None if those have no labels. epoch: of the encoders.
+    normalization: (mean, std) of the channels, as the encoders take them.
     fingerprints: {place in the run: hash} of the encoders. If a classifier of parts is the
     reference, classifier is what `train_classifier` returned, and trained_on the numbers of images
     that {"f", "reference"} were trained on; else both are None.
@@ -64,8 +65,9 @@ class Attack:
     subset: np.ndarray
     inferences: dict
     knn: dict
-    epoch: int
+    epoch: int | None
     fingerprints: dict
+    normalization: tuple
     classifier: dict | None = None
     trained_on: dict | None = None
 
@@ -192,7 +194,10 @@ def attack_pair(pair, sets, settings, recipes):
         knn[name] = _knn_on_test_images(encoder, bank, sets, settings)
         del bank  # before the next one is made: it may be large
     subset = np.where(np.isin(queries.rows, subsets.candidate), "candidate", "independent")
-    return Attack(pair.seed, queries, subset, inferences, knn, pair.epoch, pair.fingerprints)
+    fingerprints, normalization = pair.fingerprints, pair.f.normalization
+    return Attack(
+        pair.seed, queries, subset, inferences, knn, pair.epoch, fingerprints, normalization
+    )
 
 
 def attack_one_model(f, seed, sets, settings, recipes):
@@ -221,6 +226,7 @@ def attack_one_model(f, seed, sets, settings, recipes):
         {"f": knn},
         f.record["epoch"],
         {place_of(seed, "candidate"): f.weights_fingerprint},
+        f.normalization,
         classifier=best,
         trained_on={"f": images_of_f, "reference": len(training.rows)},
     )

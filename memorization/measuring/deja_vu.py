@@ -96,6 +96,7 @@ class DejaVuSettings(MeasurementSettings):
     SCRIPT = "dejavu.py"
     PLAIN = {"query": "training", "reference": "independent"}
     BUILT_ON = ("scores",)
+    WITHOUT_G = "--dejavu.reference crops compares f with a classifier of the parts"
 
     @property
     def roles(self):

@@ -101,7 +101,7 @@ def draw_deja_vu_cases(attack, sets, summary, path):
         axes.axis("off")
     for row, case in zip(panels, cases):
         index = torch.tensor([attack.index[case]])
-        query = as_picture(attack.queries.pixels(index, 0)[0], images.normalization)
+        query = as_picture(attack.queries.pixels(index, 0)[0], attack.normalization)
         row[0].imshow(query, cmap="gray", vmin=0, vmax=1)
         _show_image(row[1], images.train, index, images.classes)
         nearest = np.concatenate([indices[case] for indices in neighbors.values()])

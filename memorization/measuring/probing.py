@@ -73,6 +73,11 @@ class ProbeSettings(MeasurementSettings, OptimizerSettings):
     SCRIPT = "linear_probing_train.py"
     PLAIN = {"fine_tune": False}
 
+    @property
+    def roles(self):
+        """The roles of the encoders that are needed."""
+        return ROLES[:1]
+
     def determining(self):
         """The names of the settings that determine the numbers of a result."""
         names = ["fine_tune", "datasets", "seeds", "train_images"]
@@ -228,7 +233,7 @@ def compare_roles(rows, seeds):
     comparisons = {}
     for dataset in dict.fromkeys(row.dataset for row in rows) if len(seeds) > 1 else ():
         top_1 = {row.encoder: row.top_1.mean for row in rows if row.dataset == dataset}
-        if f"{ROLES[0]} seed {seeds[0]}" not in top_1:
+        if any(f"{role} seed {seeds[0]}" not in top_1 for role in ROLES):
             continue
         shares = {role: [top_1[f"{role} seed {seed}"] for seed in seeds] for role in ROLES}
         means = {role: mean_and_spread(values) for role, values in shares.items()}

@@ -139,10 +139,8 @@ def score_images(f, g, images, indices, recipes, scoring=None):
     batches = torch.as_tensor(indices).split(scoring.batch_size)
     parts = processes.map_in_processes(score, batches, f"scoring seed {scoring.seed}")
     scores = ImageScores(*torch.cat(parts, dim=1).double().numpy())  # 3 times (N,)
-    for encoder, losses in ((f, scores.loss_f), (g, scores.loss_g)):
-        if not losses.any():  # the views of a single image may well be alike
-            why = "the recipe has no chance in it, or it collapsed"
-            raise WrongUse(f"{encoder.place}: all views are represented alike: {why}")
+    _check_chance(f, scores.loss_f)
+    _check_chance(g, scores.loss_g)
     return scores
 
 
@@ -151,11 +149,8 @@ def score_batch(f, g, images, indices, recipes, scoring):
     """L_align of f and of g, and the jackknife error of their difference, three tensors (B,) on the
     device. See `score_images`; indices: (B,), one batch; f and g are on the device.
     """
-    recipes = [measuring_recipe(recipes, view) for view in range(scoring.views)]
-    draw = Draw(scoring.seed, "scoring", patch=f.patch)
-    views = augment_all(images, indices, recipes, f.normalization, draw)
-    in_bf16 = uses_bf16(scoring.precision, images.device)
-    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=in_bf16):
+    views, autocast = _draw_views(f, images, indices, recipes, scoring)
+    with autocast:
         # The noise of the views cancels in the difference, as f and g see the same ones.
         distances_f = encoder_distances(f.network, views, scoring.representation)
         distances_g = encoder_distances(g.network, views, scoring.representation)
@@ -164,6 +159,47 @@ def score_batch(f, g, images, indices, recipes, scoring):
         mean_over_pairs(distances_g),
         jackknife_error(distances_f, distances_g),
     )
+
+
+def _draw_views(encoder, images, indices, recipes, scoring):
+    """The views of a batch of images, and the torch.autocast in which encoders see them."""
+    recipes = [measuring_recipe(recipes, view) for view in range(scoring.views)]
+    draw = Draw(scoring.seed, "scoring", patch=encoder.patch)
+    views = augment_all(images, indices, recipes, encoder.normalization, draw)
+    in_bf16 = uses_bf16(scoring.precision, images.device)
+    return views, torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=in_bf16)
+
+
+def align_images(encoder, images, indices, recipes, scoring):
+    """The alignment loss of images under one encoder alone, and its jackknife error over the choice
+    of views, (2, N) float64. See `score_images`, also for what it raises.
+    """
+    _check_encoders(encoder, encoder, images)
+    encoder = encoder.to(images.device)
+
+    @torch.inference_mode()
+    def align(batch):
+        views, autocast = _draw_views(encoder, images, batch, recipes, scoring)
+        with autocast:
+            distances = encoder_distances(encoder.network, views, scoring.representation)
+        error = jackknife_error(distances, torch.zeros_like(distances))
+        measured = torch.stack([mean_over_pairs(distances), error]).cpu()
+        if not measured.isfinite().all():
+            raise WrongUse(f"{encoder.place}: its representations are not finite")
+        return measured
+
+    batches = torch.as_tensor(indices).split(scoring.batch_size)
+    parts = processes.map_in_processes(align, batches, f"aligning seed {scoring.seed}")
+    losses = torch.cat(parts, dim=1).double().numpy()
+    _check_chance(encoder, losses[0])
+    return losses
+
+
+def _check_chance(encoder, losses):
+    """Raise WrongUse if an encoder represents all views of all images alike."""
+    if not losses.any():  # the views of a single image may well be alike
+        why = "the recipe has no chance in it, or it collapsed"
+        raise WrongUse(f"{encoder.place}: all views are represented alike: {why}")
 
 
 def _check_encoders(f, g, images):

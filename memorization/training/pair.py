@@ -4,7 +4,7 @@ import itertools
 
 from memorization.data.confounders import warn_of_confounders
 from memorization.data.images import open_images
-from memorization.data.subsets import check_subsets, draw_subsets, prepare_subsets
+from memorization.data.subsets import check_pair, check_subsets, draw_subsets, prepare_subsets
 from memorization.errors import escape
 from memorization.machine import processes
 from memorization.machine.device import choose_device, warn_of_emulation
@@ -46,6 +46,7 @@ def train_pair(make_method, images, config):
     device = choose_device(config.device, config.threads)
     subsets = draw_subsets(config.subsets, images)
     check_subsets(subsets)
+    check_pair(subsets)
     roles = chosen_roles(config.actions.get("role"), subsets, config.subsets.file)
     check_fit(make_method, images, subsets.of_seed(config.seeds[0]), roles, config)
     check_device(make_method, config, device)

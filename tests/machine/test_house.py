@@ -18,7 +18,7 @@ LAYERS = [
         "memorization.validation",
     ],
     ["memorization.data"],
-    ["memorization.options", "memorization.settings"],
+    ["memorization.imports.settings", "memorization.options", "memorization.settings"],
     [
         "memorization.encoder", "memorization.checkpoint_file", "memorization.checkpoint",
         "memorization.results",
