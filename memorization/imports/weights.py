@@ -215,7 +215,7 @@ def _names_fault(missing, extra, weights, own):
 def _hint(missing, extra, weights, own):
     """What a user can write to make the keys fit, or how the file's and the network's begin."""
     if not missing:
-        return "write what begins them in `unused` if they are not of the encoder"
+        return "if the encoder has no use for them, `unused` takes what they begin with"
     prefixes = _common_prefixes(missing, extra)
     if prefixes:
         parts = [f"{_shown(prefix)} ({n})" for prefix, n in prefixes]
@@ -270,7 +270,7 @@ def _size_that_fits(shape, own_shape, own):
         sides = [math.isqrt(max(n[-2] - n_extra, 0)) for n in (shape, own_shape)]
         if all(side and side**2 == n[-2] - n_extra for side, n in zip(sides, (shape, own_shape))):
             sizes = [side * patches[0] for side in sides]
-            return f"; the file's fit size {sizes[0]}, the network is made for size {sizes[1]}"
+            return f"; size {sizes[0]} fits the file, and the network has size {sizes[1]}"
     return ""
 
 

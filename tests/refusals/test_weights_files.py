@@ -413,7 +413,7 @@ def test_keys_that_do_not_fit_are_named_with_the_prefix_that_would_make_them_fit
     stripped = strip_prefixes(content, ["module.", "encoder_q."])
     with pytest.raises(WrongUse, match=r"^10 of the file's 19 keys are left over: encoder_k.0.wei"):
         match_weights(stripped, own, [])
-    with pytest.raises(WrongUse, match="1 of the file's 19 keys are left over: queue; write what"):
+    with pytest.raises(WrongUse, match="1 of the file's 19 keys are left over: queue; if the enc"):
         match_weights(stripped, own, ["encoder_k."])
     assert match_weights(stripped, own, ["encoder_k.", "queue"]).keys() == weights.keys()
 
@@ -460,21 +460,37 @@ class Positions(nn.Module):
 @pytest.mark.parametrize("n_extra", (0, 1, 2, 5))
 def test_positions_of_another_size_are_refused_with_the_size_that_fits(n_extra):
     shapes = rf"pos_embed \(1, {64 + n_extra}, 8\) in the file, \(1, {16 + n_extra}, 8\) in the "
-    size = "; the file's fit size 32, the network is made for size 16"
+    size = "; size 32 fits the file, and the network has size 16"
     with pytest.raises(WrongUse, match=f"^1 weight has another shape: {shapes}network{size}$"):
         match_weights(Positions(32, n_extra).state_dict(), Positions(16, n_extra), [])
 
 
+class Named(nn.Module):
+    """A module whose weights have these names."""
+
+    def __init__(self, names):
+        super().__init__()
+        self.own = dict.fromkeys(names, torch.ones(2))
+
+    def state_dict(self):
+        return self.own
+
+
+def test_keys_without_a_common_prefix_are_told_by_their_beginnings():
+    weights = dict.fromkeys(["layer1.0.weight", "layer2.0.weight", "stem"], torch.ones(2))
+    own = Named([f"{i}.weight" for i in range(4)])
+    words = (
+        r"the file's keys begin with layer1. \(1\), layer2. \(1\), stem \(1\), the network's with "
+    )
+    with pytest.raises(WrongUse, match=words + r"0. \(1\), 1. \(1\), 2. \(1\), 3. \(1\)$"):
+        match_weights(weights, own, [])
+
+
 def test_nested_blocks_are_told_from_others():
-    own = {f"blocks.{i}.norm.weight": torch.ones(2) for i in range(4)}
+    own = Named([f"blocks.{i}.norm.weight" for i in range(4)])
     nested = {f"blocks.{i // 2}.{i}.norm.weight": torch.ones(2) for i in range(4)}
-
-    class Blocks(nn.Module):
-        def state_dict(self):
-            return own
-
     words = (
         r"the file's blocks are nested in chunks \(blocks.0.0.norm.weight\); docs/imports.md sho"
     )
     with pytest.raises(WrongUse, match=words):
-        match_weights(nested, Blocks(), [])
+        match_weights(nested, own, [])
