@@ -54,6 +54,7 @@ GRAY = "#767676"
 LETTERS_AN_INCH = 12  # of a title, about
 APART = 1.015  # factor between the same counts of two policies
 LONGEST_NAME = 16  # characters above a small picture
+LONGEST_FILE = 20  # characters of the end of a path
 
 
 def picture(draw):
@@ -208,15 +209,12 @@ def draw_gallery(scores, images, summary, path):
     """The candidates with the highest and the lowest scores, below a title that says how well this
     ranking repeats. Those of q < .1 have a frame, all others gray text.
 
-    scores: dict of (N,) arrays "index", "subset", "label", and the score that the summary's
-    `headline` names with its q; images: the Images that the indices are of; summary: the
-    ScoresSummary of these scores.
+    scores: dict of (N,) arrays "index", "subset", "label", the score that the summary's `headline`
+    names with its q, and, of images in files, "file"; images: the Images that the indices are of;
+    summary: the ScoresSummary of these scores.
     """
     column, q = summary.headline, summary.headline.replace("score", "q")
-    scores = {name: scores[name] for name in ("index", "subset", "label")} | {
-        "score": scores[column],
-        "q": scores[q],
-    }
+    scores = scores | {"score": scores[column], "q": scores[q]}
     is_ranked = (scores["subset"] == "candidate") & ~np.isnan(scores["score"])
     candidates = np.flatnonzero(is_ranked)
     by_score = candidates[np.argsort(-scores["score"][candidates], kind="stable")]
@@ -241,18 +239,22 @@ def draw_gallery(scores, images, summary, path):
         for axes, row in zip(all_axes, members):
             pixels = images.train.gather(torch.tensor([scores["index"][row]]))[0].cpu().numpy()
             axes.imshow(pixels.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
-            label = scores["label"][row]
-            name = drawable(images.classes[label] if label >= 0 else "no label")
-            _caption(axes, scores, row, name)
+            _caption(axes, scores, row, images.classes)
     return figure
 
 
-def _caption(axes, scores, row, name):
-    """Write the score, q, class name and index of an image above it, and frame it if q is small."""
-    score, q, index = (scores[key][row] for key in ("score", "q", "index"))
+def _caption(axes, scores, row, classes):
+    """Write the score, q, class name and file name or index of an image above it, and frame it if q
+    is small. classes: the names of all classes; if there are none, no line is left for them.
+    """
+    score, q, label = (scores[key][row] for key in ("score", "q", "label"))
     stands_out = bool(q < Q_LEVEL)
+    lines = [f"{score:+.4f}", f"q {q:.2g}"]
+    if classes:
+        lines.append(drawable(classes[label] if label >= 0 else "no label"))
+    file = drawable_end(scores["file"][row]) if "file" in scores else None
     axes.set_title(
-        f"{score:+.4f}\nq {q:.2g}\n{name}\nindex {index}",
+        "\n".join([*lines, file or f"index {scores['index'][row]}"]),
         fontsize=7.5,
         color="black" if stands_out else GRAY,
         parse_math=False,
@@ -445,3 +447,15 @@ def drawable(name, most=LONGEST_NAME):
     """
     name = UNPRINTED.sub("\ufffd", name)
     return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def drawable_end(path, most=LONGEST_FILE):
+    """The end of a path as it can be drawn in a small picture: whole names, if the last one fits;
+    see `drawable`.
+    """
+    path = UNPRINTED.sub("\ufffd", path)
+    if len(path) <= most:
+        return path
+    end = path[1 - most :]
+    _, slash, names = end.partition("/")
+    return f"…{slash + names if slash else end}"

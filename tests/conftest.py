@@ -338,7 +338,7 @@ def read_table(folder):
 
 def columns_of(rows):
     """{name: array} of the rows of a table, dicts of texts; numbers are floats."""
-    rows, text = list(rows), ("split", "subset", "outcome")
+    rows, text = list(rows), ("split", "subset", "outcome", "file")
     return {
         name: np.array([row[name] for row in rows], dtype=str if name in text else float)
         for name in rows[0]

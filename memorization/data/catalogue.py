@@ -10,7 +10,10 @@ from torchvision import datasets as tv
 
 from memorization.data.fake import make_fake_arrays
 from memorization.data.image_folder import list_image_folder
+from memorization.data.listings import TEST_SHARE
+from memorization.data.manifest import read_manifest
 from memorization.data.published_files import Published, list_files, read_arrays
+from memorization.errors import WrongUse
 from memorization.fields import LEAST_PIXELS, MOST_PIXELS, NOT_COMPARED, PathName
 from models.settings import Settings
 
@@ -52,8 +55,16 @@ def _files(reader, splits, mean, std):
 
 
 def _read_folder(settings):
-    classes, listings = list_image_folder(Path(settings.root).expanduser())
+    root, share = Path(settings.root).expanduser(), settings.given_test_share
+    classes, listings = list_image_folder(root, share)
     return listings["train"], listings["test"], classes
+
+
+def _read_manifest(settings):
+    if settings.manifest is None:  # which records of encoders do not have
+        raise WrongUse("data.manifest is missing: name: manifest needs one, such as images.csv")
+    path, root = (Path(name).expanduser() for name in (settings.manifest, settings.root))
+    return read_manifest(path, root, settings.given_test_share)
 
 
 BY_TRAIN = {"train": True}, {"train": False}
@@ -73,8 +84,10 @@ OF_TORCHVISION = {
 }
 DATASETS = OF_TORCHVISION | {
     "image_folder": DataSet(_read_folder, *IMAGENET, needs_size=True, in_files=True),
+    "manifest": DataSet(_read_manifest, *IMAGENET, needs_size=True, in_files=True),
     "fake": DataSet(make_fake_arrays, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), needs_size=True),
 }
+OF_PEOPLE = ("image_folder", "manifest")  # without a published list of their test images
 IN_FILES = [name for name, dataset in DATASETS.items() if dataset.in_files]
 
 
@@ -82,6 +95,18 @@ class DataSettings(Settings):
     name: Literal[tuple(DATASETS)] = Field(description="the dataset")
     root: PathName = Field(
         "data", description="folder of the dataset", json_schema_extra=NOT_COMPARED
+    )
+    manifest: PathName | None = Field(
+        None,
+        description="manifest: the table of the images, CSV or Parquet",
+        json_schema_extra=NOT_COMPARED,
+    )
+    test_share: float = Field(
+        TEST_SHARE,
+        gt=0,
+        lt=1,
+        description="image_folder and manifest without a test part: the share of the images that "
+        "is held out as test images, by a hash of their paths",
     )
     prepared: PathName = Field(
         "data/prepared",
@@ -104,6 +129,30 @@ class DataSettings(Settings):
         json_schema_extra=NOT_COMPARED,
         description="published datasets: refuse a file whose checksum is not the published one",
     )
+
+    @property
+    def given_test_share(self):
+        """`test_share`, or None if it was not given."""
+        return self.test_share if "test_share" in self.model_fields_set else None
+
+    @pydantic.model_serializer(mode="wrap")
+    def _leave_out_usual_share(self, dump):
+        """Records of earlier versions have no test_share."""
+        values = dump(self)
+        if values.get("test_share") == TEST_SHARE:
+            del values["test_share"]
+        return values
+
+    @pydantic.model_validator(mode="after")
+    def _check_manifest(self):
+        if self.name != "manifest" and self.manifest is not None:
+            raise ValueError(
+                f"manifest is {self.manifest!r}, but name is {self.name}; leave it out"
+            )
+        if self.name not in OF_PEOPLE and self.given_test_share is not None:
+            own = f"but {self.name} has test images of its own"
+            raise ValueError(f"test_share is {self.test_share}, {own}; leave it out")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _check_size(self):

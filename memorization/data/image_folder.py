@@ -1,13 +1,12 @@
-"""A folder of images, root/<split>/<class>/...: which image files it holds, each once."""
+"""A folder of images: which image files it holds, each once, in which split and of which class."""
 
 import os
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from memorization.data.image_files import ENDINGS, OTHER_ENDINGS
+from memorization.data.listings import TEST_SHARE, Listing, hold_out, say_lone_classes
 from memorization.errors import WrongUse, escape
 from memorization.machine.files import is_folder
 from memorization.machine.screen import caution, say
@@ -17,129 +16,177 @@ PASSED_OVER = {  # in the order of the line on the screen
     "loop": "{} links back to a folder that they are in",
     "again": "{} links to what is listed anyway",
     "other": "{} images with endings that are not read",
+    "beside": "{} images beside the folders of classes",
+    "empty": "{} folders without an image",
 }
-
-
-class Listing(NamedTuple):
-    """The images of one split: paths and the numbers of their classes, -1 for none, of equal
-    length; names, groups and subsets: as of a Split.
-    """
-
-    files: tuple
-    labels: tuple
-    names: tuple | None = None
-    groups: np.ndarray | None = None
-    subsets: np.ndarray | None = None
+# What file managers leave behind, in small letters, beside what begins with a dot.
+LEFT_BEHIND = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir")
 
 
 class _Place(NamedTuple):
-    """An image below a class: its path, the number of the class, the real path of the file, and
-    whether the path goes through a link.
+    """An image: its path, the name of its class or None, the real path of the file, and whether the
+    path goes through a link.
     """
 
     path: str
-    label: int
+    of_class: str | None
     real: str
     linked: bool
 
 
-def list_image_folder(root):
-    """(classes, {"train": Listing, "test": Listing}) of a folder of images, in the order of
-    torchvision's ImageFolder.
+def list_image_folder(root, test_share=None):
+    """(classes, {"train": Listing, "test": Listing}) of a folder of images.
 
-    Each real file is listed once: links to what is listed anyway, and hidden files and folders, are
-    counted on the screen and passed over. Raises WrongUse if a folder is missing or cannot be read,
-    if the classes of the splits differ, or if all test images are training images.
+    It has train/ and val/ (or test/), each with a folder for every class, or without classes; then
+    the order is that of torchvision's ImageFolder. Or it has no such parts: then test_share of its
+    images, by default TEST_SHARE, are held out. Its folders are classes if there are two or more
+    and all images lie directly in them; else the images have no classes. Each real file is listed
+    once: links to what is listed anyway, hidden files and folders without images are counted on the
+    screen and passed over. Raises WrongUse if a folder is missing or cannot be read, if all test
+    images are training images, or if test_share is given and there is a test part.
     """
-    root = Path(root)
-    test = root / "val" if is_folder(root / "val") else root / "test"
-    folders = {"train": root / "train", "test": test}
-    for folder in folders.values():
-        if not is_folder(folder):
-            needs = f"{root} needs train and val (or test), each with a folder for every class"
-            raise WrongUse(f"image_folder: {folder} is no folder; {needs}")
-    skipped, places = Counter(), {}
+    root, skipped = Path(root), Counter()
     try:
-        classes = {name: _classes(folder, skipped) for name, folder in folders.items()}
-        _check_classes(classes, folders)
-        for name, folder in folders.items():
-            places[name] = _list_split(folder, classes[name], skipped)
+        folders = _parts(root)
+        if len(folders) == 1:
+            (top,) = folders.values()
+            places = {"train": _list_part(top, None, skipped)}
+            classes = _classes_of_one_part(places, top)
+        else:
+            places = _list_parts(folders, skipped)
+            names = {place.of_class for of_split in places.values() for place in of_split}
+            classes = tuple(sorted(names - {None}))
     except OSError as error:
         reason = f"{error.filename or root} cannot be listed ({error.strerror or error})"
         raise WrongUse(f"image_folder: {reason}") from error
     kinds = [words.format(skipped[kind]) for kind, words in PASSED_OVER.items() if skipped[kind]]
     if kinds:
         say(f"image_folder: passed over in {escape(root)}: {', '.join(kinds)}")
-    _check_disjoint(places, folders)
+    numbers = {name: number for number, name in enumerate(classes)} | {None: -1}
     listings = {}
-    for name, of_split in places.items():
+    for split, of_split in places.items():
         files = tuple(place.path for place in of_split)
-        listings[name] = Listing(files, tuple(place.label for place in of_split))
-    return tuple(classes["train"]), listings
+        labels = tuple(numbers[place.of_class] for place in of_split)
+        listings[split] = Listing(files, labels, tuple(os.path.relpath(f, root) for f in files))
+    if len(folders) == 1:
+        (listing,), share = listings.values(), TEST_SHARE if test_share is None else test_share
+        listings = hold_out(listing, listing.names, share, f"image_folder: {escape(root)}")
+    elif test_share is not None:
+        own = f"{folders['test']} holds the test images; leave it out"
+        raise WrongUse(f"data.test_share: {test_share} is not allowed: {own}")
+    else:
+        _check_disjoint(places, folders)
+    say_lone_classes(listings, classes, "image_folder")
+    return classes, listings
 
 
-def _classes(folder, skipped):
-    """The names of the classes of a split, sorted: its folders, or links to folders outside."""
+def _parts(root):
+    """The folders of the splits, {"train": Path, "test": Path}, or {"train": Path} of the only
+    folder.
+    """
+    test = root / "val" if is_folder(root / "val") else root / "test"
+    folders = {"train": root / "train", "test": test}
+    missing = [folder for folder in folders.values() if not is_folder(folder)]
+    if not missing:
+        return folders
+    if is_folder(root):
+        kinds = {entry.name: _kind(entry) for entry in os.scandir(root)}
+        names = {name for name, kind in kinds.items() if kind in ("folder", "image")}
+        if names == {"train"}:
+            return {"train": folders["train"]}
+        if not names & {"train", "val", "test"}:
+            return {"train": root}
+    needs = "train and val (or test), or other folders and images alone"
+    raise WrongUse(f"image_folder: {missing[0]} is no folder; {root} needs {needs}")
+
+
+def _list_parts(folders, skipped):
+    """{split: _Places of its images}. If no part has folders, its images have no classes."""
+    skipped_here = Counter()
+    names = {split: _folders_in(folder, skipped_here) for split, folder in folders.items()}
+    if not any(names.values()):
+        return {split: _list_part(folder, None, skipped) for split, folder in folders.items()}
+    skipped.update(skipped_here)
+    for split, folder in folders.items():
+        if not names[split]:
+            raise WrongUse(f"image_folder: {folder} holds no folder of a class")
+        skipped["beside"] += sum(_kind(entry) == "image" for entry in os.scandir(folder))
+    return {split: _list_part(folders[split], names[split], skipped) for split in folders}
+
+
+def _folders_in(folder, skipped):
+    """The names of the folders in a folder, sorted, with links to folders outside."""
     names, around = [], _folders_around(folder)
     for entry in os.scandir(folder):
-        if entry.name.startswith("."):
+        kind = _kind(entry)
+        if kind == "hidden":
             skipped["hidden"] += 1
-        elif entry.is_dir() and os.path.realpath(entry.path) in around:
+        elif kind == "folder" and os.path.realpath(entry.path) in around:
             skipped["loop"] += 1
-        elif entry.is_dir():
+        elif kind == "folder":
             names.append(entry.name)
-    if not names:
-        raise WrongUse(f"image_folder: {folder} holds no folder of a class")
     return sorted(names)
 
 
-def _check_classes(classes, folders):
-    """Raise WrongUse if a class of one split is none of the other."""
-    train, test = (set(names) for names in classes.values())
-    if train != test:
-        name = min(train ^ test)
-        here, there = ("train", "test") if name in train else ("test", "train")
-        here, there = folders[here], folders[there]
-        raise WrongUse(f"image_folder: class {name!r} is in {here}, but not in {there}")
+def _classes_of_one_part(places, top):
+    """The names of the classes of the only part, sorted, which are noted in its places; none if
+    not all images lie in two or more folders of the first level.
+    """
+    paths = [os.path.relpath(place.path, top) for place in places["train"]]
+    depths, names = (
+        {path.count(os.sep) for path in paths},
+        {path.split(os.sep)[0] for path in paths},
+    )
+    if depths != {1} or len(names) < 2:
+        why = "not all of them lie directly in two or more folders"
+        say(f"image_folder: the images in {escape(top)} have no classes, as {why}")
+        return ()
+    places["train"] = [
+        place._replace(of_class=path.split(os.sep)[0])
+        for place, path in zip(places["train"], paths)
+    ]
+    say(f"image_folder: the {len(names)} folders in {escape(top)} are taken as classes")
+    return tuple(sorted(names))
 
 
-def _list_split(folder, classes, skipped):
-    """The _Places of the images of a split, each real file once.
+def _list_part(folder, classes, skipped):
+    """The _Places of the images in the folders of classes, or, if those are None, in all of a
+    folder; each real file once.
 
     If a file can be reached both through a link and without one, the place without a link counts.
     """
     walk = _Walk(folder, skipped)
+    tops = [(str(folder), None)]
+    if classes is not None:
+        tops = [(os.path.join(folder, name), name) for name in classes]
     for through_links in (False, True):
-        for label, name in enumerate(classes):
-            walk.note_images(os.path.join(folder, name), label, through_links)
+        for top, of_class in tops:
+            walk.note_images(top, of_class, through_links)
+    skipped["empty"] += walk.count_empty_folders()
     by_file = {}
     for place in walk.places:
         if by_file.setdefault(place.real, place) is not place:
             skipped["again"] += 1
-    places = sorted(by_file.values(), key=lambda place: (place.label, os.path.split(place.path)))
-    empty = set(range(len(classes))) - {place.label for place in places}
-    if empty:
-        names = ", ".join(repr(classes[label]) for label in sorted(empty)[:5])
-        lacks = f"no image of its own for {len(empty)} of {len(classes)} classes ({names})"
+    if not by_file:
         rule = f"files are images if their names end in {', '.join(ENDINGS)}"
-        raise WrongUse(f"image_folder: {folder} holds {lacks}; {rule}")
-    return places
+        raise WrongUse(f"image_folder: {folder} holds no image; {rule}")
+    places = by_file.values()
+    return sorted(places, key=lambda place: (place.of_class or "", os.path.split(place.path)))
 
 
 class _Walk:
-    """A walk through the folders of a split. places: of the images so far. walked: the real paths
-    of the folders so far.
+    """A walk through the folders of a split. places: of the images so far. folders, walked: the
+    paths and the real paths of the folders so far.
     """
 
     def __init__(self, folder, skipped):
         self.around, self.skipped = _folders_around(folder), skipped
-        self.places, self.walked = [], set()
+        self.places, self.folders, self.walked = [], set(), set()
 
-    def note_images(self, top, label, through_links):
-        """Note the images below the folder of a class: those that are reached through a link, or
-        the others.
-        """
-        waiting = [(top, os.path.islink(top), self.around)]
+    def note_images(self, top, of_class, through_links):
+        """Note the images below a folder: those that are reached through a link, or the others."""
+        linked = os.path.islink(top) and of_class is not None
+        waiting = [(top, linked, self.around - {os.path.realpath(top)})]
         while waiting:
             folder, linked, above = waiting.pop()
             real = os.path.realpath(folder)
@@ -147,14 +194,27 @@ class _Walk:
                 continue
             is_new = real not in self.walked
             self.walked.add(real)
+            self.folders.add(folder)
             for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
                 kind, by_link = _kind(entry), linked or entry.is_symlink()
                 if kind == "folder":
                     waiting.append((entry.path, by_link, above | {real}))
                 elif kind == "image" and by_link == through_links:
-                    self.places.append(_Place(entry.path, label, _real_file(entry, real), by_link))
+                    self.places.append(
+                        _Place(entry.path, of_class, _real_file(entry, real), by_link)
+                    )
                 elif kind in PASSED_OVER and is_new:
                     self.skipped[kind] += 1
+
+    def count_empty_folders(self):
+        """How many folders have no image in them or below them."""
+        filled = set()
+        for place in self.places:
+            folder = os.path.dirname(place.path)
+            while folder not in filled and folder in self.folders:
+                filled.add(folder)
+                folder = os.path.dirname(folder)
+        return len(self.folders - filled)
 
     def _enters(self, real, linked, above):
         """Whether a folder is walked through: not one above it, nor by a link one that was."""
@@ -170,7 +230,7 @@ class _Walk:
 def _kind(entry):
     """What an entry of a folder is: "folder", "image", a key of PASSED_OVER, or None."""
     name = entry.name.lower()
-    if name.startswith("."):
+    if name.startswith(".") or name in LEFT_BEHIND:
         return "hidden"
     if entry.is_dir():
         return "folder"

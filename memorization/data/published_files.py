@@ -5,6 +5,7 @@ written over. Files are downloaded or unpacked into a new folder, and then moved
 """
 
 import gzip
+import os
 import pickle
 import re
 import shutil
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from torchvision import datasets
 
-from memorization.data.image_folder import Listing
+from memorization.data.listings import Listing
 from memorization.errors import WrongUse
 from memorization.machine import processes
 from memorization.machine.files import exists, open_regular, reason_of, refuse_unwritable
@@ -114,7 +115,7 @@ def list_files(published, root):
     with _refuse_unreadable(published.name, root):
         with processes.first_before_others():
             train, test = _find_files(published, root)
-        listings = [_listing(dataset) for dataset in (train, test)]
+        listings = [_listing(dataset, root) for dataset in (train, test)]
         # Classes without names are counted in the training set: a test label must be one of them.
         classes = getattr(train, "classes", range(1 + max(listings[0].labels, default=-1)))
         return *listings, tuple(str(name) for name in classes)
@@ -342,14 +343,15 @@ def _arrays(images):
     return pixels, np.asarray(labels, dtype=np.int64).reshape(-1)
 
 
-def _listing(dataset):
+def _listing(dataset, root):
     """The Listing of a data set of torchvision, whose classes name their lists differently."""
     samples = getattr(dataset, "samples", getattr(dataset, "_samples", None))
     if samples is None:
         files = dataset._image_files if hasattr(dataset, "_image_files") else dataset._images
         samples = list(zip(files, dataset._labels))
     files, labels = [file for file, _ in samples], [label for _, label in samples]
-    return Listing(tuple(map(str, files)), tuple(map(int, labels)))
+    names = tuple(os.path.relpath(file, root) for file in files)
+    return Listing(tuple(map(str, files)), tuple(map(int, labels)), names)
 
 
 # What pickles of arrays call, under the names that numpy has had for it.

@@ -24,15 +24,19 @@ ARRAYS = ("index", "split", "subset", "label", "L_f", "L_g", "jackknife", "sign"
 
 def rows_to_score(subsets, images, per_subset):
     """The images to score, in subset order, then by index: a dict of (N,) arrays index, split,
-    subset and label.
+    subset and label; of images in files also file, their names.
     """
     rows = {"index": [], "split": [], "subset": [], "label": []}
+    rows |= {} if images.train.names is None else {"file": []}
     for subset, split in SUBSETS.items():
         indices = np.sort(first_by_hash(getattr(subsets, subset), per_subset, split))
         rows["index"].append(indices)
         rows["split"].append(np.full(len(indices), split))
         rows["subset"].append(np.full(len(indices), subset))
         rows["label"].append(getattr(images, split).labels.numpy()[indices])
+        if "file" in rows:
+            names = getattr(images, split).names
+            rows["file"].append(np.array([names[index] for index in indices], dtype=object))
     return {name: np.concatenate(parts) for name, parts in rows.items()}
 
 
@@ -120,17 +124,21 @@ def table_of_scores(rows, seeds):
 
 
 def files_of(table):
-    """{name: bytes} of scores.csv, scores.npz and scores.mat. table: of `table_of_scores`."""
-    text = io.StringIO()
+    """{name: bytes} of scores.csv, scores.npz and scores.mat. table: of `table_of_scores`.
+
+    scores.csv alone has the names of files, byte for byte as the system has them.
+    """
+    text, columns = io.StringIO(), COLUMNS + [name for name in ("file",) if name in table]
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(zip(*(table[column].tolist() for column in COLUMNS)))
+    writer.writerow(columns)
+    writer.writerows(zip(*(table[column].tolist() for column in columns)))
+    table = {name: values for name, values in table.items() if name != "file"}
     arrays, matlab = io.BytesIO(), io.BytesIO()
     np.savez(arrays, **{name: table[name] for name in ARRAYS})
     as_cells = {name: table[name].astype(object) for name in ("split", "subset")}
     scipy.io.savemat(matlab, table | as_cells, oned_as="column")
     return {
-        "scores.csv": text.getvalue().encode(),
+        "scores.csv": text.getvalue().encode(errors="surrogateescape"),
         "scores.npz": arrays.getvalue(),
         "scores.mat": matlab.getvalue(),
     }
