@@ -130,6 +130,27 @@ def test_a_picture_of_the_gallery_has_its_score_q_class_and_index_above_it():
     ]
 
 
+def test_a_picture_of_a_file_has_the_end_of_its_path_in_place_of_the_index():
+    scores, images, summary = scores_of(["shirt", "bag"])
+    files = [
+        "cat/a.png",
+        "photos/2019/summer/IMG_0001.jpg",
+        "x" * 30 + "_17.png",
+        "b\ud800\x07.png",
+    ]
+    scores["file"] = np.array(files, dtype=object)
+    images.classes = ()
+    texts = texts_of(draw_gallery.__wrapped__(scores, images, summary, None))
+    captions = [text.split("\n") for text in texts if "\nq " in text]
+    # without classes no line is left for one
+    assert [lines[2:] for lines in captions] == [
+        ["cat/a.png"],
+        ["…/IMG_0001.jpg"],
+        ["b\ufffd\ufffd.png"],
+        ["…xxxxxxxxxxxx_17.png"],
+    ]
+
+
 def test_the_gallery_frames_candidates_of_q_below_a_tenth_and_no_others():
     scores, images, summary = scores_of(["shirt", "bag"])
     scores["q_local"] = np.array([0.0999, 0.1, 0.8, np.nan])

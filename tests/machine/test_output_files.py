@@ -1,6 +1,8 @@
 """The files that scripts write: names, columns, folders and pictures."""
 
+import csv
 import dataclasses
+import io
 import json
 import shutil
 
@@ -25,18 +27,22 @@ from conftest import (
     table_with,
     train,
 )
+from torchvision.datasets import FakeData
 
 import dejavu
 import linear_probing_train
 import memorization
 import memorization_scores
-from examples import score_any_encoder
+from examples import score_any_encoder, write_manifest
 from memorization.checkpoint import read_checkpoint, save_checkpoint
 from memorization.config import read_config
 from memorization.data.catalogue import DataSettings
 from memorization.data.confounders import compare_classes
+from memorization.data.image_files import decode_image
 from memorization.data.images import open_images
+from memorization.data.manifest import read_manifest
 from memorization.data.subsets import ROLES, SUBSETS, draw_subsets, load_subsets
+from memorization.measuring.score_tables import ARRAYS, files_of
 from memorization.measuring.scores import score_images
 from memorization.significance import cohens_d, describe
 from memorization.training import loop
@@ -130,6 +136,34 @@ def test_the_example_scores_every_image(capsys):
     scores = score_any_encoder.main()
     assert scores.score.shape == (64,) and scores.score.any()
     assert capsys.readouterr().out.count("image ") == 6
+
+
+def test_the_example_of_a_manifest_writes_one_that_is_read(tmp_path):
+    write_manifest.main(tmp_path)
+    train, test, classes = read_manifest(tmp_path / "images.csv", tmp_path)
+    assert classes == tuple(map(str, range(10))) and len(train.files) + len(test.files) == 100
+    image, label = FakeData(size=100, image_size=(3, 32, 32), num_classes=10)[7]
+    listing = train if "0000007.png" in train.names else test
+    place = listing.names.index("0000007.png")
+    assert listing.labels[place] == label
+    assert np.array_equal(
+        decode_image(listing.files[place], 32).pixels, np.asarray(image).transpose(2, 0, 1)
+    )
+
+
+def test_scores_csv_has_the_names_of_files_as_they_are_and_last(scored_run):
+    _, table = read_table(scored_run[1] / "scores")
+    assert "file" not in table  # the images are in no files
+    names = np.array(['a,"b".png', "caf\udce9/1.png", "a\nb.png"], dtype=object)
+    columns = {name: np.array([1, 2, 3]) for name in {*COLUMNS, *ARRAYS}}
+    files = files_of(columns | {"file": names})
+    with io.TextIOWrapper(
+        io.BytesIO(files["scores.csv"]), newline="", errors="surrogateescape"
+    ) as text:
+        rows = list(csv.reader(text))
+    assert rows[0][-1] == "file" and [row[-1] for row in rows[1:]] == names.tolist()
+    without = files_of(columns)
+    assert all(files[name] == without[name] for name in ("scores.npz", "scores.mat"))
 
 
 def test_the_matlab_file_holds_the_same(scored_run):
