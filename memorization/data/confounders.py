@@ -9,6 +9,7 @@ import numpy as np
 from scipy.stats import chi2_contingency
 from scipy.stats.contingency import association
 
+from memorization.data.duplicates import digests_of_subsets, number_digests
 from memorization.data.subsets import SUBSETS
 from memorization.errors import escape
 from memorization.machine.processes import on_first_process
@@ -61,11 +62,9 @@ def count_twins(subsets, images):
     """{(one, other): how many images of one subset have the pixels of an image of the other},
     without zeros.
     """
-    digests = {name: _digests(subsets, images, name) for name in SUBSETS}
-    n_twins = {}
+    numbers, n_twins = _number_pixels(subsets, images), {}
     for one, other in itertools.combinations(SUBSETS, 2):
-        in_other = set(digests[other])
-        n_equal = sum(digest in in_other for digest in digests[one])
+        n_equal = int(np.isin(numbers[one], numbers[other]).sum())
         if n_equal:
             n_twins[one, other] = n_equal
     return n_twins
@@ -73,14 +72,15 @@ def count_twins(subsets, images):
 
 def count_repeated(subsets, images):
     """How many candidates, or images of a crossover's pool, have the pixels of another one."""
-    _, counts = np.unique(_digests(subsets, images, "candidate"), return_counts=True)
+    _, counts = np.unique(_number_pixels(subsets, images)["candidate"], return_counts=True)
     return int(counts[counts > 1].sum())
 
 
-def _digests(subsets, images, name):
-    """The hash of the pixels of each image of a subset, a list of bytes."""
-    rows = getattr(images, SUBSETS[name]).digests_of(getattr(subsets, name))
-    return [row.tobytes() for row in rows]
+def _number_pixels(subsets, images):
+    """{subset: (n,) int64, equal for images with the same pixels}."""
+    ends = np.cumsum([len(getattr(subsets, name)) for name in SUBSETS])[:-1]
+    numbers = number_digests(digests_of_subsets(subsets, images))
+    return dict(zip(SUBSETS, np.split(numbers, ends)))
 
 
 def find_distant_classes(subsets, images):

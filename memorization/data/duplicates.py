@@ -11,6 +11,10 @@ import numpy as np
 import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from tqdm import tqdm
+
+from memorization.data.subsets import SUBSETS
+from memorization.machine import processes
 
 CELLS = 12  # height and width of a fingerprint
 # Two images are near duplicates if their distance is at most FACTOR * spacing**POWER, where spacing
@@ -22,21 +26,22 @@ LEAST_RANK, RANK = 5, 20  # the spacing of fewer than 200 images is at a lower r
 # Spacings are those of a sample of the images, every STEP-th one, if there are so many.
 STEP, SAMPLE = 10, 400
 VALUES = 1 << 20  # of images shrunk at a time, few enough for a CPU's cache
-ROWS, COLUMNS = 512, 2048  # of fingerprints compared at a time
+# Fingerprints compared at a time: on a CPU so few that their products are in its cache.
+ROWS, COLUMNS, COLUMNS_ON_GPU = 512, 2048, 1 << 17
 CHECKED = 1 << 15  # pairs whose distances are computed in float64 at a time
 ROUNDING = 1e-5  # bound on the error of a product in float32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Duplicates:
     """groups: (n,) int64, equal for duplicates of each other; they are numbered in the order of
-    their first images. An image without a duplicate is a group of its own. is_exact: (n,) bool,
-    whether an image has the pixels of another one. distances: (n,) float64, to the nearest other
-    image of the group: 0 if it has the same pixels, infinite if there is none.
+    their first images. An image without a duplicate is a group of its own. pixels: (n,) int64,
+    equal for images of equal pixels. distances: (n,) float64, to the nearest other image of the
+    group: 0 if it has the same pixels, infinite if there is none.
     """
 
     groups: np.ndarray
-    is_exact: np.ndarray
+    pixels: np.ndarray
     distances: np.ndarray
 
     @property
@@ -44,21 +49,27 @@ class Duplicates:
         """Whether each image has a duplicate, (n,) bool."""
         return np.isfinite(self.distances)
 
+    @property
+    def is_exact(self):
+        """Whether each image has the pixels of another one, (n,) bool."""
+        return np.bincount(self.pixels)[self.pixels] > 1
 
-def find_duplicates(digests, fingerprints):
+
+def find_duplicates(digests, fingerprints, device):
     """The Duplicates among n images.
 
     digests: (n, bytes) uint8, equal if the pixels are; fingerprints: (n, D) float32, of
-    `fingerprints_of`. It takes time in proportion to n squared, and memory in proportion to n.
+    `fingerprints_of`; device: on which they are compared. That takes time in proportion to n
+    squared, and memory in proportion to n.
     """
-    numbers = number_digests(digests)
-    firsts, counts = np.unique(numbers, return_index=True, return_counts=True)[1:]
+    pixels = number_digests(digests)
+    firsts = np.unique(pixels, return_index=True)[1]
     vectors = fingerprints[firsts]  # one image of each kind of pixels
-    thresholds = _thresholds(vectors)
-    of_firsts = _connect(vectors, thresholds)
-    is_exact = counts[numbers] > 1
-    distances = np.where(is_exact, 0.0, _nearest_distances(vectors, of_firsts)[numbers])
-    return Duplicates(_in_order(of_firsts[numbers]), is_exact, distances)
+    halves = [half.to(device) for half in _halves(vectors)]
+    of_firsts = _connect(vectors, halves, _thresholds(halves))
+    distances = _nearest_distances(vectors, of_firsts)[pixels]
+    distances[np.bincount(pixels)[pixels] > 1] = 0.0
+    return Duplicates(_in_order(of_firsts[pixels]), pixels, distances)
 
 
 def number_digests(digests):
@@ -71,6 +82,28 @@ def _in_order(groups):
     """Groups numbered in the order of their first images."""
     _, firsts, inverse = np.unique(groups, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(firsts))[inverse]
+
+
+def digests_of_subsets(subsets, images):
+    """Digests of the pixels of all images of Subsets, (n, bytes) uint8, in the order of SUBSETS,
+    then by index.
+    """
+    return np.concatenate(
+        [
+            getattr(images, split).digests_of(np.sort(getattr(subsets, name)))
+            for name, split in SUBSETS.items()
+        ]
+    )
+
+
+def fingerprints_of_subsets(subsets, images):
+    """Fingerprints of the same images in the same order, see `fingerprints_of`."""
+    return np.concatenate(
+        [
+            fingerprints_of(getattr(images, split), np.sort(getattr(subsets, name)))
+            for name, split in SUBSETS.items()
+        ]
+    )
 
 
 # --- fingerprints -------------------------------------------------------------------------------
@@ -139,40 +172,44 @@ def _distances(vectors, rows, columns):
 # --- near duplicates ----------------------------------------------------------------------------
 
 
-def _thresholds(vectors):
+def _thresholds(halves):
     """The largest distance at which another image is a near duplicate of each, (n,) float64."""
-    n_images = len(vectors)
+    n_images, device = len(halves[0]), halves[0].device
     step = min(max(n_images // SAMPLE, 1), STEP)
-    sample = torch.arange(0, n_images, step)
+    sample = torch.arange(0, n_images, step, device=device)
     rank = max(LEAST_RANK, min(n_images // 10, RANK) // step)
     if rank >= len(sample):
         return np.full(n_images, CLOSE)
-    halves = _halves(vectors)
     of_sample, products_at_rank = [half[sample] for half in halves], []
     for start in range(0, n_images, ROWS):
-        rows = torch.arange(start, min(start + ROWS, n_images))
+        rows = torch.arange(start, min(start + ROWS, n_images), device=device)
         products = _products([half[rows] for half in halves], of_sample)
         products[rows[:, None] == sample] = -1  # an image is not around itself
         products_at_rank.append(products.topk(rank, dim=1).values[:, -1])
-    spacings = (2 - 2 * torch.cat(products_at_rank).double()).clamp(min=0).sqrt().numpy()
+    spacings = (2 - 2 * torch.cat(products_at_rank).double()).clamp(min=0).sqrt().cpu().numpy()
     return (FACTOR * spacings**POWER).clip(CLOSE, FAR)
 
 
-def _connect(vectors, thresholds):
+def _connect(vectors, halves, thresholds):
     """The number of the group of each image, (n,) int64: near duplicates of one image are in one
     group.
     """
-    halves, groups = _halves(vectors), np.arange(len(vectors))
-    least = torch.from_numpy(1 - thresholds**2 / 2 - ROUNDING).float()  # products of duplicates
-    for start in range(0, len(vectors), ROWS):
-        rows = [half[start : start + ROWS] for half in halves]
-        for first in range(start, len(vectors), COLUMNS):
-            columns = [half[first : first + COLUMNS] for half in halves]
-            products = _products(rows, columns)
-            own, others = least[start : start + ROWS], least[first : first + COLUMNS]
+    n_images, device, groups = len(vectors), halves[0].device, np.arange(len(vectors))
+    columns = COLUMNS if device.type == "cpu" else COLUMNS_ON_GPU
+    least = torch.from_numpy(1 - thresholds**2 / 2 - ROUNDING).float().to(device)
+    starts = tqdm(
+        range(0, n_images, ROWS), "comparing images", leave=False, disable=processes.hidden_bar()
+    )
+    for start in starts:
+        rows = slice(start, start + ROWS)
+        own = least[rows]  # the least product of a near duplicate
+        for first in range(start, n_images, columns):
+            others = slice(first, first + columns)
+            products = _products([half[rows] for half in halves], [half[others] for half in halves])
             hits = (products.amax(1) >= own).nonzero()[:, 0]
-            near = (products[hits] >= torch.maximum(own[hits, None], others)).nonzero()
-            one, other = start + hits[near[:, 0]].numpy(), first + near[:, 1].numpy()
+            near = products[hits] >= torch.maximum(own[hits, None], least[others])
+            one, other = near.nonzero().T
+            one, other = start + hits[one].cpu().numpy(), first + other.cpu().numpy()
             groups = _join_near(groups, vectors, thresholds, one[one < other], other[one < other])
     return groups
 

@@ -14,7 +14,7 @@ import torch
 
 from memorization.data.catalogue import DATASETS
 from memorization.data.decoding import prepare_split, state_faults
-from memorization.data.prepared_maps import digest_rows
+from memorization.data.prepared_maps import DIGEST_BYTES, digest_rows
 from memorization.data.randomness import SPLITS
 from memorization.errors import WrongUse
 from memorization.machine import processes
@@ -129,6 +129,8 @@ class Split:
         if self.digests is not None:
             return self.digests[self.row_of[torch.as_tensor(indices)].numpy()]
         on_cpu, digests = replace(self, device=torch.device("cpu")), []
+        if len(indices) == 0:
+            return np.empty((0, DIGEST_BYTES), dtype=np.uint8)
         for part in torch.as_tensor(indices).split(256):
             digests.append(digest_rows(on_cpu.gather(part).flatten(1).numpy()))
         return np.concatenate(digests)

@@ -70,6 +70,17 @@ class SubsetSettings(Settings):
         json_schema_extra=NOT_COMPARED,
         description="a file of remove_samples.py, in place of the counts",
     )
+    find_duplicates: bool | None = Field(
+        None,
+        json_schema_extra=NOT_COMPARED,
+        description="list equal and nearly equal images in duplicates.csv before training; if "
+        "nothing is given, those of images in files",
+    )
+    separate_duplicates: bool = Field(
+        False,
+        description="draw equal and nearly equal images into one subset, and in a crossover into "
+        "one half",
+    )
 
     @pydantic.model_validator(mode="after")
     def _check_counts(self):
@@ -88,7 +99,17 @@ class SubsetSettings(Settings):
         if self.candidate != self.independent:
             rule = f"must equal candidate ({self.candidate}): candidates are replaced, not left out"
             raise ValueError(f"independent is {self.independent}, but {rule}")
+        if self.separate_duplicates and self.order in ("balanced", "manifest"):
+            drawn = f"does not go with order: {self.order}; take shuffled"
+            raise ValueError(f"separate_duplicates is True, which {drawn}")
         return self
+
+    @pydantic.model_serializer(mode="wrap")
+    def _leave_out_later_settings(self, dump):
+        """Records keep the form that they had before these settings, unless they are used."""
+        unused = {"find_duplicates": None, "separate_duplicates": False}
+        values = dump(self)
+        return {key: values[key] for key in values if values[key] != unused.get(key, ...)}
 
 
 @dataclass(frozen=True)

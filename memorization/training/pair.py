@@ -13,6 +13,7 @@ from memorization.machine.locks import sole_process
 from memorization.machine.resources import memory_for
 from memorization.machine.screen import loss_of_screen, say
 from memorization.training.door import check_device, check_fit, chosen_roles
+from memorization.training.duplicate_check import list_duplicates, separate_duplicates
 from memorization.training.loop import train_encoder
 from memorization.training.plan import estimate, print_plan
 from memorization.training.run_files import RunFiles
@@ -53,10 +54,14 @@ def train_pair(make_method, images, config):
     files.check(roles)
     with processes.first_before_others():
         subsets, images = prepare_subsets(subsets, images, config.subsets)
+    if config.subsets.separate_duplicates:
+        subsets, images = separate_duplicates(subsets, images, config.subsets, device)
     with processes.first_before_others():
         files.open(subsets)
     files.list_skipped(images.left_out)
     warn_of_confounders(subsets, images, config.subsets)
+    if not files.is_finished(roles):
+        list_duplicates(subsets, images, config.subsets, config.folder, device)
     with memory_for("training.data_device", settings.data_device, "take cpu"):
         images = images.to(device, settings.data_device)
     warn_of_emulation("training.precision", settings.precision, device)

@@ -51,12 +51,16 @@ class RunFiles:
         """
         if self._run_config() is None:
             self._check_nearest_folder()
+        # A run whose encoders are all finished may be another user's.
+        if not self.is_finished(roles):
+            check_writable(self.folder)
+
+    def is_finished(self, roles):
+        """Whether all encoders of these roles are there."""
         folders = [
             folder_of(self.folder, seed, role) for seed in self.config.seeds for role in roles
         ]
-        # A run whose encoders are all finished may be another user's.
-        if not all(exists(folder / "encoder.pt") for folder in folders):
-            check_writable(self.folder)
+        return all(exists(folder / "encoder.pt") for folder in folders)
 
     def _check_nearest_folder(self):
         """Raise WrongUse if no run folder can be made at its path."""
