@@ -30,6 +30,7 @@ VALUES = 1 << 20  # of images shrunk at a time, few enough for a CPU's cache
 ROWS, COLUMNS, COLUMNS_ON_GPU = 512, 2048, 1 << 17
 CHECKED = 1 << 15  # pairs whose distances are computed in float64 at a time
 ROUNDING = 1e-5  # bound on the error of a product in float32
+TOLERANCE = 1e-3  # relative, by which a threshold may change without new comparisons
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +67,7 @@ def find_duplicates(digests, fingerprints, device):
     firsts = np.unique(pixels, return_index=True)[1]
     vectors = fingerprints[firsts]  # one image of each kind of pixels
     halves = [half.to(device) for half in _halves(vectors)]
-    of_firsts = _connect(vectors, halves, _thresholds(halves))
+    of_firsts = _group(vectors, halves)
     distances = _nearest_distances(vectors, of_firsts)[pixels]
     distances[np.bincount(pixels)[pixels] > 1] = 0.0
     return Duplicates(_in_order(of_firsts[pixels]), pixels, distances)
@@ -172,45 +173,66 @@ def _distances(vectors, rows, columns):
 # --- near duplicates ----------------------------------------------------------------------------
 
 
-def _thresholds(halves):
+def _group(vectors, halves):
+    """The number of the group of each image, (n,) int64: near duplicates of one image are in one
+    group.
+
+    Copies that were found do not count as what lies around an image. So distances that were too
+    large beside them may do without them, and images are compared again.
+    """
+    groups, thresholds = np.arange(len(vectors)), np.zeros(len(vectors))
+    while True:
+        larger = _thresholds(halves, groups)
+        changed = larger > thresholds * (1 + TOLERANCE)
+        thresholds[changed] = larger[changed]
+        joined = _connect(vectors, halves, thresholds, np.flatnonzero(changed), groups)
+        if np.array_equal(joined, groups):
+            return groups
+        groups = joined
+
+
+def _thresholds(halves, groups):
     """The largest distance at which another image is a near duplicate of each, (n,) float64."""
-    n_images, device = len(halves[0]), halves[0].device
+    n_images, device = len(groups), halves[0].device
     step = min(max(n_images // SAMPLE, 1), STEP)
-    sample = torch.arange(0, n_images, step, device=device)
     rank = max(LEAST_RANK, min(n_images // 10, RANK) // step)
+    sample = np.arange(0, n_images, step)
+    sample = sample[np.sort(np.unique(groups[sample], return_index=True)[1])]  # one of each group
     if rank >= len(sample):
         return np.full(n_images, CLOSE)
-    of_sample, products_at_rank = [half[sample] for half in halves], []
+    of_images = torch.from_numpy(groups).to(device)
+    of_sample, own_groups = [half[sample] for half in halves], of_images[sample]
+    products_at_rank = []
     for start in range(0, n_images, ROWS):
-        rows = torch.arange(start, min(start + ROWS, n_images), device=device)
+        rows = slice(start, start + ROWS)
         products = _products([half[rows] for half in halves], of_sample)
-        products[rows[:, None] == sample] = -1  # an image is not around itself
+        products.masked_fill_(of_images[rows, None] == own_groups, -1)  # they are not around it
         products_at_rank.append(products.topk(rank, dim=1).values[:, -1])
     spacings = (2 - 2 * torch.cat(products_at_rank).double()).clamp(min=0).sqrt().cpu().numpy()
     return (FACTOR * spacings**POWER).clip(CLOSE, FAR)
 
 
-def _connect(vectors, halves, thresholds):
-    """The number of the group of each image, (n,) int64: near duplicates of one image are in one
-    group.
+def _connect(vectors, halves, thresholds, rows, groups):
+    """The groups, (n,) int64, after those of near duplicates are joined. rows: (r,) int64, images
+    that are compared with all, ascending.
     """
-    n_images, device, groups = len(vectors), halves[0].device, np.arange(len(vectors))
-    columns = COLUMNS if device.type == "cpu" else COLUMNS_ON_GPU
+    n_images, device = len(vectors), halves[0].device
+    width = COLUMNS if device.type == "cpu" else COLUMNS_ON_GPU
     least = torch.from_numpy(1 - thresholds**2 / 2 - ROUNDING).float().to(device)
     starts = tqdm(
-        range(0, n_images, ROWS), "comparing images", leave=False, disable=processes.hidden_bar()
+        range(0, len(rows), ROWS), "comparing images", leave=False, disable=processes.hidden_bar()
     )
     for start in starts:
-        rows = slice(start, start + ROWS)
-        own = least[rows]  # the least product of a near duplicate
-        for first in range(start, n_images, columns):
-            others = slice(first, first + columns)
-            products = _products([half[rows] for half in halves], [half[others] for half in halves])
+        part = rows[start : start + ROWS]
+        of_part, own = [half[part] for half in halves], least[part]
+        for first in range(start if len(rows) == n_images else 0, n_images, width):
+            others = slice(first, first + width)
+            products = _products(of_part, [half[others] for half in halves])
             hits = (products.amax(1) >= own).nonzero()[:, 0]
             near = products[hits] >= torch.maximum(own[hits, None], least[others])
             one, other = near.nonzero().T
-            one, other = start + hits[one].cpu().numpy(), first + other.cpu().numpy()
-            groups = _join_near(groups, vectors, thresholds, one[one < other], other[one < other])
+            one, other = part[hits[one].cpu().numpy()], first + other.cpu().numpy()
+            groups = _join_near(groups, vectors, thresholds, one, other)
     return groups
 
 

@@ -113,8 +113,8 @@ def list_duplicates(subsets, images, settings, folder, device):
     near = is_external & np.isin(duplicates.groups, duplicates.groups[is_candidate])
     near &= ~np.isin(duplicates.pixels, duplicates.pixels[is_candidate])
     if near.any():
-        what = f"{near.sum()} external images are nearly equal to a candidate"
-        caution(f"subsets: {what} ({path}); they are not unseen")
+        trained = "an image of the pool" if subsets.scheme == "crossover" else "a candidate"
+        caution(f"subsets: {near.sum()} external images nearly equal {trained} ({path})")
 
 
 def _names_of_subsets(subsets):
@@ -147,9 +147,10 @@ def _count_divided(duplicates, of, subsets):
         if n_groups:
             divided[f"between {one} and {other}"] = n_groups
     if subsets.scheme == "crossover":
+        divided = {where.replace("candidate", "pool"): n for where, n in divided.items()}
         n_groups = _count_halved(duplicates.groups[of == "candidate"], subsets)
         if n_groups:
-            divided["within the pool, which is halved"] = n_groups
+            divided["between halves of the pool"] = n_groups
     return divided
 
 
