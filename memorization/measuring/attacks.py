@@ -134,7 +134,11 @@ def public_images(images, subsets, settings, device):
     """The PublicSet that the settings name. Images in files are decoded now."""
     split = images.test if settings.public_split == "test" else images.train
     trained = subsets.train if split is images.train else subsets.train[:0]
-    labelled = np.setdiff1d(np.flatnonzero(split.labels.numpy() >= 0), trained)
+    labelled = np.flatnonzero(split.labels.numpy() >= 0)
+    if not len(labelled):
+        no_label = f"{images.name} has no labelled {split.name} image"
+        raise WrongUse(f"dejavu: {no_label}, and there is no label to infer")
+    labelled = np.setdiff1d(labelled, trained)
     rows = np.sort(first_by_hash(labelled, settings.public_images, split.name))
     rows = images.leave_out_broken(*_by_split(split, rows)).keep(split.name, rows)
     held_out = np.empty(0, dtype=np.int64)

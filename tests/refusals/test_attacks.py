@@ -107,6 +107,9 @@ def test_images_without_labels_cannot_be_asked_about(run_copy):
     unlabelled = replace(images, train=replace(images.train, labels=labels))
     with pytest.raises(WrongUse, match="2 of 24 independent images have no label"):
         check_labels(unlabelled, subsets, public, settings)
+    without = replace(images, test=replace(images.test, labels=images.test.labels * 0 - 1))
+    with pytest.raises(WrongUse, match="dejavu: fake has no labelled test image"):
+        public_images(without, subsets, settings, torch.device("cpu"))
 
 
 def test_public_images_of_one_class_tell_nothing(run_copy):
