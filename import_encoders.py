@@ -80,14 +80,14 @@ def complete(config, channels):
         raise WrongUse(f"import.mean: {settings.mean}, but the images have {channels} channels")
     config, hashes = config.model_copy(update={"import": settings}), {}
     for number, role in places(config):
-        network, sha256 = make_network(config, number, role)
+        network, (sha256, _) = make_network(config, number, role)
         check_output(network, channels, settings.size)
         hashes.setdefault(role, []).append(sha256)
     return config.model_copy(update={"import": settings.with_hashes(hashes)})
 
 
 def make_network(config, number, role):
-    """(A network with the weights of a file, the file's SHA-256). number: of the seed."""
+    """(A network with the weights of a file, what `load_network` returns). number: of the seed."""
     settings = config.import_settings
     try:
         network = make_encoder(config.encoder, len(settings.mean), settings.size)
@@ -116,9 +116,10 @@ def write_encoder(config, number, role, fingerprint):
     if exists(path):
         check_belongs(read_checkpoint(path), record, path)
         return say(f"{escape(path)}: imported already, nothing to do")
-    network, _ = make_network(config, number, role)
+    network, (_, words) = make_network(config, number, role)
     save_checkpoint(path, {**record, "weights": network.state_dict()})
-    say(f"{escape(path)}: written")
+    source = settings.weights[role].weights[number]
+    say(f"{escape(path)}: written from {escape(source)}, {escape(words)}")
 
 
 def compare(config, split, rows, device):

@@ -3,12 +3,19 @@
 import torch
 
 from memorization.errors import WrongUse, short_form
-from memorization.imports.weights import match_weights, select_weights, strip_prefixes
+from memorization.imports.weights import (
+    match_weights,
+    place_of_weights,
+    select_weights,
+    strip_prefixes,
+    weights_in_words,
+)
 from memorization.imports.weights_file import file_checksum, read_weights_file
 
 
 def load_network(network, settings, number, key):
-    """Put the weights of a file into a network. Returns the file's SHA-256, hexadecimal.
+    """Put the weights of a file into a network. Returns (the file's SHA-256, hexadecimal; which
+    weights they are, in words).
 
     network: of `make_encoder`; settings: WeightsSettings; number: of the file among its weights;
     key: of the settings, such as "import.candidate", for messages. Raises WrongUse if the file
@@ -24,14 +31,16 @@ def load_network(network, settings, number, key):
         raise WrongUse(f"{key}.sha256: {both} {short_form(sha256)}")
     of_library = getattr(network, "network", network)
     try:
-        weights = strip_prefixes(select_weights(content, settings.at), settings.strip)
+        place = place_of_weights(content, settings.at)
+        stored = select_weights(content, place)
+        weights = strip_prefixes(stored, settings.strip)
         names = getattr(network, "names_in_files", {})
         weights = {names.get(name, name): weight for name, weight in weights.items()}
         state = match_weights(weights, of_library, settings.unused)
     except WrongUse as error:
         raise WrongUse(f"{key}: {path}: {error}") from None
     of_library.load_state_dict(state)
-    return sha256
+    return sha256, weights_in_words(stored, place)
 
 
 @torch.no_grad()

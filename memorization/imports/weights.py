@@ -170,8 +170,8 @@ def match_weights(weights, network, unused):
 
     weights: {key: tensor}, with the network's keys. unused: prefixes of keys (as they are once
     stripped) that the network need not have. Numbers are cast to the network's type: float16,
-    bfloat16 and float64 to float32. A missing num_batches_tracked, which old files have not and no
-    output depends on, is the network's own.
+    bfloat16 and float64 to float32. No output depends on num_batches_tracked, which old files have
+    not, and which is no whole number if all of a file was cast: then it is the network's own.
 
     Raises WrongUse, naming up to five keys of each kind, if keys are missing or left over, or if
     shapes, types or values do not fit.
@@ -185,7 +185,9 @@ def match_weights(weights, network, unused):
     shapes = [key for key in own if key in weights and weights[key].shape != own[key].shape]
     if shapes:
         raise WrongUse(_shapes_fault(shapes, weights, own))
-    return {key: _cast(key, weights[key], own[key]) if key in weights else own[key] for key in own}
+    counts = [key for key in optional if key in weights and not weights[key].is_floating_point()]
+    taken = [key for key in own if key not in optional or key in counts]
+    return own | {key: _cast(key, weights[key], own[key]) for key in taken}
 
 
 def _cast(key, weight, own):

@@ -140,6 +140,17 @@ def test_the_same_import_again_changes_nothing_and_says_so(imported, capsys):
     assert (run / "seed_0/candidate/encoder.pt").stat().st_mtime_ns == before
 
 
+def test_the_screen_tells_which_weights_of_a_file_were_taken(weights, tmp_path, capsys):
+    half = tmp_path / "half.ckpt"
+    state = torch.load(weights["candidate", 0])["state_dict"]
+    torch.save({"state_dict": {key: value.half() for key, value in state.items()}}, half)
+    f, g = ({**of_lightning(half), "at": None} for _ in "fg")  # the only place
+    run_import(write_import(tmp_path, f, g))
+    line = f"written from {half}, weights at 'state_dict': {len(state)} tensors, "
+    screen = capsys.readouterr().out
+    assert line in screen and "numbers of float16, cast to float32" in screen
+
+
 def test_an_imported_pair_tells_what_to_remove_but_is_not_retrained(imported, refusal):
     path, run = imported
     options = ["--removal.candidates_only", "true", "--removal.counts", "4"]

@@ -99,6 +99,9 @@ def test_weights_of_old_files_that_count_no_batches_fit():
     batch_norm, trained = nn.BatchNorm2d(2), nn.BatchNorm2d(2)
     trained(torch.randn(4, 2, 3, 3))
     weights = trained.state_dict()
+    assert match_weights(weights, batch_norm, [])["num_batches_tracked"] == 1
+    cast = {key: value.half() for key, value in weights.items()}
+    assert match_weights(cast, batch_norm, [])["num_batches_tracked"].dtype == torch.int64
     del weights["num_batches_tracked"]
     state = match_weights(weights, batch_norm, [])
     batch_norm.load_state_dict(state, strict=True)
