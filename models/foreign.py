@@ -211,7 +211,8 @@ def _try_out_on(device, network, function, channels, size):
         raise TypeError(f"it gives no tensor, but {type(output).__name__}")
     if not output.requires_grad:
         return output.shape, set()
-    gradients = torch.autograd.grad(output.sum(), trained.values(), allow_unused=True)
+    with torch.enable_grad():  # also if the caller is in torch.no_grad
+        gradients = torch.autograd.grad(output.sum(), trained.values(), allow_unused=True)
     reached = [name for name, gradient in zip(trained, gradients) if gradient is not None]
     return output.shape, {name.removeprefix("network.") for name in reached}
 

@@ -14,6 +14,7 @@ import torch
 
 from memorization.data.catalogue import DATASETS
 from memorization.data.decoding import prepare_split, state_faults
+from memorization.data.image_files import ENDINGS, BrokenImage, decode_image, strict_decoders
 from memorization.data.prepared_maps import DIGEST_BYTES, digest_rows
 from memorization.data.randomness import SPLITS
 from memorization.errors import WrongUse
@@ -67,6 +68,32 @@ class Split:
         labels = np.full(len(pixels), -1) if labels is None else labels
         pixels = pixels.permute(0, 3, 1, 2).contiguous()
         return cls(name, pixels, torch.as_tensor(labels, dtype=torch.int64))
+
+    @classmethod
+    def from_folder(cls, folder, size):
+        """The Split of the image files in a folder and in the folders in it, in order of their
+        paths, `files`; without labels. size: to which their centre squares are resized, pixels.
+
+        All are held in memory. Hidden files and other files are passed over. Raises WrongUse if
+        there is no image, or if one cannot be decoded.
+        """
+        folder = Path(folder).expanduser()
+        files = sorted(
+            path
+            for path in folder.rglob("*")
+            if path.suffix.lower() in ENDINGS and not path.name.startswith(".")
+        )
+        if not files:
+            raise WrongUse(f"{folder}: no image files here ({', '.join(ENDINGS)})")
+        pixels = np.empty((len(files), 3, size, size), dtype=np.uint8)
+        for place, path in zip(pixels, files):
+            try:
+                with strict_decoders():
+                    place[:] = decode_image(path, size).pixels
+            except (BrokenImage, OSError) as error:
+                raise WrongUse(f"{path}: cannot be read as an image ({error})") from None
+        split = cls.from_array(pixels.transpose(0, 2, 3, 1))
+        return replace(split, files=tuple(map(str, files)))
 
     def __len__(self):
         return len(self.labels)

@@ -68,7 +68,7 @@ class SubsetSettings(Settings):
     file: PathName | None = Field(
         None,
         json_schema_extra=NOT_COMPARED,
-        description="a file of remove_samples.py, in place of the counts",
+        description="a file of subsets, such as of remove_samples.py, in place of the counts",
     )
     find_duplicates: bool | None = Field(
         None,
@@ -88,7 +88,8 @@ class SubsetSettings(Settings):
         for name in ("shared", *ROLES, "pool", "external"):
             size, takes = getattr(self, name), f"scheme: {self.scheme} takes {' and '.join(needed)}"
             of_both = name in ("shared", "external")
-            if size is None and (of_both or name in needed) and self.order != "manifest":
+            is_drawn = self.order != "manifest" and not self._has_no_size
+            if size is None and (of_both or name in needed) and is_drawn:
                 raise ValueError(f"{name} is missing{'' if of_both else f': {takes}'}")
             if size is not None and not of_both and name not in needed:
                 raise ValueError(f"{name} is {size}, but {takes} alone; null leaves it out")
@@ -110,6 +111,12 @@ class SubsetSettings(Settings):
         unused = {"find_duplicates": None, "separate_duplicates": False}
         values = dump(self)
         return {key: values[key] for key in values if values[key] != unused.get(key, ...)}
+
+    @property
+    def _has_no_size(self):
+        """Whether the sizes are those of a file, which is not recorded."""
+        sizes = (self.shared, self.candidate, self.independent, self.pool, self.external)
+        return all(size is None for size in sizes)
 
 
 @dataclass(frozen=True)
@@ -230,6 +237,8 @@ def draw_subsets(settings, images):
     if images.train.subsets is not None:
         says = f"but the manifest of {images.name} has a column `subset`: set it to manifest"
         raise WrongUse(f"subsets.order: {settings.order!r} is not allowed: {says}")
+    if settings.external is None:
+        raise WrongUse("subsets.shared is missing, as are the other sizes")
     pool = settings.pool or settings.candidate + settings.independent
     if images.train.groups is not None:
         return _draw_groups(settings, images, Sizes(settings.shared, pool, settings.external))

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import shutil
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,6 +27,7 @@ from conftest import (
     score,
     table_with,
     train,
+    write_images,
 )
 from torchvision.datasets import FakeData
 
@@ -39,9 +41,10 @@ from memorization.config import read_config
 from memorization.data.catalogue import DataSettings
 from memorization.data.confounders import compare_classes
 from memorization.data.image_files import decode_image
-from memorization.data.images import open_images
+from memorization.data.images import Split, open_images
 from memorization.data.manifest import read_manifest
 from memorization.data.subsets import ROLES, SUBSETS, draw_subsets, load_subsets
+from memorization.errors import WrongUse
 from memorization.measuring.score_tables import ARRAYS, files_of
 from memorization.measuring.scores import score_images
 from memorization.significance import cohens_d, describe
@@ -132,10 +135,24 @@ def test_disjoint_halves_are_scored_without_shared_images(write_config, tmp_path
     assert not any("shared" in name for name in summary["given_this_pair"]["welch"])
 
 
-def test_the_example_scores_every_image(capsys):
-    scores = score_any_encoder.main()
-    assert scores.score.shape == (64,) and scores.score.any()
-    assert capsys.readouterr().out.count("image ") == 6
+def test_the_example_scores_every_image_of_a_folder(tmp_path, capsys):
+    write_images(tmp_path, 6, seed=0)
+    (tmp_path / ".hidden.png").write_bytes(b"no image")
+    scores = score_any_encoder.main(tmp_path)
+    assert scores.score.shape == (6,) and scores.score.any()
+    lines = capsys.readouterr().out.splitlines()
+    ranked = sorted(scores.score, reverse=True)
+    assert [line.split()[0] for line in lines] == [f"{score:+.4f}" for score in ranked]
+    assert {line.split()[-1] for line in lines} == set(map(str, tmp_path.rglob("[0-9]*.png")))
+    assert len(Path(score_any_encoder.__file__).read_text().splitlines()) <= 40
+
+
+def test_a_folder_without_images_or_with_a_broken_one_is_refused(tmp_path):
+    with pytest.raises(WrongUse, match="no image files here"):
+        Split.from_folder(tmp_path, 8)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(WrongUse, match="broken.png: cannot be read as an image"):
+        Split.from_folder(tmp_path, 8)
 
 
 def test_the_example_of_a_manifest_writes_one_that_is_read(tmp_path):

@@ -11,7 +11,7 @@ import linear_probing_train
 import memorization_scores
 import remove_samples
 import train_simclr
-from memorization.config import Config, read_config, read_run_config
+from memorization.config import Config, read_config, read_import_config, read_run_config
 from memorization.data.catalogue import DATASETS
 from memorization.errors import WrongUse
 from memorization.fingerprints import first_difference
@@ -19,7 +19,9 @@ from memorization.machine.strict_yaml import dump_yaml, parse_yaml
 from memorization.training.door import try_method
 from models.simclr import SimCLRSettings
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+ALL_CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+IMPORTS = [path for path in ALL_CONFIGS if path.stem.startswith("import_")]
+CONFIGS = [path for path in ALL_CONFIGS if path not in IMPORTS]
 
 
 def read(path, *options):
@@ -33,6 +35,15 @@ def test_every_config_is_whole_and_names_its_run_after_itself(path):
     config = read_config("A script.", ["--config", str(path)], method=schema)
     assert config.run == f"runs/{path.stem}"
     sections = "run seeds data subsets augmentation encoder method training scores"
+    assert set(sections.split()) <= set(written)
+
+
+@pytest.mark.parametrize("path", IMPORTS, ids=lambda path: path.stem)
+def test_every_import_is_whole_and_names_its_run_after_itself(path):
+    written = yaml.safe_load(path.read_text())
+    config = read_import_config("A script.", ["--config", str(path)])
+    assert config.run == f"runs/{path.stem}" and config.encoder.model_fields_set >= {"output"}
+    sections = "run seeds data subsets augmentation encoder import scores"
     assert set(sections.split()) <= set(written)
 
 

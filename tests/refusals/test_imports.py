@@ -1,14 +1,17 @@
 """What does not fit an import ends in one line, and nothing is written."""
 
+import json
 import os
 
+import numpy as np
 import pytest
 import torch
-from conftest import Executes, write_experiment
+from conftest import Executes, fake_images, write_experiment
 
 import import_encoders
 import memorization_scores
 import train_simclr
+from memorization.data.subsets import Subsets, save_subsets
 from memorization.imports.settings import ImportSettings
 from memorization.results import hash_of_file
 from models.encoders import encoder_settings, make_encoder
@@ -142,6 +145,20 @@ def test_from_model_in_a_config_means_what_the_run_has(write_import):
     import_encoders.main(["--config", path])
     words = ["--import.mean", "from_model", "--import.std", "from_model"]
     memorization_scores.main(["--config", path, *words])
+
+
+def test_lists_of_seen_and_unseen_images_are_a_file_of_subsets(write_import, tmp_path):
+    """Without sizes, and not equally many."""
+    images = fake_images(16)
+    seen, others, neither = (np.arange(*bounds) for bounds in ((0, 30), (30, 50), (0, 40)))
+    subsets = Subsets(np.empty(0, np.int64), seen, others, neither, data=images.fingerprint)
+    save_subsets(subsets, tmp_path / "seen.npz")
+    path = write_import({"subsets": {"file": str(tmp_path / "seen.npz")}})
+    import_encoders.main(["--config", path])
+    memorization_scores.main(["--config", path])
+    summary = json.loads((tmp_path / "run/scores/summary.json").read_text())
+    sizes = {name: values["raw"]["n"] for name, values in summary["subsets"].items()}
+    assert sizes == {"candidate": 30, "independent": 20, "external": 40}
 
 
 def test_whole_numbers_are_floats_in_the_record():
