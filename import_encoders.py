@@ -35,6 +35,7 @@ from memorization.measuring.untrained_twins import (
     measure_representations,
     measure_twins,
 )
+from memorization.training.duplicate_check import list_duplicates
 from memorization.training.run_files import RunFiles, note_machine
 from models.encoders import make_encoder
 
@@ -47,12 +48,14 @@ def main(argv=None):
     subsets = draw_subsets(config.subsets, images)
     check_subsets(subsets)
     config = complete(config, images.channels)
-    files = RunFiles(config)
-    files.check(config.import_settings.weights)
+    files, roles = RunFiles(config), tuple(config.import_settings.weights)
+    files.check(roles)
     subsets, images = prepare_subsets(subsets, images, config.subsets)
     files.open(subsets)
     files.list_skipped(images.left_out)
     warn_of_confounders(subsets, images, config.subsets)
+    if not files.is_finished(roles):
+        list_duplicates(subsets, images, config.subsets, config.folder, device)
     for number, role in places(config):
         write_encoder(config, number, role, subsets.fingerprint)
         place = place_of(config.seeds[number], role)
@@ -74,6 +77,9 @@ def complete(config, channels):
     encoder, settings = config.encoder, config.import_settings
     if "output" in type(encoder).model_fields and "output" not in encoder.model_fields_set:
         raise WrongUse("encoder.output: is missing: what of the network is its representation")
+    if config.subsets.separate_duplicates:
+        seen = "the encoders have seen their images already"
+        raise WrongUse(f"subsets.separate_duplicates: True is not allowed: {seen}")
     settings.check_files(config.seeds)
     settings = with_recorded_normalization(settings, encoder)
     if len(settings.mean) != channels:

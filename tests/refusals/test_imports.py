@@ -72,6 +72,7 @@ def refused(refusal, path, *options):
     ({"import.candidate.sha256": "0" * 64}, "import.candidate.sha256: 000000000000... was given"),
     ({"import.candidate.sha256": "0"}, "import.candidate.sha256.0: '0' is not allowed"),
     ({"import.candidate.weights": "missing.pth"}, "import.candidate.weights: missing.pth"),
+    ({"subsets.separate_duplicates": True}, "subsets.separate_duplicates: True is not allowed"),
     ({"seeds": [0, 1]}, "import.candidate.weights: 1 given, but seeds is [0, 1]"),
     ({"method": {"name": "simclr"}}, "method: is not allowed"),
     ({"training": {"epochs": 3, "batch_size": 16, "optimizer": "sgd", "learning_rate": 0.1}},
