@@ -272,7 +272,7 @@ def test_a_pool_whose_groups_have_no_equal_halves_is_refused_with_the_size_that_
         ({}, {"shared": 9}, "subsets.shared: 9 was given, but the manifest says 8"),
         ({}, {"candidate": 8, "independent": 8}, "subsets.candidate: 8 was given, but .* says 16"),
         ({}, {"scheme": "crossover", "pool": 40}, "subsets.pool: 40 was given, but .* says 32"),
-        ({1: ""}, {}, "the manifest has 15 candidate and 16 independent images, which must be equ"),
+        ({1: ""}, {}, None),  # what others trained may differ in size; a training refuses it
         ({1: ""}, {"scheme": "crossover"}, "the manifest has 31 candidate and independent images"),
         (dict.fromkeys(range(5, 40, 6), ""), {}, None),
         (dict.fromkeys(range(5, 46, 6), ""), {}, "has 1 external images, but must have 2"),
