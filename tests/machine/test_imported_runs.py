@@ -144,8 +144,8 @@ def test_the_screen_tells_which_weights_of_a_file_were_taken(weights, tmp_path, 
     half = tmp_path / "half.ckpt"
     state = torch.load(weights["candidate", 0])["state_dict"]
     torch.save({"state_dict": {key: value.half() for key, value in state.items()}}, half)
-    f, g = ({**of_lightning(half), "at": None} for _ in "fg")  # the only place
-    run_import(write_import(tmp_path, f, g))
+    f = {**of_lightning(half), "at": None}  # the only place
+    run_import(write_import(tmp_path, f, of_lightning(weights["independent", 0])))
     line = f"written from {half}, weights at 'state_dict': {len(state)} tensors, "
     screen = capsys.readouterr().out
     assert line in screen and "numbers of float16, cast to float32" in screen
