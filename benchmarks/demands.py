@@ -20,6 +20,7 @@ COLUMNS = {"score": "raw", "score_local": "local"}
 CONTRASTS = {
     **{kind: ((kind,), ("ordinary",)) for kind in REPEATED},
     "repeated": (REPEATED, ("ordinary",)),
+    "repeated 8 or 16 times": (REPEATED[2:], ("ordinary",)),
     "repeated, against S_E": (REPEATED, ("S_E",)),
     "ordinary, against S_E": (("ordinary",), ("S_E",)),
     "wrong label": (("wrong label",), ("ordinary",)),
@@ -37,7 +38,7 @@ MOSTLY_NULLS = (*REPEATED, *NULLS)
 DRAWS = 100  # of an S_E that stands in for all subsets
 MOST_SEEDS = 1000
 NEEDED = {  # an AUC for which a number of seeds is predicted
-    **{kind: 0.95 for kind in (*REPEATED, "repeated")},
+    **{kind: 0.95 for kind in (*REPEATED, "repeated", "repeated 8 or 16 times")},
     "waves, against unseen waves": 0.9,
 }
 LEVEL = 0.1  # of q
@@ -279,6 +280,7 @@ OF_POWER = tuple(
     (f"AUC: {name}", bounds, lambda cell, name=name: cell["auc"][name]["mean"])
     for name, bounds in (
         ("repeated", (0.95, None)),
+        ("repeated 8 or 16 times", (0.95, None)),
         ("waves, against unseen waves", (0.9, None)),
         ("wrong label", (0.4, 0.6)),
         ("twin in S_S", (None, 0.5)),

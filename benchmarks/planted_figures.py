@@ -9,12 +9,12 @@ from benchmarks.plants import REPEATED
 from memorization.figures import COLORS, picture
 
 KINDS = (
-    "S_E", "ordinary", "wrong label", *REPEATED, "twin in S_I", "twin in S_S", "twin in S_E",
-    "copy in S_E", "waves", "unseen waves", "waves in S_S", "noise", "unseen noise",
-    "noise in S_S",
+    "S_E", "ordinary", "wrong label", *REPEATED, "in S_S", "twin in S_I", "twin in S_S",
+    "twin in S_E", "copy in S_E", "waves", "unseen waves", "waves in S_S", "noise",
+    "unseen noise", "noise in S_S",
 )  # fmt: skip
 NOBODYS = ("S_E", "copy in S_E", "unseen waves", "unseen noise")
-BOTHS = ("twin in S_I", "twin in S_S", "waves in S_S", "noise in S_S")
+BOTHS = ("in S_S", "twin in S_I", "twin in S_S", "waves in S_S", "noise in S_S")
 METHODS = {"simclr": "SimCLR", "mae": "MAE"}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.plants import PlantedSet, plant_crossover, plant_outliers, plant_sorted
+from benchmarks.plants import PlantedSet, Sizes, plant_crossover, plant_outliers, plant_sorted
 from memorization.checkpoint import load_encoder
 from memorization.data.subsets import ROLES
 from memorization.encoder import Pair
@@ -34,6 +34,7 @@ from models.simclr import SimCLR, SimCLRSettings
 SETS, SETS_OF_MAE = 5, 2  # of different images
 SEEDS = 8  # of a crossover
 SEEDS_OF_OTHERS = 3
+SHARED, SHARED_OF_MAE = 256, 0  # further images of S_S
 CPU = torch.device("cpu")
 # The recipes of the demo, but for smaller views and encoders.
 TRAINING = {
@@ -63,15 +64,23 @@ class Recipe:
     views: int = 20
 
 
-SIMCLR = Recipe(
-    SimCLR,
-    {
+def simclr(temperature, epochs):
+    """The Recipe of SimCLR."""
+    method = SimCLRSettings(
+        name="simclr", hidden_dim=128, projection_dim=64, temperature=temperature
+    )
+    settings = {
         "augmentation": {"views": [{"count": 2, "size": 14, **CROP_AND_JITTER}]},
         "encoder": {"name": "resnet_small", "width": 16},
-        "method": SimCLRSettings(name="simclr", hidden_dim=128, projection_dim=64, temperature=0.2),
-        "training": TRAINING | {"epochs": 250},
-    },
-)
+        "method": method,
+        "training": TRAINING | {"epochs": epochs},
+    }
+    return Recipe(SimCLR, settings)
+
+
+SIMCLR_OF_DEMO = simclr(temperature=0.2, epochs=250)
+# Copies of an image that meet in a batch repel each other less at a higher temperature.
+SIMCLR = simclr(temperature=0.5, epochs=60)
 MASKED = Recipe(
     MAE,
     {
@@ -95,21 +104,25 @@ class Experiment:
 def list_experiments():
     """{name: Experiment}, those that tell most first."""
 
-    def crossover(recipe, number):
-        return Experiment(recipe, functools.partial(plant_crossover, number=number), range(SEEDS))
+    def crossover(recipe, number, shared):
+        plant = functools.partial(plant_crossover, number=number, sizes=Sizes(shared=shared))
+        return Experiment(recipe, plant, range(SEEDS))
 
     def other(plant, **arguments):
         plant = functools.partial(plant, number=0, **arguments)
-        return Experiment(SIMCLR, plant, range(SEEDS_OF_OTHERS))
+        return Experiment(SIMCLR_OF_DEMO, plant, range(SEEDS_OF_OTHERS))
 
     return {
-        "simclr_0": crossover(SIMCLR, 0),
-        "mae_0": crossover(MASKED, 0),
+        "simclr_0": crossover(SIMCLR, 0, SHARED),
+        "mae_0": crossover(MASKED, 0, SHARED_OF_MAE),
         "outliers_fixed": other(plant_outliers),
         "sorted_fixed": other(plant_sorted, is_fixed=True),
         "sorted_crossover": other(plant_sorted),
-        **{f"simclr_{number}": crossover(SIMCLR, number) for number in range(1, SETS)},
-        **{f"mae_{number}": crossover(MASKED, number) for number in range(1, SETS_OF_MAE)},
+        **{f"simclr_{number}": crossover(SIMCLR, number, SHARED) for number in range(1, SETS)},
+        **{
+            f"mae_{number}": crossover(MASKED, number, SHARED_OF_MAE)
+            for number in range(1, SETS_OF_MAE)
+        },
     }
 
 

@@ -24,11 +24,12 @@ class Sizes:
 
     ordinary: int = 136
     wrong_label: int = 32
-    repeated: int = 4  # images for each of COUNTS
+    repeated: int = 6  # images for each of COUNTS
     outliers: int = 8  # waves, and as many of noise, in the pool; as many of both in S_S
     twins: int = 32  # images that stand twice in the pool, once in either half
     twins_in_shared: int = 32  # images of the pool with a copy in S_S
     twins_in_external: int = 16  # images of the pool with a copy that nobody is trained on
+    shared: int = 256  # further images of S_S
     external: int = 1024
     unseen: int = 16  # waves, and as many of noise, that nobody is trained on
 
@@ -89,8 +90,10 @@ def plant_crossover(source, number, sizes=None):
     """
     sizes = Sizes() if sizes is None else sizes
     parts = (sizes.ordinary, sizes.wrong_label, sizes.repeated * len(COUNTS))
-    parts += (sizes.twins, sizes.twins_in_shared, sizes.twins_in_external)
-    ordinary, wrong, repeated, twins, of_shared, of_external = take(source.train, number, parts)
+    parts += (sizes.twins, sizes.twins_in_shared, sizes.twins_in_external, sizes.shared)
+    ordinary, wrong, repeated, twins, of_shared, of_external, shared = take(
+        source.train, number, parts
+    )
     (external,) = take(source.test, number, (sizes.external,))
     size = source.train.size
     rng = generator("outliers", number)
@@ -104,6 +107,7 @@ def plant_crossover(source, number, sizes=None):
     planting.plant_twins(*twins)
     planting.plant("twin in S_S", *of_shared)
     copied = planting.plant("twin in S_E", *of_external)
+    planting.add("shared", "in S_S", *shared)
     planting.add("shared", "copy in S_S", *of_shared)
     planting.add("shared", "waves in S_S", draw_waves(sizes.outliers, size, rng))
     planting.add("shared", "noise in S_S", draw_noise(sizes.outliers, size, rng))

@@ -35,6 +35,7 @@ SIZES = Sizes(
     twins=4,
     twins_in_shared=4,
     twins_in_external=4,
+    shared=16,
     external=40,
     unseen=4,
 )
@@ -101,6 +102,7 @@ def test_copies_outside_of_the_pool_are_exact_and_what_is_unseen_is_in_no_traini
     assert torch.equal(train[indices_of(planted, "twin in S_S")], train[shared])
     subsets = planted.subsets(0)
     assert np.isin(shared, subsets.shared).all()
+    assert np.isin(indices_of(planted, "in S_S"), subsets.shared).sum() == SIZES.shared
     copies = indices_of(planted, "copy in S_E")
     assert torch.equal(train[indices_of(planted, "twin in S_E")], test[copies])
     for kind in ("copy in S_E", "unseen waves", "unseen noise"):
