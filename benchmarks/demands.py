@@ -4,6 +4,7 @@ Tables are those of `table_of_scores`, of one set and some of its seeds, with th
 PlantedSet. A column is "score" or "score_local".
 """
 
+import bisect
 import itertools
 import operator
 
@@ -36,7 +37,7 @@ CONTRASTS = {
 NULLS = ("twin in S_I", "second twin")  # f and g have them equally often
 MOSTLY_NULLS = (*REPEATED, *NULLS)
 DRAWS = 100  # of an S_E that stands in for all subsets
-MOST_SEEDS = 1000
+MOST_SEEDS = 100
 NEEDED = {  # an AUC for which a number of seeds is predicted
     **{kind: 0.95 for kind in (*REPEATED, "repeated", "repeated 8 or 16 times")},
     "waves, against unseen waves": 0.9,
@@ -69,35 +70,52 @@ def compare_kinds(tables, column):
     return {name: _mean_and_range(values) for name, values in aucs.items()}
 
 
-def seeds_for(tables, column, contrast, least):
-    """The smallest number of seeds whose mean scores are expected to have at least this AUC; None
-    if 1,000 seeds have not, as the images themselves differ too much.
+def predict_power(tables, column, contrast, least):
+    """What more seeds are expected to bring: a dict auc, of 100 seeds, and seeds, the smallest
+    number that has the AUC `least`, None if 100 have not, as the images themselves differ too much.
 
-    tables: of several seeds, one for each set. The AUC is that of two normal distributions, with
-    the variance of what stays of an image and that of single seeds over the number of seeds
-    (`memorization.reliability.components`).
+    tables: of several seeds, one for each set. What stays of an image is estimated by drawing its
+    mean score towards that of its kinds, so that the variance is the one that stays
+    (`memorization.reliability.components`). The luck of training and views is taken as normal.
     """
-    parts = [
-        [_components_of_kinds(table, column, kinds) for kinds in CONTRASTS[contrast]]
-        for table in tables
+    greater, smaller = (_expected_scores(tables, column, kinds) for kinds in CONTRASTS[contrast])
+    if not all(map(len, greater[0] + smaller[0])):
+        return {"auc": float("nan"), "seeds": None}
+
+    def expected_auc(seeds):
+        noise = np.sqrt((greater[1] + smaller[1]) / seeds)
+        pairs = zip(greater[0], smaller[0])
+        return float(np.mean([np.mean(stats.norm.cdf((g[:, None] - s) / noise)) for g, s in pairs]))
+
+    auc = expected_auc(MOST_SEEDS)
+    if not auc >= least:  # NaN if there is one image
+        return {"auc": auc, "seeds": None}
+    return {
+        "auc": auc,
+        "seeds": 1 + bisect.bisect_left(range(1, MOST_SEEDS), least, key=expected_auc),
+    }
+
+
+def _expected_scores(tables, column, kinds):
+    """(what stays of the images of some kinds, an array for each table; variance of one seed)."""
+    of_tables, variances = [], []
+    for table in tables:
+        chosen = np.isin(table["kind"], kinds)
+        scores = table["per_seed"][:, chosen]
+        if column == "score_local":
+            scores = scores - (table["sign"] * table["local_offset"])[:, chosen]
+        known = ~np.isnan(scores).any(0)
+        parts = components(scores[:, known], table["jackknife"][:, chosen][:, known])
+        of_tables.append(scores[:, known].mean(0))
+        variances.append([parts[name]["value"] for name in ("image", "training", "views")])
+    image, *noise = np.mean(variances, axis=0)
+    image, noise = np.maximum(image, 0), sum(noise)
+    shrinking = np.sqrt(image / (image + noise / len(tables[0]["per_seed"])))
+    stay = [
+        values.mean() + shrinking * (values - values.mean()) if len(values) else values
+        for values in of_tables
     ]
-    greater, smaller = np.mean(parts, axis=0)  # (mean, variance that stays, that of a seed) each
-    seeds = np.arange(1, MOST_SEEDS + 1)
-    variance = np.maximum(greater[1] + smaller[1], 0) + (greater[2] + smaller[2]) / seeds
-    aucs = stats.norm.cdf((greater[0] - smaller[0]) / np.sqrt(variance))
-    enough = seeds[aucs >= least]
-    return int(enough[0]) if len(enough) else None
-
-
-def _components_of_kinds(table, column, kinds):
-    """(mean score, variance that stays of an image, variance of a single seed about it)."""
-    chosen = np.isin(table["kind"], kinds)
-    scores = table["per_seed"][:, chosen]
-    if column == "score_local":
-        scores = scores - (table["sign"] * table["local_offset"])[:, chosen]
-    parts = components(scores, table["jackknife"][:, chosen])
-    noise = parts["training"]["value"] + parts["views"]["value"]
-    return np.nanmean(scores), parts["image"]["value"], noise
+    return stay, noise
 
 
 def check_nulls(tables, column):
@@ -281,6 +299,7 @@ OF_POWER = tuple(
     for name, bounds in (
         ("repeated", (0.95, None)),
         ("repeated 8 or 16 times", (0.95, None)),
+        ("repeated 16 times", (0.95, None)),
         ("waves, against unseen waves", (0.9, None)),
         ("wrong label", (0.4, 0.6)),
         ("twin in S_S", (None, 0.5)),

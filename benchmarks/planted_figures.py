@@ -45,8 +45,8 @@ def draw_kinds(tables, path):
 
 @picture
 def draw_power(cells, path):
-    """AUC of repeated images against ordinary ones, by the number of seeds. cells: of
-    `measure_crossovers`.
+    """AUC of repeated images against ordinary ones, by the number of seeds; and of waves, which
+    have no local score. cells: of `measure_crossovers`.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     colors = matplotlib.colormaps["viridis"](np.linspace(0.85, 0, len(REPEATED)))
@@ -59,9 +59,10 @@ def draw_power(cells, path):
                 aucs = [cell["auc"][kind]["mean"] for cell in own]
                 label = f"{kind}, {COLUMNS[column]}"
                 axes.plot(seeds, aucs, style, color=color, marker="o", label=label)
-            aucs = [cell["auc"]["waves, against unseen waves"]["mean"] for cell in own]
-            label = f"waves, against unseen, {COLUMNS[column]}"
-            axes.plot(seeds, aucs, style, color=COLORS["candidate"], marker="s", label=label)
+        own = [c for c in cells if (c["method"], c["column"]) == (method, "score")]
+        aucs = [cell["auc"]["waves, against unseen waves"]["mean"] for cell in own]
+        seeds, label = [str(cell["seeds"]) for cell in own], "waves, against unseen, raw"
+        axes.plot(seeds, aucs, color=COLORS["candidate"], marker="s", label=label)
         axes.axhline(0.5, color="#999999", linewidth=0.8)
         axes.set(title=name, xlabel="seeds of the crossover")
     figure.axes[0].set_ylabel("AUC")

@@ -38,6 +38,7 @@ from memorization.measuring.scores import ImageScores
 
 RUNS = Path("runs/validity")
 METHODS = {"simclr": "SimCLR", "mae": "MAE"}
+NOTHING_EXPECTED = {"auc": float("nan"), "seeds": None}
 NUMBERS_OF_SEEDS = (1, 3, SEEDS)  # whose mean scores are measured
 
 
@@ -150,13 +151,13 @@ def measure_column(by_set, column):
     """What one column of scores shows. by_set: tables of every set."""
     tables = [table for of_set in by_set for table in of_set]
     first = [of_set[0] for of_set in by_set]  # of other seeds nulls are the same images
-    needed = {}
+    expected = {}
     if len(first[0]["per_seed"]) == SEEDS:
         for contrast, least in demands.NEEDED.items():
-            needed[contrast] = demands.seeds_for(first, column, contrast, least)
+            expected[contrast] = demands.predict_power(first, column, contrast, least)
     return {
         "auc": demands.compare_kinds(tables, column),
-        "seeds_needed": needed,
+        "expected": expected,
         "null": demands.check_nulls(first, column),
         "false": demands.summarize_false(tables, column),
         "false_among_nulls": demands.summarize_false(tables, column, demands.MOSTLY_NULLS),
@@ -249,8 +250,10 @@ def print_cells(name, cells):
     print_line("twin in S_I: p of a test against S_E", [null["p_of_test"] for null in nulls])
     print_line("twin in S_I: share with p < .1", [null["share_below_.1"] for null in nulls])
     for contrast, least in demands.NEEDED.items():
-        counts = [cell["seeds_needed"].get(contrast) for cell in cells]
-        numbers = "".join(f"{'--' if count is None else count:>9}" for count in counts)
+        expected = [cell["expected"].get(contrast, NOTHING_EXPECTED) for cell in cells]
+        print_line(f"of 100 seeds: {contrast}", [row["auc"] for row in expected])
+        counts = ("--" if row["seeds"] is None else row["seeds"] for row in expected)
+        numbers = "".join(f"{count:>9}" for count in counts)
         print(f"{f'seeds for {least:g}: {contrast}':>44}{numbers}")
     for key, words in (("false", "all"), ("false_among_nulls", "few, mostly nulls")):
         counts = [cell[key] for cell in cells]

@@ -252,7 +252,7 @@ def _variances(moments, offsets, images, draws):
     mean_square = (of_means - grand) * seeds * images / (images - 1)  # of the images
     noise = rest * seeds * images / ((seeds - 1) * (images - 1))  # mean square of the residuals
     image = (mean_square - noise) / seeds
-    with np.errstate(invalid="ignore"):  # 0 / 0 if all scores are equal
+    with np.errstate(invalid="ignore", divide="ignore"):  # by 0 if all scores are equal
         reliability = image / (image + noise)
     of_offsets = (offsets + of_seeds).var(-1, ddof=1) - draws * noise / images
     return image, noise - views, views, of_offsets, reliability

@@ -191,12 +191,12 @@ def test_the_auc_counts_pairs_by_hand():
     assert np.isnan(demands.auc(np.array([1.0]), np.array([])))
 
 
-@pytest.mark.parametrize("stays, needed", [(0.0, 6), (1.0, None)])
-def test_the_number_of_seeds_for_an_auc_follows_from_the_components(stays, needed):
+@pytest.mark.parametrize("stays, needed, most", [(0.0, 6, 1.0), (1.0, None, 0.76)])
+def test_the_number_of_seeds_for_an_auc_follows_from_the_components(stays, needed, most):
     """Scores that differ by 1, by a noise of 1 in each seed: AUC = Phi(sqrt(S / 2)), .95 from
     S = 5.4 on. If images themselves differ by as much, no S gives more than .76.
     """
-    rng, images = np.random.default_rng(0), 20_000
+    rng, images = np.random.default_rng(0), 1000
     score = rng.normal(size=(8, images)) + stays * rng.normal(size=images)
     score[:, images // 2 :] += 1
     table = {
@@ -204,11 +204,15 @@ def test_the_number_of_seeds_for_an_auc_follows_from_the_components(stays, neede
         "per_seed": score,
         "jackknife": np.full(score.shape, 0.1),
     }
-    assert demands.seeds_for([table], "score", "repeated", 0.95) == needed
+    expected = demands.predict_power([table], "score", "repeated", 0.95)
+    assert expected["seeds"] == needed and expected["auc"] == pytest.approx(most, abs=0.02)
     offset = rng.normal(size=score.shape)
     signs = rng.choice([-1, 1], size=score.shape)
     local = table | {"per_seed": score + signs * offset, "sign": signs, "local_offset": offset}
-    assert demands.seeds_for([local], "score_local", "repeated", 0.95) == needed
+    assert demands.predict_power([local], "score_local", "repeated", 0.95)["seeds"] == needed
+    unknown = local | {"local_offset": np.full(score.shape, np.nan)}
+    nothing = demands.predict_power([unknown], "score_local", "repeated", 0.95)
+    assert np.isnan(nothing["auc"]) and nothing["seeds"] is None
 
 
 def test_nulls_that_score_as_external_images_pass_and_others_do_not():
