@@ -358,7 +358,7 @@ def test_the_report_holds_what_is_trained_and_says_what_was_not_tested(
 
 
 def test_repeated_images_score_above_images_that_nobody_is_trained_on(planted, tmp_path):
-    trial = small_trial(planted, tmp_path, epochs=80)
+    trial = small_trial(planted, tmp_path, epochs=50)
     for seed in trial.experiment.seeds:
         trial.train(seed, StopRequest())
     (table,) = trial.tables(2)
