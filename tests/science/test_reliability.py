@@ -142,6 +142,12 @@ def test_scores_without_a_ranking_give_nan(scores):
     assert np.isnan([values["reliability"]["value"], predicted_reliability(values, 3)]).all()
 
 
+@pytest.mark.filterwarnings("error:divide by zero")
+def test_resamples_of_a_single_image_divide_by_zero_without_a_warning():
+    scores = np.random.default_rng(1).normal(size=(2, 3)).round(1)
+    assert np.isfinite(components(scores, 0 * scores)["reliability"]["value"])
+
+
 def test_an_image_without_a_score_in_one_seed_is_left_out():
     scores, errors, _ = simulate(4, 50, np.random.default_rng(0))
     less = [np.delete(values, [3, 7], axis=1) for values in (scores, errors)]
