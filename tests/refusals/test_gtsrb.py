@@ -57,6 +57,8 @@ def test_its_files_are_those_of_torchvision_and_are_decoded_like_those_of_a_fold
     samples = datasets.GTSRB(tmp_path, "train")._samples
     assert list(zip(images.train.files, images.train.labels.tolist())) == samples
     assert images.test.labels.tolist() == [1, 0] and images.classes == ("0", "1")
+    for split in (images.train, images.test):  # their names are paths below data.root
+        assert [str(tmp_path / name) for name in split.names] == list(split.files)
     images = images.prepare([0, 3], [1])
     for split, indices in ((images.train, [0, 3]), (images.test, [1])):
         expected = [decode_image(split.files[i], 12).pixels for i in indices]

@@ -3,6 +3,7 @@
 import csv
 import io
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 from memorization.data.catalogue import DataSettings
 from memorization.data.images import open_images
 from memorization.data.manifest import read_manifest
-from memorization.data.subsets import SubsetSettings, check_subsets, draw_subsets
+from memorization.data.subsets import SubsetSettings, check_pair, check_subsets, draw_subsets
 from memorization.errors import WrongUse
 
 SUBSET_NAMES = ["shared", "candidate", "candidate", "independent", "independent", "external"]
@@ -221,6 +222,7 @@ def subsets_of(root, rows, **settings):
         SubsetSettings(**({"order": "manifest"} | settings)), images_of(root, rows)
     )
     check_subsets(subsets)
+    check_pair(subsets)
     return subsets
 
 
@@ -272,7 +274,7 @@ def test_a_pool_whose_groups_have_no_equal_halves_is_refused_with_the_size_that_
         ({}, {"shared": 9}, "subsets.shared: 9 was given, but the manifest says 8"),
         ({}, {"candidate": 8, "independent": 8}, "subsets.candidate: 8 was given, but .* says 16"),
         ({}, {"scheme": "crossover", "pool": 40}, "subsets.pool: 40 was given, but .* says 32"),
-        ({1: ""}, {}, None),  # what others trained may differ in size; a training refuses it
+        ({1: ""}, {}, "subsets: 15 candidates, but 16 independents; they must be equally many"),
         ({1: ""}, {"scheme": "crossover"}, "the manifest has 31 candidate and independent images"),
         (dict.fromkeys(range(5, 40, 6), ""), {}, None),
         (dict.fromkeys(range(5, 46, 6), ""), {}, "has 1 external images, but must have 2"),
@@ -282,9 +284,7 @@ def test_a_pool_whose_groups_have_no_equal_halves_is_refused_with_the_size_that_
 )  # fmt: skip
 def test_sizes_must_fit_what_the_manifest_says(root, changes, settings, reason):
     rows = rows_of(subset=lambda i: changes.get(i, in_subsets(i)))
-    if reason is None:
-        return subsets_of(root, rows, **settings)
-    with pytest.raises(WrongUse, match=reason):
+    with pytest.raises(WrongUse, match=reason) if reason else nullcontext():
         subsets_of(root, rows, **settings)
 
 
