@@ -18,16 +18,6 @@ from models.settings import BaseEncoderSettings
 
 INSTALL = "pip install -r requirements-optional.txt"
 MOST_BYTES = 2**20  # of a file of code or settings
-# What the code of others raises if it does not take some images.
-FAILURES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 @dataclass(frozen=True)
@@ -61,6 +51,10 @@ class ForeignSettings(BaseEncoderSettings):
     def title(self):
         """The setting that names the network, and its value, such as "encoder.model: resnet18"."""
         raise NotImplementedError
+
+    @property
+    def label(self):
+        return f"{self.name} {self.title.partition(': ')[2]}"
 
     def build(self, channels, size):
         """A network without classifier, and its Reading.
@@ -98,8 +92,8 @@ class ForeignEncoder(nn.Module):
         with taking(self.title, channels, self.size):
             shape, used = _try_out(network, represent, channels, self.size)
         if len(shape) != 2 or shape[0] != 2:
-            other = f"gives shape {tuple(shape)} for two images, but a representation is a vector"
-            raise ValueError(f"{self.title}: {other}; take another encoder.output")
+            other = f"gives shape {tuple(shape)} for two images, not one vector for each"
+            raise ValueError(f"{self.title}: {other}")
         self.dim = shape[1]
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and name in used)
@@ -143,7 +137,7 @@ class ForeignEncoder(nn.Module):
             return function(self.network, pixels)
         try:
             return function(self.network, pixels)
-        except FAILURES as error:
+        except Exception as error:
             height, width = pixels.shape[2:]
             only = f"takes images of {self.size} pixels, not of {height} x {width}"
             raise ValueError(f"{self.title}: {only}") from error
@@ -172,7 +166,7 @@ def _has_tokens(network, reading, channels, size):
         return False
     try:
         shape, _ = _try_out(network, reading.tokens, channels, size)
-    except FAILURES:  # if it takes no such images, its representation says why
+    except Exception:  # if it takes no such images, its representation says why
         return False
     return len(shape) == 3
 
@@ -186,8 +180,8 @@ def _try_out(network, function, channels, size):
     """
     try:
         return _try_out_on("meta", network, function, channels, size)
-    except FAILURES:
-        if next(network.parameters()).device.type == "meta":
+    except Exception:
+        if any(weight.device.type == "meta" for weight in network.parameters()):
             raise
         return _try_out_on("cpu", network, function, channels, size)
 
@@ -205,14 +199,13 @@ def _try_out_on(device, network, function, channels, size):
     try:
         with torch.enable_grad():
             output = functional_call(applied, state, (pixels,))
+            if not isinstance(output, torch.Tensor):
+                raise TypeError(f"it gives no tensor, but {type(output).__name__}")
+            if not output.requires_grad:
+                return output.shape, set()
+            gradients = torch.autograd.grad(output.sum(), trained.values(), allow_unused=True)
     finally:
         network.train(was_training)
-    if not isinstance(output, torch.Tensor):
-        raise TypeError(f"it gives no tensor, but {type(output).__name__}")
-    if not output.requires_grad:
-        return output.shape, set()
-    with torch.enable_grad():  # also if the caller is in torch.no_grad
-        gradients = torch.autograd.grad(output.sum(), trained.values(), allow_unused=True)
     reached = [name for name, gradient in zip(trained, gradients) if gradient is not None]
     return output.shape, {name.removeprefix("network.") for name in reached}
 
@@ -258,7 +251,9 @@ def taking(title, channels, size):
     """
     try:
         yield
-    except FAILURES as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
         images = f"images of {size} x {size} pixels and {channels} channels"
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{title}: does not take {images} ({reason})") from error

@@ -34,6 +34,11 @@ class BaseEncoderSettings(Settings):
         """Whether patches can be hidden from the encoder."""
         return self.patch_size is not None
 
+    @property
+    def label(self):
+        """What the encoder is called on the screen."""
+        return self.name
+
     def check(self):
         """Raise ValueError, naming the setting, if no images can make up for what is wrong: an
         unknown name, or a package that is missing.

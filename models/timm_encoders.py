@@ -32,7 +32,7 @@ class TimmSettings(ForeignSettings):
         with taking(self.title, channels, size):
             network = make_on_any_device(lambda: _create(self.model, channels, size))
         before = getattr(network, "num_prefix_tokens", None)
-        has_class = getattr(network, "cls_token", None) is not None
+        has_class = getattr(network, "cls_token", None) is not None and before != 0
         if before is None and not has_class:
             before = 0
         return network, Reading(_pool, _tokens, before, has_class)

@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+import sys
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -98,9 +99,11 @@ def use_exact_arithmetic():
 def describe_machine(device):
     """Versions, device and git commit, a dict of plain types."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    packages = ["torch", "torchvision", "numpy", "scipy"]
+    packages += [package for package in ("timm", "transformers") if package in sys.modules]
     return {
         "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "torchvision", "numpy", "scipy")},
+        **{package: version(package) for package in packages},
         "device": gpu or f"cpu ({processor()})",
         "threads": torch.get_num_threads(),
         "processes": processes.count(),

@@ -94,7 +94,12 @@ def check_device(make_method, trained, device):
     if settings.batch_size % n_processes:
         multiple = f"{settings.batch_size} is not a multiple of the {n_processes} processes"
         raise WrongUse(f"training.batch_size: {multiple}")
-    norm = processes.find_unshared_norm(make_method(), device)
+    method = make_method()
+    norm = processes.find_own_norm(method) if n_processes > 1 else None
+    if norm:
+        own = f"{trained.encoder.name} has a batch norm of a class of its own ({norm})"
+        raise WrongUse(f"encoder.name: {own}, which {n_processes} processes cannot share")
+    norm = processes.find_unshared_norm(method, device)
     if norm:
         raise WrongUse(
             f"encoder.name: {trained.encoder.name} with method {trained.method.name} has a batch "

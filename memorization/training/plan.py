@@ -28,7 +28,7 @@ def print_plan(task, run):
     left_out = size - per_epoch * settings.batch_size
     steps = f"{settings.epochs} epochs of {per_epoch} steps"
     rate = f"learning rate {task.full_learning_rate:.6g} after scaling"
-    what = f"{trained.method.name} on {trained.data.name}, {trained.encoder.name}, {task.device}"
+    what = f"{trained.method.name} on {trained.data.name}, {trained.encoder.label}, {task.device}"
     say(f"{escape(run)}: {what}")
     say(f"  {task.subsets.sizes}; {size} images train each encoder")
     say(f"  {steps}, {left_out} images left out of each epoch's last batch")
