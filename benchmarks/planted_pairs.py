@@ -79,7 +79,7 @@ def simclr(temperature, epochs):
 
 
 SIMCLR_OF_DEMO = simclr(temperature=0.2, epochs=250)
-# Copies of an image that meet in a batch repel each other less at a higher temperature.
+# Shorter, so that repeated images stand out from ordinary ones: see docs/validity.md.
 SIMCLR = simclr(temperature=0.5, epochs=60)
 MASKED = Recipe(
     MAE,
