@@ -5,15 +5,13 @@ membership. Images differ in how well any encoder aligns them, so one image tell
 g there is no memorization score.
 """
 
-import csv
-import io
-
 import numpy as np
 from scipy.stats import rankdata
 
 from memorization.data.subsets import ROLES, SUBSETS
 from memorization.errors import escape
 from memorization.machine.screen import caution, say
+from memorization.measuring.score_tables import csv_of
 from memorization.measuring.scores import ScoreSettings, align_images
 from memorization.results import Checkpoint, Number, Summary
 from memorization.significance import bootstrap_interval, describe, p_against
@@ -123,11 +121,7 @@ def summarize(table, untrained):
 
 def files_of(table):
     """{name: bytes} of membership.csv."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(zip(*(table[column].tolist() for column in COLUMNS)))
-    return {"membership.csv": text.getvalue().encode()}
+    return {"membership.csv": csv_of(table, COLUMNS)}
 
 
 def print_summary(summary, folder):

@@ -128,17 +128,23 @@ def files_of(table):
 
     scores.csv alone has the names of files, byte for byte as the system has them.
     """
-    text, columns = io.StringIO(), COLUMNS + [name for name in ("file",) if name in table]
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*(table[column].tolist() for column in columns)))
+    text = csv_of(table, COLUMNS)
     table = {name: values for name, values in table.items() if name != "file"}
     arrays, matlab = io.BytesIO(), io.BytesIO()
     np.savez(arrays, **{name: table[name] for name in ARRAYS})
     as_cells = {name: table[name].astype(object) for name in ("split", "subset")}
     scipy.io.savemat(matlab, table | as_cells, oned_as="column")
     return {
-        "scores.csv": text.getvalue().encode(errors="surrogateescape"),
+        "scores.csv": text,
         "scores.npz": arrays.getvalue(),
         "scores.mat": matlab.getvalue(),
     }
+
+
+def csv_of(table, columns):
+    """The bytes of a CSV file of some columns of a table, and of file, if it is there."""
+    text, columns = io.StringIO(), columns + [name for name in ("file",) if name in table]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*(table[column].tolist() for column in columns)))
+    return text.getvalue().encode(errors="surrogateescape")
