@@ -89,13 +89,17 @@ def test_duplicates_of_a_folder_are_counted_on_one_line_and_listed(folder, capsy
 
 
 def test_external_images_that_nearly_equal_candidates_are_warned_of_with_their_number(folder):
-    path = four_classes_config(folder, ALL)
+    for i in range(10):  # warned of as exact copies
+        copy = folder / "images/val/d" / f"copy_{i}.png"
+        copy.write_bytes((folder / "images/train/d" / f"{i:02d}.png").read_bytes())
+    path = four_classes_config(folder, {"subsets": ALL["subsets"] | {"external": 47}})
     with pytest.warns(Caution) as caught:
         train(path)
     rows = read_rows(folder / "run")
     groups = {row["group"] for row in rows if row["subset"] == "candidate"}
-    count = sum(row["subset"] == "external" and row["group"] in groups for row in rows)
-    assert count >= 1
+    external = [row for row in rows if row["subset"] == "external" and row["group"] in groups]
+    count = sum(row["kind"] == "near" for row in external)
+    assert 1 <= count < len(external)
     words = f"subsets: {count} external images nearly equal a candidate "
     assert [words in str(warning.message) for warning in caught].count(True) == 1
 
