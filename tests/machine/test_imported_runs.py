@@ -132,6 +132,14 @@ def test_an_imported_encoder_gives_the_outputs_of_its_source(imported, scored_ru
         assert other.normalization == ([0.5] * 3, [0.5] * 3)
 
 
+def test_the_mean_and_std_of_the_config_normalize_the_pixels(weights, tmp_path):
+    mean, std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+    path = write_import(tmp_path, of_lightning(weights["candidate", 0]), None)
+    numbers = {"mean": mean, "std": std}
+    run_import(path, *(word for key in numbers for word in (f"--import.{key}", str(numbers[key]))))
+    assert load_encoder(tmp_path / "run/seed_0/candidate/encoder.pt").normalization == (mean, std)
+
+
 def test_the_same_import_again_changes_nothing_and_says_so(imported, capsys):
     path, run = imported
     before = (run / "seed_0/candidate/encoder.pt").stat().st_mtime_ns
