@@ -284,7 +284,7 @@ def chosen_checkpoints(action, run, seeds, roles=ROLES):
     if action == "all" and kept:
         return [*kept, "encoder"]
     if action not in kept:
-        has = "kept none; name their epochs in training.checkpoint_epochs"
+        has = "has none; a training keeps those that training.checkpoint_epochs names"
         if kept:
             has = f"has {', '.join(kept)}"
         refused = f"--checkpoint: {action!r} is not allowed"
