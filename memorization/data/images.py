@@ -30,13 +30,13 @@ class Split:
 
     name: "train" or "test". pixels: (rows, C, H, W) uint8, in memory or over a memory map. labels:
     (N,) int64, -1 for none. row_of: (N,) int64, the row of pixels that holds image i, -1 if it was
-    not prepared; None if row i is image i. For images in files also files, the N paths; names, the
-    same as scores.csv shows them; geometry: (rows, 3) float64, scale and x and y offset of each
-    row, prepared pixel = original pixel * scale - offset; digests: (rows, bytes) uint8, of the
-    pixels of each row; and sha256, of the prepared images. The last two were computed when their
-    map was made. groups: (N,) int64, equal for images that no two subsets may share, in either
-    split, or None; subsets: (N,) texts, the subset of each image as a manifest says, "" for none,
-    or None. device: on which images are gathered and views made.
+    not prepared; None if row i is image i. For images in files also files, the N paths; geometry:
+    (rows, 3) float64, scale and x and y offset of each row, prepared pixel = original pixel * scale
+    - offset; digests: (rows, bytes) uint8, of the pixels of each row; and sha256, of the prepared
+    images. The last two were computed when their map was made. device: on which images are gathered
+    and views made. For images in files also names, the paths as scores.csv shows them. groups: (N,)
+    int64, equal for images that no two subsets may share, in either split, or None; subsets: (N,)
+    texts, the subset of each image as a manifest says, "" for none, or None.
     """
 
     name: str
@@ -44,13 +44,13 @@ class Split:
     labels: torch.Tensor
     row_of: torch.Tensor | None = None
     files: tuple | None = None
-    names: tuple | None = None
     geometry: np.ndarray | None = None
     digests: np.ndarray | None = None
     sha256: str | None = None
+    device: torch.device = torch.device("cpu")
+    names: tuple | None = None
     groups: np.ndarray | None = None
     subsets: np.ndarray | None = None
-    device: torch.device = torch.device("cpu")
 
     @classmethod
     def from_array(cls, array, labels=None, name="train"):

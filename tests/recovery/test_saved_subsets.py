@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 from conftest import draw_few, fake_images, subsets_of_five
 
-from memorization.data.subsets import (
-    load_subsets,
-    save_subsets,
-)
+from memorization.data.subsets import check_pair, load_subsets, save_subsets
 from memorization.errors import WrongUse
 
 
@@ -47,6 +44,13 @@ def test_overlapping_subsets_are_refused(subsets, reason, tmp_path):
     save_subsets(subsets, tmp_path / "subsets.npz")
     with pytest.raises(WrongUse, match=reason):
         load_subsets(tmp_path / "subsets.npz")
+
+
+def test_a_pair_is_not_trained_on_unequal_subsets(tmp_path):
+    save_subsets(subsets_of_five(candidate=[2, 4]), tmp_path / "subsets.npz")
+    subsets = load_subsets(tmp_path / "subsets.npz")  # encoders of others may have seen such ones
+    with pytest.raises(WrongUse, match="2 candidates, but 1 independents"):
+        check_pair(subsets)
 
 
 def test_a_changed_or_broken_file_is_refused(tmp_path):

@@ -35,7 +35,6 @@ def test_subsets(run):
     contents = []
     for changes in (
         {"shared": subsets.shared - 1}, {"external": subsets.external + 10**12},
-        {"candidate": subsets.candidate[:-1]},
         {"candidate": subsets.shared[: len(subsets.candidate)]}, {"role": "both"},
         {"data": {"name": "fake"}}, {"data": []},
     ):  # fmt: skip
