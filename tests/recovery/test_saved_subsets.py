@@ -47,7 +47,8 @@ def test_overlapping_subsets_are_refused(subsets, reason, tmp_path):
 
 
 def test_a_pair_is_not_trained_on_unequal_subsets(tmp_path):
-    save_subsets(subsets_of_five(candidate=[2, 4]), tmp_path / "subsets.npz")
+    unequal = dataclasses.replace(subsets_of_five(candidate=[2, 4]), data=fake_images().fingerprint)
+    save_subsets(unequal, tmp_path / "subsets.npz")
     subsets = load_subsets(tmp_path / "subsets.npz")  # encoders of others may have seen such ones
     with pytest.raises(WrongUse, match="2 candidates, but 1 independents"):
         check_pair(subsets)
