@@ -6,6 +6,7 @@ from memorization.errors import WrongUse, short_form
 from memorization.imports.weights import (
     match_weights,
     place_of_weights,
+    places_of_twins,
     select_weights,
     strip_prefixes,
     weights_in_words,
@@ -33,14 +34,18 @@ def load_network(network, settings, number, key):
     try:
         place = place_of_weights(content, settings.at)
         stored = select_weights(content, place)
-        weights = strip_prefixes(stored, settings.strip)
+        stripped = strip_prefixes(stored, settings.strip)
         names = getattr(network, "names_in_files", {})
-        weights = {names.get(name, name): weight for name, weight in weights.items()}
+        weights = {names.get(name, name): weight for name, weight in stripped.items()}
         state = match_weights(weights, of_library, settings.unused)
     except WrongUse as error:
         raise WrongUse(f"{key}: {path}: {error}") from None
     of_library.load_state_dict(state)
-    return sha256, weights_in_words(stored, place)
+    taken = {name: weight for name, weight in stripped.items() if names.get(name, name) in state}
+    words, twins = weights_in_words(stored, place), places_of_twins(content, taken)
+    if twins:
+        words += f"; weights of the same names and shapes are at {'; '.join(twins)}, too"
+    return sha256, words
 
 
 @torch.no_grad()

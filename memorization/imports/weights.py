@@ -64,6 +64,29 @@ def weights_in_words(weights, place):
     return f"weights at {_shown_place(place)}: {words}"
 
 
+def places_of_twins(content, weights):
+    """Where else a file has weights of the same names and shapes, as a teacher's beside its
+    student's: a list of places in words, such as "'teacher', module.backbone.".
+
+    weights: {key: tensor}, those taken, with the network's keys; the same tensors as in content.
+    """
+    key, twins = next(iter(weights)), []
+    for place in find_places(content):
+        (stored, *_) = _values_at(content, place)
+        for name in stored:
+            prefix = name[: -len(key)] if isinstance(name, str) and name.endswith(key) else None
+            if prefix is None or stored[name] is weights[key]:
+                continue
+            others = [stored.get(prefix + own) for own in weights]
+            if all(map(_are_twins, others, weights.values())):
+                twins.append(", ".join(filter(None, [_shown_place(place), _shown(prefix)])))
+    return twins
+
+
+def _are_twins(other, weight):
+    return isinstance(other, torch.Tensor) and other.shape == weight.shape
+
+
 def find_places(content):
     """{place: number of tensors} of the dicts that hold tensors by name, the largest ones first.
 

@@ -17,6 +17,7 @@ from torchvision.models.resnet import BasicBlock
 from memorization.imports.weights import (
     match_weights,
     place_of_weights,
+    places_of_twins,
     select_weights,
     strip_prefixes,
 )
@@ -205,6 +206,20 @@ def test_a_student_is_a_right_file_of_other_weights_whose_place_is_known(tmp_pat
     weights = strip_prefixes(select_weights(result, "student"), ["module.", *strip])
     other.load_state_dict(match_weights(weights, other, unused), strict=True)
     assert (other.eval()(IMAGES) - network(IMAGES)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("layout, twin", [
+    (dino, "'student', module.backbone."), (moco_v2, "'state_dict', module.encoder_k."),
+    (moco_v3, "'state_dict', module.momentum_encoder."), (simsiam, None), (mae, None),
+])  # fmt: skip
+def test_weights_of_the_same_names_and_shapes_are_named(layout, twin, tmp_path):
+    network, optimizer = trained(transformer)
+    content, at, strip, unused = layout(network, optimizer)
+    torch.save(content, tmp_path / "checkpoint.pth")
+    result = read_weights_file(tmp_path / "checkpoint.pth")
+    weights = strip_prefixes(select_weights(result, at), strip)
+    taken = {name: weights[name] for name in network.state_dict()}
+    assert places_of_twins(result, taken) == ([] if twin is None else [twin])
 
 
 def test_nested_blocks_fit_once_the_page_has_renumbered_them(tmp_path, monkeypatch):
