@@ -1,5 +1,7 @@
 # make demo   train eight small pairs on Fashion-MNIST, show which images they memorized, and ask them for labels (Deja Vu, linear probes)
 # make test   run the tests
+# make test-optional
+#             the tests that need the packages of requirements-optional.txt, which are installed
 # make lint   check the style of the code: ruff
 # make faults kill trainings at random moments, and see that they end as if nothing had happened; give the scripts hostile files
 #             and disks that fail
@@ -11,7 +13,7 @@ PYTHON ?= python3
 INSTALLED := .venv/installed
 RUN := .venv/bin/python
 
-.PHONY: demo test lint faults bench validity data
+.PHONY: demo test test-optional lint faults bench validity data
 
 demo: $(INSTALLED) data
 	$(RUN) train_simclr.py --config configs/demo.yaml
@@ -21,6 +23,10 @@ demo: $(INSTALLED) data
 
 test: $(INSTALLED)
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+test-optional: $(INSTALLED)
+	.venv/bin/pip install -q -r requirements-optional.txt lightly
+	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile $$(grep -rl importorskip tests)
 
 lint: $(INSTALLED)
 	.venv/bin/ruff check .
