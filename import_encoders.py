@@ -17,14 +17,20 @@ import torch
 
 from memorization.checkpoint import check_belongs, encoder_file, load_encoder, read_checkpoint
 from memorization.checkpoint_file import save_checkpoint
-from memorization.config import read_import_config
+from memorization.config import read_import_config, read_run_config
 from memorization.data.confounders import warn_of_confounders
 from memorization.data.images import open_images
-from memorization.data.subsets import check_subsets, draw_subsets, prepare_subsets
+from memorization.data.subsets import (
+    check_subsets,
+    draw_subsets,
+    first_by_hash,
+    prepare_subsets,
+)
 from memorization.encoder import place_of
 from memorization.errors import WrongUse, escape
 from memorization.imports.networks import check_output, load_network
 from memorization.imports.normalization import with_recorded_normalization
+from memorization.machine import processes
 from memorization.machine.command import one_line_errors
 from memorization.machine.device import choose_device
 from memorization.machine.files import exists
@@ -44,12 +50,16 @@ from models.encoders import make_encoder
 def main(argv=None):
     config = read_import_config(__doc__, argv)
     device = choose_device(config.device, config.threads)
+    if processes.count() > 1:
+        alone = f"import_encoders.py is one process, but torchrun started {processes.count()}"
+        raise WrongUse(alone)
     images = open_images(config.data)
     subsets = draw_subsets(config.subsets, images)
     check_subsets(subsets)
     config = complete(config, images.channels)
     files, roles = RunFiles(config), tuple(config.import_settings.weights)
     files.check(roles)
+    check_seeds(config)
     subsets, images = prepare_subsets(subsets, images, config.subsets)
     files.open(subsets)
     files.list_skipped(images.left_out)
@@ -60,7 +70,8 @@ def main(argv=None):
         write_encoder(config, number, role, subsets.fingerprint)
         place = place_of(config.seeds[number], role)
         note_machine(config.folder, place, device, is_resumed=True)
-    compare(config, images.test, torch.from_numpy(subsets.external[:MOST_IMAGES]), device)
+    rows = first_by_hash(subsets.external, MOST_IMAGES, "test")
+    compare(config, images.test, torch.from_numpy(rows), device)
 
 
 def places(config):
@@ -89,7 +100,18 @@ def complete(config, channels):
         network, (sha256, _) = make_network(config, number, role)
         check_output(network, channels, settings.size)
         hashes.setdefault(role, []).append(sha256)
+    settings.check_hashes(hashes)
     return config.model_copy(update={"import": settings.with_hashes(hashes)})
+
+
+def check_seeds(config):
+    """Raise WrongUse if the run folder has other seeds, or the same ones in another order."""
+    if not exists(config.folder / "config.yaml"):
+        return
+    seeds = read_run_config(config.run).seeds
+    if config.seeds != seeds:
+        order = f"{config.run} was imported with {seeds}, and its weights are in their order"
+        raise WrongUse(f"seeds: {config.seeds} was given, but {order}; choose another --run")
 
 
 def make_network(config, number, role):

@@ -232,7 +232,12 @@ def read_import_config(doc, argv=None):
         return key.split(".")[0] not in (*OF_TRAINING, *MEASUREMENTS)
 
     experiment = read_experiment(argv, doc, schema, is_shown, {}, {})
-    return experiment.validate(schema).for_training(experiment)
+    config = experiment.validate(schema)
+    _check_encoder(config.encoder, experiment)
+    if config.subsets.file is None and "order" not in experiment.all_values["subsets"]:
+        images = "it says which images each encoder saw, or subsets.file does"
+        raise WrongUse(f"{experiment.place_of('subsets')}: subsets.order: is missing: {images}")
+    return config.for_training(experiment)
 
 
 def read_run_config(run):
@@ -305,7 +310,11 @@ def _drop_from_model(experiment):
         kept = {key: value for key, value in section.items() if value != FROM_MODEL}
         return values | {"import": kept}
 
-    options = {key: value for key, value in experiment.options.items() if value != FROM_MODEL}
+    options = {
+        key: value
+        for key, value in experiment.options.items()
+        if value != FROM_MODEL or not key.startswith("import.")
+    }
     return dataclasses.replace(experiment, values=drop(experiment.values), options=options)
 
 

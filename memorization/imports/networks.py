@@ -1,5 +1,7 @@
 """Networks with weights that others trained, and whether they take the images."""
 
+from pathlib import Path
+
 import torch
 
 from memorization.errors import WrongUse, short_form
@@ -22,7 +24,7 @@ def load_network(network, settings, number, key):
     key: of the settings, such as "import.candidate", for messages. Raises WrongUse if the file
     cannot be read, is not the one of `sha256`, or does not fit the network in every key and shape.
     """
-    path = settings.weights[number]
+    path = Path(settings.weights[number]).expanduser()
     try:
         content, sha256 = read_weights_file(path), file_checksum(path)
     except WrongUse as error:

@@ -89,19 +89,27 @@ class ImportSettings(Settings):
         return self
 
     def check_files(self, seeds):
-        """Raise WrongUse unless there is one file of weights for each of the seeds, and f and g are
-        not the same weights.
-        """
+        """Raise WrongUse unless there is one file of weights for each of the seeds."""
         for role, settings in self.weights.items():
             if len(settings.weights) != len(seeds):
                 both = f"{len(settings.weights)} given, but seeds is {seeds}"
                 raise WrongUse(f"import.{role}.weights: {both}; there is one file for each seed")
+
+    def check_hashes(self, hashes):
+        """Raise WrongUse if two seeds have the same weights, or f and g of one seed. hashes: see
+        `with_hashes`.
+        """
+        for role, settings in self.weights.items():
+            for number, sha256 in enumerate(hashes[role]):
+                if sha256 in hashes[role][:number]:
+                    again = f"{settings.weights[number]} holds the weights of another seed"
+                    raise WrongUse(f"import.{role}.weights: {again}")
         of_f, of_g = self.candidate, self.independent
         if of_g is None or (of_f.at, of_f.strip) != (of_g.at, of_g.strip):
             return
-        for one, other in zip(of_f.weights, of_g.weights):
+        for path, one, other in zip(of_g.weights, hashes["candidate"], hashes["independent"]):
             if one == other:
-                raise WrongUse(f"import.independent.weights: {other} is import.candidate's, too")
+                raise WrongUse(f"import.independent.weights: {path} is import.candidate's, too")
 
     def with_hashes(self, hashes):
         """The same settings with SHA-256 of all files. hashes: {role: hexadecimal of each}."""

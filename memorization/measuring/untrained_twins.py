@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from memorization.checkpoint import untrained_encoder
+from memorization.data.randomness import permutation
 from memorization.machine.screen import caution, say
 from memorization.measuring.representations import encode_images
 from memorization.neighbors import knn_accuracy
@@ -34,7 +35,9 @@ def measure_representations(encoder, split, rows, device):
     measured = {"spread": spread.item(), "effective rank": effective_rank(values)}
     labels = split.labels[rows]
     known = labels >= 0
-    values, labels = values[known], labels[known]
+    # at random, as images may come class by class
+    order = permutation(int(known.sum()), 0, "probing", split.name)
+    values, labels = values[known][order], labels[known][order]
     half = len(labels) // 2
     if half >= FEWEST and (labels != labels[:1]).any():
         bank, queries = (values[:half], labels[:half]), (values[half:], labels[half:])

@@ -31,6 +31,7 @@ from memorization.run import open_run
 
 # The tiny pairs are trained for nine steps, too few to tell.
 pytestmark = pytest.mark.filterwarnings("ignore:.*representations differ in nothing")
+ORDER = {"subsets.order": "file"}
 SIZES = {"subsets.shared": 0, "subsets.candidate": 40, "subsets.independent": 40}
 
 
@@ -52,7 +53,7 @@ def write_import(folder, candidate, independent, changes=()):
     """Write a config that imports a pair, and has neither method nor training. Returns its path."""
     section = {"candidate": candidate, "independent": independent, "size": 16}
     section |= {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
-    without = {"method": None, "training": None, "import": section}
+    without = {"method": None, "training": None, "import": section, **ORDER}
     return write_experiment(folder, without | dict(changes))
 
 
@@ -268,6 +269,14 @@ def test_without_labels_there_is_no_knn_accuracy(imported):
     split.labels.fill_(-1)
     measured = measure_representations(encoder, split, torch.arange(64), CPU)
     assert set(measured) == {"spread", "effective rank"}
+
+
+def test_images_that_come_class_by_class_have_a_knn_accuracy_too(imported):
+    encoder = load_encoder(imported[1] / "seed_0/candidate/encoder.pt", "trained")
+    split = fake_images(16).test
+    rows = torch.argsort(split.labels[:240], stable=True)
+    measured = measure_representations(encoder, split, rows, CPU)
+    assert measured["kNN accuracy"] > 0.1
 
 
 def test_an_imported_run_is_opened_by_python(imported):

@@ -18,6 +18,7 @@ import train_in_double
 from conftest import METHODS, write_experiment
 
 import dejavu
+import import_encoders
 import linear_probing_train
 import memorization_scores
 import remove_samples
@@ -217,6 +218,16 @@ def test_a_signal_between_two_questions_is_saved_at_the_next_one(
 def test_retraining_is_shared_by_jobs_not_by_processes(two_processes, scored_run, refusal):
     line = refusal(remove_samples.main, ["--config", scored_run[0], "--removal.counts", "4"])
     assert "torchrun started 2" in line and "--jobs I/N" in line
+
+
+def test_encoders_are_imported_by_one_process(two_processes, tmp_path, refusal):
+    weights = {"weights": "f.pth"}
+    section = {"candidate": weights, "independent": None, "size": 16, "mean": "from_model"}
+    section |= {"std": "from_model"}
+    changes = {"method": None, "training": None, "import": section, "subsets.order": "file"}
+    path = write_experiment(tmp_path, changes)
+    line = refusal(import_encoders.main, ["--config", path])
+    assert "import_encoders.py is one process, but torchrun started 2" in line
 
 
 def test_one_gpu_is_not_named_for_several_processes(scored_run, refusal, monkeypatch):

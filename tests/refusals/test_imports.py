@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from conftest import Executes, fake_images, write_experiment
 import import_encoders
 import memorization_scores
 import train_simclr
+from memorization.config import read_config
 from memorization.data.subsets import Subsets, save_subsets
 from memorization.imports.settings import ImportSettings
 from memorization.results import hash_of_file
@@ -18,6 +21,9 @@ from models.encoders import encoder_settings, make_encoder
 
 # A handful of steps, or none, trained these.
 pytestmark = pytest.mark.filterwarnings("ignore:.*representations differ in nothing")
+
+
+ORDER = {"subsets.order": "file"}
 
 
 def save_weights(path, seed, **settings):
@@ -37,7 +43,7 @@ def write_import(tmp_path):
         for name in "fg"
     )
     section = {"candidate": f, "independent": g, "size": 16, "mean": [0.5] * 3, "std": [0.5] * 3}
-    without = {"method": None, "training": None, "import": section}
+    without = {"method": None, "training": None, "import": section, **ORDER}
     return lambda changes=(): write_experiment(tmp_path, without | dict(changes))
 
 
@@ -56,6 +62,7 @@ def refused(refusal, path, *options):
     ({"import.independent": None}, "import.independent: is missing"),
     ({"import.candidate.weights": None}, "import.candidate.weights: is missing"),
     ({"augmentation": None}, "augmentation: is missing"),
+    ({"subsets.order": None}, "subsets.order: is missing: it says which images each encoder saw"),
     ({"import.size": 32}, "import.size: 32, but the largest views of augmentation.views have 16"),
     ({"import.mean": [0.5, 0.5]}, "import.mean: [0.5, 0.5] is not allowed: a list of 1 or 3"),
     ({"import.mean": [123.7, 116.3, 103.5]}, "from 0 to 1, as pixels are"),
@@ -77,6 +84,8 @@ def refused(refusal, path, *options):
     ({"method": {"name": "simclr"}}, "method: is not allowed"),
     ({"training": {"epochs": 3, "batch_size": 16, "optimizer": "sgd", "learning_rate": 0.1}},
      "training: is not allowed"),
+    ({"encoder": {"name": "torchvision", "model": "resnet19", "output": "pooled"}},
+     "encoder.model: resnet19: torchvision has no such classifier"),
     ({"import": None}, "import: is missing"),
     ({"import.layers": 4}, "import.layers: no such setting"),
 ])  # fmt: skip
@@ -87,6 +96,42 @@ def test_a_wrong_import_is_one_line_and_writes_nothing(changes, words, write_imp
 def test_one_file_for_both_encoders_is_refused(write_import, tmp_path, refusal):
     line = refused(refusal, write_import(), "--import.independent.weights", f"{tmp_path}/f.pth")
     assert "import.independent.weights: " in line and "is import.candidate's, too" in line
+
+
+def test_a_package_that_is_missing_is_named(write_import, monkeypatch, refusal):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    encoder = {"name": "timm", "model": "resnet18", "output": "pooled"}
+    assert "the package timm is missing" in refused(refusal, write_import({"encoder": encoder}))
+
+
+def test_a_copy_of_the_weights_is_no_other_encoder(write_import, tmp_path, refusal):
+    path = write_import()
+    shutil.copy(tmp_path / "f.pth", tmp_path / "g.pth")
+    assert "g.pth is import.candidate's, too" in refused(refusal, path)
+    shutil.copy(tmp_path / "f.pth", tmp_path / "f_again.pth")
+    save_weights(tmp_path / "g.pth", 1)
+    save_weights(tmp_path / "g_again.pth", 2)
+    both, others = (
+        [str(tmp_path / name) for name in (f"{role}.pth", f"{role}_again.pth")] for role in "fg"
+    )
+    path = write_import(
+        {"seeds": [0, 1], "import.candidate.weights": both, "import.independent.weights": others}
+    )
+    assert "f_again.pth holds the weights of another seed" in refused(refusal, path)
+
+
+def test_an_import_takes_no_other_seeds(write_import, refusal):
+    """The same file would become the encoder of another seed."""
+    path = write_import()
+    import_encoders.main(["--config", path])
+    line = refusal(import_encoders.main, ["--config", path, "--seeds", "1"])
+    assert "seeds: [1] was given, but" in line and "was imported with [0]" in line
+
+
+def test_weights_may_lie_in_the_home_folder(write_import, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    import_encoders.main(["--config", write_import({"import.candidate.weights": "~/f.pth"})])
+    assert (tmp_path / "run/seed_0/candidate/encoder.pt").exists()
 
 
 def test_a_key_of_which_lstrip_ate_letters_is_missing(write_import, tmp_path, refusal):
@@ -146,6 +191,13 @@ def test_from_model_in_a_config_means_what_the_run_has(write_import):
     import_encoders.main(["--config", path])
     words = ["--import.mean", "from_model", "--import.std", "from_model"]
     memorization_scores.main(["--config", path, *words])
+
+
+def test_from_model_may_be_the_name_of_a_run(write_import, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["--config", write_import(), "--run", "from_model"]
+    import_encoders.main(words)
+    assert read_config("", words).run == "from_model"
 
 
 def test_lists_of_seen_and_unseen_images_are_a_file_of_subsets(write_import, tmp_path):
