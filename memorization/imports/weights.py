@@ -25,7 +25,7 @@ def select_weights(content, at):
     no `at`. The message does not name the file.
     """
     place = place_of_weights(content, at)
-    weights = _values_at(content, place)[0]
+    (weights,) = _weights_at(content, place)
     for key, value in weights.items():
         if isinstance(value, Opaque) and value.name.startswith(("torch._", "safetensors ")):
             fault = f"{_shown(key)} in it is a tensor of a kind that is not read"
@@ -39,16 +39,14 @@ def place_of_weights(content, at):
     """
     places = find_places(content)
     if at is None:
-        if len(places) == 1:
-            return next(iter(places))
-        if places.get("", 0) > 1 and len(content) == places[""]:  # nothing but tensors
-            return ""
         if not places:
             raise WrongUse(f"no weights: {_described(content)}")
-        raise WrongUse(f"at: weights lie in several places; name one: {_listed(places)}")
-    values = [value for value in _values_at(content, at) if _n_weights(value)]
-    if len(values) != 1:
-        fault = "leads to several places" if values else "holds no tensors"
+        if len(places) > 1:
+            raise WrongUse(f"at: weights lie in several places; name one: {_listed(places)}")
+        (at,) = places
+    n_places = len(_weights_at(content, at))
+    if n_places != 1:
+        fault = "leads to several places" if n_places else "holds no tensors"
         held = f"tensors are in {_listed(places)}" if places else _described(content)
         raise WrongUse(f"at: {at!r} {fault}; {held}")
     return at
@@ -126,6 +124,11 @@ def _n_weights(value):
         return 0
     tensors = [part for key, part in value.items() if _is_weight(key, part)]
     return len(tensors) if any(tensor.dim() for tensor in tensors) else 0
+
+
+def _weights_at(content, at):
+    """The dicts that hold tensors by name, and to which keys joined by dots lead."""
+    return [value for value in _values_at(content, at) if _n_weights(value)]
 
 
 def _values_at(content, at):

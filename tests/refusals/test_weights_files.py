@@ -356,6 +356,12 @@ def test_the_place_of_weights_is_asked_for_with_a_list_of_what_is_there():
     content["model"], content["model.a"] = {"a": {"x": torch.ones(1)}}, {"x": torch.ones(1)}
     with pytest.raises(WrongUse, match="at: 'model.a' leads to several places"):
         select_weights(content, "model.a")
+    content = {"model.a": 3, "model": {"a": {"x": torch.ones(1)}}}
+    for at in ("model.a", None):
+        assert select_weights(content, at) == {"x": torch.ones(1)}
+    content["model.a"] = {"x": torch.zeros(1)}
+    with pytest.raises(WrongUse, match="at: 'model.a' leads to several places"):
+        select_weights(content, None)
 
 
 def test_a_file_without_weights_is_told_by_what_it_holds(tmp_path):
