@@ -123,8 +123,12 @@ class Attack:
 def open_attack_sets(images, subsets, settings, device):
     """The AttackSets of a run, their images gathered on the device.
 
-    Raises WrongUse if the public set is too small, or its labels do not fit those of S_C and S_I.
+    Raises WrongUse if the public set is too small, if its labels do not fit those of S_C and S_I,
+    or if a classifier is the reference and has no image to be trained on.
     """
+    if settings.reference == "crops" and subsets.scheme == "fixed" and not len(subsets.independent):
+        unseen = "independent images, which f did not see, and there are none"
+        raise WrongUse(f"dejavu.reference: crops trains its classifier on {unseen}")
     public = public_images(images, subsets, settings, device)
     check_labels(images, subsets, public, settings)
     return AttackSets(images.to(device), subsets, public)

@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn as nn
@@ -12,6 +13,7 @@ from conftest import (
     ASKED,
     CPU,
     break_file,
+    fake_images,
     folder_config,
     nan_weights,
     queries_of_shades,
@@ -26,11 +28,11 @@ from memorization.checkpoint import read_checkpoint, save_checkpoint
 from memorization.data.augmentations import View
 from memorization.data.catalogue import DataSettings
 from memorization.data.images import Split, open_images
-from memorization.data.subsets import load_subsets
+from memorization.data.subsets import Subsets, load_subsets
 from memorization.encoder import Encoder
 from memorization.errors import WrongUse
 from memorization.measuring import attacks, crop_classifier
-from memorization.measuring.attacks import check_labels, public_images
+from memorization.measuring.attacks import check_labels, open_attack_sets, public_images
 from memorization.measuring.crop_classifier import train_classifier
 from memorization.measuring.deja_vu import DejaVuSettings, PublicSet, encode_public
 from memorization.neighbors import nearest_neighbors
@@ -164,3 +166,11 @@ def test_boxes_that_leave_no_part_of_any_image_are_refused(tmp_path, refusal):
     boxes.write_text("\n".join(["index,xmin,ymin,xmax,ymax", *lines]))
     options = ["--dejavu.query", "boxes", "--dejavu.boxes", str(boxes), "--dejavu.k", "5"]
     assert "leaves no part of 16 images" in refusal(dejavu.main, ["--config", path, *options])
+
+
+def test_a_classifier_of_crops_needs_images_that_f_did_not_see():
+    nobody, images = np.empty(0, dtype=np.int64), fake_images(16)
+    subsets = Subsets(nobody, np.arange(24), nobody, np.arange(40))
+    settings = DejaVuSettings(reference="crops", k=5)
+    with pytest.raises(WrongUse, match="dejavu.reference: crops trains its classifier on indep"):
+        open_attack_sets(images, subsets, settings, CPU)
