@@ -141,13 +141,10 @@ def retrain(removals, samples, run):
 def make_retraining(run):
     """The Retraining of f in the run."""
     config, trained = run.config, run.config.training
-    options = {
-        "data.root": config.data.root,
-        "data.prepared": config.data.prepared,
-        "data.verify": config.data.verify,
-        "device": config.device,
-        "threads": "null" if config.threads is None else config.threads,
-    }
+    keys = ("root", "manifest", "prepared", "verify")
+    options = {f"data.{key}": getattr(config.data, key) for key in keys}
+    options |= {"device": config.device, "threads": config.threads}
+    options = {key: "null" if value is None else value for key, value in options.items()}
     images = len(whole_set(run.subsets).training_set("candidate"))
     budget = Budget(images, trained.epochs, trained.batch_size, run.settings.fixed_steps)
     return Retraining(run.folder, training_script(run), options, budget)

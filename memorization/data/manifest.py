@@ -160,8 +160,8 @@ def _keys_of(table, files, root):
     keys = []
     for file, group in zip(files, table.columns.get("group", [""] * len(files))):
         path = os.path.abspath(file)
-        below = os.path.relpath(path, root)
-        keys.append(group or (path if below.startswith("..") else below))
+        is_below = os.path.commonpath([path, root]) == root
+        keys.append(group or (os.path.relpath(path, root) if is_below else path))
     return keys
 
 
@@ -239,9 +239,9 @@ def _read_parquet(path):
     lines = [f"row {number}" for number in range(1, table.num_rows + 1)]
     for name, texts in columns.items():
         if None in texts:
-            line, wanted = lines[texts.index(None)], "but must be a text or a number"
-            kind = table.column(name).type
-            raise WrongUse(f"{path}, {line}: {name} is of type {kind}, {wanted}")
+            line, kind = lines[texts.index(None)], table.column(name).type
+            reason = f"{name} is of type {kind}, but must be a text or a number"
+            raise WrongUse(f"{path}, {line}: {reason}")
     return columns, lines
 
 

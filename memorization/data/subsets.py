@@ -93,8 +93,6 @@ class SubsetSettings(Settings):
                 raise ValueError(f"{name} is missing{'' if of_both else f': {takes}'}")
             if size is not None and not of_both and name not in needed:
                 raise ValueError(f"{name} is {size}, but {takes} alone; null leaves it out")
-        if self.order == "manifest" and self.file:
-            raise ValueError(f"order is 'manifest', but file is {self.file!r}; give one of them")
         if self.pool is not None and self.pool % 2:
             raise ValueError(f"pool is {self.pool}, but must be even: it is halved")
         if self.candidate != self.independent:
@@ -325,10 +323,10 @@ def _check_sizes(settings, sizes):
             f"subsets: the manifest has {sizes['external']} external images, but must have 2"
         )
     for name, size in sizes.items():
-        given = getattr(settings, name)
-        fits = given in (None, size) or (name == "pool" and given < size)
+        setting = getattr(settings, name)
+        fits = setting in (None, size) or (name == "pool" and setting < size)
         if not fits:
-            raise WrongUse(f"subsets.{name}: {given} was given, but the manifest says {size}")
+            raise WrongUse(f"subsets.{name}: {setting} was given, but the manifest says {size}")
 
 
 def _pairs_by_class(indices, images):

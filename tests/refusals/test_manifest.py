@@ -10,11 +10,13 @@ import pytest
 from conftest import read_table, score, train, write_experiment
 from PIL import Image
 
+import remove_samples
 from memorization.data.catalogue import DataSettings
 from memorization.data.images import open_images
 from memorization.data.manifest import read_manifest
 from memorization.data.subsets import SubsetSettings, check_pair, check_subsets, draw_subsets
 from memorization.errors import WrongUse
+from memorization.run import open_run
 
 SUBSET_NAMES = ["shared", "candidate", "candidate", "independent", "independent", "external"]
 
@@ -108,6 +110,18 @@ def test_paths_may_be_absolute_and_are_named_as_they_stand_there(root):
     assert str(root / "5.png") in both and "4.png" in both
     relative, _ = read(root, rows_of())
     assert len(relative["test"].files) == len(listings["test"].files)  # hashed alike
+
+
+def test_a_folder_whose_name_begins_with_dots_may_be_moved_with_its_images(root, tmp_path):
+    """Its images are hashed by their paths in the root, as all others are."""
+    rows = [{"path": f"..scans/{i}.png"} for i in range(48)]
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    root.rename(here / "..scans")
+    first, _ = read(here, rows)
+    here.rename(there)
+    second, _ = read(there, rows)
+    assert first["test"].names == second["test"].names
 
 
 def test_without_a_test_part_images_are_held_out_and_of_a_group_all_or_none(root, capsys):
@@ -331,10 +345,25 @@ def test_a_run_is_trained_and_scored_and_scores_csv_names_the_files(root, capsys
         assert in_subsets(int(file.removesuffix(".png"))) == subset
     # another place of the manifest is another name of the same images
     (root.parent / "images.csv").rename(root.parent / "moved.csv")
-    score(path, "--data.manifest", str(root.parent / "moved.csv"))
+    moved = ["--data.manifest", str(root.parent / "moved.csv")]
+    score(path, *moved)
+    retraining = remove_samples.make_retraining(open_run("", ["--config", path, *moved], "removal"))
+    assert retraining.options["data.manifest"] == moved[1]
     with pytest.raises(SystemExit):
         score(path)
     assert "images.csv: cannot be read" in capsys.readouterr().err
+
+
+def test_an_encoder_is_trained_again_without_some_images_of_a_manifest(root):
+    path = config_of(root, rows_of(subset=in_subsets), {"order": "manifest"})
+    train(path)
+    score(path)
+    options = ["--removal.candidates_only", "true", "--removal.counts", "2"]
+    remove_samples.main(["--config", path, *options, "--removal.policies", "memorized"])
+    (reduced,) = (root.parent / "run/removal/subsets").glob("memorized_2_*.npz")
+    run = str(root.parent / "reduced")
+    train(path, "--run", run, "--subsets.file", str(reduced), "--role", "candidate")
+    assert (root.parent / "reduced/seed_0/candidate/encoder.pt").exists()
 
 
 def test_another_share_of_test_images_is_another_training(root, capsys):
