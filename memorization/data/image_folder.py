@@ -24,14 +24,11 @@ LEFT_BEHIND = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir")
 
 
 class _Place(NamedTuple):
-    """An image: its path, the name of its class or None, the real path of the file, and whether the
-    path goes through a link.
-    """
+    """An image: its path, the name of its class or None, and the real path of the file."""
 
     path: str
     of_class: str | None
     real: str
-    linked: bool
 
 
 def list_image_folder(root, test_share=None):
@@ -200,9 +197,7 @@ class _Walk:
                 if kind == "folder":
                     waiting.append((entry.path, by_link, above | {real}))
                 elif kind == "image" and by_link == through_links:
-                    self.places.append(
-                        _Place(entry.path, of_class, _real_file(entry, real), by_link)
-                    )
+                    self.places.append(_Place(entry.path, of_class, _real_file(entry, real)))
                 elif kind in PASSED_OVER and is_new:
                     self.skipped[kind] += 1
 
@@ -230,13 +225,18 @@ class _Walk:
 def _kind(entry):
     """What an entry of a folder is: "folder", "image", a key of PASSED_OVER, or None."""
     name = entry.name.lower()
-    if name.startswith(".") or name in LEFT_BEHIND:
+    if is_hidden(name):
         return "hidden"
     if entry.is_dir():
         return "folder"
     if name.endswith(OTHER_ENDINGS):
         return "other"
     return "image" if name.endswith(ENDINGS) else None
+
+
+def is_hidden(name):
+    """Whether a file or a folder of this name is hidden, or left behind by a file manager."""
+    return name.startswith(".") or name.lower() in LEFT_BEHIND
 
 
 def _real_file(entry, real_folder):

@@ -15,6 +15,7 @@ import torch
 from memorization.data.catalogue import DATASETS
 from memorization.data.decoding import prepare_split, state_faults
 from memorization.data.image_files import ENDINGS, BrokenImage, decode_image, strict_decoders
+from memorization.data.image_folder import is_hidden
 from memorization.data.prepared_maps import DIGEST_BYTES, digest_rows
 from memorization.data.randomness import SPLITS
 from memorization.errors import WrongUse
@@ -74,14 +75,15 @@ class Split:
         """The Split of the image files in a folder and in the folders in it, in order of their
         paths, `files`; without labels. size: to which their centre squares are resized, pixels.
 
-        All are held in memory. Hidden files and other files are passed over. Raises WrongUse if
-        there is no image, or if one cannot be decoded.
+        All are held in memory. Hidden files and folders, and other files, are passed over. Raises
+        WrongUse if there is no image, or if one cannot be decoded.
         """
         folder = Path(folder).expanduser()
         files = sorted(
             path
             for path in folder.rglob("*")
-            if path.suffix.lower() in ENDINGS and not path.name.startswith(".")
+            if path.suffix.lower() in ENDINGS
+            and not any(map(is_hidden, path.relative_to(folder).parts))
         )
         if not files:
             raise WrongUse(f"{folder}: no image files here ({', '.join(ENDINGS)})")
