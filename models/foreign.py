@@ -89,7 +89,7 @@ class ForeignEncoder(nn.Module):
         channels, self.size = images
         self._check_output()
         represent = partial(_represent, reading=reading, output=self.output)
-        with taking(self.title, channels, self.size):
+        with refuse_images(self.title, channels, self.size):
             shape, used = _try_out(network, represent, channels, self.size)
         if len(shape) != 2 or shape[0] != 2:
             other = f"gives shape {tuple(shape)} for two images, not one vector for each"
@@ -245,7 +245,7 @@ def _check_patches(network, size, title):
 
 
 @contextmanager
-def taking(title, channels, size):
+def refuse_images(title, channels, size):
     """Turn what the code of others raises into a ValueError that names the setting: it does not
     take such images.
     """
@@ -271,7 +271,7 @@ def make_on_any_device(make):
             return make()
 
 
-def nearest(name, known):
+def state_nearest(name, known):
     """What to say of an unknown name: the known names that are nearest."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"{len(known)} are known"

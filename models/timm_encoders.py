@@ -5,7 +5,14 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from models.foreign import INSTALL, ForeignSettings, Reading, make_on_any_device, nearest, taking
+from models.foreign import (
+    INSTALL,
+    ForeignSettings,
+    Reading,
+    make_on_any_device,
+    refuse_images,
+    state_nearest,
+)
 
 
 class TimmSettings(ForeignSettings):
@@ -20,7 +27,7 @@ class TimmSettings(ForeignSettings):
         timm = _import_timm()
         # timm takes names with a scheme, such as hf-hub:, from the network.
         if ":" in self.model or "/" in self.model or not timm.is_model(self.model):
-            hint = nearest(self.model.partition(".")[0], timm.list_models())
+            hint = state_nearest(self.model.partition(".")[0], timm.list_models())
             raise ValueError(f"{self.title}: timm {timm.__version__} has no such model; {hint}")
         try:
             timm.models.get_pretrained_cfg(self.model)
@@ -29,7 +36,7 @@ class TimmSettings(ForeignSettings):
 
     def build(self, channels, size):
         self.check()
-        with taking(self.title, channels, size):
+        with refuse_images(self.title, channels, size):
             network = make_on_any_device(lambda: _create(self.model, channels, size))
         before = getattr(network, "num_prefix_tokens", None)
         has_class = getattr(network, "cls_token", None) is not None and before != 0

@@ -9,7 +9,13 @@ import torch.nn.functional as F
 import torchvision.models as tv
 from pydantic import Field
 
-from models.foreign import ForeignSettings, Reading, make_on_any_device, nearest, taking
+from models.foreign import (
+    ForeignSettings,
+    Reading,
+    make_on_any_device,
+    refuse_images,
+    state_nearest,
+)
 
 # Arguments that leave out the classifiers beside the last one, and their warnings.
 ARGUMENTS = {
@@ -30,12 +36,12 @@ class TorchvisionSettings(ForeignSettings):
     def check(self):
         known = tv.list_models(module=tv)
         if self.model not in known:
-            hint = nearest(self.model, known)
+            hint = state_nearest(self.model, known)
             raise ValueError(f"{self.title}: torchvision has no such classifier; {hint}")
 
     def build(self, channels, size):
         self.check()
-        with taking(self.title, channels, size):
+        with refuse_images(self.title, channels, size):
             network = make_on_any_device(partial(_create, self.model, size))
         _remove_classifier(network)
         if channels != 3:

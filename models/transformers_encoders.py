@@ -11,7 +11,7 @@ import pydantic
 import torch
 from pydantic import Field, JsonValue
 
-from models.foreign import INSTALL, ForeignSettings, Reading, read_file, taking
+from models.foreign import INSTALL, ForeignSettings, Reading, read_file, refuse_images
 
 # {model_type: number of tokens in front of those of the patches, the class token first}; for the
 # types with registers they are added.
@@ -71,7 +71,7 @@ class TransformersSettings(ForeignSettings):
         kind = self.architecture["model_type"]
         if self.output == "pooled" and kind in NO_POOLING:
             raise ValueError(f"encoder.output: pooled: {kind} has no pooling; {OTHERS}")
-        with taking(self.title, channels, size):
+        with refuse_images(self.title, channels, size):
             network = _create(self.architecture, channels, size)
         pooler = getattr(network, "pooler", None)
         if pooler is not None and list(pooler.parameters()):

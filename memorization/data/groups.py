@@ -48,11 +48,11 @@ def draw_by_groups(order, groups, sizes):
         other = _draw_test_first(order, groups, sizes)
         draw = other if _sizes_of(other) == sizes else draw
     n_groups = len(np.unique(np.concatenate([groups[split][order[split]] for split in order])))
-    for name, wanted, n_images in zip(Sizes._fields, sizes, _sizes_of(draw)):
-        if n_images < wanted:
+    for name, size, n_images in zip(Sizes._fields, sizes, _sizes_of(draw)):
+        if n_images < size:
             name = "candidate + independent (pool)" if name == "pool" else name
             have = f"but {n_images} is the most that was reached without dividing a group"
-            raise WrongUse(f"subsets: {name} is {wanted}, {have} ({n_groups} groups)")
+            raise WrongUse(f"subsets: {name} is {size}, {have} ({n_groups} groups)")
     return draw
 
 

@@ -18,11 +18,11 @@ def recorded_normalization(encoder):
     find = {"timm": _of_timm, "torchvision": _of_torchvision, "transformers": _of_transformers}
     if encoder.name not in find:
         raise WrongUse(f"import.mean: {FROM_MODEL}, but {encoder.name} has no record; give numbers")
-    found, place = find[encoder.name](encoder)
-    if len(found) != 1:
-        which = "no mean and std" if not found else f"several: {', '.join(map(str, found))}"
+    records, place = find[encoder.name](encoder)
+    if len(records) != 1:
+        which = "no mean and std" if not records else f"several: {', '.join(map(str, records))}"
         raise WrongUse(f"import.mean: {FROM_MODEL}, but {place} records {which}; give numbers")
-    ((mean, std),) = found
+    ((mean, std),) = records
     return list(mean), list(std), place
 
 
@@ -31,16 +31,16 @@ def _of_timm(encoder):
 
     config = timm.get_pretrained_cfg(encoder.model)
     known = config is not None and config.mean and config.std
-    found = {(tuple(config.mean), tuple(config.std))} if known else set()
-    return found, f"pretrained_cfg of timm's {encoder.model}"
+    records = {(tuple(config.mean), tuple(config.std))} if known else set()
+    return records, f"pretrained_cfg of timm's {encoder.model}"
 
 
 def _of_torchvision(encoder):
     from torchvision.models import get_model_weights
 
     transforms = [weights.transforms() for weights in get_model_weights(encoder.model)]
-    found = {(tuple(each.mean), tuple(each.std)) for each in transforms}
-    return found, f"torchvision's weights of {encoder.model}"
+    records = {(tuple(each.mean), tuple(each.std)) for each in transforms}
+    return records, f"torchvision's weights of {encoder.model}"
 
 
 def _of_transformers(encoder):
@@ -50,8 +50,8 @@ def _of_transformers(encoder):
     with refuse_broken(path, "not a whole preprocessor of transformers"):
         record = parse_json(read_text(path))
         mean, std = record.get("image_mean"), record.get("image_std")
-        found = set() if mean is None or std is None else {(tuple(mean), tuple(std))}
-    return found, str(path)
+        records = set() if mean is None or std is None else {(tuple(mean), tuple(std))}
+    return records, str(path)
 
 
 def with_recorded_normalization(settings, encoder):
@@ -63,9 +63,9 @@ def with_recorded_normalization(settings, encoder):
     if settings.mean == FROM_MODEL:
         mean, std, place = recorded_normalization(encoder)
         say(f"import.mean and import.std, by {escape(place)}: {mean}, {std}")
-        found = settings.model_dump() | {"mean": mean, "std": std}
+        values = settings.model_dump() | {"mean": mean, "std": std}
         try:
-            return ImportSettings.model_validate(found)
+            return ImportSettings.model_validate(values)
         except ValueError:
             raise WrongUse(f"import.mean: {place} records {mean} and {std}") from None
     try:
