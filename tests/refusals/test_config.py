@@ -48,7 +48,7 @@ def test_every_config_is_whole_and_names_its_run_after_itself(path):
 
 @pytest.mark.parametrize("path", IMPORTS, ids=lambda path: path.stem)
 def test_every_import_is_whole_and_names_its_run_after_itself(path):
-    written = yaml.safe_load(path.read_text())
+    written = read_written(path)
     config = read_import_config("A script.", ["--config", str(path)])
     assert config.run == f"runs/{path.stem}" and config.encoder.model_fields_set >= {"output"}
     sections = "run seeds data subsets augmentation encoder import scores"
