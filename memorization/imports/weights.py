@@ -70,13 +70,12 @@ def places_of_twins(content, weights):
     """
     key, twins = next(iter(weights)), []
     for place in find_places(content):
-        (stored, *_) = _values_at(content, place)
-        for name in stored:
-            prefix = name[: -len(key)] if isinstance(name, str) and name.endswith(key) else None
-            if prefix is None or stored[name] is weights[key]:
-                continue
+        (stored, *_) = _weights_at(content, place)
+        names = [name for name in stored if isinstance(name, str) and name.endswith(key)]
+        for prefix in (name.removesuffix(key) for name in names):
             others = [stored.get(prefix + own) for own in weights]
-            if all(map(_are_twins, others, weights.values())):
+            is_taken = stored[prefix + key] is weights[key]
+            if not is_taken and all(map(_are_twins, others, weights.values())):
                 twins.append(", ".join(filter(None, [_shown_place(place), _shown(prefix)])))
     return twins
 
