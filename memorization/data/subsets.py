@@ -98,7 +98,7 @@ class SubsetSettings(Settings):
         if self.candidate != self.independent:
             rule = f"must equal candidate ({self.candidate}): candidates are replaced, not left out"
             raise ValueError(f"independent is {self.independent}, but {rule}")
-        if self.separate_duplicates and self.order in ("balanced", "manifest"):
+        if self.separate_duplicates and not self.draws_groups:
             drawn = f"does not go with order: {self.order}; take shuffled"
             raise ValueError(f"separate_duplicates is True, which {drawn}")
         return self
@@ -109,6 +109,13 @@ class SubsetSettings(Settings):
         unused = {"find_duplicates": None, "separate_duplicates": False}
         values = dump(self)
         return {key: values[key] for key in values if values[key] != unused.get(key, ...)}
+
+    @property
+    def draws_groups(self):
+        """Whether images that belong together can be drawn into one subset: not if each image has
+        its place by its class or by a manifest.
+        """
+        return self.order not in ("balanced", "manifest")
 
     @property
     def _has_no_size(self):

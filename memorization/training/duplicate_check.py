@@ -135,6 +135,8 @@ def state_duplicates(duplicates, of, subsets, settings):
     if not divided:
         return f"{line}; no group is divided"
     line += "; groups divided: " + ", ".join(f"{n} {where}" for where, n in divided.items())
+    if settings.file or not settings.draws_groups:
+        return line
     return f"{line} (subsets.separate_duplicates: true draws them whole)"
 
 

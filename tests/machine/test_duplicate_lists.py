@@ -10,6 +10,7 @@ import pytest
 from conftest import (
     fake_images,
     four_classes_config,
+    subsets_of_five,
     train,
     trained_bytes,
     with_twins,
@@ -19,10 +20,15 @@ from PIL import Image
 from test_processes import torchrun
 
 from memorization.config import read_config
+from memorization.data.duplicates import Duplicates
 from memorization.data.subsets import SubsetSettings, draw_subsets, load_subsets
 from memorization.errors import Caution
 from memorization.training import duplicate_check
-from memorization.training.duplicate_check import find_among, separate_duplicates
+from memorization.training.duplicate_check import (
+    find_among,
+    separate_duplicates,
+    state_duplicates,
+)
 from models.simclr import SimCLRSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore::memorization.errors.Caution")
@@ -86,6 +92,19 @@ def test_duplicates_of_a_folder_are_counted_on_one_line_and_listed(folder, capsy
     line = line_of(capsys.readouterr().out)
     assert "15 of 120 images in 7 groups, 4 with the pixels of another one" in line
     assert line.endswith(f"{folder}/run/duplicates.csv") and "groups divided: " in line
+
+
+@pytest.mark.parametrize("changes, can_be_drawn", [
+    ({}, True), ({"order": "balanced"}, False), ({"order": "manifest"}, False),
+    ({"file": "subsets.npz"}, False),
+])  # fmt: skip
+def test_drawing_whole_groups_is_advised_only_if_it_can_be_done(changes, can_be_drawn):
+    sizes = dict.fromkeys(("shared", "candidate", "independent", "external"), 2)
+    duplicates = Duplicates(np.zeros(2, np.int64), np.zeros(2, np.int64), np.zeros(2))
+    subsets, of = subsets_of_five(shared=[0], candidate=[1]), np.array(["shared", "candidate"])
+    line = state_duplicates(duplicates, of, subsets, SubsetSettings(**sizes | changes))
+    assert "groups divided: 1 between shared and candidate" in line
+    assert ("separate_duplicates" in line) == can_be_drawn
 
 
 def test_external_images_that_nearly_equal_candidates_are_warned_of_with_their_number(folder):
