@@ -21,8 +21,8 @@ compares images gathers the parts first, by models/gather.py.
 
 All state of a method lives in parameters and buffers. Beside the module stands the schema of its
 settings, a pydantic model: its fields are the keys of the config's `method:` section, and its
-`arguments()` are those of the module. Adding a method is one file here, one train script and one
-config.
+`arguments(training)` are those of the module. Adding a method is one file here, one train script
+and one config.
 
 An encoder maps normalized pixels to representations:
 

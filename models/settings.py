@@ -16,8 +16,11 @@ class Settings(BaseModel):
 class MethodSettings(Settings):
     """A config's `method:` section: its fields beside `name` are the arguments of the method."""
 
-    def arguments(self):
-        """The arguments of the method beside its encoder."""
+    def arguments(self, training=None):
+        """The arguments of the method beside its encoder, a dict.
+
+        training: the config's `training:` section, for methods whose schedules need it.
+        """
         return self.model_dump(exclude={"name"})
 
 
