@@ -1,16 +1,14 @@
 """BYOL: Bootstrap Your Own Latent (Grill et al. 2020, arXiv 2006.07733)."""
 
-import copy
-import math
 from typing import Literal
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from pydantic import Field
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from models.heads import projection_head
+from models.momentum import follow, momentum_at, slow_copy
 from models.settings import MethodSettings
 
 
@@ -52,8 +50,8 @@ class BYOL(nn.Module):
         self.online_encoder = encoder
         self.projector = projection_head(encoder.dim, hidden_dim, projection_dim, head_norm)
         self.predictor = projection_head(projection_dim, hidden_dim, projection_dim, head_norm)
-        self.momentum_encoder = copy.deepcopy(encoder).requires_grad_(False)
-        self.momentum_projector = copy.deepcopy(self.projector).requires_grad_(False)
+        self.momentum_encoder = slow_copy(encoder)
+        self.momentum_projector = slow_copy(self.projector)
         self.base_momentum = momentum
         self.kept = kept
 
@@ -79,9 +77,9 @@ class BYOL(nn.Module):
 
     def after_step(self, progress):
         """Move the momentum network towards the online network."""
-        online = [*self.online_encoder.parameters(), *self.projector.parameters()]
-        slow = [*self.momentum_encoder.parameters(), *self.momentum_projector.parameters()]
-        get_ema_multi_avg_fn(momentum_at(progress, self.base_momentum))(slow, online, None)
+        slow = [self.momentum_encoder, self.momentum_projector]
+        online = [self.online_encoder, self.projector]
+        follow(slow, online, momentum_at(progress, self.base_momentum))
 
 
 def prediction_loss(p, z):
@@ -92,11 +90,3 @@ def prediction_loss(p, z):
     """
     p, z = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (p, z))
     return 2 - 2 * F.cosine_similarity(p, z, dim=1).mean()
-
-
-def momentum_at(progress, base):
-    """The momentum of a step: half a cosine from base to 1 (section 3.1).
-
-    progress: share of the training before this step, in [0, 1].
-    """
-    return 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2

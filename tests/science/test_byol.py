@@ -1,5 +1,4 @@
 import copy
-import math
 
 import pytest
 import torch
@@ -7,7 +6,7 @@ import torch.nn as nn
 from conftest import losses_of, make_vit, masked_view, two_views, with_hidden_pixels
 
 from memorization.data.augmentations import View
-from models.byol import BYOL, BYOLSettings, momentum_at, prediction_loss
+from models.byol import BYOL, BYOLSettings, prediction_loss
 from models.heads import HEAD_NORMS
 
 
@@ -73,15 +72,6 @@ def test_projector_and_predictor_have_the_widths_and_the_norm_of_the_settings(he
     for head, widths in ((byol.projector, [(8, 6), (4, 8)]), (byol.predictor, [(8, 4), (4, 8)])):
         shapes = [tuple(layer.weight.shape) for layer in head if isinstance(layer, nn.Linear)]
         assert shapes == widths and type(head[1]) is type(HEAD_NORMS[head_norm](8))
-
-
-@pytest.mark.parametrize("base", [0.9, 0.996])
-def test_the_momentum_rises_from_its_base_to_1_by_half_a_cosine(base):
-    assert momentum_at(0, base) == pytest.approx(base) and momentum_at(1, base) == 1
-    assert momentum_at(0.5, base) == pytest.approx((1 + base) / 2)
-    steps = [momentum_at(k / 100, base) for k in range(101)]
-    assert steps == sorted(steps)
-    assert steps[25] == pytest.approx(1 - (1 - base) * (math.cos(math.pi * 25 / 100) + 1) / 2)
 
 
 def test_the_momentum_network_starts_as_a_copy_has_no_gradient_and_follows():
