@@ -125,9 +125,10 @@ def make_optimizer(method, settings):
     if hasattr(method, "parameter_groups"):
         groups = method.parameter_groups()
     else:
-        groups = default_parameter_groups(method, settings)
-    groups = [{"weight_decay": settings.weight_decay, **group} for group in groups]
-    return optimizer_of(groups, scaled_learning_rate(settings), settings)
+        groups = [{"params": method.parameters()}]
+    parts = [part for group in groups for part in split_group(group, settings.optimizer)]
+    parts = [{"weight_decay": settings.weight_decay, **part} for part in parts]
+    return optimizer_of(parts, scaled_learning_rate(settings), settings)
 
 
 def optimizer_of(groups, learning_rate, settings):
@@ -144,15 +145,22 @@ OPTIMIZERS = {
 }
 
 
-def default_parameter_groups(method, settings):
-    """Two groups: weights; and biases and norms, which have no decay, and no adaptation by LARS."""
-    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
-    weights = [parameter for parameter in trained if parameter.ndim > 1]
+def split_group(group, optimizer):
+    """A group of parameters as two: weights; and biases and norms, which have no decay, and no
+    adaptation by LARS. Both keep the group's other keys. Parameters without gradient are left out.
+
+    group: as of a method's parameter_groups(); one with a weight_decay is not split; optimizer: the
+    name of the optimizer.
+    """
+    if "weight_decay" in group:
+        return [group]
+    trained = [parameter for parameter in group["params"] if parameter.requires_grad]
+    weights = {**group, "params": [parameter for parameter in trained if parameter.ndim > 1]}
     vectors = [parameter for parameter in trained if parameter.ndim <= 1]
-    plain = {"params": vectors, "weight_decay": 0.0}
-    if settings.optimizer == "lars":
+    plain = {**group, "params": vectors, "weight_decay": 0.0}
+    if optimizer == "lars":
         plain["adapt"] = False
-    return [group for group in ({"params": weights}, plain) if group["params"]]
+    return [part for part in (weights, plain) if part["params"]]
 
 
 def scaled_learning_rate(settings):

@@ -7,7 +7,9 @@ A method is a torch module. The training loop knows it by this contract, and by 
     forward(*views) -> loss    a view has .pixels (B, C, H, W), normalized, and .visible, patch
                                indices (B, K) or None
     parameter_groups()         optional; dicts with params and any of lr_scale, weight_decay,
-                               constant_lr (else: all parameters, biases and norms without decay)
+                               constant_lr (else: one group of all parameters). A group without
+                               weight_decay is split in two: weights; and biases and norms, which
+                               have no decay, and no adaptation by LARS. One with it stays whole.
     before_step(progress, optimizer)
                                optional; after backward, before the optimizer steps: freezing,
                                schedules of its groups; progress in [0, 1]

@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +5,7 @@ import torchvision
 from conftest import OF_OTHERS, random_pixels
 
 from memorization.data.augmentations import View
-from memorization.optimizers import default_parameter_groups, make_optimizer
+from memorization.optimizers import make_optimizer, split_group
 from memorization.settings import TrainingSettings
 from models.encoders import ENCODERS, encoder_settings, make_encoder
 from models.simclr import SimCLR, SimCLRSettings
@@ -103,7 +101,7 @@ def test_convnext_computes_what_torchvision_pools():
 def test_the_layer_scales_of_convnext_are_neither_decayed_nor_adapted():
     with torch.device("meta"):
         encoder = make_encoder(encoder_settings("convnext_tiny"), 3, 32)
-    groups = default_parameter_groups(encoder, SimpleNamespace(optimizer="lars"))
+    groups = split_group({"params": encoder.parameters()}, "lars")
     plain = {id(parameter) for parameter in groups[1]["params"]}
     scales = [weight for name, weight in encoder.named_parameters() if "layer_scale" in name]
     assert len(scales) == 18 and all(id(scale) in plain for scale in scales)
