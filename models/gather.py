@@ -16,6 +16,12 @@ def gather(part):
     return _Gather.apply(part)
 
 
+def own_places(part):
+    """The places of this process's rows among the gathered ones, (B,) int64. part: (B, D)."""
+    places = torch.arange(len(part), device=part.device)
+    return places + dist.get_rank() * len(part) if dist.is_initialized() else places
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(context, part):
