@@ -1,12 +1,14 @@
 """Views and settings that a method cannot be trained with."""
 
 import pytest
-from conftest import FlatPixels, make_mae, masked_view
+from conftest import FlatPixels, make_mae, masked_view, two_views
 
 from memorization.data.augmentations import View
+from models.barlowtwins import BarlowTwins, BarlowTwinsSettings
 from models.encoders import encoder_settings, make_encoder
 from models.mae import MAE
 from models.simclr import SimCLR
+from models.vicreg import VICReg, VICRegSettings
 
 
 @pytest.mark.parametrize("K, words", [
@@ -35,3 +37,12 @@ def test_views_under_unequal_masks_do_not_pass_in_one_batch(count):
     for other in (second, View(second.pixels)):
         with pytest.raises(ValueError, match="one mask ratio"):
             simclr(first, other)
+
+
+@pytest.mark.parametrize("name, settings, method", [
+    ("vicreg", VICRegSettings, VICReg), ("barlowtwins", BarlowTwinsSettings, BarlowTwins),
+])  # fmt: skip
+def test_a_batch_of_one_image_has_no_variance(name, settings, method):
+    arguments = settings(name=name, hidden_dim=6, projection_dim=4, head_norm="layer").arguments()
+    with pytest.raises(ValueError, match="^training.batch_size: 1, but .* 2 or more images$"):
+        method(FlatPixels(), **arguments)(*two_views(B=1))
