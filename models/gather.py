@@ -1,4 +1,4 @@
-"""Gather the parts of a batch from the processes that train together."""
+"""Gather or average what the processes that train together have of a batch."""
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,16 @@ def own_places(part):
     """The places of this process's rows among the gathered ones, (B,) int64. part: (B, D)."""
     places = torch.arange(len(part), device=part.device)
     return places + dist.get_rank() * len(part) if dist.is_initialized() else places
+
+
+@torch.no_grad()
+def mean_over_processes(part):
+    """The mean of the tensors that the processes have, one each, without gradient."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return part
+    total = part.clone()
+    dist.all_reduce(total)  # the sum
+    return total / dist.get_world_size()
 
 
 class _Gather(torch.autograd.Function):

@@ -1,9 +1,10 @@
 """Momentum networks: slow copies that follow the networks being trained."""
 
 import copy
-import math
 
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from models.schedules import half_cosine
 
 
 def slow_copy(network):
@@ -29,4 +30,4 @@ def momentum_at(progress, base):
 
     progress: share of the training before this step, in [0, 1].
     """
-    return 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2
+    return half_cosine(progress, base, 1)
