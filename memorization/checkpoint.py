@@ -65,7 +65,7 @@ def restore(progress, method, optimizer, folder):
     try:
         state = progress["optimizer"]
         _check_optimizer(state, optimizer)
-        optimizer.load_state_dict(state)
+        optimizer.load_state_dict(state | {"param_groups": optimizer.state_dict()["param_groups"]})
         _lay_out_alike(optimizer)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         other = f"its optimizer is not that of this training ({error})"
@@ -85,16 +85,18 @@ def _check_optimizer(state, optimizer):
                 continue
             if value.shape not in ((), shapes[i]) or not value.isfinite().all():
                 raise ValueError(f"{name} of parameter {i}")
-    groups = _groups_without_rate(state), _groups_without_rate(optimizer.state_dict())
+    groups = _constant_options(state), _constant_options(optimizer.state_dict())
     difference = first_difference(*map(on_cpu, groups), "optimizer")
     if difference:
         raise ValueError(f"{difference[0]} is {difference[1]!r}")
 
 
-def _groups_without_rate(state):
-    """The parameter groups of an optimizer's state dict, without the learning rate."""
-    groups = state["param_groups"]
-    return [{key: group[key] for key in group if key != "lr"} for group in groups]
+def _constant_options(state):
+    """The parameter groups of an optimizer's state dict, without what schedules set in each step:
+    the learning rate and the weight decay.
+    """
+    scheduled, groups = ("lr", "weight_decay"), state["param_groups"]
+    return [{key: group[key] for key in group if key not in scheduled} for group in groups]
 
 
 def _lay_out_alike(optimizer):

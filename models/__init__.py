@@ -12,7 +12,8 @@ A method is a torch module. The training loop knows it by this contract, and by 
                                have no decay, and no adaptation by LARS. One with it stays whole.
     before_step(progress, optimizer)
                                optional; after backward, before the optimizer steps: freezing,
-                               schedules of its groups; progress in [0, 1]
+                               schedules of its groups' weight_decay, which checkpoints do not
+                               keep: it is set in every step; progress in [0, 1]
     after_step(progress)       optional; momentum networks, centres, temperatures
     pictures(views)            optional; {title: (n, C, H, W) pixels, normalized as the views are},
                                drawn as rows of pictures every training.pictures_every epochs
