@@ -106,8 +106,10 @@ class RunFiles:
             self._write_subsets(subsets, seeds)
             if run is None or seeds != set(run.seeds):
                 seeds = sorted(seeds) if run or trained else self.config.seeds
-                # The settings of measurements stay those of the first training.
-                (run or self.config).model_copy(update={"seeds": seeds}).save()
+                # The settings of measurements stay those of the first training. The folder may
+                # have been moved since.
+                changes = {"seeds": seeds, "run": self.config.run}
+                (run or self.config).model_copy(update=changes).save()
 
     def _write_subsets(self, subsets, seeds):
         """Write subsets.npz if it is missing, or if it lacks the halves of a crossover's seed."""

@@ -32,6 +32,15 @@ def test_more_seeds_join_a_finished_run(write_config, tmp_path, capsys):
     assert seeds_of(tmp_path / "run") == [0, 1, 2]
 
 
+def test_more_seeds_join_a_run_whose_folder_was_moved(write_config, tmp_path):
+    path, moved = write_config({"training.epochs": 1}), tmp_path / "moved"
+    train(path)
+    (tmp_path / "run").rename(moved)
+    train(path, "--run", str(moved), "--seeds", "1")
+    assert seeds_of(moved) == [0, 1]
+    assert not (tmp_path / "run").exists()
+
+
 def start_at_once(work, count):
     """Call work(0), work(1), ... in as many processes, all from the same moment on."""
     fork = multiprocessing.get_context("fork")
