@@ -75,7 +75,7 @@ def print_plan_of_seeds(run):
     """What more seeds would give, by the scores that are there. Raises WrongUse if those are of a
     single seed.
     """
-    summary = read_scores_summary(run.scores_output())
+    summary = read_scores_summary(run.scores_output().folder)
     if not summary.ranking_reliability:
         several = "how well scores repeat is known from two seeds on"
         raise WrongUse(f"--plan: the scores of {run.name} are of one seed: {several}")

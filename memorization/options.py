@@ -84,6 +84,29 @@ def read_experiment(argv, doc, schema, is_shown, actions, flags):
     return Experiment(words["config"], values, options, chosen)
 
 
+def read_words(argv, doc, places, options):
+    """{name: text, or list of texts} of the command line of a script that reads no YAML file.
+
+    doc: what --help shows; places: (name, help) of the words without an option; options: {name:
+    (metavar, default, help)}. Raises WrongUse, one line.
+    """
+    parser = _Parser(
+        prog="",
+        description=_wrap(doc),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+        usage=argparse.SUPPRESS,
+    )
+    name, meaning = places
+    parser.add_argument_group("arguments").add_argument(name, nargs="*", help=meaning)
+    group = parser.add_argument_group("options")
+    group.add_argument("-h", "--help", action="help", help="show this text, and end")
+    for option, (kind, default, meaning) in options.items():
+        group.add_argument(f"--{option}", metavar=kind, default=default, help=meaning)
+    return vars(parser.parse_args(argv))
+
+
 def _wrap(doc):
     """A docstring in lines as wide as those of argparse. Its indented lines are commands, which are
     continued after a backslash.

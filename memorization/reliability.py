@@ -36,8 +36,23 @@ def agreement(scores):
     how pairs differ, and std / sqrt(n) is no standard error. A seed whose scores are all equal has
     no ranking, and every mean is NaN.
     """
-    scores = _complete(scores)
-    return _agreement(itertools.combinations(scores, 2), scores.shape[1])
+    return compare_rankings(itertools.combinations(_complete(scores), 2))
+
+
+def compare_rankings(pairs):
+    """The dict of `agreement` over pairs of rankings of the same images, at least one.
+
+    pairs: of scores (N,) without NaN.
+    """
+    pairs = list(pairs)
+    images = len(pairs[0][0])
+    return {
+        "spearman": mean_and_spread(_compare(_spearman, pairs)),
+        "kendall": mean_and_spread(_compare(_kendall, pairs)),
+        "overlap": mean_and_spread(_compare(_overlap, pairs)),
+        "overlap_by_chance": _size_of_top(images) / images if images else float("nan"),
+        "images": images,
+    }
 
 
 def agreement_of_halves(scores, seed=0):
@@ -49,8 +64,7 @@ def agreement_of_halves(scores, seed=0):
     """
     if len(scores) < 4:
         return None
-    scores = _complete(scores)
-    return _agreement(_means_of_halves(scores, seed), scores.shape[1])
+    return compare_rankings(_means_of_halves(_complete(scores), seed))
 
 
 def spearman_brown(correlation, times):
@@ -169,18 +183,6 @@ def _complete(*arrays):
     images = ~np.isnan(arrays).any((0, 1))
     complete = [array[:, images] for array in arrays]
     return complete[0] if len(complete) == 1 else complete
-
-
-def _agreement(pairs, images):
-    """The dict of `agreement` over pairs of rankings of so many images."""
-    pairs = list(pairs)
-    return {
-        "spearman": mean_and_spread(_compare(_spearman, pairs)),
-        "kendall": mean_and_spread(_compare(_kendall, pairs)),
-        "overlap": mean_and_spread(_compare(_overlap, pairs)),
-        "overlap_by_chance": _size_of_top(images) / images if images else float("nan"),
-        "images": images,
-    }
 
 
 def _compare(measure, pairs):

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from memorization.checkpoint import chosen_checkpoints, folder_of, load_pair, load_trained
-from memorization.config import Config, read_config
+from memorization.config import Config, read_config, read_run_config
 from memorization.data.images import open_images
 from memorization.data.subsets import ROLES, load_subsets
 from memorization.errors import WrongUse, short_form
@@ -37,6 +37,19 @@ def open_run(doc, argv=None, section="scores", actions=None, flags=None):
         for checkpoint in run.checkpoints:
             run.output(checkpoint=checkpoint).check_place()
     return run
+
+
+def read_run(folder, root=None):
+    """The Run in a run folder as its config.yaml says, on the CPU, for what reads its results.
+
+    folder: a text; root: of the data set, if it is not where it was in training. Raises WrongUse if
+    the folder is no run.
+    """
+    settings = read_run_config(folder)
+    data = settings.data if root is None else settings.data.model_copy(update={"root": root})
+    settings = settings.model_copy(update={"run": folder, "data": data})
+    device = choose_device("cpu", settings.threads)
+    return Run(settings, "scores", device, load_subsets(settings.folder / "subsets.npz"))
 
 
 def _check_roles(run):
@@ -195,7 +208,7 @@ class Run:
         of_all = self.output("scores", checkpoint, seeds=self.config.run_config.seeds)
         if exists(own.folder / SUMMARY) or not exists(of_all.folder / SUMMARY):
             return own
-        return of_all if set(self.seeds) <= set(read_scores_summary(of_all).seeds) else own
+        return of_all if set(self.seeds) <= set(read_scores_summary(of_all.folder).seeds) else own
 
     def candidate_scores(self, checkpoint="encoder"):
         """The CandidateScores of a checkpoint; see `load_candidate_scores`."""

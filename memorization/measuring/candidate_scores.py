@@ -12,8 +12,10 @@ from memorization.machine.archives import read_arrays
 from memorization.machine.files import exists, read_text, refuse_broken
 from memorization.measuring.calibration import against_external
 from memorization.measuring.score_summary import ScoresSummary
-from memorization.measuring.score_tables import FORMAT
+from memorization.measuring.score_tables import ARRAYS, FORMAT
 from memorization.results import SUMMARY, Summary, check_files
+
+LATER = ("sign", "local_offset")  # arrays that earlier versions, which knew no crossover, lack
 
 
 @dataclass(frozen=True)
@@ -47,21 +49,14 @@ def load_candidate_scores(result, checkpoint, subsets, pair_of):
     WrongUse if files are missing, broken, of another format or not of one scoring, or if the scores
     are those of another split, checkpoint or settings, or of other encoders.
     """
-    folder, summary = result.folder, read_scores_summary(result)
+    folder = result.folder
+    summary, arrays = _read_scores(folder, subsets)
     with refuse_broken(folder, "not whole scores"):
-        hashes = summary.files | {"scores.npz": summary.fingerprints["scores"]}
         scored = result.settings_in(summary.settings)
-        fingerprint = summary.fingerprints["subsets"]
         encoders = summary.fingerprints["encoders"]
-        file = read_arrays(folder / "scores.npz")
-        # Earlier versions, which knew no crossover, wrote no signs.
-        names = ["index", "label", "subset", "L_f", "L_g", *({"sign"} & file.keys())]
-        arrays = {name: file[name] for name in names}
-        _check_shapes(arrays, len(summary.seeds))
-    _check_equal({"subsets": fingerprint}, {"subsets": subsets.fingerprint}, folder)
     _check_equal({"checkpoint": summary.checkpoint.name}, {"checkpoint": checkpoint}, folder)
     _check_equal(_without_section(scored), _without_section(result.settings), folder)
-    check_files(folder, hashes, "memorization_scores.py")
+    _check_hashes(folder, summary)
     trained = {}
     try:
         for seed in summary.seeds:
@@ -72,6 +67,36 @@ def load_candidate_scores(result, checkpoint, subsets, pair_of):
     # in the order of the losses
     _check_equal({"seeds": list(encoders)}, {"seeds": list(trained)}, folder)
     return _candidates_in(arrays, summary.seeds, subsets, folder)
+
+
+def read_scores(folder, subsets):
+    """(ScoresSummary, {name: array} of scores.npz) in a folder of scores.
+
+    subsets: of the run. Of the ARRAYS, earlier versions wrote no sign and no local_offset. Raises
+    WrongUse if files are missing, broken, of another format or not of one scoring, or if the scores
+    are those of another split. That the encoders are still the scored ones is not checked.
+    """
+    summary, arrays = _read_scores(folder, subsets)
+    _check_hashes(folder, summary)
+    return summary, arrays
+
+
+def _read_scores(folder, subsets):
+    """The same, before it is known that the files are of one scoring."""
+    summary = read_scores_summary(folder)
+    with refuse_broken(folder, "not whole scores"):
+        fingerprint = summary.fingerprints["subsets"]
+        file = read_arrays(folder / "scores.npz")
+        arrays = {name: file[name] for name in ARRAYS if name in file or name not in LATER}
+        _check_shapes(arrays, len(summary.seeds))
+    _check_equal({"subsets": fingerprint}, {"subsets": subsets.fingerprint}, folder)
+    return summary, arrays
+
+
+def _check_hashes(folder, summary):
+    with refuse_broken(folder, "not whole scores"):
+        hashes = summary.files | {"scores.npz": summary.fingerprints["scores"]}
+    check_files(folder, hashes, "memorization_scores.py")
 
 
 def _candidates_in(arrays, seeds, subsets, folder):
@@ -98,12 +123,11 @@ def _candidates_in(arrays, seeds, subsets, folder):
     )
 
 
-def read_scores_summary(result):
-    """The ScoresSummary of a Result of memorization_scores.py.
+def read_scores_summary(folder):
+    """The ScoresSummary in a folder of scores.
 
     Raises WrongUse if it is missing, broken or of another format.
     """
-    folder = result.folder
     if not exists(folder / SUMMARY):
         all_scores = next(place for place in (folder, *folder.parents) if place.name == "scores")
         others = sorted(all_scores.rglob(SUMMARY))
@@ -139,13 +163,16 @@ def _check_shapes(arrays, seeds):
     expected = {
         "index": ((N,), "i"),
         "label": ((N,), "i"),
+        "split": ((N,), "U"),
         "subset": ((N,), "U"),
         "L_f": ((seeds, N), "f"),
         "L_g": ((seeds, N), "f"),
+        "jackknife": ((seeds, N), "f"),
+        "sign": ((seeds, N), "i"),
+        "local_offset": ((seeds, N), "f"),
     }
-    if "sign" in arrays:
-        expected["sign"] = ((seeds, N), "i")
-    for name, (shape, kind) in expected.items():
+    for name in arrays:
+        shape, kind = expected[name]
         if arrays[name].shape != shape or arrays[name].dtype.kind != kind:
             raise ValueError(f"{name} is {arrays[name].dtype} of shape {arrays[name].shape}")
     if not np.isin(arrays["subset"], list(SUBSETS)).all():

@@ -1,0 +1,462 @@
+"""Comparison: the same images as several runs rank them.
+
+In a crossover the seed decides which images f sees. Runs of the same seed share this, so a part of
+their noise is common, and their rankings agree for a reason that is no property of an image.
+Rankings are therefore compared between disjoint seeds, too: the mean of some seeds of one run with
+the mean of other seeds of another run. The same between two halves of one run is the ceiling.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from memorization.data.subsets import SUBSETS
+from memorization.errors import WrongUse, short_form
+from memorization.fingerprints import first_difference
+from memorization.machine.files import exists, read_text, refuse_broken
+from memorization.measuring.candidate_scores import read_scores
+from memorization.measuring.probing import ProbeSummary
+from memorization.measuring.score_summary import ScoresSummary
+from memorization.measuring.score_tables import ScoredSeed, csv_of, table_of_scores
+from memorization.measuring.scores import ImageScores
+from memorization.reliability import TOP, compare_rankings
+from memorization.results import SUMMARY, Number, Spread, Summary
+from memorization.significance import cohens_d, mean_and_spread
+
+FORMAT = "comparison of runs 1"
+PER_SEED = {"score": "per_seed", "score_local": "per_seed_local"}
+MOST_HALVINGS = 50  # ways of drawing disjoint seeds that are averaged
+MOST_DRAWS = 1000  # after which no further way is looked for
+RARE = 0.95  # quantile of the scores of S_E, at which the memorized images are counted
+Q_LEVEL = 0.1  # of q, at which they are counted, too
+STEP = 0.01  # between thresholds, on the range scale
+ONE_OF_S_E = {"candidate": "", "external": "external_"}  # subset: of names of columns
+COLUMNS = [
+    "run_a", "run_b", "tau", "overlap", "halves_tau", "halves_tau_std", "halves_overlap",
+    "halves_overlap_std", "ceiling_tau_a", "ceiling_tau_b", "ceiling_overlap_a",
+    "ceiling_overlap_b", "chance_tau", "chance_overlap", "external_tau", "external_overlap",
+    "external_halves_tau", "external_halves_tau_std", "external_halves_overlap",
+    "external_halves_overlap_std", "images", "external_images", "seeds_a", "seeds_b",
+    "seeds_of_half_a", "seeds_of_half_b", "halvings", "column",
+]  # fmt: skip
+
+
+class ComparisonSummary(Summary):
+    """summary.json of compare_runs.py.
+
+    runs: the rows of runs.csv, each with the path of the run, its seeds and its mark, the 95th
+    percentile of S_E. column: the score that images are ranked by. candidates, external: how many
+    there are, are ranked, and have no local score in some run. seeds_of_a_half: None if no run has
+    two seeds. chance: the agreement of unrelated rankings. agreement: the rows of comparison.csv.
+    """
+
+    format: str
+    column: str
+    runs: list[dict]
+    candidates: dict[str, int]
+    external: dict[str, int]
+    seeds_of_a_half: int | None
+    chance: dict[str, Number]
+    agreement: list[dict]
+    settings: dict
+    fingerprints: dict
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredRun:
+    """A run and its scores.
+
+    name: in tables and pictures; path: of the run folder, for messages; method, encoder: names;
+    data: the fingerprint of its images; summary: of its scores; table: of `table_of_scores`, rows
+    in ascending order of split and index; accuracy: top-1 of linear probes on f, over the seeds,
+    and probe_images, how many images they were trained on; None without probes.
+    """
+
+    name: str
+    path: str
+    method: str
+    encoder: str
+    data: dict
+    summary: ScoresSummary
+    table: dict
+    accuracy: Spread | None
+    probe_images: int | None
+
+    def select(self, subset, indices=None):
+        """Whether each row is of a subset, and one of some indices, (N,) bool."""
+        rows = self.table["subset"] == subset
+        return rows if indices is None else rows & np.isin(self.table["index"], indices)
+
+    def index(self, subset):
+        """The indices of a subset, ascending, (n,) int64."""
+        return self.table["index"][self.select(subset)]
+
+
+def read_scored(folder, subsets):
+    """(ScoresSummary, table of `table_of_scores`) of a folder of scores. Its rows are in ascending
+    order of split and index, whatever the order in the file.
+
+    subsets: of the run. Raises WrongUse as `read_scores` does, and if scores are not finite, of an
+    image twice, or of images that are no candidates.
+    """
+    summary, arrays = read_scores(folder, subsets)
+    order = np.lexsort((arrays["index"], arrays["split"]))
+    arrays = {name: values[..., order] for name, values in arrays.items()}
+    shape = arrays["L_f"].shape
+    arrays.setdefault("sign", np.ones(shape, dtype=np.int64))
+    arrays.setdefault("local_offset", np.full(shape, np.nan))
+    rows = {name: arrays[name] for name in ("index", "split", "subset", "label")}
+    _check_rows(rows, subsets, folder)
+    for name in ("L_f", "L_g", "jackknife"):
+        if not np.isfinite(arrays[name]).all():
+            raise WrongUse(f"{folder}: scores that are not finite")
+    seeds = [
+        ScoredSeed(ImageScores(*losses), sign, offset, explained=float("nan"))
+        for *losses, sign, offset in zip(
+            *(arrays[name] for name in ("L_f", "L_g", "jackknife", "sign", "local_offset"))
+        )
+    ]
+    return summary, table_of_scores(rows, seeds)
+
+
+def _check_rows(rows, subsets, folder):
+    """Raise WrongUse unless each row is an image of its subset, and none stands twice."""
+    if not all((rows["subset"] == name).any() for name in ("candidate", "external")):
+        raise WrongUse(f"{folder}: scores without candidates or without external images")
+    for subset, split in SUBSETS.items():
+        is_of_subset = rows["subset"] == subset
+        indices = rows["index"][is_of_subset]
+        is_known = np.isin(indices, getattr(subsets, subset)).all()
+        if not is_known or (rows["split"][is_of_subset] != split).any():
+            raise WrongUse(f"{folder}: scores of images that are not in subset {subset}")
+        if len(np.unique(indices)) < len(indices):
+            raise WrongUse(f"{folder}: scores of an image twice")
+
+
+def read_accuracy(folder, dataset):
+    """(top-1 accuracy of linear probes on f, a Spread over the seeds of the run; number of images
+    they were trained on), or (None, None) if f was not probed on a data set.
+
+    folder: of the probe's result. Raises WrongUse if its summary is broken.
+    """
+    path = folder / SUMMARY
+    if not exists(path):
+        return None, None
+    with refuse_broken(path, "not a whole summary of probes"):
+        summary = ProbeSummary.parse(read_text(path))
+    rows = [row for row in summary.results if row.dataset == dataset]
+    rows = [row for row in rows if row.encoder.startswith("candidate seed ")]
+    if not rows:
+        return None, None
+    return Spread(**mean_and_spread([row.top_1.mean for row in rows])), rows[0].train_images
+
+
+def check_same_candidates(runs):
+    """Raise WrongUse unless ScoredRuns have scored the same candidates: the same indices of the
+    same training images.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        difference = first_difference(run.data["train"], first.data["train"], "train")
+        if difference:
+            key, *values = difference
+            value, other = map(short_form, values)
+            others = f"other images than those of {first.path}: {key} is {value}, not {other}"
+            raise WrongUse(f"{run.path}: {others}")
+        own, others = run.index("candidate"), first.index("candidate")
+        if not np.array_equal(own, others):
+            common = f"{len(np.intersect1d(own, others))} of them in common"
+            both = f"{len(own)} candidates, not the {len(others)} of {first.path} ({common})"
+            raise WrongUse(f"{run.path}: scores of {both}")
+
+
+# --- rankings -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Rankings:
+    """What runs rank in common.
+
+    column: the score; candidate, external: indices of the ranked images, ascending; left_out:
+    {subset: number of images that a run has no local score of}.
+    """
+
+    column: str
+    candidate: np.ndarray
+    external: np.ndarray
+    left_out: dict
+
+    def scores(self, run, subset):
+        """The scores of a ScoredRun, of every seed, (S, n)."""
+        rows = run.select(subset, getattr(self, subset))
+        return run.table[PER_SEED[self.column]][:, rows]
+
+
+def common_rankings(runs):
+    """The Rankings of ScoredRuns of the same candidates.
+
+    The column is the one that all runs rank single images by; "score" if they differ. Of S_E those
+    images are ranked that all runs scored; none if their test images differ.
+    """
+    headlines = {run.summary.headline for run in runs}
+    column = headlines.pop() if len(headlines) == 1 else "score"
+    indices, left_out = {}, {}
+    for subset in ("candidate", "external"):
+        common = runs[0].index(subset)
+        for run in runs[1:]:
+            same = subset == "candidate" or run.data["test"] == runs[0].data["test"]
+            common = np.intersect1d(common, run.index(subset)) if same else common[:0]
+        is_known = np.ones(len(common), dtype=bool)
+        for run in runs:
+            scores = run.table[PER_SEED[column]][:, run.select(subset, common)]
+            is_known &= ~np.isnan(scores).any(0) if len(common) else True
+        indices[subset], left_out[subset] = common[is_known], int((~is_known).sum())
+    return Rankings(column, **indices, left_out=left_out)
+
+
+def seeds_of_a_half(runs):
+    """How many seeds of each run are compared with other seeds: half of the fewest that a run of
+    several has, so that all cells of the table are alike. None if each run has one seed.
+    """
+    counts = [len(run.summary.seeds) for run in runs if len(run.summary.seeds) > 1]
+    return min(counts) // 2 if counts else None
+
+
+def draw_halves(first, second, size, seed=0):
+    """Ways of drawing disjoint seeds of two runs, at most 50: a list of (places in the first,
+    places in the second), each a tuple of at most `size` places.
+
+    first, second: their seeds, lists; the same list for a run beside itself. Empty if there are no
+    disjoint ones.
+    """
+    if len(second) < len(first):
+        return [(b, a) for a, b in draw_halves(second, first, size, seed)]
+    rng, all_seeds, ways = np.random.default_rng(seed), sorted({*first, *second}), set()
+    for _ in range(MOST_DRAWS):
+        order = [all_seeds[place] for place in rng.permutation(len(all_seeds))]
+        of_first = [number for number in order if number in first][:size]
+        rest = [number for number in order if number in second and number not in of_first]
+        places = (_places(first, of_first), _places(second, rest[:size]))
+        if rest:
+            ways.add(tuple(sorted(places)) if first is second else places)
+        if len(ways) == MOST_HALVINGS:
+            break
+    return sorted(ways)
+
+
+def _places(seeds, chosen):
+    return tuple(sorted(seeds.index(number) for number in chosen))
+
+
+def compare_runs(runs, rankings):
+    """The rows of comparison.csv, a list of dicts: of each run beside itself, and of each two."""
+    size = seeds_of_a_half(runs) or 1
+    rows = [
+        _compare_two(first, second, rankings, size)
+        for place, first in enumerate(runs)
+        for second in runs[place:]
+    ]
+    ceilings = {row["run_a"]: row for row in rows if row["run_a"] == row["run_b"]}
+    for row in rows:
+        for side in "ab":
+            ceiling = ceilings[row[f"run_{side}"]]
+            row[f"ceiling_tau_{side}"] = ceiling["halves_tau"]
+            row[f"ceiling_overlap_{side}"] = ceiling["halves_overlap"]
+    return [{name: row[name] for name in COLUMNS} for row in rows]
+
+
+def _compare_two(first, second, rankings, size):
+    """A row of comparison.csv, still without ceilings."""
+    halves = draw_halves(first.summary.seeds, second.summary.seeds, size)
+    of_first, of_second = (set(map(len, side)) for side in zip(*halves)) if halves else ({0}, {0})
+    row = {
+        "run_a": first.name,
+        "run_b": second.name,
+        "column": rankings.column,
+        "seeds_a": len(first.summary.seeds),
+        "seeds_b": len(second.summary.seeds),
+        "seeds_of_half_a": max(of_first),
+        "seeds_of_half_b": max(of_second),
+        "halvings": len(halves),
+        "chance_tau": 0.0,
+    }
+    for subset, prefix in ONE_OF_S_E.items():
+        a, b = (rankings.scores(run, subset) for run in (first, second))  # (S, n)
+        all_seeds = compare_rankings([(a.mean(0), b.mean(0))])
+        row[f"{prefix}images"] = all_seeds["images"]
+        row.setdefault("chance_overlap", all_seeds["overlap_by_chance"])
+        pairs = [(a[list(x)].mean(0), b[list(y)].mean(0)) for x, y in halves]
+        of_halves = compare_rankings(pairs) if pairs else None
+        for name, measure in (("tau", "kendall"), ("overlap", "overlap")):
+            is_one = first is second  # of itself, all that it can tell is the ceiling
+            row[f"{prefix}{name}"] = None if is_one else all_seeds[measure]["mean"]
+            spread = of_halves[measure] if of_halves else {"mean": None, "std": None}
+            row[f"{prefix}halves_{name}"] = spread["mean"]
+            row[f"{prefix}halves_{name}_std"] = spread["std"]
+    return row
+
+
+# --- one run --------------------------------------------------------------------------------------
+
+
+def share_above(scores, thresholds):
+    """Share of scores above each threshold, (T,). scores: (n,); thresholds: (T,)."""
+    below = np.searchsorted(np.sort(scores), thresholds, side="right")
+    return 1 - below / len(scores)
+
+
+def rare_score(run, column):
+    """The 95th percentile of the scores of S_E in a ScoredRun, a float."""
+    return float(np.nanquantile(run.table[column][run.select("external")], RARE))
+
+
+def scale_of(run, column):
+    """max - min of all scores of a run, by which the range scale divides; 1 if all are equal."""
+    scores = run.table[column]
+    return float(np.nanmax(scores) - np.nanmin(scores)) or 1.0
+
+
+def thresholds_of(runs, rankings):
+    """The rows of thresholds.csv, a list of dicts: for each run the share of the ranked candidates,
+    and of S_E, above thresholds on the range scale, score / (max - min); and one at the 95th
+    percentile of S_E, which `mark` names.
+    """
+    column, rows = rankings.column, []
+    low = min(np.nanmin(run.table[column]) / scale_of(run, column) for run in runs)
+    high = max(np.nanmax(run.table[column]) / scale_of(run, column) for run in runs)
+    grid = np.arange(np.floor(low / STEP), np.ceil(high / STEP) + 1) * STEP
+    for run in runs:
+        scale, rare = scale_of(run, column), rare_score(run, column)
+        thresholds = np.append(np.round(grid, 2) * scale, rare)
+        external = run.table[column][run.select("external")]
+        candidates = run.table[column][run.select("candidate", rankings.candidate)]
+        shares = [share_above(candidates, thresholds)]
+        shares.append(share_above(external[~np.isnan(external)], thresholds))
+        for place, (threshold, of_candidates, of_external) in enumerate(zip(thresholds, *shares)):
+            rows.append(
+                {
+                    "run": run.name,
+                    "column": column,
+                    "threshold": float(np.round(grid, 2)[place])
+                    if place < len(grid)
+                    else rare / scale,
+                    "threshold_score": float(threshold),
+                    "candidates_above": float(of_candidates),
+                    "external_above": float(of_external),
+                    "mark": "" if place < len(grid) else "external_95",
+                }
+            )
+    return rows
+
+
+def describe_run(run, rankings):
+    """The row of runs.csv of a ScoredRun, a dict of plain types."""
+    column, table = rankings.column, run.table
+    of = {name: table["per_seed"][:, run.select(name)] for name in ("candidate", "external")}
+    welch = run.summary.given_this_pair["welch"]["candidate > external"]
+    paired = (run.summary.over_seeds or {}).get("paired", {}).get("candidate > external", {})
+    per_seed = Spread(**mean_and_spread([cohens_d(*pair) for pair in zip(*of.values())]))
+    reliability = run.summary.reliability
+    if column == "score_local":
+        reliability = run.summary.reliability_local
+    q = table[column.replace("score", "q")][run.select("candidate")]
+    candidates = table[column][run.select("candidate", rankings.candidate)]
+    rare, accuracy = rare_score(run, column), run.accuracy or Spread(mean=None, std=None, n=0)
+    return {
+        "run": run.name,
+        "method": run.method,
+        "encoder": run.encoder,
+        "seeds": len(run.summary.seeds),
+        "views": run.summary.settings.get("views"),
+        "candidates": int(run.select("candidate").sum()),
+        "mean_candidate": float(of["candidate"].mean()),
+        "mean_external": float(of["external"].mean()),
+        "d": welch["d"],
+        "d_free_of_views": welch.get("d_free_of_views"),
+        "d_of_one_seed": per_seed.mean,
+        "d_of_one_seed_std": per_seed.std,
+        "p": welch["p"],
+        "p_over_seeds": paired.get("p"),
+        "column": column,
+        "external_95": rare,
+        "above_external_95": float(share_above(candidates, np.array([rare]))[0]),
+        "q_below_0.1": int((q < Q_LEVEL).sum()),
+        "reliability": reliability["candidate"]["predicted"] if reliability else None,
+        "accuracy": accuracy.mean,
+        "accuracy_std": accuracy.std,
+        "probe_images": run.probe_images,
+    }
+
+
+def bands_of(scores, most):
+    """Places of images in bands of their scores, a dict {band: (n,)}, n at most `most` and at most
+    a tenth: the highest, those around the 75th and the 50th percentile, and the lowest.
+
+    scores: (N,). In every band the highest comes first.
+    """
+    order = np.argsort(-scores, kind="stable")
+    N, n = len(order), max(1, min(most, len(order) // TOP))
+
+    def around(place):
+        start = min(max(0, place - n // 2), N - n)
+        return order[start : start + n]
+
+    return {
+        "the highest": order[:n],
+        "around the 75th percentile": around(N // 4),
+        "around the median": around(N // 2),
+        "the lowest": order[N - n :],
+    }
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def summarize(runs, rankings, settings):
+    """The ComparisonSummary of ScoredRuns. settings: of the command, a dict of plain types."""
+    rows = compare_runs(runs, rankings)
+    counts = {}
+    for subset in ("candidate", "external"):
+        ranked, left_out = len(getattr(rankings, subset)), rankings.left_out[subset]
+        counts[subset] = {"n": ranked + left_out, "ranked": ranked, "no_local_score": left_out}
+    digest = hashlib.sha256(runs[0].index("candidate").astype("<i8").tobytes()).hexdigest()
+    return ComparisonSummary(
+        format=FORMAT,
+        column=rankings.column,
+        runs=[
+            describe_run(run, rankings) | {"path": run.path, "seed_numbers": run.summary.seeds}
+            for run in runs
+        ],
+        candidates=counts["candidate"],
+        external=counts["external"],
+        seeds_of_a_half=seeds_of_a_half(runs),
+        chance={"tau": 0.0, "overlap": rows[0]["chance_overlap"]},
+        agreement=rows,
+        settings=settings,
+        fingerprints={
+            "images": runs[0].data["train"]["sha256"],
+            "candidates": digest,
+            "scores": {run.name: run.summary.fingerprints["scores"] for run in runs},
+        },
+    )
+
+
+def files_of(summary, thresholds):
+    """{name: bytes} of runs.csv, comparison.csv and thresholds.csv. summary: a ComparisonSummary;
+    thresholds: of `thresholds_of`.
+    """
+    not_in_table = ("path", "seed_numbers")
+    rows = [{name: run[name] for name in run if name not in not_in_table} for run in summary.runs]
+    tables = {"runs.csv": rows, "comparison.csv": summary.agreement, "thresholds.csv": thresholds}
+    return {name: _csv_of_rows(of_table) for name, of_table in tables.items()}
+
+
+def _csv_of_rows(rows):
+    """The bytes of a CSV file of dicts with the same keys. None is an empty cell."""
+    columns = list(rows[0])
+    table = {name: np.array([row[name] for row in rows], dtype=object) for name in columns}
+    return csv_of(table, columns)
