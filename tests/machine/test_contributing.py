@@ -15,38 +15,40 @@ from conftest import EXPERIMENT
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-METHOD = '''"""Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230)."""
+METHOD = '''"""Alignment and uniformity (Wang and Isola 2020, arXiv 2005.10242)."""
 
 from typing import Literal
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from pydantic import Field
 
 from models.settings import MethodSettings
 
 
-class BarlowSettings(MethodSettings):
+class UniformitySettings(MethodSettings):
     """The config's `method:` section."""
 
-    name: Literal["barlow"]
-    redundancy: float = Field(0.005, ge=0, description="weight of the off-diagonal terms")
+    name: Literal["uniformity"]
+    weight: float = Field(1.0, ge=0, description="weight of the uniformity beside the alignment")
 
 
-class Barlow(nn.Module):
-    """The cross-correlation of two views' representations is to be the identity."""
+class Uniformity(nn.Module):
+    """Views of an image are close together, and images spread over the sphere."""
 
-    def __init__(self, encoder, redundancy):
+    def __init__(self, encoder, weight):
         super().__init__()
         self.encoder = encoder
-        self.redundancy = redundancy
+        self.weight = weight
 
     def forward(self, first, second):
-        z1, z2 = (self.encoder(view.pixels, view.visible) for view in (first, second))
-        z1, z2 = ((z - z.mean(0)) / (z.std(0) + 1e-5) for z in (z1, z2))
-        correlation = z1.T @ z2 / len(z1)  # (D, D)
-        error = (correlation - torch.eye(len(correlation), device=z1.device)).square()
-        return error.diagonal().sum() + self.redundancy * (error.sum() - error.diagonal().sum())
+        z1, z2 = (
+            F.normalize(self.encoder(view.pixels, view.visible), dim=1) for view in (first, second)
+        )
+        alignment = (z1 - z2).square().sum(1).mean()
+        uniformity = sum(torch.pdist(z).square().mul(-2).exp().mean().log() for z in (z1, z2)) / 2
+        return alignment + self.weight * uniformity
 '''
 ENCODER = '''"""A linear encoder."""
 
@@ -126,14 +128,14 @@ def write_config(copy, **sections):
 
 
 def test_a_method_is_a_file_a_script_of_three_other_lines_and_a_config(copy):
-    (copy / "models/barlow.py").write_text(METHOD)
+    (copy / "models/uniformity.py").write_text(METHOD)
     script = (copy / "train_simclr.py").read_text()
-    renamed = script.replace("simclr", "barlow").replace("SimCLR", "Barlow")
+    renamed = script.replace("simclr", "uniformity").replace("SimCLR", "Uniformity")
     code = [text.split('"""')[2].splitlines() for text in (script, renamed)]
     assert sum(line[0] == "+" for line in difflib.ndiff(*code)) == 3
-    (copy / "train_barlow.py").write_text(renamed)
-    write_config(copy, method={"name": "barlow", "redundancy": 0.01})
-    run(copy, "train_barlow.py")
+    (copy / "train_uniformity.py").write_text(renamed)
+    write_config(copy, method={"name": "uniformity", "weight": 0.5})
+    run(copy, "train_uniformity.py")
     assert "candidate" in run(copy, "memorization_scores.py")
     assert changed_lines(copy) == {}
 
