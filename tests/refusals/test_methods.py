@@ -3,6 +3,8 @@
 import pytest
 from conftest import FlatPixels, make_mae, masked_view, two_views
 
+import train_mocov3
+import train_simsiam
 from memorization.data.augmentations import View
 from models.barlowtwins import BarlowTwins, BarlowTwinsSettings
 from models.encoders import encoder_settings, make_encoder
@@ -46,3 +48,24 @@ def test_a_batch_of_one_image_has_no_variance(name, settings, method):
     arguments = settings(name=name, hidden_dim=6, projection_dim=4, head_norm="layer").arguments()
     with pytest.raises(ValueError, match="^training.batch_size: 1, but .* 2 or more images$"):
         method(FlatPixels(), **arguments)(*two_views(B=1))
+
+
+@pytest.mark.parametrize("script, name, changes, words", [
+    (train_simsiam, "simsiam", {"projector_layers": 1}, "method.projector_layers: 1"),
+    (train_simsiam, "simsiam", {"projector_layers": 4}, "method.projector_layers: 4"),
+    (train_simsiam, "simsiam", {"predictor_dim": 0}, "method.predictor_dim: 0"),
+    (train_simsiam, "simsiam", {"constant_predictor_rate": 1}, "constant_predictor_rate: 1"),
+    (train_simsiam, "simsiam", {"momentum": 0.9}, "method.momentum"),
+    (train_mocov3, "mocov3", {"projector_layers": 4}, "method.projector_layers: 4"),
+    (train_mocov3, "mocov3", {"temperature": 0.0}, "method.temperature: 0"),
+    (train_mocov3, "mocov3", {"momentum": 1.1}, "method.momentum: 1.1"),
+    (train_mocov3, "mocov3", {"kept": "teacher"}, "method.kept: 'teacher'"),
+    (train_mocov3, "mocov3", {"freeze_patch_embedding": True},
+     "method.freeze_patch_embedding: True needs a vision transformer"),
+])  # fmt: skip
+def test_settings_of_simsiam_and_mocov3_that_do_not_fit_are_refused(
+    script, name, changes, words, write_config, refusal, tmp_path
+):
+    path = write_config({"method": {"name": name} | changes})
+    assert words in refusal(script.main, ["--config", path])
+    assert not (tmp_path / "run").exists()
