@@ -178,6 +178,8 @@ LEARNING = {  # what a method needs beyond the tiny experiment, and by how much 
     "simclr": (SMALL | {"method.temperature": 0.2}, 0.2),
     "byol": (SMALL | {"method.hidden_dim": 64}, 0.5),
     "mae": (SEEN | WIDER, 0.2),
+    "vicreg": (SMALL | {"method.hidden_dim": 64, "method.variance": 25.0}, 1.0),
+    "barlowtwins": (SMALL | {"method.hidden_dim": 64, "method.loss_scale": 1.0}, 2.0),
 }
 
 
