@@ -24,10 +24,7 @@ class ConvNeXtSettings(BaseEncoderSettings):
     )
 
     def make(self, channels, size):
-        least = STEMS[self.stem] * DOWNSAMPLING
-        if size < least:
-            too_small = f"{self.stem} takes images of at least {least} pixels, not of {size}"
-            raise ValueError(f"encoder.stem: {too_small}")
+        check_size(size, self.stem)
         return convnext(self.name, channels, self.stem)
 
 
@@ -36,13 +33,25 @@ class ConvNeXtEncoder(ConvolutionalEncoder):
     under a layer norm. Tokens are the positions of that map, without the norm.
     """
 
-    def __init__(self, layers, norm):
+    def __init__(self, layers, norm, stem):
         super().__init__(layers, *norm.normalized_shape)
-        self.norm = norm
+        self.norm, self.stem = norm, stem
 
     def forward(self, pixels, visible=None):
         """pixels: (B, C, H, W), normalized. Returns (B, D)."""
         return self.norm(super().forward(pixels, visible))
+
+    def _feature_map(self, pixels, visible):
+        check_size(min(pixels.shape[2:]), self.stem)
+        return super()._feature_map(pixels, visible)
+
+
+def check_size(size, stem):
+    """Raise ValueError if images are too small for the layers after a stem."""
+    least = STEMS[stem] * DOWNSAMPLING
+    if size < least:
+        too_small = f"{stem} takes images of at least {least} pixels, not of {size}"
+        raise ValueError(f"encoder.stem: {too_small}")
 
 
 class Block(CNBlock):
@@ -73,4 +82,4 @@ def convnext(name, channels, stem):
         nn.init.zeros_(embedding[0].bias)
     norm = network.classifier[0]  # (B, D, 1, 1) there, (B, D) here
     vector_norm = nn.LayerNorm(norm.normalized_shape, eps=norm.eps)
-    return ConvNeXtEncoder(network.features, vector_norm)
+    return ConvNeXtEncoder(network.features, vector_norm, stem)

@@ -155,7 +155,7 @@ class DINO(nn.Module):
         t, s = (x.unflatten(0, (-1, len(views[0].pixels))) for x in (t, s))
         temperatures = self.teacher_temperature, self.student_temperature
         loss = distillation_loss(t, s, self.centre, *temperatures)
-        self.centre.lerp_(mean_over_processes(t.mean((0, 1))), 1 - self.centre_momentum)
+        self._move_centre(t)
         return loss
 
     def before_step(self, progress, optimizer):
@@ -174,6 +174,13 @@ class DINO(nn.Module):
         online = [self.student_encoder, self.student_head]
         follow(slow, online, momentum_at(progress, self.base_momentum))
         self.teacher_temperature.fill_(self._temperature_at(progress))
+
+    def _move_centre(self, outputs):
+        """Move the centre towards the mean output of the teacher for the images of all processes.
+        outputs: (T, B, K).
+        """
+        mean = mean_over_processes(outputs.mean((0, 1)))
+        self.centre.lerp_(mean, 1 - self.centre_momentum)
 
     def _temperature_at(self, progress):
         """The teacher's temperature: on a line, then constant. progress: share of the training that
@@ -203,7 +210,7 @@ class DINOHead(nn.Module):
         self.layers = nn.Sequential(*parts, nn.Linear(width, outputs))
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.trunc_normal_(layer.weight, std=layer.in_features**-0.5)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
         self.prototypes = nn.Linear(outputs, prototypes, bias=False).weight

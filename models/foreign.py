@@ -137,6 +137,8 @@ class ForeignEncoder(nn.Module):
             return function(self.network, pixels)
         try:
             return function(self.network, pixels)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
         except Exception as error:
             height, width = pixels.shape[2:]
             only = f"takes images of {self.size} pixels, not of {height} x {width}"
