@@ -135,6 +135,7 @@ class ForeignEncoder(nn.Module):
             raise ValueError(f"{self.title}: sees whole images and takes no mask")
         if pixels.shape[2:] == (self.size, self.size):
             return function(self.network, pixels)
+        _check_patches(self.network, pixels.shape[2], self.title)
         try:
             return function(self.network, pixels)
         except (MemoryError, torch.OutOfMemoryError):
