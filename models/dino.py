@@ -23,8 +23,9 @@ class DINOSettings(MethodSettings):
 
     name: Literal["dino"]
     hidden_dim: int = Field(
-        2048, ge=1, le=16384, description="width of the two hidden layers of the head"
+        2048, ge=1, le=16384, description="width of the hidden layers of the head"
     )
+    head_layers: int = Field(3, ge=1, le=16, description="layers of the head before its prototypes")
     projection_dim: int = Field(
         256, ge=1, le=16384, description="width of the head before its prototypes"
     )
@@ -100,6 +101,7 @@ class DINO(nn.Module):
         self,
         encoder,
         hidden_dim,
+        head_layers,
         projection_dim,
         prototypes,
         head_norm,
@@ -117,7 +119,9 @@ class DINO(nn.Module):
     ):
         super().__init__()
         self.student_encoder = encoder
-        self.student_head = DINOHead(encoder.dim, hidden_dim, projection_dim, prototypes, head_norm)
+        self.student_head = DINOHead(
+            encoder.dim, hidden_dim, projection_dim, prototypes, head_norm, head_layers
+        )
         self.teacher_encoder = slow_copy(encoder)
         self.teacher_head = slow_copy(self.student_head)
         self.frozen_share = frozen_epochs / epochs
@@ -193,17 +197,17 @@ class DINO(nn.Module):
 
 
 class DINOHead(nn.Module):
-    """A perceptron of three layers, whose output is compared with prototypes: (B, inputs) -> (B,
-    prototypes), cosines in at least float32.
+    """A perceptron of `layers` linear layers with GELU, whose output is compared with prototypes:
+    (B, inputs) -> (B, prototypes), cosines in at least float32.
 
     Divided by a temperature of .04, cosines of bfloat16 would be off by a tenth. The norm of a
     prototype plays no part, as in a linear layer under weight norm whose norm is fixed at 1.
     """
 
-    def __init__(self, inputs, hidden, outputs, prototypes, norm):
+    def __init__(self, inputs, hidden, outputs, prototypes, norm, layers=3):
         super().__init__()
         parts, width = [], inputs
-        for _ in range(2):
+        for _ in range(layers - 1):
             linear = nn.Linear(width, hidden, bias=norm == "none")  # a norm has a bias of its own
             parts += [linear, HEAD_NORMS[norm](hidden), nn.GELU()]
             width = hidden

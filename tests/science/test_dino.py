@@ -160,12 +160,15 @@ def test_the_centre_follows_the_mean_output_of_the_teacher_over_its_views():
 
 
 @pytest.mark.parametrize("head_norm", HEAD_NORMS)
-def test_the_head_has_three_layers_gelu_and_the_norm_of_the_settings(head_norm):
-    layers = make_dino(head_norm=head_norm).student_head.layers
-    linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
-    assert [tuple(layer.weight.shape) for layer in linear] == [(8, 6), (8, 8), (4, 8)]
-    assert [type(layers[i]) for i in (1, 4)] == 2 * [type(HEAD_NORMS[head_norm](8))]
-    assert [type(layers[i]) for i in (2, 5)] == 2 * [nn.GELU]
+@pytest.mark.parametrize("layers", [2, 3])
+def test_the_head_has_the_layers_gelu_and_the_norm_of_the_settings(layers, head_norm):
+    head = make_dino(head_norm=head_norm, head_layers=layers).student_head.layers
+    linear = [tuple(layer.weight.shape) for layer in head if isinstance(layer, nn.Linear)]
+    assert linear == {2: [(8, 6), (4, 8)], 3: [(8, 6), (8, 8), (4, 8)]}[layers]
+    norms = [type(layer) for layer in head[1::3]]
+    assert norms == (layers - 1) * [type(HEAD_NORMS[head_norm](8))]
+    assert [type(layer) for layer in head[2::3]] == (layers - 1) * [nn.GELU]
+    assert len(make_dino().student_head.layers) == 7  # three by default
 
 
 def test_neither_the_norm_of_a_prototype_nor_that_of_an_image_plays_a_part():
