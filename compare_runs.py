@@ -19,14 +19,16 @@ from memorization.machine import processes
 from memorization.machine.command import one_line_errors
 from memorization.machine.files import exists, read_text, refuse_broken
 from memorization.machine.screen import say
-from memorization.measuring.comparison import (
-    FORMAT,
+from memorization.measuring.compared_runs import (
     ScoredRun,
     check_same_candidates,
-    common_rankings,
-    files_of,
     read_accuracy,
     read_scored,
+)
+from memorization.measuring.comparison import (
+    FORMAT,
+    common_rankings,
+    files_of,
     summarize,
     thresholds_of,
 )

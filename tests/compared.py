@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 
 import compare_runs
-from memorization.measuring.comparison import ScoredRun
+from memorization.measuring.compared_runs import ScoredRun
 
 
 def derive_run(run, folder, change=None, **of_summary):

@@ -11,17 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memorization.data.subsets import SUBSETS
-from memorization.errors import WrongUse, short_form
-from memorization.fingerprints import first_difference
-from memorization.machine.files import exists, read_text, refuse_broken
-from memorization.measuring.candidate_scores import read_scores
-from memorization.measuring.probing import ProbeSummary
-from memorization.measuring.score_summary import ScoresSummary
-from memorization.measuring.score_tables import ScoredSeed, csv_of, table_of_scores
-from memorization.measuring.scores import ImageScores
+from memorization.machine.files import refuse_broken
+from memorization.measuring.score_tables import csv_of
 from memorization.reliability import TOP, compare_rankings
-from memorization.results import SUMMARY, Number, Spread, Summary
+from memorization.results import Number, Spread, Summary
 from memorization.significance import cohens_d, mean_and_spread
 
 FORMAT = "comparison of runs 1"
@@ -30,8 +23,8 @@ MOST_HALVINGS = 50  # ways of drawing disjoint seeds that are averaged
 MOST_DRAWS = 1000  # after which no further way is looked for
 RARE = 0.95  # quantile of the scores of S_E, at which the memorized images are counted
 Q_LEVEL = 0.1  # of q, at which they are counted, too
-STEP = 0.01  # between thresholds, on the range scale
-ONE_OF_S_E = {"candidate": "", "external": "external_"}  # subset: of names of columns
+STEP, DIGITS = 0.01, 2  # between thresholds on the range scale, and of them
+PREFIXES = {"candidate": "", "external": "external_"}  # of names of columns
 COLUMNS = [
     "run_a", "run_b", "tau", "overlap", "halves_tau", "halves_tau_std", "halves_overlap",
     "halves_overlap_std", "ceiling_tau_a", "ceiling_tau_b", "ceiling_overlap_a",
@@ -45,10 +38,10 @@ COLUMNS = [
 class ComparisonSummary(Summary):
     """summary.json of compare_runs.py.
 
-    runs: the rows of runs.csv, each with the path of the run, its seeds and its mark, the 95th
-    percentile of S_E. column: the score that images are ranked by. candidates, external: how many
-    there are, are ranked, and have no local score in some run. seeds_of_a_half: None if no run has
-    two seeds. chance: the agreement of unrelated rankings. agreement: the rows of comparison.csv.
+    column: the score that images are ranked by. runs: the rows of runs.csv, each with the path of
+    the run and its seeds. candidates, external: how many there are, are ranked, and have no local
+    score in some run. seeds_of_a_half: None if no run has two seeds. chance: the agreement of
+    unrelated rankings. agreement: the rows of comparison.csv.
     """
 
     format: str
@@ -61,117 +54,6 @@ class ComparisonSummary(Summary):
     agreement: list[dict]
     settings: dict
     fingerprints: dict
-
-
-# --- runs -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class ScoredRun:
-    """A run and its scores.
-
-    name: in tables and pictures; path: of the run folder, for messages; method, encoder: names;
-    data: the fingerprint of its images; summary: of its scores; table: of `table_of_scores`, rows
-    in ascending order of split and index; accuracy: top-1 of linear probes on f, over the seeds,
-    and probe_images, how many images they were trained on; None without probes.
-    """
-
-    name: str
-    path: str
-    method: str
-    encoder: str
-    data: dict
-    summary: ScoresSummary
-    table: dict
-    accuracy: Spread | None
-    probe_images: int | None
-
-    def select(self, subset, indices=None):
-        """Whether each row is of a subset, and one of some indices, (N,) bool."""
-        rows = self.table["subset"] == subset
-        return rows if indices is None else rows & np.isin(self.table["index"], indices)
-
-    def index(self, subset):
-        """The indices of a subset, ascending, (n,) int64."""
-        return self.table["index"][self.select(subset)]
-
-
-def read_scored(folder, subsets):
-    """(ScoresSummary, table of `table_of_scores`) of a folder of scores. Its rows are in ascending
-    order of split and index, whatever the order in the file.
-
-    subsets: of the run. Raises WrongUse as `read_scores` does, and if scores are not finite, of an
-    image twice, or of images that are no candidates.
-    """
-    summary, arrays = read_scores(folder, subsets)
-    order = np.lexsort((arrays["index"], arrays["split"]))
-    arrays = {name: values[..., order] for name, values in arrays.items()}
-    shape = arrays["L_f"].shape
-    arrays.setdefault("sign", np.ones(shape, dtype=np.int64))
-    arrays.setdefault("local_offset", np.full(shape, np.nan))
-    rows = {name: arrays[name] for name in ("index", "split", "subset", "label")}
-    _check_rows(rows, subsets, folder)
-    for name in ("L_f", "L_g", "jackknife"):
-        if not np.isfinite(arrays[name]).all():
-            raise WrongUse(f"{folder}: scores that are not finite")
-    seeds = [
-        ScoredSeed(ImageScores(*losses), sign, offset, explained=float("nan"))
-        for *losses, sign, offset in zip(
-            *(arrays[name] for name in ("L_f", "L_g", "jackknife", "sign", "local_offset"))
-        )
-    ]
-    return summary, table_of_scores(rows, seeds)
-
-
-def _check_rows(rows, subsets, folder):
-    """Raise WrongUse unless each row is an image of its subset, and none stands twice."""
-    if not all((rows["subset"] == name).any() for name in ("candidate", "external")):
-        raise WrongUse(f"{folder}: scores without candidates or without external images")
-    for subset, split in SUBSETS.items():
-        is_of_subset = rows["subset"] == subset
-        indices = rows["index"][is_of_subset]
-        is_known = np.isin(indices, getattr(subsets, subset)).all()
-        if not is_known or (rows["split"][is_of_subset] != split).any():
-            raise WrongUse(f"{folder}: scores of images that are not in subset {subset}")
-        if len(np.unique(indices)) < len(indices):
-            raise WrongUse(f"{folder}: scores of an image twice")
-
-
-def read_accuracy(folder, dataset):
-    """(top-1 accuracy of linear probes on f, a Spread over the seeds of the run; number of images
-    they were trained on), or (None, None) if f was not probed on a data set.
-
-    folder: of the probe's result. Raises WrongUse if its summary is broken.
-    """
-    path = folder / SUMMARY
-    if not exists(path):
-        return None, None
-    with refuse_broken(path, "not a whole summary of probes"):
-        summary = ProbeSummary.parse(read_text(path))
-    rows = [row for row in summary.results if row.dataset == dataset]
-    rows = [row for row in rows if row.encoder.startswith("candidate seed ")]
-    if not rows:
-        return None, None
-    return Spread(**mean_and_spread([row.top_1.mean for row in rows])), rows[0].train_images
-
-
-def check_same_candidates(runs):
-    """Raise WrongUse unless ScoredRuns have scored the same candidates: the same indices of the
-    same training images.
-    """
-    first = runs[0]
-    for run in runs[1:]:
-        difference = first_difference(run.data["train"], first.data["train"], "train")
-        if difference:
-            key, *values = difference
-            value, other = map(short_form, values)
-            others = f"other images than those of {first.path}: {key} is {value}, not {other}"
-            raise WrongUse(f"{run.path}: {others}")
-        own, others = run.index("candidate"), first.index("candidate")
-        if not np.array_equal(own, others):
-            common = f"{len(np.intersect1d(own, others))} of them in common"
-            both = f"{len(own)} candidates, not the {len(others)} of {first.path} ({common})"
-            raise WrongUse(f"{run.path}: scores of {both}")
 
 
 # --- rankings -------------------------------------------------------------------------------------
@@ -284,7 +166,7 @@ def _compare_two(first, second, rankings, size):
         "halvings": len(halves),
         "chance_tau": 0.0,
     }
-    for subset, prefix in ONE_OF_S_E.items():
+    for subset, prefix in PREFIXES.items():
         a, b = (rankings.scores(run, subset) for run in (first, second))  # (S, n)
         all_seeds = compare_rankings([(a.mean(0), b.mean(0))])
         row[f"{prefix}images"] = all_seeds["images"]
@@ -326,30 +208,25 @@ def thresholds_of(runs, rankings):
     percentile of S_E, which `mark` names.
     """
     column, rows = rankings.column, []
-    low = min(np.nanmin(run.table[column]) / scale_of(run, column) for run in runs)
-    high = max(np.nanmax(run.table[column]) / scale_of(run, column) for run in runs)
-    grid = np.arange(np.floor(low / STEP), np.ceil(high / STEP) + 1) * STEP
+    in_range = [run.table[column] / scale_of(run, column) for run in runs]
+    low, high = min(map(np.nanmin, in_range)), max(map(np.nanmax, in_range))
+    steps = np.arange(np.floor(low / STEP), np.ceil(high / STEP) + 1)
     for run in runs:
         scale, rare = scale_of(run, column), rare_score(run, column)
-        thresholds = np.append(np.round(grid, 2) * scale, rare)
+        thresholds = np.append(np.round(steps * STEP, DIGITS), rare / scale)
+        scores = np.append(thresholds[:-1] * scale, rare)
         external = run.table[column][run.select("external")]
         candidates = run.table[column][run.select("candidate", rankings.candidate)]
-        shares = [share_above(candidates, thresholds)]
-        shares.append(share_above(external[~np.isnan(external)], thresholds))
-        for place, (threshold, of_candidates, of_external) in enumerate(zip(thresholds, *shares)):
-            rows.append(
-                {
-                    "run": run.name,
-                    "column": column,
-                    "threshold": float(np.round(grid, 2)[place])
-                    if place < len(grid)
-                    else rare / scale,
-                    "threshold_score": float(threshold),
-                    "candidates_above": float(of_candidates),
-                    "external_above": float(of_external),
-                    "mark": "" if place < len(grid) else "external_95",
-                }
-            )
+        columns = {
+            "run": [run.name] * len(scores),
+            "column": [column] * len(scores),
+            "threshold": thresholds.tolist(),
+            "threshold_score": scores.tolist(),
+            "candidates_above": share_above(candidates, scores).tolist(),
+            "external_above": share_above(external[~np.isnan(external)], scores).tolist(),
+            "mark": [""] * len(steps) + ["external_95"],
+        }
+        rows += [dict(zip(columns, values)) for values in zip(*columns.values())]
     return rows
 
 
@@ -375,21 +252,26 @@ def describe_run(run, rankings):
         "candidates": int(run.select("candidate").sum()),
         "mean_candidate": float(of["candidate"].mean()),
         "mean_external": float(of["external"].mean()),
-        "d": welch["d"],
-        "d_free_of_views": welch.get("d_free_of_views"),
+        "d": _number(welch["d"]),
+        "d_free_of_views": _number(welch.get("d_free_of_views")),
         "d_of_one_seed": per_seed.mean,
         "d_of_one_seed_std": per_seed.std,
-        "p": welch["p"],
-        "p_over_seeds": paired.get("p"),
+        "p": _number(welch["p"]),
+        "p_over_seeds": _number(paired.get("p")),
         "column": column,
         "external_95": rare,
         "above_external_95": float(share_above(candidates, np.array([rare]))[0]),
         "q_below_0.1": int((q < Q_LEVEL).sum()),
-        "reliability": reliability["candidate"]["predicted"] if reliability else None,
+        "reliability": _number(reliability["candidate"]["predicted"]) if reliability else None,
         "accuracy": accuracy.mean,
         "accuracy_std": accuracy.std,
         "probe_images": run.probe_images,
     }
+
+
+def _number(value):
+    """A number of a summary.json, which writes null for NaN."""
+    return None if value is None else float(value)
 
 
 def bands_of(scores, most):
@@ -417,9 +299,15 @@ def bands_of(scores, most):
 
 
 def summarize(runs, rankings, settings):
-    """The ComparisonSummary of ScoredRuns. settings: of the command, a dict of plain types."""
-    rows = compare_runs(runs, rankings)
-    counts = {}
+    """The ComparisonSummary of ScoredRuns. settings: of the command, a dict of plain types. Raises
+    WrongUse if the summary of a run's scores lacks something.
+    """
+    descriptions = []
+    for run in runs:
+        with refuse_broken(run.path, "not a whole summary of scores"):
+            of_run = {"path": run.path, "seed_numbers": run.summary.seeds}
+            descriptions.append(describe_run(run, rankings) | of_run)
+    rows, counts = compare_runs(runs, rankings), {}
     for subset in ("candidate", "external"):
         ranked, left_out = len(getattr(rankings, subset)), rankings.left_out[subset]
         counts[subset] = {"n": ranked + left_out, "ranked": ranked, "no_local_score": left_out}
@@ -427,10 +315,7 @@ def summarize(runs, rankings, settings):
     return ComparisonSummary(
         format=FORMAT,
         column=rankings.column,
-        runs=[
-            describe_run(run, rankings) | {"path": run.path, "seed_numbers": run.summary.seeds}
-            for run in runs
-        ],
+        runs=descriptions,
         candidates=counts["candidate"],
         external=counts["external"],
         seeds_of_a_half=seeds_of_a_half(runs),

@@ -118,6 +118,19 @@ def test_broken_files_of_scores_are_refused(refuse, runs, tmp_path):
     assert "b/scores: not whole scores" in refuse(*runs)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"given_this_pair": {}},
+        {"given_this_pair": {"welch": {"candidate > external": {"d": "x", "p": 0.5}}}},
+        {"reliability_local": {"candidate": {}}},
+    ],
+)
+def test_summaries_that_lack_a_number_are_refused(changes, refuse, runs, tmp_path):
+    rewrite(tmp_path / "b", lambda arrays: arrays, **changes)
+    assert f"{tmp_path}/b: not a whole summary of scores" in refuse(*runs)
+
+
 def test_runs_on_other_images_are_refused(refuse, runs, tmp_path):
     rewrite_data(tmp_path / "b", "train")
     line = refuse(*runs)
