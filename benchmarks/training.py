@@ -3,16 +3,19 @@ torchvision, and of lightly if it is installed.
 
     python -m benchmarks.training [--device cpu]
 
-SimCLR by torchvision's transforms is timed twice: with one forward pass for each view, as in this
-project, and with one for both, as in its authors' code. Also: the share of a step that data and
-views take, its floating-point operations as a share of what matrix products reach, and the
-operations that take most of its time; on a GPU the share of the time that it works, which shows
-whether the host is fast enough to call its operations.
+Every method is timed, found by its script. SimCLR by torchvision's transforms is timed twice: with
+one forward pass for each view, as in this project, and with one for both, as in its authors' code.
+Also: the share of a step that data and views take, its floating-point operations as a share of what
+matrix products reach, and the operations that take most of its time; on a GPU the share of the time
+that it works, which shows whether the host is fast enough to call its operations.
 """
 
+import importlib
+import inspect
 import shutil
 import statistics
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.autograd import DeviceType
@@ -34,10 +37,8 @@ from memorization.data.augmentations import Draw, View, training_views
 from memorization.optimizers import make_optimizer
 from memorization.settings import TrainingSettings
 from memorization.training import train_step
-from models.byol import BYOL, BYOLSettings
 from models.encoders import EncoderSettings, encoder_settings, make_encoder
-from models.mae import MAE, MAESettings
-from models.simclr import SimCLR, SimCLRSettings
+from models.settings import MethodSettings
 
 RESNET18 = encoder_settings(name="resnet18")
 OF_DEMO = encoder_settings(name="resnet_small", width=32)
@@ -45,7 +46,9 @@ OF_DEMO = encoder_settings(name="resnet_small", width=32)
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained. steps: a round; size: height and width of the images, pixels."""
+    """What is trained. steps: a round; size: height and width of the images, pixels; mask_ratio: of
+    the views.
+    """
 
     method: str
     encoder: EncoderSettings
@@ -54,6 +57,13 @@ class Case:
     size: int = 32
     channels: int = 3
     rounds: int = ROUNDS
+    mask_ratio: float = 0.0
+
+    @property
+    def views(self):
+        """The number of views that the method takes, or two if it takes any number."""
+        arguments = inspect.getfullargspec(find_method(self.method)[0].forward)
+        return 2 if arguments.varargs else len(arguments.args) - 1
 
     def __str__(self):
         patch = self.encoder.patch_size
@@ -63,28 +73,28 @@ class Case:
         return f"{self.method}, {self.encoder.name}{patches}, {images}, {step}"
 
 
+# Cases of their own; a method without one is trained with a ResNet-18.
 CASES = {
     "cpu": [
         Case("simclr", RESNET18),
-        Case("byol", RESNET18),
-        Case("mae", encoder_settings(name="vit_tiny", patch=4)),
+        Case("mae", encoder_settings(name="vit_tiny", patch=4), mask_ratio=0.75),
         Case("simclr", OF_DEMO, steps=32, size=28, channels=1, rounds=9),
     ],
     "cuda": [
         Case("simclr", RESNET18, batch_size=512, steps=20),
         Case("simclr", RESNET18, batch_size=1024, steps=10),
-        Case("byol", RESNET18, batch_size=512, steps=20),
-        Case("mae", encoder_settings(name="vit_tiny", patch=2), batch_size=1024, steps=10),
+        Case(
+            "mae",
+            encoder_settings(name="vit_tiny", patch=2),
+            batch_size=1024,
+            steps=10,
+            mask_ratio=0.75,
+        ),
     ],
 }
+SIZES = {"cpu": {}, "cuda": {"batch_size": 512, "steps": 20}}  # of all other cases
 HEAVIEST = 6  # operations that are shown
-METHODS = {
-    "simclr": (SimCLR, SimCLRSettings),
-    "byol": (BYOL, BYOLSettings),
-    "mae": (MAE, MAESettings),
-}
 SETTINGS = TrainingSettings(epochs=1, batch_size=64, optimizer="sgd", learning_rate=0.06)
-MASK_RATIO = 0.75
 
 
 def main():
@@ -93,7 +103,7 @@ def main():
     rate = product_rate(device)
     print(f"matrix products: {rate / 1e9:,.0f} GFLOP/s")
     results = []
-    for case in CASES[device.type]:
+    for case in all_cases(device.type):
         split = random_split(case.steps * case.batch_size, case.channels, case.size, device)
         ours = OurTraining(case, split, device)
         epochs = epochs_of(case, ours, lightly)
@@ -105,6 +115,28 @@ def main():
     save("training", results, device)
 
 
+def all_cases(device):
+    """The cases of a type of device, with one at least of every method."""
+    cases = list(CASES[device])
+    scripts = sorted(Path(__file__).parents[1].glob("train_*.py"))
+    for name in (path.stem.removeprefix("train_") for path in scripts):
+        if name not in {case.method for case in cases}:
+            cases.append(Case(name, RESNET18, **SIZES[device]))
+    return cases
+
+
+def find_method(name):
+    """The module of a method and the schema of its settings, both in models/<name>.py."""
+    file = importlib.import_module(f"models.{name}")
+    classes = [value for value in vars(file).values() if isinstance(value, type)]
+    (schema,) = (
+        value
+        for value in classes
+        if issubclass(value, MethodSettings) and value is not MethodSettings
+    )
+    return getattr(file, schema.__name__.removesuffix("Settings")), schema
+
+
 def epochs_of(case, ours, lightly):
     """{contestant: what trains it for one epoch}, ours first. lightly: its transforms, or None."""
     split, device = ours.split, ours.device
@@ -113,8 +145,7 @@ def epochs_of(case, ours, lightly):
     if device.type == "cuda" and has_compiler():
         epochs["this project, compiled"] = OurTraining(case, split, device, compiled=True).epoch
     transform = torchvision_transform(case.channels, case.size)
-    views = 1 if case.method == "mae" else 2
-    loader = worker_pipeline(split, transform, views, case.batch_size)
+    loader = worker_pipeline(split, transform, case.views, case.batch_size)
     epochs["torchvision, two workers"] = TheirTraining(case, loader, device).epoch
     if case.method == "simclr":
         one_pass = TheirTraining(case, loader, device, one_pass=True)
@@ -157,9 +188,9 @@ def print_limits(limits):
 
 def make_method(case, **settings):
     """The method of a case with an encoder. settings: of the method, if not its defaults."""
-    method, schema = METHODS[case.method]
+    method, schema = find_method(case.method)
     encoder = make_encoder(case.encoder, case.channels, case.size)
-    return method(encoder, **schema(name=case.method, **settings).arguments())
+    return method(encoder, **schema(name=case.method, **settings).arguments(SETTINGS))
 
 
 class OurTraining:
@@ -168,8 +199,8 @@ class OurTraining:
     def __init__(self, case, split, device, compiled=False):
         self.split, self.device, self.channels = split, device, case.channels
         self.patch = case.encoder.patch_size
-        masked = {"count": 1, "mask_ratio": MASK_RATIO} if case.method == "mae" else {}
-        self.recipes = [simclr_recipe(case.size).model_copy(update=masked)]
+        recipe = simclr_recipe(case.size, case.views)
+        self.recipes = [recipe.model_copy(update={"mask_ratio": case.mask_ratio})]
         self.method = make_method(case).to(device, memory_format=torch.channels_last)
         self.forward = torch.compile(self.method) if compiled else self.method
         self.optimizer = make_optimizer(self.method, SETTINGS)
@@ -231,8 +262,8 @@ class TheirTraining:
     """
 
     def __init__(self, case, loader, device, **settings):
-        self.loader, self.device = loader, device
-        self.patches = (case.size // case.encoder.patch_size) ** 2 if case.method == "mae" else None
+        self.loader, self.device, self.mask_ratio = loader, device, case.mask_ratio
+        self.patches = (case.size // case.encoder.patch_size) ** 2 if case.mask_ratio else None
         self.method = make_method(case, **settings).to(device)
         self.optimizer = torch.optim.SGD(
             self.method.parameters(), lr=0.06, momentum=0.9, weight_decay=5e-4
@@ -248,6 +279,8 @@ class TheirTraining:
                 loss = self.method(*views)
             self.optimizer.zero_grad()
             loss.backward()
+            if hasattr(self.method, "before_step"):
+                self.method.before_step(0.0, self.optimizer)
             self.optimizer.step()
             if hasattr(self.method, "after_step"):
                 self.method.after_step(0.0)
@@ -257,7 +290,7 @@ class TheirTraining:
         if self.patches is None:
             return None
         order = torch.rand(images, self.patches, device=self.device).argsort(1)
-        return order[:, : round(self.patches * (1 - MASK_RATIO))]
+        return order[:, : round(self.patches * (1 - self.mask_ratio))]
 
 
 def product_rate(device):

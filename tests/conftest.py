@@ -5,12 +5,14 @@ or two.
 import contextlib
 import copy
 import csv
+import importlib
 import io
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
@@ -26,8 +28,6 @@ import dejavu
 import linear_probing_train
 import memorization_scores
 import remove_samples
-import train_byol
-import train_mae
 import train_simclr
 from memorization.checkpoint import read_checkpoint, save_checkpoint
 from memorization.data.augmentations import View
@@ -47,10 +47,9 @@ from memorization.measuring.queries import Queries
 from memorization.measuring.representations import Examples
 from memorization.settings import TrainingSettings
 from memorization.training import loop
-from models.byol import BYOLSettings
 from models.encoders import encoder_settings, make_encoder
 from models.mae import MAE, MAESettings
-from models.simclr import SimCLRSettings
+from models.settings import MethodSettings
 from models.vit import patchify, unpatchify
 
 pytest.register_assert_rewrite("hostile")  # so that its asserts show values too
@@ -89,33 +88,75 @@ EXPERIMENT = {
 
 
 TINY_TRAINING = TrainingSettings(**EXPERIMENT["training"])
-# Of every method: its script, the schema of its settings, and what it changes in the tiny
-# experiment.
-METHODS = {
-    "simclr": (train_simclr, SimCLRSettings, {}),
-    "byol": (
-        train_byol,
-        BYOLSettings,
-        {
-            "method": {"name": "byol", "hidden_dim": 8, "projection_dim": 8, "momentum": 0.9},
-            "augmentation": {
-                "views": [
-                    {"size": 16, "crop_scale": [0.5, 1.0], "jitter": 0.8},
-                    {"size": 16, "crop_scale": [0.5, 1.0], "solarize": 0.5},
-                ]
-            },
-        },
-    ),
-    "mae": (
-        train_mae,
-        MAESettings,
-        {
-            "method": {"name": "mae", "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
-            "augmentation": {"views": [{"size": 16, "mask_ratio": 0.75}]},
-            "encoder": {"name": "vit_mini", "width": 32, "depth": 1},
-        },
-    ),
-}
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A training method. script: that trains it; module: its class; schema: of its settings;
+    changes: what it changes in the tiny experiment.
+    """
+
+    script: ModuleType
+    module: type[nn.Module]
+    schema: type[MethodSettings]
+    changes: dict
+
+    @property
+    def views(self):
+        """The recipes of its views."""
+        return self.changes["augmentation.views"]
+
+
+def find_methods():
+    """{name: Method} of every script train_<name>.py. All that tests know of a method is what its
+    script imports, and a config of it.
+    """
+    methods = {}
+    for path in sorted(ROOT.glob("train_*.py")):
+        name, script = path.stem.removeprefix("train_"), importlib.import_module(path.stem)
+        classes = [value for value in vars(script).values() if isinstance(value, type)]
+        (module,) = (value for value in classes if issubclass(value, nn.Module))
+        (schema,) = (value for value in classes if issubclass(value, MethodSettings))
+        methods[name] = Method(script, module, schema, make_tiny(first_config(name), schema))
+    return methods
+
+
+def first_config(name):
+    """The content of a method's demo, or else of the first of its configs. A method without one is
+    tried as it is by default, in the tiny experiment.
+    """
+    configs = ROOT / "configs"
+    paths = [*configs.glob(f"demo_{name}.yaml"), *sorted(configs.glob(f"{name}_*.yaml"))]
+    if paths:
+        return yaml.safe_load(paths[0].read_text())
+    return copy.deepcopy(EXPERIMENT) | {"method": {"name": name}}
+
+
+def make_tiny(config, schema, most=8):
+    """The views, method and encoder of a config, made small, as changes of the tiny experiment.
+
+    most: the largest number of the method's settings. A momentum is at most .9: a slow copy is to
+    move in a few steps.
+    """
+    settings = schema(**config["method"]).model_dump()
+    for key, value in settings.items():
+        if type(value) is int:
+            settings[key] = min(value, most)
+        elif key.endswith("momentum"):
+            settings[key] = min(value, 0.9)
+    views = config["augmentation"]["views"]
+    full_size = max(recipe["size"] for recipe in views)
+    for recipe in views:
+        recipe["size"] = 16 if recipe["size"] == full_size else 8
+        recipe["count"] = min(recipe.get("count", 1), 2)
+    is_transformer = config["encoder"]["name"].startswith("vit_")
+    encoder = TINY_TRANSFORMER if is_transformer else EXPERIMENT["encoder"]
+    return {"method": settings, "augmentation.views": views, "encoder": encoder}
+
+
+TINY_TRANSFORMER = {"name": "vit_mini", "width": 32, "depth": 1}
+METHODS = find_methods()
 
 
 def write_experiment(folder, changes=()):
@@ -138,7 +179,7 @@ def write_experiment(folder, changes=()):
 
 def train(path, *options, method="simclr"):
     """Run a training script. path: of its config."""
-    METHODS[method][0].main(["--config", path, *options])
+    METHODS[method].script.main(["--config", path, *options])
 
 
 def trained_bytes(run):
@@ -374,18 +415,18 @@ def accuracy_on_surest(right, confidence, percent):
 ONE_MODEL = ["--dejavu.reference", "crops", "--dejavu.reference_epochs", "4"]
 
 
-@pytest.fixture(scope="session", params=["simclr", "mae"])
+@pytest.fixture(scope="session", params=METHODS)
 def one_model(request, tmp_path_factory):
     """An encoder f without g, compared with a classifier: the config's path, the run folder, the
     rows and the summary of dejavu.py, what its classifier was trained with, the texts of its
     pictures and of the screen. Not to be changed.
     """
     folder = tmp_path_factory.mktemp("one_model")
-    script, _, changes = METHODS[request.param]
     asked = {"k": 20, "views": 3, "reference_epochs": 4}
-    path = write_experiment(folder, changes | {"training.epochs": 1, "dejavu": asked})
-    script.main(["--config", path, "--role", "candidate"])
-    save, train = Figure.savefig, attacks.train_classifier
+    changes = METHODS[request.param].changes | {"training.epochs": 1, "dejavu": asked}
+    path = write_experiment(folder, changes)
+    train(path, "--role", "candidate", method=request.param)
+    save, train_classifier = Figure.savefig, attacks.train_classifier
     pictures, trainings, screen = [], [], io.StringIO()
 
     def watched_save(figure, *arguments, **named):
@@ -394,7 +435,7 @@ def one_model(request, tmp_path_factory):
 
     def watched_train(*arguments):
         trainings.append(arguments)
-        return train(*arguments)
+        return train_classifier(*arguments)
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(screen):
         patch.setattr(Figure, "savefig", watched_save)
@@ -420,8 +461,8 @@ def masked_run(tmp_path_factory):
         "encoder.width": 64,
         "augmentation.views": [{"size": 16, "mask_ratio": 0.75}],
     }
-    path = write_experiment(folder, METHODS["mae"][2] | mask)
-    train_mae.main(["--config", path])
+    path = write_experiment(folder, METHODS["mae"].changes | mask)
+    train(path, method="mae")
     score(path)
     return path, folder / "run"
 
@@ -489,9 +530,8 @@ def in_process(monkeypatch):
     commands = []
 
     def run_script(script, arguments, stop):
-        assert script.name == "train_simclr.py"
         commands.append(arguments)
-        train_simclr.main(arguments)
+        METHODS[script.stem.removeprefix("train_")].script.main(arguments)
         return 0
 
     monkeypatch.setattr(retraining, "run_script", run_script)

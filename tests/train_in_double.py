@@ -11,8 +11,6 @@ import signal
 import sys
 from pathlib import Path
 
-import torch
-
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
 from conftest import METHODS  # noqa: E402
@@ -26,19 +24,17 @@ from models.encoders import make_encoder  # noqa: E402
 @one_line_errors
 def main(argv):
     path, method, *last_step = argv
-    script, schema, _ = METHODS[method]
-    config = read_config("", ["--config", path], method=schema, actions=ROLE_ACTION)
+    config = read_config("", ["--config", path], method=METHODS[method].schema, actions=ROLE_ACTION)
     images = open_training_images(config.data, config.device, config.threads)
     step, steps = loop.train_step, 0
-    classes = [value for value in vars(script).values() if isinstance(value, type)]
-    (of_method,) = (value for value in classes if issubclass(value, torch.nn.Module))
 
     def make_method():
         encoder = make_encoder(config.encoder, images.channels, config.augmentation.size)
         encoder.embed.register_forward_pre_hook(
             lambda module, pixels: tuple(values.double() for values in pixels)
         )
-        return of_method(encoder, **config.method.arguments()).double()
+        arguments = config.method.arguments(config.training)
+        return METHODS[method].module(encoder, **arguments).double()
 
     def counted_step(*arguments):
         nonlocal steps

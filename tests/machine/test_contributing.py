@@ -3,6 +3,7 @@
 import difflib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import EXPERIMENT
+from conftest import EXPERIMENT, METHODS
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -137,7 +138,29 @@ def test_a_method_is_a_file_a_script_of_three_other_lines_and_a_config(copy):
     write_config(copy, method={"name": "uniformity", "weight": 0.5})
     run(copy, "train_uniformity.py")
     assert "candidate" in run(copy, "memorization_scores.py")
+    shutil.copy(copy / "new.yaml", copy / "configs/uniformity_fake.yaml")
+    tests = collect_tests(copy)
+    of_all = set.intersection(*(tests[name] for name in METHODS))
+    assert len(of_all) > 10 and tests["uniformity"] == of_all
     assert changed_lines(copy) == {}
+
+
+def collect_tests(copy):
+    """{name: the tests whose parameters name it} of all methods of a copy, its new one too."""
+    for name in ("tests", "examples"):
+        leave_out = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, copy / name, ignore=leave_out)
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    files = [str(path) for path in copy.glob("tests/*/*.py") if '("method' in path.read_text()]
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "--collect-only", *files]
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    tests = {path.stem.removeprefix("train_"): set() for path in copy.glob("train_*.py")}
+    for line in done.stdout.splitlines():
+        test, _, parameters = line.partition("[")
+        for name in tests.keys() & set(re.split(r"[\]-]", parameters)):
+            tests[name].add(test)
+    return tests
 
 
 def test_an_encoder_is_a_file_and_a_line(copy):

@@ -5,7 +5,7 @@ import re
 import shutil
 
 import pytest
-from conftest import METHODS, ONE_MODEL, ask, folder_config, score, write_experiment
+from conftest import METHODS, ONE_MODEL, ask, folder_config, score, train, write_experiment
 
 import dejavu
 import train_simclr
@@ -66,11 +66,10 @@ def test_scores_of_some_candidates_only_are_compared_for_those(run_copy):
     assert ask(path, run)[1]["memorization_scores"]["candidates"] == 24
 
 
-@pytest.mark.parametrize("method", ["byol", "mae"])
+@pytest.mark.parametrize("method", METHODS)
 def test_other_views_give_every_method_another_table(method, tmp_path):
-    script, _, changes = METHODS[method]
-    path = write_experiment(tmp_path, changes | {"training.epochs": 1})
-    script.main(["--config", path])
+    path = write_experiment(tmp_path, METHODS[method].changes | {"training.epochs": 1})
+    train(path, method=method)
     tables = []
     for option in ("", "public training", "query corner", "normalize true"):
         options = f"--dejavu.{option}".split() if option else []

@@ -345,7 +345,7 @@ def test_an_encoder_is_kept_with_the_normalization_of_its_images(write_config, t
 def test_a_masked_autoencoder_draws_what_it_sees(write_config, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(loop, "draw_pictures", lambda *arguments: drawn.append(arguments))
-    train(write_config(METHODS["mae"][2] | {"training.pictures_every": 2}), method="mae")
+    train(write_config(METHODS["mae"].changes | {"training.pictures_every": 2}), method="mae")
     assert [path.name for _, _, path in drawn] == 2 * ["pictures_epoch_0002.png"]
     shapes = {title: tuple(pixels.shape) for title, pixels in drawn[0][0].items()}
     assert shapes == dict.fromkeys(("original", "masked", "reconstruction"), (8, 3, 16, 16))

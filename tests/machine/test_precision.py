@@ -134,7 +134,7 @@ def test_float32_is_never_tf32():
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_in_bf16(method, write_config, tmp_path):
     changes = {"training.epochs": 1, "training.precision": "bf16"}
-    train(write_config(METHODS[method][2] | changes), method=method)
+    train(write_config(METHODS[method].changes | changes), method=method)
     assert np.isfinite(log_without_times(tmp_path / "run")[0]["loss"])
     assert read_checkpoint(tmp_path / "run/seed_0/candidate/encoder.pt")["precision"] == "bf16"
 
@@ -161,5 +161,5 @@ def test_precision_is_that_of_the_setting(precision, dtype, write_config, monkey
 @pytest.mark.parametrize("method", METHODS)
 def test_a_pair_trains_on_a_gpu_in_bf16(method, write_config, tmp_path):
     changes = {"device": "cuda", "training.knn_every": 3}
-    train(write_config(METHODS[method][2] | changes), method=method)
+    train(write_config(METHODS[method].changes | changes), method=method)
     assert np.isfinite(log_without_times(tmp_path / "run")[-1]["loss"])

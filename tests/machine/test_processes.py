@@ -15,13 +15,14 @@ import pytest
 import torch
 import torch.nn as nn
 import train_in_double
-from conftest import METHODS, write_experiment
+from conftest import METHODS, train, write_experiment
 
 import dejavu
 import import_encoders
 import linear_probing_train
 import memorization_scores
 import remove_samples
+import train_simclr
 from memorization.checkpoint import read_checkpoint
 from memorization.errors import WrongUse
 from memorization.machine import meeting, processes
@@ -64,11 +65,9 @@ def weights_of(run, role):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_two_processes_train_what_one_trains_and_what_they_began_one_ends(method, tmp_path):
-    settings = METHODS[method][2] | IN_DOUBLE
-    if method != "mae":
-        settings = settings | {
-            "method": {"name": method, "hidden_dim": 8, "projection_dim": 8, "head_norm": "layer"}
-        }
+    settings = METHODS[method].changes | IN_DOUBLE
+    if "head_norm" in METHODS[method].schema.model_fields:
+        settings["method.head_norm"] = "layer"
     (tmp_path / "one").mkdir()
     alone = write_experiment(tmp_path / "one", settings)
     train_in_double.main([alone, method])
@@ -141,21 +140,19 @@ def two_processes(monkeypatch):
 def test_batch_norm_of_several_processes_on_cpus_is_refused_by_name(
     two_processes, write_config, refusal, tmp_path
 ):
-    line = refusal(METHODS["simclr"][0].main, ["--config", write_config()])
+    line = refusal(train_simclr.main, ["--config", write_config()])
     assert (
         "encoder.name: resnet_small" in line
         and "(encoder.layers.1)" in line
         and "2 processes can share on GPUs only" in line
     )
     config = write_config({"encoder": {"name": "vit_mini", "width": 32, "depth": 1}})
-    assert "(projector.1)" in refusal(METHODS["simclr"][0].main, ["--config", config])
+    assert "(projector.1)" in refusal(train_simclr.main, ["--config", config])
     assert not (tmp_path / "run").exists()
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(two_processes, write_config, refusal):
-    line = refusal(
-        METHODS["simclr"][0].main, ["--config", write_config({"training.batch_size": 15})]
-    )
+    line = refusal(train_simclr.main, ["--config", write_config({"training.batch_size": 15})])
     assert "training.batch_size: 15 is not a multiple of the 2 processes" in line
 
 
@@ -163,7 +160,7 @@ def test_compiling_for_several_processes_is_refused_by_name(
     two_processes, write_config, refusal, tmp_path
 ):
     changes = {"encoder": {"name": "vit_mini", "width": 32, "depth": 1}, "training.compile": True}
-    line = refusal(METHODS["simclr"][0].main, ["--config", write_config(changes)])
+    line = refusal(train_simclr.main, ["--config", write_config(changes)])
     assert (
         "training.compile: True is not allowed with 2 processes" in line
         and not (tmp_path / "run").exists()
@@ -197,7 +194,7 @@ def test_a_signal_between_two_questions_is_saved_at_the_next_one(
         processes, "maxima", lambda *numbers: order.append("question") or maxima(*numbers)
     )
     with pytest.raises(SystemExit):
-        METHODS["simclr"][0].main(["--config", write_config()])
+        train_simclr.main(["--config", write_config()])
     # After the first step, at the end of each epoch of three, and once all wait for the end of the
     # save.
     assert order == [
@@ -233,7 +230,7 @@ def test_encoders_are_imported_by_one_process(two_processes, tmp_path, refusal):
 def test_one_gpu_is_not_named_for_several_processes(scored_run, refusal, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    line = refusal(METHODS["simclr"][0].main, ["--config", scored_run[0], "--device", "cuda:1"])
+    line = refusal(train_simclr.main, ["--config", scored_run[0], "--device", "cuda:1"])
     assert "device: 'cuda:1' is one GPU for 2 processes" in line
 
 
@@ -314,7 +311,7 @@ def test_a_clusters_variables_that_lead_to_no_meeting_are_named_at_once(
     variables, words, environment, write_config, refusal, tmp_path
 ):
     environment(**variables)
-    line = refusal(METHODS["simclr"][0].main, ["--config", write_config()])
+    line = refusal(train_simclr.main, ["--config", write_config()])
     assert all(word in line for word in words), line
     assert not (tmp_path / "run").exists()
 
@@ -332,7 +329,7 @@ def test_a_gpu_of_several_is_named_by_the_local_rank(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     environment(WORLD_SIZE="2", RANK="0", **ADDRESS)
-    line = refusal(METHODS["simclr"][0].main, ["--config", write_config({"device": "cuda"})])
+    line = refusal(train_simclr.main, ["--config", write_config({"device": "cuda"})])
     assert "WORLD_SIZE: 2 in the environment, but not LOCAL_RANK" in line
 
 
@@ -462,10 +459,10 @@ def test_processes_that_start_together_find_the_data_prepared_by_the_first(
     order = []
     monkeypatch.setattr(pair, "choose_device", lambda *_: order.append("meet"))
     monkeypatch.setattr(pair, "open_images", lambda settings: order.append("open"))
-    for script, _, changes in METHODS.values():
-        monkeypatch.setattr(script, "train_pair", lambda *_: order.append("train"))
-        script.main(["--config", write_config(changes)])
-    assert order == ["meet", "open", "train"] * 3
+    for name, method in METHODS.items():
+        monkeypatch.setattr(method.script, "train_pair", lambda *_: order.append("train"))
+        train(write_config(method.changes), method=name)
+    assert order == ["meet", "open", "train"] * len(METHODS)
 
 
 def test_even_a_few_queries_are_shared_among_processes(monkeypatch):

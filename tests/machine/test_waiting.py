@@ -4,6 +4,7 @@ Tried on torch's meta device, whose tensors have no values to wait for, in float
 bf16.
 """
 
+import copy
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -34,12 +35,8 @@ from memorization.measuring.scores import Scoring, score_batch
 from memorization.neighbors import knn_accuracy
 from memorization.optimizers import make_optimizer
 from memorization.training import train_step
-from models.byol import BYOL
 from models.encoders import encoder_settings, make_encoder
-from models.mae import MAE
-from models.simclr import SimCLR
 
-CLASSES = {"simclr": SimCLR, "byol": BYOL, "mae": MAE}
 EVERYTHING = {
     "size": 16, "crop_scale": [0.2, 1.0], "flip": 0.5, "rotate": [0, 90], "jitter": 0.8,
     "grayscale": 0.5, "blur": 0.5, "solarize": 0.5, "noise": 0.1,
@@ -78,18 +75,16 @@ class NoTensorsOfLists(TorchFunctionMode):
 
 def prepared_step(method, optimizer, write_config, device, changes=()):
     """() -> a step of a method with every operation that a view may have, on a device."""
-    settings = (
-        METHODS[method][2]
-        | {"training.optimizer": optimizer, "training.clip_gradient": 1.0}
-        | dict(changes)
-    )
-    settings["augmentation.views"] = [
-        EVERYTHING | ({"mask_ratio": 0.75} if method == "mae" else {"count": 2})
-    ]
-    config = read_config("", ["--config", write_config(settings)], method=METHODS[method][1])
+    tried = METHODS[method]
+    optimized = {"training.optimizer": optimizer, "training.clip_gradient": 1.0}
+    views = [copy.deepcopy(EVERYTHING) | only_shape(recipe) for recipe in tried.views]
+    views = {"augmentation.views": views}
+    path = write_config(tried.changes | views | optimized | dict(changes))
+    config = read_config("", ["--config", path], method=tried.schema)
     images = open_images(config.data)
     split = replace(images.train, pixels=images.train.pixels.to(device), device=device)
-    network = CLASSES[method](make_encoder(config.encoder, 3, 16), **config.method.arguments())
+    encoder = make_encoder(config.encoder, 3, 16)
+    network = tried.module(encoder, **config.method.arguments(config.training))
     network.to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(network, config.training)
     indices = torch.arange(config.training.batch_size)
@@ -105,6 +100,11 @@ def prepared_step(method, optimizer, write_config, device, changes=()):
         return train_step(network, optimizer, views, config.training, share=0.5)
 
     return step
+
+
+def only_shape(recipe):
+    """What decides the shape of a recipe's views."""
+    return {key: recipe[key] for key in ("size", "count", "mask_ratio") if key in recipe}
 
 
 class Copies(TorchDispatchMode):
@@ -150,8 +150,8 @@ def test_tensors_of_all_types_and_shapes_arrive_in_one_copy_as_they_are(monkeypa
     monkeypatch.setattr(device, "to_device", lambda tensor, _: sent.append(tensor) or tensor)
     arrived = device.to_device_together(groups, torch.device("meta"))
     assert len(sent) == 1 and [len(group) for group in arrived] == [2, 0, 3]
-    for tensor, copy in zip(sum(groups, []), sum(arrived, [])):
-        assert copy.dtype == tensor.dtype and torch.equal(copy, tensor)
+    for tensor, received in zip(sum(groups, []), sum(arrived, [])):
+        assert received.dtype == tensor.dtype and torch.equal(received, tensor)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])

@@ -164,12 +164,11 @@ def test_a_signal_saves_at_the_next_step_and_the_run_goes_on_bit_identical(
 
 
 def test_a_real_process_ends_with_one_line_and_its_own_code(tmp_path):
-    script, _, changes = METHODS["mae"]
-    path = write_experiment(
-        tmp_path, changes | {"training.epochs": 5000, "training.checkpoint_minutes": 60}
-    )
+    method = METHODS["mae"]
+    endless = {"training.epochs": 5000, "training.checkpoint_minutes": 60}
+    path = write_experiment(tmp_path, method.changes | endless)
     process = subprocess.Popen(
-        [sys.executable, script.__file__, "--config", path],
+        [sys.executable, method.script.__file__, "--config", path],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,

@@ -14,19 +14,15 @@ import dejavu
 import linear_probing_train
 import memorization_scores
 import remove_samples
-import train_byol
-import train_mae
-import train_simclr
 
 SCRIPTS = {
-    "simclr": train_simclr,
-    "byol": train_byol,
-    "mae": train_mae,
+    **{name: method.script for name, method in METHODS.items()},
     "scores": memorization_scores,
     "dejavu": dejavu,
     "probe": linear_probing_train,
     "remove": remove_samples,
 }
+ALL_TRAINING = ", ".join(f"train_{name}.py" for name in METHODS)
 MASKED = {"size": 16, "mask_ratio": 0.5}
 BIG = str(10**18)
 
@@ -186,7 +182,7 @@ COMMAND_LINES = [  # script, options, and what the line names
     ("simclr", ["--method.temperature", "0"], ["method.temperature", "0", "greater than 0"]),
     ("simclr", ["--method.name", "byol"], ["command line: method.name is byol: run train_byol.py"]),
     ("mae", ["--method.name", "../simclr"],
-     ["command line: method.name: '../simclr'", "train_byol.py, train_mae.py, train_simclr.py"]),
+     ["command line: method.name: '../simclr'", ALL_TRAINING]),
     ("simclr", ["--method.hidden_dim", BIG],
      ["method.hidden_dim", BIG, "less than or equal to 16384"]),
     ("byol", ["--method.projection_dim", BIG],
@@ -344,8 +340,8 @@ CONFIGS = [  # script, what is changed in the file, and what the line names besi
     ("remove", {"removal": {"counts": "500"}}, ["removal.counts: '500'", "list"]),
     ("simclr", {"method": {"name": "byol", "momentum": 0.9}},
      ["method.name is byol: run train_byol.py"]),
-    ("simclr", {"method.name": "dino"},
-     ["method.name: 'dino'", "this one trains 'simclr'", "train_byol.py, train_mae.py"]),
+    ("simclr", {"method.name": "swav"},
+     ["method.name: 'swav'", "this one trains 'simclr'", ALL_TRAINING]),
     ("simclr", {"training.warmup_epochs": 5},
      ["training: warmup_epochs is 5, but must be less than epochs (3)"]),
     ("simclr", {"training.checkpoint_epochs": [5]}, ["training: checkpoint_epochs has 5"]),
@@ -427,7 +423,7 @@ def in_folder(tmp_path, monkeypatch):
 def config_for(name, folder, scored_run, changes=()):
     """A config for a script in a folder, of a run to be trained there, or of the scored run."""
     if name in METHODS:
-        return write_experiment(folder, METHODS[name][2] | dict(changes))
+        return write_experiment(folder, METHODS[name].changes | dict(changes))
     return write_experiment(folder, {"run": str(scored_run[1]), "seeds": [0, 1], **dict(changes)})
 
 

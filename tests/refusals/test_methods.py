@@ -1,7 +1,9 @@
 """Views and settings that a method cannot be trained with."""
 
+import inspect
+
 import pytest
-from conftest import FlatPixels, make_mae, masked_view, two_views
+from conftest import METHODS, FlatPixels, make_mae, masked_view, two_views, write_experiment
 
 import train_mocov3
 import train_simsiam
@@ -11,6 +13,42 @@ from models.encoders import encoder_settings, make_encoder
 from models.mae import MAE
 from models.simclr import SimCLR
 from models.vicreg import VICReg, VICRegSettings
+
+
+def refused_line(method, folder, changes, refusal):
+    """The line with which the script of a method refuses its tiny experiment with changes, and
+    before it writes anything.
+    """
+    path = write_experiment(folder, METHODS[method].changes | changes)
+    line = refusal(METHODS[method].script.main, ["--config", path])
+    assert [file.name for file in folder.iterdir()] == ["tiny.yaml"]
+    return line
+
+
+def counts_refused(method):
+    """Numbers of views that a method does not take: one more and one less than its number, or less
+    than two if it takes any number.
+    """
+    arguments = inspect.getfullargspec(METHODS[method].module.forward)
+    count = len(arguments.args) - 1
+    return [1] if arguments.varargs else [number for number in (count - 1, count + 1) if number]
+
+
+@pytest.mark.parametrize(
+    "method, count", [(method, count) for method in METHODS for count in counts_refused(method)]
+)
+def test_too_few_views_and_too_many_are_refused(method, count, tmp_path, refusal):
+    views = [METHODS[method].views[0] | {"count": count}]
+    line = refused_line(method, tmp_path, {"augmentation.views": views}, refusal)
+    assert line.startswith("error: augmentation.views: ") and "views" in line, line
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_masked_views_of_a_convolutional_network_are_refused(method, tmp_path, refusal):
+    views = [recipe | {"mask_ratio": 0.5} for recipe in METHODS[method].views]
+    changes = {"augmentation.views": views, "encoder": {"name": "resnet_small"}}
+    line = refused_line(method, tmp_path, changes, refusal)
+    assert "augmentation.views: mask_ratio is 0.5, but resnet_small sees whole images" in line
 
 
 @pytest.mark.parametrize("K, words", [

@@ -203,7 +203,7 @@ TRAINED = [  # the one thing in which the other run differs, its script, and wha
     ),
     ({"encoder.width": 16}, train_simclr, ["encoder.width is 16, but 8 belongs here"]),
     (
-        {"method": METHODS["byol"][2]["method"]},
+        {"method": METHODS["byol"].changes["method"]},
         train_byol,
         ["method.name is 'byol', but 'simclr' belongs here"],
     ),
