@@ -98,7 +98,7 @@ def test_the_loss_of_half_precision_is_computed_in_full():
 
 
 def test_the_queries_of_each_view_search_the_momentum_networks_keys_of_the_other():
-    mocov3, both = make_mocov3(head_norm="layer", temperature=0.5), two_views()
+    mocov3, both = make_mocov3(make_vit(), head_norm="layer", temperature=0.5), two_views()
     for parameter in [
         *mocov3.momentum_encoder.parameters(),
         *mocov3.momentum_projector.parameters(),
