@@ -73,7 +73,7 @@ def main(argv=None):
         draw_thresholds(thresholds, rankings.column, result.folder / "thresholds.png")
         draw_strips(strips, images, rankings.column, result.folder / "strips.png")
         if probed:
-            draw_accuracy(probed, images.name, result.folder / "accuracy.png")
+            draw_accuracy(summary.runs, images.name, result.folder / "accuracy.png")
     print_comparison(summary, result.folder)
     say_what_is_missing(summary, probed)
 

@@ -158,12 +158,15 @@ def _strip(split, indices):
 
 @picture
 def draw_accuracy(runs, dataset, path):
-    """Accuracy of linear probes on f against the effect of memorization, a point a run.
+    """Accuracy of linear probes on f against the effect of memorization, a point a run, in the
+    colours of `draw_thresholds`.
 
-    runs: rows of runs.csv with an accuracy; dataset: the name of the probed data set.
+    runs: rows of runs.csv, not drawn without an accuracy; dataset: the probed one's name.
     """
     figure, axes = subplots(figsize=(7, 5))
     for number, run in enumerate(runs):
+        if run["accuracy"] is None:
+            continue
         color, _, marker = _style(number)
         errors = [run["d_of_one_seed_std"] or 0, 100 * (run["accuracy_std"] or 0)]
         style = POINTS | {"color": color, "marker": marker, "markersize": 7, "linewidth": 1}
