@@ -538,6 +538,12 @@ def in_process(monkeypatch):
     return commands
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Pictures are drawn but not written, which is quicker."""
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+
+
 # --- encoders -------------------------------------------------------------------------------------
 
 

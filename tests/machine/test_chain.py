@@ -1,7 +1,6 @@
 """The whole chain: by every method, and on a folder of images, as on ImageNet."""
 
 import csv
-import inspect
 import json
 
 import numpy as np
@@ -15,11 +14,9 @@ from conftest import (
     read_table,
     remove,
     score,
-    table_with,
     train,
     write_experiment,
 )
-from matplotlib.figure import Figure
 
 import linear_probing_train
 import memorization_scores
@@ -31,9 +28,8 @@ from memorization.data.subsets import load_subsets
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_pair_of_any_method_is_trained_scored_asked_probed_and_retrained(
-    method, tmp_path, in_process, monkeypatch
+    method, tmp_path, in_process, no_pictures
 ):
-    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)  # quicker; no method plays a part
     path = write_experiment(tmp_path, METHODS[method].changes | HALVES | {"seeds": [0]})
     run = tmp_path / "run"
     train(path, method=method)
@@ -65,31 +61,6 @@ def test_a_pair_of_any_method_is_trained_scored_asked_probed_and_retrained(
     scores = table["score"][table["subset"] == "candidate"]
     left = np.setdiff1d(candidates, candidates[np.argsort(-scores)[:4]])
     assert load_subsets(subsets).candidate.tolist() == left.tolist()
-
-
-# Methods whose number of views is theirs to choose: small crops beside views of full size.
-MULTI_CROP = [
-    name
-    for name, method in METHODS.items()
-    if inspect.getfullargspec(method.module.forward).varargs
-]
-
-
-@pytest.mark.parametrize("encoder", ["resnet_small", "vit_mini"])
-@pytest.mark.parametrize("method", MULTI_CROP)
-def test_a_pair_trained_on_small_crops_is_measured_by_views_of_full_size(method, encoder, tmp_path):
-    large, small = ({"count": 2, "size": size, "crop_scale": [0.2, 1.0]} for size in (16, 8))
-    views = {"augmentation.views": [large, small], "encoder": {"name": encoder}}
-    path = write_experiment(tmp_path, METHODS[method].changes | views | {"training.epochs": 1})
-    train(path, method=method)
-    run = tmp_path / "run"
-    tables = [
-        table_with((path, run), *options)
-        for options in ([], ["--scores.augmentation", str([large])])
-    ]
-    for name in ("alignment_loss_f", "alignment_loss_g"):
-        assert np.array_equal(tables[0][name], tables[1][name])
-    assert len(ask(path, run)[0]) == 48
 
 
 def test_a_folder_of_images_is_prepared_once_trained_on_and_scored(tmp_path):

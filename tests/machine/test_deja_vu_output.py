@@ -67,7 +67,7 @@ def test_scores_of_some_candidates_only_are_compared_for_those(run_copy):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_other_views_give_every_method_another_table(method, tmp_path):
+def test_other_views_give_every_method_another_table(method, tmp_path, no_pictures):
     path = write_experiment(tmp_path, METHODS[method].changes | {"training.epochs": 1})
     train(path, method=method)
     tables = []

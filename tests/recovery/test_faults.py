@@ -26,7 +26,7 @@ KILLS = int(os.environ.get("KILLS", 1))
 KILLS_OF_OTHERS = max(1, KILLS // 2)
 # Saved after every step: a kill often comes while a checkpoint is being written.
 CHANGES = {
-    "training.epochs": 30,
+    "training.epochs": 10 + 2 * KILLS,
     "training.checkpoint_minutes": 1e-6,
     "training.checkpoint_epochs": [10],
     "training.knn_every": 5,
