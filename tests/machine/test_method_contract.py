@@ -2,8 +2,9 @@
 
 import pytest
 import torch.nn as nn
-from conftest import TINY_TRAINING
+from conftest import METHODS, TINY_TRAINING
 
+from benchmarks.training import all_cases, find_method
 from memorization.config import read_config
 from memorization.data.images import open_images
 from memorization.optimizers import make_optimizer, set_learning_rate
@@ -103,3 +104,10 @@ def test_the_loop_calls_the_optional_parts_of_a_method(write_config):
     assert Hooked.calls == 2 * [(when, k / 3) for k in range(3) for when in ("before", "after")]
     assert Hooked.rates[0] == [0.005, 0.005, 0.01, 0.01]
     assert (config.folder / "seed_0/candidate/pictures_epoch_0001.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_method_is_timed(device):
+    assert {case.method for case in all_cases(device)} == METHODS.keys()
+    for name, method in METHODS.items():
+        assert find_method(name) == (method.module, method.schema)
