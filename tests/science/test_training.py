@@ -187,7 +187,11 @@ FEW_HUNDRED = {
     "training.batch_size": 64, "training.epochs": 8, "training.learning_rate": 0.003,
     "training.knn_every": 1,
 }  # fmt: skip
-LEARNING = {  # what a method changes beside its views, if it does not learn from two mild crops
+MILD_CROPS = {
+    "augmentation.views": EXPERIMENT["augmentation"]["views"],
+    "encoder": EXPERIMENT["encoder"] | {"width": 16},
+}
+LEARNING = {  # of methods that do not learn from two mild crops as they are
     "mae": {
         "augmentation.views": [{"size": 16, "mask_ratio": 0.25}],
         "encoder": {"name": "vit_mini", "width": 64, "depth": 1, "patch": 8},
@@ -195,10 +199,8 @@ LEARNING = {  # what a method changes beside its views, if it does not learn fro
         "training.batch_size": 32,
         "training.epochs": 40,
     },
-}
-MILD_CROPS = {
-    "augmentation.views": EXPERIMENT["augmentation"]["views"],
-    "encoder": EXPERIMENT["encoder"] | {"width": 16},
+    # else the loss rises at first: a teacher that is surer than its student spreads over prototypes
+    "dino": MILD_CROPS | {"method.head_norm": "batch", "method.teacher_temperature": 0.1},
 }
 
 
