@@ -141,10 +141,11 @@ def offered_options():
     """The options of every piece of code in README and its pages that begins with one, such as
     "--seeds 0 1 2".
 
-    Options without a value are not among them.
+    Options without a value are not among them, nor those of compare_runs.py, which takes no config.
     """
     root = Path(__file__).parents[2]
     pages = [root / "README.md", root / "configs/README.md", *root.glob("docs/*.md")]
+    pages.remove(root / "docs/comparison.md")
     pieces = [
         piece
         for page in pages
