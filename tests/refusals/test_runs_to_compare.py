@@ -171,7 +171,10 @@ def test_data_that_are_not_there_or_others_are_refused(refuse, runs, tmp_path):
 
 
 def test_a_result_of_something_else_is_never_replaced(refusal, runs, tmp_path):
-    for folder, words in ((runs[0], "is a run, and no comparison"), (f"{runs[0]}/scores", "holds")):
+    for folder, words in (
+        (runs[0], "is a run, and no comparison"),
+        (f"{runs[0]}/scores", "holds the result of something else"),
+    ):
         before = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
         assert words in refusal(compare_runs.main, [*runs, "--output", folder])
         after = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
