@@ -90,7 +90,8 @@ def check_words(words):
         except ValueError as error:
             raise WrongUse(f"command line: {error}") from None
     if len(words["RUN"]) < 2:
-        raise WrongUse(f"command line: {len(words['RUN'])} runs were given; two are needed")
+        number = len(words["RUN"])
+        raise WrongUse(f"command line: two runs or more are needed, not {number}")
     places = {}
     for path in words["RUN"]:
         place = Path(path).expanduser().resolve()
@@ -133,7 +134,9 @@ def read_scored_run(run, name, scores):
     """The ScoredRun of a Run. scores: the name of a folder in scores/; None for scores/ itself."""
     folder = run.folder / "scores" / (scores or "")
     summary, table = read_scored(folder, run.subsets)
-    accuracy, probe_images = read_accuracy(run.folder / "probe", run.config.data.name)
+    accuracy, probe_images = None, None
+    if summary.checkpoint.name == "encoder":  # the one that probes are of
+        accuracy, probe_images = read_accuracy(run.folder / "probe", run.config.data.name)
     method = run.config.method
     return ScoredRun(
         name=name,
@@ -152,7 +155,8 @@ def say_what_is_missing(summary, probed):
     """Say which runs are not in the picture of accuracies, and what differs between runs."""
     missing = [run["run"] for run in summary.runs if run not in probed]
     if not probed:
-        say("accuracy.png is not drawn: no run has linear probes (linear_probing_train.py)")
+        no_probes = "no run has linear probes of the scored encoders (linear_probing_train.py)"
+        say(f"accuracy.png is not drawn: {no_probes}")
     elif missing:
         say(f"not in accuracy.png, as they have no linear probes: {escape(', '.join(missing))}")
     for key, words in (("views", "views of scoring"), ("probe_images", "images of probing")):

@@ -57,7 +57,11 @@ def _print_ranking(summary):
     say(f"\n{ranked}{'; ' + left_out if counts['no_local_score'] else ''}")
     size = summary.seeds_of_a_half
     if size is None:
-        return say("each run has one seed: there is no ceiling")
+        say("each run has one seed: there is no ceiling")
+        if all(row["halves_tau"] is None for row in summary.agreement):
+            same = "all runs have the same seed: their tau and overlap are in comparison.csv"
+            say(f"{same}, with the noise that they share")
+        return
     one = [_name(run["run"]) for run in summary.runs if run["seeds"] == 1]
     halves = f"compared: means over {size} seeds of each run with means over {size} other seeds"
     say(

@@ -160,7 +160,9 @@ def test_a_run_of_one_seed_has_no_ceiling(pool, runs, tmp_path, capsys, texts):
     assert "of one seed, and without a ceiling: c" in printed
     assert "–" in texts[0]
     files = compare(tmp_path / "out", *paths)
-    assert "each run has one seed: there is no ceiling" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "each run has one seed: there is no ceiling" in printed
+    assert "all runs have the same seed: their tau and overlap are in comparison.csv" in printed
     (_, row, _) = table(files["comparison.csv"])
     assert float(row["tau"]) == pytest.approx(1) and row["halves_tau"] == ""
 
@@ -179,6 +181,19 @@ def test_accuracies_are_those_of_the_probes_on_f(probed_run, scored_run, tmp_pat
     assert f"not in accuracy.png, as they have no linear probes: {rows[0]['run']}" in printed
     assert (tmp_path / "out/accuracy.png").exists()
     assert rows[1]["run"] in texts[-1] and rows[0]["run"] not in texts[-1]
+
+
+def test_accuracies_are_those_of_the_scored_encoders(
+    pool, probed_run, runs, tmp_path, capsys, monkeypatch
+):
+    leave_out_pictures(monkeypatch)
+    of_epoch = {"checkpoint": {"name": "epoch_0002", "epoch": 2}}
+    early = derive_run(pool[1], tmp_path / "c", **of_epoch)
+    for run in (runs[0], early):
+        shutil.copytree(probed_run[1] / "probe", f"{run}/probe")
+    rows = table(compare(tmp_path / "out", runs[0], early)["runs.csv"])
+    assert rows[0]["accuracy"] != "" and rows[1]["accuracy"] == rows[1]["probe_images"] == ""
+    assert "not in accuracy.png, as they have no linear probes: c" in capsys.readouterr().out
 
 
 def test_runs_of_the_same_name_are_told_apart():

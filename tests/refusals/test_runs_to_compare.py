@@ -35,8 +35,8 @@ def runs(pool, tmp_path):
 
 
 def test_two_runs_are_needed(refuse, runs):
-    assert "0 runs were given; two are needed" in refuse()
-    assert "1 runs were given; two are needed" in refuse(runs[0])
+    assert "two runs or more are needed, not 0" in refuse()
+    assert "two runs or more are needed, not 1" in refuse(runs[0])
     assert "a: the same run as" in refuse(runs[0], runs[1], f"{runs[0]}/../a")
 
 
