@@ -122,7 +122,9 @@ def assert_alike(whole, killed, count):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_training_that_is_killed_again_and_again_ends_as_one_that_was_not(method, tmp_path):
+def test_a_training_that_is_killed_again_and_again_ends_as_one_that_was_not(
+    method, tmp_path, no_pictures
+):
     script, changes = METHODS[method].script, METHODS[method].changes | CHANGES
     whole, killed, whole_run, killed_run = experiments(tmp_path, changes)
     begin = time.monotonic()
