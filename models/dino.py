@@ -81,7 +81,14 @@ class DINOSettings(MethodSettings):
         return self
 
     def arguments(self, training):
-        """See MethodSettings. The schedules need the epochs and the weight decay of a training."""
+        """See MethodSettings. The schedules need the epochs and the weight decay of a training.
+
+        Raises ValueError if a schedule of the first epochs is longer than the training.
+        """
+        for key in ("frozen_epochs", "warmup_temperature_epochs"):
+            if getattr(self, key) > training.epochs:
+                most = f"but is at most training.epochs ({training.epochs})"
+                raise ValueError(f"method.{key}: {getattr(self, key)}, {most}")
         schedules = {"epochs": training.epochs, "weight_decay": training.weight_decay}
         return super().arguments(training) | schedules
 

@@ -165,3 +165,9 @@ def test_benchmarks_and_examples_import_no_script():
 def test_the_training_loop_is_short():
     (loop,) = (function for _, function in functions() if function.name == "train_encoder")
     assert loop.end_lineno - loop.lineno < 40
+
+
+def test_files_of_tests_have_different_names():
+    """pytest collects none of them if two rooms have a file of the same name."""
+    names = [path.stem for path in ROOT.glob("tests/**/*.py")]
+    assert len(names) == len(set(names))

@@ -78,3 +78,10 @@ def test_small_crops_for_which_memory_is_short_are_not_blamed_on_the_network(mon
 def test_a_teacher_less_sure_than_its_student(settings, words, refused):
     line = refused({"method": SMALL | settings})
     assert f"method: {words}" in line
+
+
+@pytest.mark.parametrize("key", ["frozen_epochs", "warmup_temperature_epochs"])
+def test_a_schedule_longer_than_the_training(key, refused):
+    settings = {"method": SMALL | {key: 4}, "training.epochs": 3}
+    line = refused(settings | views(16, 16))
+    assert line == f"error: method.{key}: 4, but is at most training.epochs (3)\n"
