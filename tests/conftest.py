@@ -136,13 +136,13 @@ def first_config(name):
 def make_tiny(config, schema, most=8):
     """The views, method and encoder of a config, made small, as changes of the tiny experiment.
 
-    most: the largest number of the method's settings. A momentum is at most .9: a slow copy is to
-    move in a few steps.
+    most: the largest number of the method's settings. Those of epochs are at most 1, and a momentum
+    is at most .9: a slow copy is to move in a few steps.
     """
     settings = schema(**config["method"]).model_dump()
     for key, value in settings.items():
         if type(value) is int:
-            settings[key] = min(value, most)
+            settings[key] = min(value, 1 if key.endswith("_epochs") else most)
         elif key.endswith("momentum"):
             settings[key] = min(value, 0.9)
     views = config["augmentation"]["views"]
