@@ -171,15 +171,13 @@ def draw_accuracy(runs, dataset, path):
         errors = [run["d_of_one_seed_std"] or 0, 100 * (run["accuracy_std"] or 0)]
         style = POINTS | {"color": color, "marker": marker, "markersize": 7, "linewidth": 1}
         place = run["d_of_one_seed"], 100 * run["accuracy"]
-        axes.errorbar(*place, xerr=errors[0], yerr=errors[1], **style)
-        axes.annotate(
-            drawable(run["run"], LONGEST), place, xytext=(6, 5), textcoords="offset points",
-            fontsize=9, parse_math=False,
-        )  # fmt: skip
+        label = drawable(run["run"], LONGEST).replace("$", r"\$")
+        axes.errorbar(*place, xerr=errors[0], yerr=errors[1], label=label, **style)
     axes.set(
         title="Accuracy and memorization (error bars: standard deviation over seeds)",
         xlabel="d of one seed: (mean score of candidates - that of $S_E$) / pooled deviation",
         ylabel=f"top-1 accuracy of linear probes on f, {dataset}, %",
     )
     axes.margins(0.2)
+    axes.legend(**LEGEND)
     return figure
