@@ -52,8 +52,8 @@ def test_a_retraining_that_fails_is_named_and_loses_nothing(halves_copy, refusal
     monkeypatch.setattr(retraining, "run_script", lambda script, arguments, stop: 2)
     line = refusal(remove_samples.main, ["--config", path, "--run", str(run), "--retrain"])
     assert "memorized_4_draw0, seed 0: train_simclr.py failed" in line
-    monkeypatch.setattr(remove_samples, "training_script", lambda run: Path("train_dino.py"))
-    assert "there is no train_dino.py" in refusal(
+    monkeypatch.setattr(remove_samples, "training_script", lambda run: Path("train_nothing.py"))
+    assert "there is no train_nothing.py" in refusal(
         remove_samples.main, ["--config", path, "--run", str(run), "--retrain"]
     )
 
