@@ -11,6 +11,7 @@ from pydantic import Field
 
 from models.gather import gather
 from models.heads import projection_head
+from models.precision import in_full_precision
 from models.settings import MethodSettings
 
 EPSILON = 1e-5  # added to every variance, as by a batch norm
@@ -91,7 +92,7 @@ def barlow_twins_loss(z1, z2, redundancy):
     if len(z1) < 2:
         needs = "Barlow Twins needs the correlations of 2 or more images"
         raise ValueError(f"training.batch_size: 1, but {needs}")
-    z1, z2 = (z.float() if z.dtype in (torch.float16, torch.bfloat16) else z for z in (z1, z2))
+    z1, z2 = map(in_full_precision, (z1, z2))
     with torch.autocast(z1.device.type, enabled=False):
         z1, z2 = (F.batch_norm(z, None, None, training=True, eps=EPSILON) for z in (z1, z2))
         correlation = z1.T @ z2 / len(z1)  # (D, D)

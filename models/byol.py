@@ -9,6 +9,7 @@ from pydantic import Field
 
 from models.heads import projection_head
 from models.momentum import follow, momentum_at, slow_copy
+from models.precision import in_full_precision
 from models.settings import MethodSettings
 
 
@@ -88,5 +89,5 @@ def prediction_loss(p, z):
 
     p: (B, D), predictions; z: (B, D), projections to be predicted.
     """
-    p, z = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (p, z))
+    p, z = map(in_full_precision, (p, z))
     return 2 - 2 * F.cosine_similarity(p, z, dim=1).mean()

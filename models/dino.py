@@ -14,6 +14,7 @@ from pydantic import Field
 from models.gather import mean_over_processes
 from models.heads import HEAD_NORMS
 from models.momentum import follow, momentum_at, slow_copy
+from models.precision import in_full_precision
 from models.schedules import half_cosine
 from models.settings import MethodSettings
 
@@ -231,11 +232,6 @@ class DINOHead(nn.Module):
         z = in_full_precision(self.layers(representations))
         with torch.autocast(z.device.type, enabled=False):
             return F.normalize(z, dim=1) @ F.normalize(self.prototypes, dim=1).T
-
-
-def in_full_precision(x):
-    """A tensor of half precision in float32; others as they are."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def encode_views(encoder, views):

@@ -12,6 +12,7 @@ from pydantic import Field
 from models.gather import gather, own_places
 from models.heads import projection_head
 from models.momentum import follow, momentum_at, slow_copy
+from models.precision import in_full_precision
 from models.settings import MethodSettings
 from models.vit import VisionTransformer
 
@@ -136,7 +137,7 @@ def contrastive_loss(q, k, places, temperature):
     q: (B, D), queries; k: (N, D), keys, without gradient; places: (B,) int64, the key of each
     query's own image. All are compared by cosine similarity.
     """
-    q, k = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (q, k))
+    q, k = map(in_full_precision, (q, k))
     q, k = F.normalize(q, dim=1), F.normalize(k, dim=1)
     with torch.autocast(q.device.type, enabled=False):
         similarity = q @ k.T / temperature  # (B, N)

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from models.gather import gather
 from models.heads import projection_head
+from models.precision import in_full_precision
 from models.settings import MethodSettings
 
 
@@ -86,7 +87,7 @@ def nt_xent(z1, z2, temperature):
     B = len(z1)
     z = torch.cat([z1, z2])
     # (2B, D)
-    z = F.normalize(z.float() if z.dtype in (torch.float16, torch.bfloat16) else z, dim=1)
+    z = F.normalize(in_full_precision(z), dim=1)
     with torch.autocast(z.device.type, enabled=False):
         similarity = z @ z.T / temperature  # (2B, 2B)
     itself = torch.eye(2 * B, dtype=torch.bool, device=z.device)

@@ -4,12 +4,12 @@
 
 from typing import Literal
 
-import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from pydantic import Field
 
 from models.heads import projection_head
+from models.precision import in_full_precision
 from models.settings import MethodSettings
 
 
@@ -86,5 +86,5 @@ def negative_cosine(p, z):
 
     p: (B, D), predictions; z: (B, D), projections to be predicted, without gradient.
     """
-    p, z = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (p, z))
+    p, z = map(in_full_precision, (p, z))
     return -F.cosine_similarity(p, z, dim=1).mean()

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from models.gather import gather
 from models.heads import projection_head
+from models.precision import in_full_precision
 from models.settings import MethodSettings
 
 EPSILON = 1e-4  # added to every variance, so that the gradient of its root is finite
@@ -96,7 +97,7 @@ def vicreg_loss(z1, z2, invariance, variance, covariance):
         raise ValueError(
             "training.batch_size: 1, but VICReg needs the variance of 2 or more images"
         )
-    z1, z2 = (z.float() if z.dtype in (torch.float16, torch.bfloat16) else z for z in (z1, z2))
+    z1, z2 = map(in_full_precision, (z1, z2))
     with torch.autocast(z1.device.type, enabled=False):
         distance = F.mse_loss(z1, z2)
         lack = (lack_of_variance(z1) + lack_of_variance(z2)) / 2
