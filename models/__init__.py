@@ -34,8 +34,18 @@ An encoder maps normalized pixels to representations:
                                                          transformer (B, 1 + K, D), the class token
                                                          and the K visible patches
     encoder.dim                                          D
+    encoder.layers(pixels, visible=None) -> {name: (B, T, D)}
+                                                         what comes out of each layer, from input
+                                                         to output, under the names that people
+                                                         know; the last is that of `tokens`
     encoder.patch                                        of a vision transformer: height and width
                                                          of its patches
+
+Measurements look at layers while they are computed, by models/layers.py. For that an encoder has
+
+    encoder.find_layers(pixels, visible=None)            the Layers, in the same order
+    encoder.pass_once(pixels, visible=None)              one pass through all layers, in one piece
+    encoder.pool(output) -> (B, D)                       (B, T, D) of a layer, as tokens are pooled
 
 Its settings stand beside it, a BaseEncoderSettings whose `make(channels, size)` makes it. Adding an
 encoder is one file here and one line in encoders.py.

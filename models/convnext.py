@@ -33,8 +33,8 @@ class ConvNeXtEncoder(ConvolutionalEncoder):
     under a layer norm. Tokens are the positions of that map, without the norm.
     """
 
-    def __init__(self, layers, norm, stem):
-        super().__init__(layers, *norm.normalized_shape)
+    def __init__(self, modules, norm, stem):
+        super().__init__(modules, *norm.normalized_shape)
         self.norm, self.stem = norm, stem
 
     def forward(self, pixels, visible=None):
@@ -82,4 +82,5 @@ def convnext(name, channels, stem):
         nn.init.zeros_(embedding[0].bias)
     norm = network.classifier[0]  # (B, D, 1, 1) there, (B, D) here
     vector_norm = nn.LayerNorm(norm.normalized_shape, eps=norm.eps)
-    return ConvNeXtEncoder(network.features, vector_norm, stem)
+    modules = [(f"features.{number}", module) for number, module in enumerate(network.features)]
+    return ConvNeXtEncoder(modules, vector_norm, stem)

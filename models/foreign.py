@@ -14,6 +14,7 @@ from pydantic import Field
 from torch.func import functional_call
 from torchvision.ops import StochasticDepth
 
+from models.layers import outputs_of_layers, trace_layers, twice
 from models.settings import BaseEncoderSettings
 
 INSTALL = "pip install -r requirements-optional.txt"
@@ -103,6 +104,24 @@ class ForeignEncoder(nn.Module):
         represent = partial(_represent, reading=self.reading, output=self.output)
         return self._apply_to(represent, pixels, visible)
 
+    def layers(self, pixels, visible=None):
+        """{name: (B, T, D)}, named after the library's modules; see models/__init__.py."""
+        return outputs_of_layers(self, pixels, visible)
+
+    def find_layers(self, pixels, visible=None):
+        """See models/__init__.py."""
+        return trace_layers(self.network, lambda: self.pass_once(twice(pixels), visible))
+
+    def pass_once(self, pixels, visible=None):
+        """See models/__init__.py."""
+        return self(pixels, visible)
+
+    def pool(self, output):
+        """(B, T, D) of a layer -> (B, D): the class token if that is the output, else the mean of
+        all positions.
+        """
+        return output[:, 0] if self.output == "class" else output.mean(1)
+
     def _check_output(self):
         """Raise ValueError if the network cannot have the output that the settings ask for."""
         if self.output == "pooled":
@@ -152,6 +171,10 @@ class TokenEncoder(ForeignEncoder):
     def tokens(self, pixels, visible=None):
         """pixels: (B, C, H, W), normalized. Returns (B, T, D), as the library orders them."""
         return self._apply_to(self.reading.tokens, pixels, visible)
+
+    def pass_once(self, pixels, visible=None):
+        """See models/__init__.py."""
+        return self.tokens(pixels, visible)
 
 
 def _represent(network, pixels, reading, output):

@@ -10,6 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from pydantic import Field
 
+from models.layers import Layer, outputs_of_layers
 from models.settings import FirstEncoderSettings
 
 # width, depth, heads
@@ -89,25 +90,55 @@ class VisionTransformer(nn.Module):
         """pixels: (B, C, H, W), normalized; visible: (B, K), indices of the patches to encode, or
         None for all. Returns (B, D).
         """
-        tokens = self.tokens(pixels, visible)
-        return tokens[:, 0] if self.pooling == "class" else tokens[:, 1:].mean(1)
+        return self.pool(self.tokens(pixels, visible))
 
     def tokens(self, pixels, visible=None):
         """pixels, visible: as above; patches are numbered row by row. Returns (B, 1 + K, D), the
         class token, then the patches as given.
         """
+        tokens = self._embed(pixels, visible)
+        if tokens.device.type == "cpu" and not torch.is_grad_enabled():
+            return torch.cat(
+                [self.norm(self.blocks(part)) for part in tokens.split(IMAGES_IN_CACHE)]
+            )
+        return self.norm(self.blocks(tokens))
+
+    def layers(self, pixels, visible=None):
+        """{name: (B, 1 + K, D)}, see models/__init__.py."""
+        return outputs_of_layers(self, pixels, visible)
+
+    def find_layers(self, pixels, visible=None):
+        """See models/__init__.py."""
+        of_blocks = []
+        for number, block in enumerate(self.blocks):
+            name = f"blocks.{number}"
+            of_blocks += [
+                Layer(f"{name}.attention", block.self_attn.out_proj),
+                Layer(f"{name}.attention_sum", block.norm2, of_input=True),
+                Layer(f"{name}.gelu", block.linear2, of_input=True, activates=True),
+                Layer(f"{name}.mlp", block.linear2),
+                Layer(name, block),
+            ]
+        first = Layer("embedding", self.blocks[0], of_input=True)
+        return [first, *of_blocks, Layer("norm", self.norm)]
+
+    def pass_once(self, pixels, visible=None):
+        """See models/__init__.py."""
+        return self.norm(self.blocks(self._embed(pixels, visible)))
+
+    def pool(self, output):
+        """(B, 1 + K, D) of a layer -> (B, D), pooled as the tokens are."""
+        return output[:, 0] if self.pooling == "class" else output[:, 1:].mean(1)
+
+    def _embed(self, pixels, visible):
+        """The tokens that enter the first block, (B, 1 + K, D)."""
         patches = patchify(pixels, self.patch)  # (B, T, C patch^2)
         # (B, T, D)
         positions = self.positions(pixels.shape[2] // self.patch).expand(len(pixels), -1, -1)
         if visible is not None:
             patches, positions = take_tokens(patches, visible), take_tokens(positions, visible)
         tokens = self.embed(patches) + positions  # (B, K, D)
-        tokens = torch.cat([self.class_token.expand(len(tokens), 1, -1), tokens], dim=1)
-        if tokens.device.type == "cpu" and not torch.is_grad_enabled():
-            return torch.cat(
-                [self.norm(self.blocks(part)) for part in tokens.split(IMAGES_IN_CACHE)]
-            )
-        return self.norm(self.blocks(tokens))
+        return torch.cat([self.class_token.expand(len(tokens), 1, -1), tokens], dim=1)
 
 
 class Positions(nn.Module):

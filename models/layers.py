@@ -1,0 +1,329 @@
+"""The layers of an encoder: what comes out of its modules, seen by hooks. The forward pass stays as
+it is.
+"""
+
+import difflib
+import threading
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn as nn
+
+# A map that comes out of these has its channels last, (B, H, W, D); of those whose name ends in 2d,
+# never.
+CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
+CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.GroupNorm)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A place in a network where something comes out.
+
+    name: as people know it, such as "layer1.0.conv1". module: a module of the network; None for
+    what the whole pass gives. call: which of its calls in a pass, of `calls`. of_input: whether it
+    is what goes into the module. activates: whether it is what comes out of a non-linearity.
+    channels_last: whether a map is (B, H, W, D), not (B, D, H, W).
+    """
+
+    name: str
+    module: nn.Module | None
+    call: int = 0
+    calls: int = 1
+    of_input: bool = False
+    activates: bool = False
+    channels_last: bool = False
+
+
+def outputs_of_layers(network, pixels, visible=None):
+    """{name: (B, T, D)} of all layers of a network in one pass, from its input to its output.
+
+    network: an encoder with `find_layers` and `pass_once`. A layer without positions has T = 1.
+    """
+    outputs = {}
+
+    def keep(layer, output):
+        outputs[layer.name] = output.clone()  # the next layer may overwrite it
+
+    with watching(network, network.find_layers(pixels, visible)) as watch:
+        watch(pixels, visible, keep)
+    return outputs
+
+
+def twice(tensor):
+    """The first image of a tensor (B, ...), and the same again, (2, ...), for `trace_layers`; None
+    of None.
+    """
+    return None if tensor is None else torch.cat([tensor[:1], tensor[:1]]).detach()
+
+
+def choose_layers(layers, names, key):
+    """Those of the layers that have the names, in the order of the network.
+
+    key: of the setting that gives the names. Raises ValueError, naming it, for a name that no layer
+    has.
+    """
+    known = [layer.name for layer in layers]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0)
+            hint = f"did you mean {' or '.join(near)}?" if near else "it has none"
+            raise ValueError(f"{key}: {name}: the encoder has no such layer; {hint}")
+    return [layer for layer in layers if layer.name in names]
+
+
+@contextmanager
+def watching(network, layers):
+    """Gives watch(pixels, visible, visit): one pass through a network, in one piece.
+
+    visit(layer, output) is called for each of the layers as soon as it is computed. Its output, (B,
+    T, D), is valid during the call alone, as the next layer may overwrite it. Several threads may
+    watch at once.
+    """
+    of_thread = threading.local()
+
+    def use(layer, output):
+        visit = getattr(of_thread, "visit", None)
+        if visit is not None:
+            visit(layer, _as_tokens(output, layer.channels_last))
+
+    def watch(pixels, visible, visit):
+        of_thread.visit = visit
+        try:
+            result = network.pass_once(pixels, visible)
+        finally:
+            of_thread.visit = None
+        for layer in layers:
+            if layer.module is None:
+                visit(layer, _as_tokens(result))
+
+    with _hooks(layers, use):
+        yield watch
+
+
+@contextmanager
+def editing(layers, edit):
+    """Meanwhile edit(layer, output) stands in the place of what comes out of each layer, in every
+    pass. Both are (B, T, D).
+    """
+
+    def use(layer, output):
+        edited = edit(layer, _as_tokens(output, layer.channels_last))
+        return _as_map(edited, output, layer.channels_last)
+
+    with _hooks(layers, use):
+        yield
+
+
+def _as_tokens(output, channels_last=False):
+    """What a module gives, (B, D), (B, T, D) or a map with its channels first or last, as (B, T,
+    D), row by row.
+    """
+    if output.ndim == 4:
+        return output.flatten(1, 2) if channels_last else output.flatten(2).transpose(1, 2)
+    return output if output.ndim == 3 else output[:, None]
+
+
+def _as_map(tokens, output, channels_last):
+    """Tokens (B, T, D) in the shape of the output that they come from; undoes `_as_tokens`."""
+    if output.ndim == 4 and not channels_last:
+        tokens = tokens.transpose(1, 2)
+    return tokens.reshape(output.shape)
+
+
+@contextmanager
+def _hooks(layers, use):
+    """Call use(layer, output) for each of the layers in every pass. A tensor that it returns takes
+    the place of the output.
+    """
+    places = {}
+    for layer in layers:
+        if layer.module is not None:
+            places.setdefault((layer.module, layer.of_input), []).append(layer)
+    with ExitStack() as stack:
+        for (module, of_input), of_module in places.items():
+            hook = _hook(of_module, of_input, use)
+            if of_input:
+                handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+            else:
+                handle = module.register_forward_hook(hook)
+            stack.callback(handle.remove)
+        yield
+
+
+def _hook(layers, of_input, use):
+    """A forward hook of the module of some layers, which differ in the call; with `of_input`, a
+    hook of what goes in.
+    """
+    of_thread, by_call = threading.local(), {layer.call: layer for layer in layers}
+
+    def use_next(output):
+        call = getattr(of_thread, "call", 0)
+        of_thread.call = (call + 1) % layers[0].calls
+        return use(by_call[call], output) if call in by_call else None
+
+    def on_input(module, arguments, named):
+        new = use_next(_first_tensor((*arguments, *named.values())))
+        if new is None:
+            return None
+        if arguments:
+            return (new, *arguments[1:]), named
+        return arguments, {**named, next(iter(named)): new}
+
+    def on_output(module, arguments, output):
+        new = use_next(_first_tensor(output))
+        if new is None or isinstance(output, torch.Tensor):
+            return new
+        return type(output)((new, *output[1:]))
+
+    return on_input if of_input else on_output
+
+
+def _first_tensor(values):
+    """The tensor that a module takes or gives: the first, if there are several; None if there is
+    none.
+    """
+    if isinstance(values, torch.Tensor):
+        return values
+    first = next(iter(values), None) if isinstance(values, (tuple, list)) else None
+    return first if isinstance(first, torch.Tensor) else None
+
+
+# --- the layers of any network --------------------------------------------------------------------
+
+
+def trace_layers(network, run):
+    """The layers of a network, in the order in which they are computed: what comes out of every
+    module that has none inside, of attentions and perceptrons, and of residual blocks.
+
+    run(): a pass of two images through the network, and what it gives. Layers have the names of
+    their modules; a module that is called again gives `<name>_1`. What comes out of several modules
+    is one layer: a block and the last module in it are named after the block, unless that module
+    has others inside. The input of the norm that follows an attention is `<block>.attention_sum`.
+    If what the pass gives comes out of no module, it is the last layer, `tokens`. Left out are the
+    insides of an attention, those of a perceptron but for its non-linearities, the shortcuts of
+    ResNets, and what has not a row for each image. A network without modules has no layers.
+    """
+    trace = _Trace(network)
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        with torch.inference_mode(False), torch.no_grad(), trace.hooks():
+            result = run()
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    layers = [replace(layer, calls=trace.calls[layer.module]) for layer in trace.layers]
+    if layers and trace.places.get(_key(result)) is None:
+        layers.append(Layer("tokens", None))
+    return layers
+
+
+class _Trace:
+    """What comes out of the modules of a network in one pass.
+
+    layers: the Layers so far. places: {key of a tensor: number of its layer; None if it is left
+    out}. calls: {module: how often it was called}.
+    """
+
+    def __init__(self, network):
+        self.layers, self.places = [], {}
+        self._names = {module: name for name, module in network.named_modules() if name}
+        self._modules = {name: module for module, name in self._names.items()}
+        self.calls = dict.fromkeys(self._names, 0)
+        self._tensors = []  # a tensor's key is its own as long as the tensor is there
+        self._are_last = {}  # {key of a tensor: whether its channels are last}
+        self._is_latest_last = False
+        self._given = {}  # {module: the key of what it was last given}
+
+    @contextmanager
+    def hooks(self):
+        """Meanwhile a pass is traced."""
+        with ExitStack() as stack:
+            for module in self._names:
+                before = module.register_forward_pre_hook(self._before, with_kwargs=True)
+                after = module.register_forward_hook(self._after)
+                stack.callback(before.remove)
+                stack.callback(after.remove)
+            yield
+
+    def _before(self, module, arguments, named):
+        tensor = _first_tensor((*arguments, *named.values()))
+        if tensor is None:
+            return
+        self._given[module] = _key(tensor)
+        block = self._modules.get(self._names[module].rpartition(".")[0])
+        if block is None or "norm" not in type(module).__name__.lower() or not _has_rows(tensor):
+            return
+        follows = any(_is_attention(part) and self.calls.get(part) for part in block.children())
+        if follows and _key(tensor) not in self.places:
+            name, is_last = f"{self._names[block]}.attention_sum", self._is_last(module)
+            self._add(Layer(name, module, of_input=True, channels_last=is_last), tensor, is_last)
+
+    def _after(self, module, arguments, output):
+        call, name = self.calls[module], self._names[module]
+        self.calls[module] += 1
+        name += f"_{call}" if call else ""
+        tensor = _first_tensor(output)
+        if type(module) is nn.Sequential or tensor is None or not _has_rows(tensor):
+            return
+        place = self.places.get(_key(tensor))
+        if place is None:
+            is_last = self._is_last(module)
+            layer = Layer(name, module, call, channels_last=is_last, activates=activates(module))
+            self._add(layer if self._is_layer(module) else None, tensor, is_last)
+            return
+        inner = self.layers[place]
+        if inner.name.startswith(f"{name}.") and not list(inner.module.children()):
+            self.layers[place] = replace(inner, name=name, module=module, call=call)
+
+    def _add(self, layer, tensor, is_last):
+        key = _key(tensor)
+        self._tensors.append(tensor)
+        self.places[key] = None if layer is None else len(self.layers)
+        self._is_latest_last = self._are_last.setdefault(key, is_last)
+        if layer is not None:
+            self.layers.append(replace(layer, channels_last=self._are_last[key]))
+
+    def _is_layer(self, module):
+        """Whether what comes out of a module is a layer."""
+        parts = self._names[module].split(".")
+        outer = [self._modules[".".join(parts[:n])] for n in range(1, len(parts))]
+        for block, part in zip(outer, parts[1:]):
+            if _is_attention(block) or (part == "downsample" and hasattr(block, "conv1")):
+                return False
+        return activates(module) or not any(_is_perceptron(block) for block in outer)
+
+    def _is_last(self, module):
+        """Whether a map that comes out of a module has its channels last: as the module says, else
+        as in what it was given, else as in what was computed before.
+        """
+        if isinstance(module, CHANNELS_FIRST) or type(module).__name__.endswith("2d"):
+            return False
+        if isinstance(module, CHANNELS_LAST):
+            return True
+        return self._are_last.get(self._given.get(module), self._is_latest_last)
+
+
+def _key(tensor):
+    """Equal for tensors that hold the same numbers in the same memory, also in another shape."""
+    return tensor.data_ptr(), tensor._version, tensor.numel()
+
+
+def activates(module):
+    """Whether a module is a non-linearity of torch, timm or transformers."""
+    file = type(module).__module__
+    return "activation" in file and not isinstance(module, nn.MultiheadAttention)
+
+
+def _is_attention(module):
+    return "attention" in type(module).__name__.lower()
+
+
+def _is_perceptron(module):
+    return "mlp" in type(module).__name__.lower()
+
+
+def _has_rows(tensor):
+    """Whether a tensor has a row for each of the two images of a trace."""
+    return tensor.is_floating_point() and 2 <= tensor.ndim <= 4 and len(tensor) == 2
