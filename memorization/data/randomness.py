@@ -12,7 +12,18 @@ import torch
 PURPOSES = {
     name: number
     for number, name in enumerate(
-        ["training", "scoring", "probing", "query", "order", "subsets", "fake", "removal", "halves"]
+        [
+            "training",
+            "scoring",
+            "probing",
+            "query",
+            "order",
+            "subsets",
+            "fake",
+            "removal",
+            "halves",
+            "pruning",
+        ]
     )
 }
 SPLITS = {"train": 0, "test": 1}
