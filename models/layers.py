@@ -14,6 +14,9 @@ import torch.nn as nn
 # never.
 CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
 CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.GroupNorm)
+ATTENTION_SUM = ".attention_sum"  # ends the names of residual sums after attention
+# The name of the shortcut in a residual block: that of a module beside it.
+SHORTCUTS = {"downsample": "conv1", "shortcut": "layer", "proj": "f"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +107,12 @@ def watching(network, layers):
 @contextmanager
 def editing(layers, edit):
     """Meanwhile edit(layer, output) stands in the place of what comes out of each layer, in every
-    pass. Both are (B, T, D).
+    pass. Both are (B, T, D). Raises ValueError for a layer that comes out of no module: of a
+    residual sum, the next sum would take what the norm was not given.
     """
+    for layer in layers:
+        if layer.module is None or layer.name.endswith(ATTENTION_SUM):
+            raise ValueError(f"{layer.name}: no module gives it, so it cannot be changed")
 
     def use(layer, output):
         edited = edit(layer, _as_tokens(output, layer.channels_last))
@@ -200,9 +207,10 @@ def trace_layers(network, run):
     their modules; a module that is called again gives `<name>_1`. What comes out of several modules
     is one layer: a block and the last module in it are named after the block, unless that module
     has others inside. The input of the norm that follows an attention is `<block>.attention_sum`.
-    If what the pass gives comes out of no module, it is the last layer, `tokens`. Left out are the
-    insides of an attention, those of a perceptron but for its non-linearities, the shortcuts of
-    ResNets, and what has not a row for each image. A network without modules has no layers.
+    What the pass gives is the last layer; if it comes out of no module, it is called `tokens`. Left
+    out are the insides of an attention, those of a perceptron but for its non-linearities, the
+    shortcuts of ResNets, dropout and identities, and what has not a row for each image. A network
+    without modules has no layers.
     """
     trace = _Trace(network)
     modes = {module: module.training for module in network.modules()}
@@ -214,9 +222,10 @@ def trace_layers(network, run):
         for module, mode in modes.items():
             module.training = mode
     layers = [replace(layer, calls=trace.calls[layer.module]) for layer in trace.layers]
-    if layers and trace.places.get(_key(result)) is None:
-        layers.append(Layer("tokens", None))
-    return layers
+    last = trace.places.get(_key(result))
+    if last is not None:
+        return layers[: last + 1]  # without pooling that follows
+    return [*layers, Layer("tokens", None)] if layers else []
 
 
 class _Trace:
@@ -234,6 +243,7 @@ class _Trace:
         self._tensors = []  # a tensor's key is its own as long as the tensor is there
         self._are_last = {}  # {key of a tensor: whether its channels are last}
         self._is_latest_last = False
+        self._attended = {}  # {block: whether the next norm in it takes the sum after attention}
         self._given = {}  # {module: the key of what it was last given}
 
     @contextmanager
@@ -252,12 +262,11 @@ class _Trace:
         if tensor is None:
             return
         self._given[module] = _key(tensor)
-        block = self._modules.get(self._names[module].rpartition(".")[0])
-        if block is None or "norm" not in type(module).__name__.lower() or not _has_rows(tensor):
+        if not _is_norm(module) or not _has_rows(tensor):
             return
-        follows = any(_is_attention(part) and self.calls.get(part) for part in block.children())
-        if follows and _key(tensor) not in self.places:
-            name, is_last = f"{self._names[block]}.attention_sum", self._is_last(module)
+        block = self._block_of(module)
+        if self._attended.pop(block, False) and _key(tensor) not in self.places:
+            name, is_last = self._names[block] + ATTENTION_SUM, self._is_last(module, tensor)
             self._add(Layer(name, module, of_input=True, channels_last=is_last), tensor, is_last)
 
     def _after(self, module, arguments, output):
@@ -265,17 +274,37 @@ class _Trace:
         self.calls[module] += 1
         name += f"_{call}" if call else ""
         tensor = _first_tensor(output)
+        if self._is_attention(module):
+            self._note_attention(module, tensor)
         if type(module) is nn.Sequential or tensor is None or not _has_rows(tensor):
+            return
+        if _passes_through(module):
             return
         place = self.places.get(_key(tensor))
         if place is None:
-            is_last = self._is_last(module)
+            is_last = self._is_last(module, tensor)
             layer = Layer(name, module, call, channels_last=is_last, activates=activates(module))
             self._add(layer if self._is_layer(module) else None, tensor, is_last)
             return
         inner = self.layers[place]
         if inner.name.startswith(f"{name}.") and not list(inner.module.children()):
             self.layers[place] = replace(inner, name=name, module=module, call=call)
+
+    def _note_attention(self, module, tensor):
+        """Note that the next norm in the block of an attention takes the sum with its output.
+
+        An attention to parts of images is put together again first. If no norm came before it, the
+        next one takes that, not the sum.
+        """
+        block = self._block_of(module)
+        if block is not None:
+            norms = [part for part in block.children() if _is_norm(part)]
+            has_norm_before = any(self.calls[norm] for norm in norms)
+            self._attended[block] = has_norm_before or (tensor is not None and _has_rows(tensor))
+
+    def _block_of(self, module):
+        """The module that a module is a part of; None if that is the network."""
+        return self._modules.get(self._names[module].rpartition(".")[0])
 
     def _add(self, layer, tensor, is_last):
         key = _key(tensor)
@@ -290,15 +319,24 @@ class _Trace:
         parts = self._names[module].split(".")
         outer = [self._modules[".".join(parts[:n])] for n in range(1, len(parts))]
         for block, part in zip(outer, parts[1:]):
-            if _is_attention(block) or (part == "downsample" and hasattr(block, "conv1")):
+            if self._is_attention(block) or hasattr(block, SHORTCUTS.get(part, "")):
                 return False
         return activates(module) or not any(_is_perceptron(block) for block in outer)
 
-    def _is_last(self, module):
-        """Whether a map that comes out of a module has its channels last: as the module says, else
-        as in what it was given, else as in what was computed before.
+    def _is_attention(self, module):
+        is_called_so = self._names[module].rpartition(".")[2] == "attn"
+        return is_called_so or "attention" in _name_of(module)
+
+    def _is_last(self, module, tensor):
+        """Whether a map that a module takes or gives has its channels last. Images are square; if
+        there are as many channels as rows, it is as the module says, else as in what it was given,
+        else as in what was computed before.
         """
-        if isinstance(module, CHANNELS_FIRST) or type(module).__name__.endswith("2d"):
+        first, second, third = tensor.shape[1:] if tensor.ndim == 4 else (0, 0, 0)
+        if (first == second) != (second == third):
+            return first == second
+        says_first = getattr(module, "data_format", None) == "channels_first"  # transformers
+        if says_first or isinstance(module, CHANNELS_FIRST) or _name_of(module).endswith("2d"):
             return False
         if isinstance(module, CHANNELS_LAST):
             return True
@@ -316,12 +354,22 @@ def activates(module):
     return "activation" in file and not isinstance(module, nn.MultiheadAttention)
 
 
-def _is_attention(module):
-    return "attention" in type(module).__name__.lower()
+def _is_norm(module):
+    return "norm" in _name_of(module)
+
+
+def _passes_through(module):
+    """Whether a module gives what it takes, but for chance in training."""
+    return "drop" in _name_of(module) or _name_of(module) in ("identity", "stochasticdepth")
 
 
 def _is_perceptron(module):
-    return "mlp" in type(module).__name__.lower()
+    return "mlp" in _name_of(module)
+
+
+def _name_of(module):
+    """The name of a module's class in small letters: libraries name the same alike."""
+    return type(module).__name__.lower()
 
 
 def _has_rows(tensor):

@@ -9,7 +9,7 @@ import csv
 import hashlib
 import io
 import json
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -141,6 +141,7 @@ def prune(encoder, layers, cut, device):
     Afterwards the network is whole again; its weights never change.
 
     layers: those of its network that the Cut names, and maybe others; device: of the network.
+    Raises WrongUse for a layer that cannot be cut.
     """
     if not cut.count:
         yield encoder
@@ -156,7 +157,11 @@ def prune(encoder, layers, cut, device):
     content = json.dumps([encoder.identity, numbers], sort_keys=True)
     identity = hashlib.sha256(content.encode()).hexdigest()
     name = f"{encoder.name} without units ({cut.policy})"
-    with editing(list(units), zero):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(editing(list(units), zero))
+        except ValueError as error:
+            raise WrongUse(f"units.names: {error}, as units.prune does") from None
         yield replace(encoder, name=name, identity=identity)
 
 

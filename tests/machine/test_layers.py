@@ -219,6 +219,14 @@ def test_an_edited_layer_changes_all_that_comes_after_it_and_nothing_before(name
     assert torch.equal(encoder.tokens(pixels), plain[names[-1]])  # afterwards it is whole again
 
 
+def test_a_residual_sum_cannot_be_edited_as_only_the_norm_would_see_it():
+    layers = make("vit_mini").find_layers(pixels_of(1))
+    (total, _) = (layer for layer in layers if layer.name.endswith("attention_sum"))
+    with pytest.raises(ValueError, match=r"^blocks\.0\.attention_sum: no module gives it"):
+        with editing([total], lambda layer, output: output):
+            pass
+
+
 def test_a_layer_that_does_not_exist_is_named_with_the_nearest():
     layers = make("vit_mini").find_layers(pixels_of(1))
     chosen = choose_layers(layers, ["norm", "blocks.1.mlp"], "layers.names")

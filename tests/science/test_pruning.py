@@ -145,6 +145,13 @@ def test_after_the_cut_the_encoder_is_as_it_was(encoder):
     assert not any(module._forward_hooks for module in encoder.network.modules())
 
 
+def test_a_layer_that_no_module_gives_is_refused_in_one_line(encoder):
+    cut = plan_cuts({"tokens": np.arange(10.0)}, 0.5, 1, seed=0)[1]
+    with pytest.raises(WrongUse, match=r"^units\.names: tokens: no module gives it"):
+        with prune(encoder, [Layer("tokens", None)], cut, CPU):
+            pass
+
+
 def test_a_pruned_encoder_has_an_identity_of_its_own(encoder):
     cuts = plan_cuts({"conv": np.arange(10.0), "relu": np.arange(10.0)}, 0.2, 3, seed=0)
     identities = []
