@@ -21,6 +21,7 @@ from memorization.measuring.membership import MembershipSettings
 from memorization.measuring.probing import ProbeSettings
 from memorization.measuring.removal import RemovalSettings
 from memorization.measuring.scores import ScoreSettings
+from memorization.measuring.units import UnitSettings
 from memorization.options import read_experiment
 from memorization.settings import (
     OF_TRAINING,
@@ -64,6 +65,7 @@ class Config(Trained, Job):
     probe: ProbeSettings = ProbeSettings()
     removal: RemovalSettings = RemovalSettings()
     membership: MembershipSettings = MembershipSettings()
+    units: UnitSettings = UnitSettings()
 
     _actions: dict = pydantic.PrivateAttr(default_factory=dict)
     _run_config: Any = pydantic.PrivateAttr(default=None)

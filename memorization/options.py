@@ -228,6 +228,8 @@ def _value(key, typed, annotation):
     if str in kinds and not (types.NoneType in kinds and typed == "null"):
         return typed
     words = typed if isinstance(typed, list) else [typed]
+    if list[str] in _alternatives(annotation) and words[0] != "null" and words[0][:1] != "[":
+        return words  # a name may look like a number
     values = [parse_yaml(word, f"command line: --{key}: {shorten(word)!r}") for word in words]
     # A list may be typed as one word, `[0, 1]`, and so may null or a name in the place of a list.
     in_place = (list, types.NoneType) if kinds == [list] else (list, types.NoneType, str)

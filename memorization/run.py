@@ -20,6 +20,8 @@ from memorization.results import SUMMARY, Result, hash_of_file
 
 MOST_NAME = 100  # characters of a folder's name
 HASH = 8  # digits of a hash in a name
+# Settings that are false by default, and what is written for true.
+TRUE = {"probe.fine_tune": "fine_tuned", "units.prune": "pruned"}
 
 
 def open_run(doc, argv=None, section="scores", actions=None, flags=None):
@@ -265,8 +267,8 @@ def _settings_class(section):
 
 def _text(key, value):
     """A value as a part of a folder's name."""
-    if key == "probe.fine_tune":
-        return "fine_tuned"
+    if key in TRUE:
+        return TRUE[key]
     if key.endswith(".augmentation") and value != "training":
         digest = hashlib.sha256(json.dumps(value).encode()).hexdigest()
         return f"augmentation_{digest[:HASH]}"

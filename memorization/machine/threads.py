@@ -59,6 +59,21 @@ def encode_in_parts(encode, views):
     return [torch.cat(list(islice(encodings, len(of_view)))) for of_view in parts]
 
 
+def divide_images(n_images, n_views, n_pixels, device):
+    """The images of a batch in parts, a list of slices, for work that encodes all views of an image
+    at once. On a CPU the parts are for threads.
+
+    n_pixels: of one view.
+    """
+    if device.type == "cpu":
+        of_views = min(IMAGES_TOGETHER, PIXELS_TOGETHER // n_pixels)
+        length = min(of_views // n_views, math.ceil(n_images / count(device)))
+    else:
+        length = _pixels_at_once(device) // (n_pixels * n_views)
+    length = max(1, length)
+    return [slice(start, start + length) for start in range(0, n_images, length)]
+
+
 def _encode_together(encode, views, most):
     """What `encode_in_parts` returns. A call encodes views of one shape, with at most `most` pixels
     in all; a view that has more pixels is encoded by itself.

@@ -16,6 +16,7 @@ import linear_probing_train
 import membership_inference
 import memorization_scores
 import remove_samples
+import unit_memorization
 from memorization.checkpoint import load_encoder, load_pair, read_checkpoint, untrained_encoder
 from memorization.machine.files import exists
 from memorization.measuring.membership import auc
@@ -208,6 +209,19 @@ def test_f_alone_is_attacked_by_crops_probed_and_asked_for_membership(alone):
     summary = json.loads((run / "membership/summary.json").read_text())
     assert "no verdict on one image" in summary["meaning"]
     assert set(summary["auc"]) == {"candidate against external", "candidate against independent"}
+
+
+def test_units_of_f_alone_are_measured_without_g(alone, capsys):
+    path, run = alone
+    unit_memorization.main(["--config", path, "--units.views", "2"])
+    assert f"units: {run} has f alone: without numbers of g" in capsys.readouterr().out
+    with np.load(run / "units/views_2/units.npz") as arrays:
+        assert "unitmem_f" in arrays and "unitmem_g" not in arrays
+    summary = json.loads((run / "units/views_2/summary.json").read_text())
+    assert set(summary["over_seeds"]["relu"]) == {
+        "f", "external", "untrained", "f - external", "f - untrained"
+    }  # fmt: skip
+    assert list(summary["fingerprints"]["encoders"]) == ["seed_0/candidate"]
 
 
 def test_losses_of_membership_are_those_of_f_in_the_scores(imported):
