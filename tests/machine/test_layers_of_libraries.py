@@ -243,8 +243,12 @@ def test_there_is_a_residual_sum_only_if_the_first_norm_after_an_attention_takes
     assert not any("attention_sum" in name for name in outputs)
     encoder, *_, outputs = make("timm", "xcit_nano_12_p8_224")  # two norms follow an attention
     norm = encoder.network.blocks[1].norm3
-    expected = norm(outputs["blocks.1.attention_sum"])
-    assert torch.equal(outputs["blocks.1.norm3"], expected)
+    assert torch.equal(outputs["blocks.1.norm3"], norm(outputs["blocks.1.attention_sum"]))
+    encoder, *_, outputs = make("timm", "swin_tiny_patch4_window7_224")  # attention to windows
+    norm = encoder.network.layers[0].blocks[1].norm2
+    assert "layers.0.blocks.1.attn" not in outputs
+    expected = norm(outputs["layers.0.blocks.1.attention_sum"])
+    assert torch.equal(outputs["layers.0.blocks.1.norm2"], expected)
 
 
 @pytest.mark.parametrize("library, network", NETWORKS)

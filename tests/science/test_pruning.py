@@ -96,6 +96,8 @@ def test_units_without_a_number_are_neither_ranked_nor_drawn_and_one_unit_at_lea
     assert drawn == {1, 3, 4}
     assert cuts[1].units["a"].tolist() == [1] and cuts[-1].units["a"].tolist() == [3]
     assert all(cut.count == 1 for cut in cuts[1:])  # none in the dead layer
+    half = plan_cuts({"a": np.array([NAN] * 6 + [0.1, 0.4, 0.3, 0.2])}, 0.5, draws=1, seed=0)
+    assert half[1].units["a"].tolist() == [7, 8]  # half of the four
     with pytest.raises(WrongUse, match=r"^units\.prune: no unit has a UnitMem"):
         plan_cuts({"dead": np.array([NAN, NAN])}, 0.1, draws=1, seed=0)
 
