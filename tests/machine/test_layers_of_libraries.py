@@ -9,7 +9,7 @@ import torch.nn as nn
 from conftest import random_pixels
 
 from models.encoders import encoder_settings
-from models.layers import watching
+from models.layers import editing, watching
 
 TINY_VIT = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
@@ -111,7 +111,8 @@ def draw_equal_weights(encoder):
     """
     for name, weight in encoder.state_dict().items():
         if weight.is_floating_point() and weight.min() == weight.max():
-            weight.uniform_(-0.2, 0.2) if "bias" in name else weight.uniform_(0.5, 1.5)
+            is_offset = name.endswith(("bias", "mean"))
+            weight.uniform_(-0.2, 0.2) if is_offset else weight.uniform_(0.5, 1.5)
 
 
 @pytest.mark.parametrize("library, network", NETWORKS)
@@ -147,7 +148,8 @@ def test_the_last_layer_is_the_tokens_and_forward_is_the_same_to_the_bit(library
     assert list(outputs) == [layer.name for layer in layers] and torch.equal(last, tokens)
     with watching(encoder, layers) as watch:
         watch(pixels, None, lambda layer, output: None)
-        assert torch.equal(encoder(pixels), expected) and expected.isfinite().all()
+        assert torch.equal(encoder(pixels), expected)
+    assert expected.isfinite().all() and expected.std() > 0
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in encoder.modules())
 
 
@@ -249,6 +251,21 @@ def test_there_is_a_residual_sum_only_if_the_first_norm_after_an_attention_takes
     assert "layers.0.blocks.1.attn" not in outputs
     expected = norm(outputs["layers.0.blocks.1.attention_sum"])
     assert torch.equal(outputs["layers.0.blocks.1.norm2"], expected)
+
+
+@pytest.mark.parametrize("library, network", NETWORKS)
+def test_units_that_are_cut_are_0_and_change_what_comes_after_them_alone(library, network, make):
+    encoder, pixels, layers, outputs = make(library, network)
+    activating = [layer for layer in layers if layer.activates]
+    layer = activating[len(activating) // 2]
+    with editing([layer], lambda layer, output: output * (torch.arange(output.shape[2]) % 2)):
+        edited = encoder.layers(pixels)
+    names = list(outputs)
+    before = names[: names.index(layer.name)]
+    assert [name for name in before if not torch.equal(edited[name], outputs[name])] == []
+    assert edited[layer.name][:, :, ::2].count_nonzero() == 0
+    assert torch.equal(edited[layer.name][:, :, 1::2], outputs[layer.name][:, :, 1::2])
+    assert not torch.equal(edited[names[-1]], outputs[names[-1]])
 
 
 @pytest.mark.parametrize("library, network", NETWORKS)

@@ -24,7 +24,9 @@ from memorization.measuring.pruning import (
     pruning_table,
     summarize_policies,
 )
+from memorization.measuring.representations import encode_images
 from memorization.settings import DataSettings
+from models.encoders import encoder_settings, make_encoder
 from models.layers import Layer
 
 QUICK = ProbeSettings(epochs=5, warmup_epochs=1, seeds=[0])
@@ -196,6 +198,31 @@ def test_a_probe_on_a_pruned_encoder_is_that_on_representations_with_zeros(encod
     zeros = replace(encoder, network=Zeros(), identity="zeros")
     assert (rows[1].policy, rows[1].units) == ("highest", 6)
     assert rows[1].top_1 == probe(zeros, images, QUICK, None, CPU).top_1.mean != rows[0].top_1
+
+
+@pytest.mark.parametrize("name", ["resnet_small", "vit_mini"])
+def test_what_is_left_of_an_encoder_does_not_depend_on_threads(name, one_thread):
+    """A ResNet's non-linearity is called twice in a block, a vision transformer's once in a part of
+    a batch.
+    """
+    torch.manual_seed(0)
+    network = make_encoder(encoder_settings(name), 3, 16).eval().requires_grad_(False)
+    encoder, images = Encoder("f", network, 3, 16, ((0.5,) * 3, (0.5,) * 3)), fake_images(16)
+    layers = [layer for layer in network.find_layers(random_pixels(1, 3, 16)) if layer.activates]
+    outputs = network.layers(random_pixels(1, 3, 16))
+    unitmem = {layer.name: np.arange(1.0 * outputs[layer.name].shape[2]) for layer in layers}
+    cut = plan_cuts(unitmem, 0.3, draws=1, seed=0)[1]
+
+    def represent(threads):
+        torch.set_num_threads(threads)
+        with prune(encoder, layers, cut, CPU):
+            return encode_images(encoder, images.train, torch.arange(150), CPU)
+
+    alone, together = represent(1), represent(3)
+    assert torch.allclose(alone, together, atol=1e-6)
+    torch.set_num_threads(1)
+    whole = encode_images(encoder, images.train, torch.arange(150), CPU)
+    assert (whole - alone).abs().max() > 0.01
 
 
 def made_up_rows():
