@@ -5,9 +5,13 @@ g (SSLMem, arXiv 2401.12233).
 import itertools
 
 import torch
+import torch.nn.functional as F
 
 from memorization.machine.threads import encode_in_parts
 from memorization.normalization import normalize
+
+SAME = 1e-7  # distance of unit vectors that differ by the rounding of float32
+NUMBERS_TOGETHER = 2**16  # in float64 they fit into a CPU's cache
 
 
 def alignment_loss(representations):
@@ -92,6 +96,34 @@ def masked_tokens(encoder, views):
         is_visible = torch.zeros(len(tokens), 1 + T, dtype=torch.bool, device=tokens.device)
         all_visible.append(is_visible.scatter_(1, positions, True))
     return torch.stack(all_tokens, dim=1), torch.stack(all_visible, dim=1)
+
+
+def view_products(vectors):
+    """Inner products between the views of each sample, (B, V, V) float64. vectors: (B, V, D).
+
+    In float64 distances of views that nearly agree keep their digits, see `distances_by_products`;
+    a matrix product is several times as fast as differences.
+    """
+    at_once = max(1, NUMBERS_TOGETHER // vectors[0].numel())
+    parts = (part.double() for part in vectors.split(at_once))
+    return torch.cat([part @ part.mT for part in parts])
+
+
+def distances_by_products(products, squares=None):
+    """L2 distances between the l2-normalized vectors of V views, (B, V, V) float64, zeros on the
+    diagonal.
+
+    products: of `view_products`; squares: (B, V, V), the squared norm of view i as it is compared
+    with view j, None for that of the whole vector. Vectors of zeros stay zeros. Distances below
+    1e-7 are 0: float32 tells no such vectors apart.
+    """
+    if squares is None:
+        squares = products.diagonal(dim1=1, dim2=2)[:, :, None]  # (B, V, 1)
+    scales = torch.where(squares == 0, 0.0, squares.rsqrt())
+    lengths = (squares != 0).to(squares.dtype)  # of normalized vectors, but for those of zeros
+    cosines = (products * scales).mul_(scales.mT)
+    squared = cosines.mul_(-2).add_(lengths).add_(lengths.mT)
+    return F.threshold_(squared, SAME**2, 0.0).sqrt_()  # which keeps NaN
 
 
 def masked_token_distances(tokens, is_visible):

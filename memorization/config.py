@@ -17,6 +17,7 @@ from memorization.machine.files import exists, write_atomically
 from memorization.machine.screen import say
 from memorization.machine.strict_yaml import dump_yaml
 from memorization.measuring.deja_vu import DejaVuSettings
+from memorization.measuring.layers import LayerSettings
 from memorization.measuring.membership import MembershipSettings
 from memorization.measuring.probing import ProbeSettings
 from memorization.measuring.removal import RemovalSettings
@@ -65,6 +66,7 @@ class Config(Trained, Job):
     probe: ProbeSettings = ProbeSettings()
     removal: RemovalSettings = RemovalSettings()
     membership: MembershipSettings = MembershipSettings()
+    layers: LayerSettings = LayerSettings()
     units: UnitSettings = UnitSettings()
 
     _actions: dict = pydantic.PrivateAttr(default_factory=dict)

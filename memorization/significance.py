@@ -9,6 +9,7 @@ import numpy as np
 from scipy import stats
 
 BOOTSTRAP_RESAMPLES = 2000
+MOST_AT_ONCE = 10**7  # numbers of resampled images
 
 
 def describe(values):
@@ -170,3 +171,22 @@ def bootstrap_interval(statistic, *samples, seed=0):
         rng=np.random.default_rng(seed),
     )
     return [float(result.confidence_interval.low), float(result.confidence_interval.high)]
+
+
+def resampled_means(values, seed=0):
+    """Means of bootstrap resamples of n images, (resamples, L). values: (n, L). A resample takes
+    the same images in all L columns, so that differences between columns keep their error.
+    """
+    rng, n = np.random.default_rng(seed), len(values)
+    at_once, means = max(1, MOST_AT_ONCE // n), []
+    for start in range(0, BOOTSTRAP_RESAMPLES, at_once):
+        resamples = min(at_once, BOOTSTRAP_RESAMPLES - start)
+        means.append(rng.multinomial(n, np.full(n, 1 / n), size=resamples) @ values / n)
+    return np.concatenate(means)
+
+
+def percentile_interval(resampled):
+    """The 95 % percentile interval of resampled statistics, two (...) arrays, low and high.
+    resampled: (resamples, ...).
+    """
+    return np.percentile(resampled, [2.5, 97.5], axis=0)

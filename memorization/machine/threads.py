@@ -15,6 +15,8 @@ import torch
 
 # What a thread encodes at a time, at most: its activations are to stay in the thread's cache.
 IMAGES_TOGETHER, PIXELS_TOGETHER = 64, 2**18
+# The same if all views of an image are encoded at once, of which there are many.
+PIXELS_OF_ALL_VIEWS = 2**17
 PIXELS_TOGETHER_ELSEWHERE = 2**22  # on a device that does not tell the size of its memory
 # Bytes of a GPU's memory for each pixel that it encodes at a time. A ResNet-50 takes 2**12.
 BYTES_A_PIXEL = 2**14
@@ -65,11 +67,8 @@ def divide_images(n_images, n_views, n_pixels, device):
 
     n_pixels: of one view.
     """
-    if device.type == "cpu":
-        of_views = min(IMAGES_TOGETHER, PIXELS_TOGETHER // n_pixels)
-        length = min(of_views // n_views, math.ceil(n_images / count(device)))
-    else:
-        length = _pixels_at_once(device) // (n_pixels * n_views)
+    most = PIXELS_OF_ALL_VIEWS if device.type == "cpu" else _pixels_at_once(device)
+    length = min(most // (n_pixels * n_views), math.ceil(n_images / count(device)))
     length = max(1, length)
     return [slice(start, start + length) for start in range(0, n_images, length)]
 

@@ -26,10 +26,19 @@ def rows_to_score(subsets, images, per_subset):
     """The images to score, in subset order, then by index: a dict of (N,) arrays index, split,
     subset and label; of images in files also file, their names.
     """
+    chosen = {
+        subset: first_by_hash(getattr(subsets, subset), per_subset, split)
+        for subset, split in SUBSETS.items()
+    }
+    return rows_of_images(chosen, images)
+
+
+def rows_of_images(chosen, images):
+    """The same of chosen images, {subset: (n,) indices}."""
     rows = {"index": [], "split": [], "subset": [], "label": []}
     rows |= {} if images.train.names is None else {"file": []}
     for subset, split in SUBSETS.items():
-        indices = np.sort(first_by_hash(getattr(subsets, subset), per_subset, split))
+        indices = np.sort(chosen[subset])
         rows["index"].append(indices)
         rows["split"].append(np.full(len(indices), split))
         rows["subset"].append(np.full(len(indices), subset))

@@ -125,7 +125,7 @@ def score_images(f, g, images, indices, recipes, scoring=None):
     in training mode, represent something as NaN or infinity, or all views alike.
     """
     scoring = scoring or Scoring()
-    _check_encoders(f, g, images)
+    check_encoders(f, g, images)
     f, g = f.to(images.device), g.to(images.device)
 
     def score(batch):
@@ -139,8 +139,8 @@ def score_images(f, g, images, indices, recipes, scoring=None):
     batches = torch.as_tensor(indices).split(scoring.batch_size)
     parts = processes.map_in_processes(score, batches, f"scoring seed {scoring.seed}")
     scores = ImageScores(*torch.cat(parts, dim=1).double().numpy())  # 3 times (N,)
-    _check_chance(f, scores.loss_f)
-    _check_chance(g, scores.loss_g)
+    check_chance(f, scores.loss_f)
+    check_chance(g, scores.loss_g)
     return scores
 
 
@@ -149,7 +149,7 @@ def score_batch(f, g, images, indices, recipes, scoring):
     """L_align of f and of g, and the jackknife error of their difference, three tensors (B,) on the
     device. See `score_images`; indices: (B,), one batch; f and g are on the device.
     """
-    views, autocast = _draw_views(f, images, indices, recipes, scoring)
+    views, autocast = draw_views(f, images, indices, recipes, scoring)
     with autocast:
         # The noise of the views cancels in the difference, as f and g see the same ones.
         distances_f = encoder_distances(f.network, views, scoring.representation)
@@ -161,8 +161,10 @@ def score_batch(f, g, images, indices, recipes, scoring):
     )
 
 
-def _draw_views(encoder, images, indices, recipes, scoring):
-    """The views of a batch of images, and the torch.autocast in which encoders see them."""
+def draw_views(encoder, images, indices, recipes, scoring):
+    """The views of a batch of images, a list of View, and the torch.autocast in which encoders see
+    them. See `score_images`; indices: (B,).
+    """
     recipes = [measuring_recipe(recipes, view) for view in range(scoring.views)]
     draw = Draw(scoring.seed, "scoring", patch=encoder.patch)
     views = augment_all(images, indices, recipes, encoder.normalization, draw)
@@ -174,12 +176,12 @@ def align_images(encoder, images, indices, recipes, scoring):
     """The alignment loss of images under one encoder alone, and its jackknife error over the choice
     of views, (2, N) float64. See `score_images`, also for what it raises.
     """
-    _check_encoders(encoder, encoder, images)
+    check_encoders(encoder, encoder, images)
     encoder = encoder.to(images.device)
 
     @torch.inference_mode()
     def align(batch):
-        views, autocast = _draw_views(encoder, images, batch, recipes, scoring)
+        views, autocast = draw_views(encoder, images, batch, recipes, scoring)
         with autocast:
             distances = encoder_distances(encoder.network, views, scoring.representation)
         error = jackknife_error(distances, torch.zeros_like(distances))
@@ -191,18 +193,18 @@ def align_images(encoder, images, indices, recipes, scoring):
     batches = torch.as_tensor(indices).split(scoring.batch_size)
     parts = processes.map_in_processes(align, batches, f"aligning seed {scoring.seed}")
     losses = torch.cat(parts, dim=1).double().numpy()
-    _check_chance(encoder, losses[0])
+    check_chance(encoder, losses[0])
     return losses
 
 
-def _check_chance(encoder, losses):
+def check_chance(encoder, losses):
     """Raise WrongUse if an encoder represents all views of all images alike."""
     if not losses.any():  # the views of a single image may well be alike
         why = "the recipe has no chance in it, or it collapsed"
         raise WrongUse(f"{encoder.place}: all views are represented alike: {why}")
 
 
-def _check_encoders(f, g, images):
+def check_encoders(f, g, images):
     """Raise WrongUse unless f and g are ready to measure and take the same images as there are."""
     for encoder in (f, g):
         if encoder.network.training:

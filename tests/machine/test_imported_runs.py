@@ -12,6 +12,7 @@ from conftest import CPU, fake_images, train, write_experiment
 
 import dejavu
 import import_encoders
+import layer_memorization
 import linear_probing_train
 import membership_inference
 import memorization_scores
@@ -188,6 +189,7 @@ def alone(weights, tmp_path_factory):
     (memorization_scores, ["--plan"], "membership_inference.py"),
     (dejavu, ["--dejavu.reference", "independent"], "--dejavu.reference crops"),
     (remove_samples, [], "membership_inference.py"),
+    (layer_memorization, [], "unit_memorization.py measures the units of f alone"),
 ])  # fmt: skip
 def test_f_alone_is_told_what_needs_g_and_what_does_not(script, options, instead, alone, refusal):
     path, run = alone

@@ -378,6 +378,5 @@ def test_a_thread_encodes_all_views_of_a_few_images_at_a_time(size, views, numbe
     assert [index for part in parts for index in range(20)[part]] == list(range(20))
     for part in parts:
         images = len(range(20)[part])
-        assert images == 1 or images * views <= threads.IMAGES_TOGETHER
-        assert images == 1 or images * views * size**2 <= threads.PIXELS_TOGETHER
+        assert images == 1 or images * views * size**2 <= threads.PIXELS_OF_ALL_VIEWS
     assert len(parts) >= number
