@@ -231,16 +231,27 @@ def print_summary(summary):
         means = [of.get(name, {"mean": None})["mean"] for name in measured]
         means.append(np.mean(classmem) if classmem else None)
         values = " ".join(f"{'-':>9}" if mean is None else f"{mean:>9.3f}" for mean in means)
-        counts = f"{units:>6.0f} {dead:>5.3g} {signed:>6.3g}"
+        counts = f"{units:>6.0f} {dead:>5.0f} {signed:>6.0f}"
         say(f"{names[layer]:>{width}} {counts} {values}  {_spread(of.get('f - external'))}")
     say(f"{MEANING}.")
     say("External are as many images that f never saw. Dead and signed units are left out.")
+    _print_negative([of_seed[ALL]["f"] for of_seed in seeds])
     if not summary.has_labels:
         say("ClassMem is empty: there are no labelled images of two classes")
     for name in (f"f - {reference}" for reference in REFERENCES):
         if name in of_layers[ALL]:
             say(f"{name:>16} of {ALL}: {_spread(of_layers[ALL][name])}")
     _print_top_images(summary.top_images)
+
+
+def _print_negative(of_f):
+    """How many units are negative for some image. of_f: of all layers, for every seed."""
+    units, negative, signed = (
+        sum(of[key] for of in of_f) for key in ("units", "sometimes_negative", "signed")
+    )
+    if negative:
+        some = f"{negative / units:.0%} of the units are negative for some image"
+        say(f"{some} and mean less; {signed / units:.0%} are signed: not positive on the whole")
 
 
 def _print_top_images(top_images):

@@ -243,7 +243,7 @@ def test_every_checkpoint_has_a_folder(run_copy, capsys, no_pictures):
     np.testing.assert_array_equal(one["unitmem_untrained"], other["unitmem_untrained"])
 
 
-def test_other_settings_have_a_folder_of_their_own(run_copy, no_pictures):
+def test_other_settings_have_a_folder_of_their_own(run_copy, capsys, no_pictures):
     path, run = run_copy
     options = ["--units.center", "median", "--units.names", "conv1", "bn1", "--seeds", "1"]
     folder = measure(path, run, *options)
@@ -253,6 +253,8 @@ def test_other_settings_have_a_folder_of_their_own(run_copy, no_pictures):
     of_f = summary_of(folder)["layers"]["1"]["all layers"]["f"]
     assert of_f["signed"] > 0 and of_f["sometimes_negative"] >= of_f["signed"]
     assert of_f["signed"] == sum(row["signed"] == "1" for row in rows_of(folder))
+    share = f"{of_f['sometimes_negative'] / of_f['units']:.0%} of the units are negative for some"
+    assert share in capsys.readouterr().out
 
 
 def test_fewer_external_images_make_fewer_of_all(tmp_path, capsys, no_pictures):
