@@ -138,7 +138,10 @@ def draw_unit_gallery(units, images, path):
         place = {"ha": "right", "va": "center", "fontsize": 8, "parse_math": False}
         axes_row[0].text(-0.15, 0.5, text, transform=axes_row[0].transAxes, **place)
         for axes, index, value in zip(axes_row, f.top_indices[:, unit], f.top_values[:, unit]):
-            _draw_image(axes, images, index, value)
+            if value > 0:
+                _draw_image(axes, images, index, value)
+            else:
+                axes.axis("off")  # no more images fire it
     title = f"Units with the highest UnitMem of every layer (f of seed {units.seed})"
     figure.suptitle(
         f"{title}\nand the images that fire them most, with the activation", fontsize=10
