@@ -118,6 +118,17 @@ def test_planted_units_have_the_unitmem_and_classmem_that_they_were_planted_with
     assert measured.selects.nonzero()[0].tolist() == [one_image, one_class, mostly_positive]
 
 
+def test_a_unit_that_varies_by_rounding_alone_is_constant():
+    def almost_equal(pixels):
+        number, _ = number_and_class(pixels)
+        return torch.where(number % 2 == 0, 0.3, np.nextafter(np.float32(0.3), np.float32(1)))
+
+    measured = measure(hand_made(almost_equal), numbered_images())
+    assert measured.maximum > measured.minimum
+    assert measured.constant.all() and measured.unitmem.tolist() == [0]
+    assert not measured.selects.any()
+
+
 def test_behind_a_relu_no_unit_is_signed_and_negative_ones_are_dead():
     measured = measure(hand_made(planted_units), numbered_images())
     assert not measured.signed.any() and (measured.minimum >= 0).all()
