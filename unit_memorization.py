@@ -22,10 +22,11 @@ import time
 from memorization.data.confounders import warn_of_confounders
 from memorization.data.subsets import ROLES
 from memorization.errors import escape
+from memorization.machine import processes
 from memorization.machine.command import one_line_errors
 from memorization.machine.device import describe_machine
 from memorization.machine.files import exists
-from memorization.machine.resources import memory_for
+from memorization.machine.resources import memory_for, print_estimate, seconds_of
 from memorization.machine.screen import say
 from memorization.measuring.pruning import CSV, open_pruning, print_pruning, pruning_table
 from memorization.measuring.unit_figures import (
@@ -34,11 +35,13 @@ from memorization.measuring.unit_figures import (
     draw_unit_scatter,
 )
 from memorization.measuring.unit_summary import FORMAT, UnitsSummary, print_summary, summarize
-from memorization.measuring.unit_tables import choose_images, files_of, measure_seed
+from memorization.measuring.unit_tables import MEASURED, choose_images, files_of, measure_seed
+from memorization.measuring.units import find_unit_layers, measure_units
 from memorization.results import SUMMARY
 from memorization.run import open_run
 
 ACTIONS = {"checkpoint": "encoder (the default), epoch_NNNN for a kept one, or all"}
+LONG = 50  # batches from which on one is tried first, to tell what all will take
 PICTURES = ["units.png", "scatter.png", "gallery.png"]
 
 
@@ -54,6 +57,7 @@ def main(argv=None):
     if run.settings.prune:
         config = run.config
         pruning = open_pruning(run.settings, config.probe, config.data, config.size, run.device)
+    print_estimate_of_units(run, chosen)
     for checkpoint in run.checkpoints:
         measure_checkpoint(run, chosen, checkpoint, scores[checkpoint], pruning)
 
@@ -68,6 +72,28 @@ def scores_of_candidates(run, checkpoint):
     first = f"memorization_scores.py with the same config{option} makes them"
     say(f"units: no memorization scores of {checkpoint} to compare with; {first}")
     return None
+
+
+def print_estimate_of_units(run, chosen):
+    """What a long measurement will take, from a batch on trial. chosen: of `choose_images`."""
+    settings, seed = run.settings, run.seeds[0]
+    encoders = len(MEASURED) - 2 + len(run.trained_roles)
+    times = len(run.checkpoints) * len(run.seeds) * encoders
+    n_images = len(chosen[1])
+    if n_images * times < LONG * settings.batch_size:
+        return
+    f = run.encoder(seed, "candidate", run.checkpoints[0])
+    layers, batch = find_unit_layers(f, run.device, settings.names), chosen[0][seed]
+    batch = batch[: settings.batch_size]
+    viewing = settings.viewing(run.config.scores.recipes(run.recipes), seed)
+
+    def measure():
+        return measure_units(f, layers, run.images_on_device.train, batch, viewing)
+
+    with memory_for("units.batch_size", settings.batch_size):
+        seconds = seconds_of(measure, run.device) / len(batch) * n_images * times
+    what = f"measuring {layers.count} units by {n_images} images, {times} times"
+    print_estimate(what, seconds / processes.count(), run.device, 0, run.folder)
 
 
 def measure_checkpoint(run, chosen, checkpoint, scores, pruning):

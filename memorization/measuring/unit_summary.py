@@ -220,8 +220,10 @@ def print_summary(summary):
     width = max(map(len, names.values()))
     over = f"means over {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
     say(f"\nUnitMem over {summary.images} images, {over}:")
+    differences = [f"f - {name}" for name in ("external", "g") if name in measured]
     columns = " ".join(f"{name:>9}" for name in [*measured, "ClassMem"])
-    say(f"{'layer':>{width}} {'units':>6} {'dead':>5} {'signed':>6} {columns}  f - external")
+    columns += "".join(f"  {name:<14}" for name in differences).rstrip()
+    say(f"{'layer':>{width}} {'units':>6} {'dead':>5} {'signed':>6} {columns}")
     for layer, of in of_layers.items():
         of_f = [of_seed[layer]["f"] for of_seed in seeds]
         units, dead, signed = (
@@ -232,15 +234,15 @@ def print_summary(summary):
         means.append(np.mean(classmem) if classmem else None)
         values = " ".join(f"{'-':>9}" if mean is None else f"{mean:>9.3f}" for mean in means)
         counts = f"{units:>6.0f} {dead:>5.0f} {signed:>6.0f}"
-        say(f"{names[layer]:>{width}} {counts} {values}  {_spread(of.get('f - external'))}")
+        values += "".join(f"  {_spread(of.get(name)):<14}" for name in differences).rstrip()
+        say(f"{names[layer]:>{width}} {counts} {values}")
     say(f"{MEANING}.")
     say("External are as many images that f never saw. Dead and signed units are left out.")
     _print_negative([of_seed[ALL]["f"] for of_seed in seeds])
     if not summary.has_labels:
         say("ClassMem is empty: there are no labelled images of two classes")
-    for name in (f"f - {reference}" for reference in REFERENCES):
-        if name in of_layers[ALL]:
-            say(f"{name:>16} of {ALL}: {_spread(of_layers[ALL][name])}")
+    untrained = of_layers[ALL].get("f - untrained")
+    say(f"f - untrained of {ALL}: {_spread(untrained)}")
     _print_top_images(summary.top_images)
 
 

@@ -185,6 +185,16 @@ def test_the_screen_says_that_there_is_no_reference_model(measured, capsys):
         assert f"{name} " in screen
     assert "no reference model, and a maximum grows with the number of images" in screen
     assert "rank correlation" in screen and " over 2 seeds" in screen
+    assert "f - external" in screen and "f - g" in screen and "f - untrained of all" in screen
+    assert "measuring" not in screen
+
+
+def test_a_long_measurement_is_estimated_first(measured, capsys, no_pictures):
+    path, run, _ = measured
+    capsys.readouterr()
+    measure(path, run, "--units.batch_size", "3")  # 64 batches
+    line = "measuring 120 units by 24 images, 8 times: about 0:00:0"
+    assert line in capsys.readouterr().out
 
 
 def test_the_same_command_gives_the_same_bytes(measured):
