@@ -294,7 +294,8 @@ def print_pruning(summary):
             say(line)
         for pair, difference in summary.paired[name].items():
             p = "" if difference.p is None else f"  p {difference.p:.2g}"
-            say(f"{pair:>22} {_in_points(difference)}{p}, over {difference.n} seeds")
+            seeds = f", over {difference.n} seeds" if difference.n > 1 else ""
+            say(f"{pair:>22} {_in_points(difference)}{p}{seeds}")
 
 
 def _in_points(spread):

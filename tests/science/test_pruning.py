@@ -20,6 +20,7 @@ from memorization.measuring.pruning import (
     compare_policies,
     open_pruning,
     plan_cuts,
+    print_pruning,
     prune,
     pruning_table,
     summarize_policies,
@@ -260,6 +261,29 @@ def test_one_seed_has_differences_but_no_test():
     assert difference.mean == pytest.approx(-0.15) and difference.std is None
     assert difference.t is None and difference.p is None
     assert summarize_policies(accuracies(rows))["random"].std_over_draws is not None
+
+
+def test_the_screen_has_a_line_a_policy_and_two_differences(capsys):
+    for seeds, lines in (((0, 1), [
+        "     nothing  top-1 75.00 ± 7.07 %",
+        "     highest  top-1 40.00 ± 14.14 %  less nothing -35.00 ± 7.07",
+        "      random  top-1 62.50 ± 3.54 %  less nothing -12.50 ± 3.54  between draws ± 10.61",
+        "      lowest  top-1 70.00 ± 7.07 %  less nothing -5.00 ± 0.00",
+        "   highest less random -22.50 ± 10.61  p 0.2, over 2 seeds",
+        "    lowest less random +7.50 ± 3.54  p 0.2, over 2 seeds",
+    ]), ((0,), [
+        "     nothing  top-1 80.00 %",
+        "     highest  top-1 50.00 %  less nothing -30.00",
+        "      random  top-1 65.00 %  less nothing -15.00  between draws ± 7.07",
+        "      lowest  top-1 75.00 %  less nothing -5.00",
+        "   highest less random -15.00",
+        "    lowest less random +10.00",
+    ])):  # fmt: skip
+        rows = [row for row in made_up_rows() if row.seed in seeds]
+        print_pruning(pruning_of(fake_images()).summarize(rows))
+        share = "10 % of the units of every layer"
+        title = f"linear probes on fake with {share} set to 0, by their UnitMem:"
+        assert capsys.readouterr().out.splitlines() == ["", title, *lines]
 
 
 def test_pruning_that_cannot_be_probed_is_refused_in_one_line(monkeypatch):
