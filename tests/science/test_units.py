@@ -22,6 +22,7 @@ from memorization.measuring.unit_statistics import (
     UnitStatistics,
     median_of_rest,
 )
+from memorization.measuring.unit_tables import SeedUnits
 from memorization.measuring.units import (
     UnitLayers,
     Viewing,
@@ -116,6 +117,17 @@ def test_planted_units_have_the_unitmem_and_classmem_that_they_were_planted_with
     expected = (0.5 - rest) / (0.5 + rest)
     assert measured.unitmem[mostly_positive] == pytest.approx(expected)
     assert measured.selects.nonzero()[0].tolist() == [one_image, one_class, mostly_positive]
+
+
+def test_images_are_counted_that_fire_a_unit_more_than_all_others_do():
+    """Not those of dead, signed and constant units, of which the first image would have all."""
+    encoder, images = hand_made(planted_units, nn.Identity()), numbered_images()
+    chosen = np.arange(1, N, 2)
+    layers = find_unit_layers(encoder, images.device)
+    units = SeedUnits(0, chosen, chosen, {"f": measure(encoder, images, chosen)}, layers)
+    # 1 is the first of class 1, and of those that are alike beside 9
+    expected = {1: 2, 17: 1}
+    assert units.top_counts.tolist() == [expected.get(index, 0) for index in chosen.tolist()]
 
 
 def test_a_unit_that_varies_by_rounding_alone_is_constant():
