@@ -16,6 +16,7 @@ import train_simclr
 import unit_memorization
 from memorization.data.subsets import load_subsets
 from memorization.measuring.unit_tables import ARRAYS, COLUMNS
+from memorization.significance import bootstrap_interval
 
 FILES = {"gallery.png", "scatter.png", "summary.json", "units.csv", "units.npz", "units.png"}
 LAYERS = [
@@ -128,6 +129,10 @@ def test_the_summary_is_of_the_arrays(measured):
         differences = of_layer["differences"]
         paired = unitmem["f"] - unitmem["external"]
         assert differences["f - external"]["value"] == pytest.approx(np.nanmean(paired))
+        interval = bootstrap_interval(
+            lambda values, axis=-1: values.mean(axis), paired[~np.isnan(paired)]
+        )
+        assert differences["f - external"]["interval_95"] == pytest.approx(interval)
         expected = np.nanmean(unitmem["f"]) - np.nanmean(unitmem["untrained"])
         assert differences["f - untrained"]["value"] == pytest.approx(expected)
         for difference in differences.values():
