@@ -14,7 +14,6 @@ import torch.nn as nn
 # never.
 CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
 CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.GroupNorm)
-ATTENTION_SUM = ".attention_sum"  # ends the names of residual sums after attention
 # The name of the shortcut in a residual block: that of a module beside it.
 SHORTCUTS = {"downsample": "conv1", "shortcut": "layer", "proj": "f"}
 
@@ -111,7 +110,7 @@ def editing(layers, edit):
     residual sum, the next sum would take what the norm was not given.
     """
     for layer in layers:
-        if layer.module is None or layer.name.endswith(ATTENTION_SUM):
+        if layer.module is None or (layer.of_input and _is_norm(layer.module)):
             raise ValueError(f"{layer.name}: no module gives it, so it cannot be changed")
 
     def use(layer, output):
@@ -206,11 +205,12 @@ def trace_layers(network, run):
     run(): a pass of two images through the network, and what it gives. Layers have the names of
     their modules; a module that is called again gives `<name>_1`. What comes out of several modules
     is one layer: a block and the last module in it are named after the block, unless that module
-    has others inside. The input of the norm that follows an attention is `<block>.attention_sum`.
-    What the pass gives is the last layer; if it comes out of no module, it is called `tokens`. Left
-    out are the insides of an attention, those of a perceptron but for its non-linearities, the
-    shortcuts of ResNets, dropout and identities, and what has not a row for each image. A network
-    without modules has no layers.
+    has others inside. The input of the norm that follows an attention is `<block>.attention_sum`,
+    that of the norm before the first attention `embedding`, if no module gives it. What the pass
+    gives is the last layer; if it comes out of no module, it is called `tokens`. Left out are the
+    insides of an attention, those of a perceptron but for its non-linearities, the shortcuts of
+    ResNets, dropout and identities, and what has not a row for each image. A network without
+    modules has no layers.
     """
     trace = _Trace(network)
     modes = {module: module.training for module in network.modules()}
@@ -243,6 +243,7 @@ class _Trace:
         self._tensors = []  # a tensor's key is its own as long as the tensor is there
         self._are_last = {}  # {key of a tensor: whether its channels are last}
         self._is_latest_last = False
+        self._has_attention = False  # called so far
         self._attended = {}  # {block: whether the next norm in it takes the sum after attention}
         self._given = {}  # {module: the key of what it was last given}
 
@@ -265,8 +266,15 @@ class _Trace:
         if not _is_norm(module) or not _has_rows(tensor):
             return
         block = self._block_of(module)
-        if self._attended.pop(block, False) and _key(tensor) not in self.places:
-            name, is_last = self._names[block] + ATTENTION_SUM, self._is_last(module, tensor)
+        if self._attended.pop(block, False):
+            self._add_input(f"{self._names[block]}.attention_sum", module, tensor)
+        elif not self._has_attention and block is not None and self._attends(block):
+            self._add_input("embedding", module, tensor)
+
+    def _add_input(self, name, module, tensor):
+        """Add what a module is given as a layer, unless it comes out of one."""
+        if _key(tensor) not in self.places:
+            is_last = self._is_last(module, tensor)
             self._add(Layer(name, module, of_input=True, channels_last=is_last), tensor, is_last)
 
     def _after(self, module, arguments, output):
@@ -296,6 +304,7 @@ class _Trace:
         An attention to parts of images is put together again first. If no norm came before it, the
         next one takes that, not the sum.
         """
+        self._has_attention = True
         block = self._block_of(module)
         if block is not None:
             norms = [part for part in block.children() if _is_norm(part)]
@@ -322,6 +331,9 @@ class _Trace:
             if self._is_attention(block) or hasattr(block, SHORTCUTS.get(part, "")):
                 return False
         return activates(module) or not any(_is_perceptron(block) for block in outer)
+
+    def _attends(self, block):
+        return any(self._is_attention(part) for part in block.children() if part in self._names)
 
     def _is_attention(self, module):
         is_called_so = self._names[module].rpartition(".")[2] == "attn"

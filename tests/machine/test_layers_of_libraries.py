@@ -129,7 +129,10 @@ def test_layers_are_named_after_the_modules_in_the_order_of_the_pass(library, ne
             assert layer is layers[-1] and layer.name == "tokens"
         elif layer.of_input:
             block, _, last = layer.name.rpartition(".")
-            assert last == "attention_sum" and layer.module in modules[block].children()
+            is_first = layer.name == "embedding" and order.index(layer.module) > latest
+            assert is_first or (
+                last == "attention_sum" and layer.module in modules[block].children()
+            )
         else:
             name = layer.name.removesuffix(f"_{layer.call}") if layer.call else layer.name
             assert modules[name] is layer.module
@@ -237,6 +240,24 @@ def test_a_residual_sum_is_what_went_in_and_the_attention(
     parts = (attention, "attention_sum", perceptron)
     places = [names.index(f"{block}.{part}") for part in parts]
     assert sorted(places) == places
+
+
+@pytest.mark.parametrize("library, network, block, attention", [
+    ("timm", "vit_tiny_patch16_224", "blocks.0", "attn"),
+    ("function", "tiny_vit", "encoder.layers.encoder_layer_0", "self_attention"),
+])  # fmt: skip
+def test_what_enters_the_first_block_of_a_transformer_is_a_layer(
+    library, network, block, attention, make
+):
+    encoder, pixels, layers, outputs = make(library, network)
+    names = list(outputs)
+    assert names.index("embedding") < names.index(f"{block}.{attention}")
+    total = outputs["embedding"] + outputs[f"{block}.{attention}"]
+    assert torch.equal(outputs[f"{block}.attention_sum"], total)
+    first = [layer for layer in layers if layer.name == "embedding"]
+    with pytest.raises(ValueError, match="^embedding: no module gives it"):
+        with editing(first, lambda layer, output: output):
+            encoder(pixels)
 
 
 def test_there_is_a_residual_sum_only_if_the_first_norm_after_an_attention_takes_it(make):
