@@ -194,9 +194,8 @@ def test_the_screen_says_that_there_is_no_reference_model(measured, capsys):
     assert "measuring" not in screen
 
 
-def test_a_long_measurement_is_estimated_first(measured, capsys, no_pictures):
-    path, run, _ = measured
-    capsys.readouterr()
+def test_a_long_measurement_is_estimated_first(run_copy, capsys, no_pictures):
+    path, run = run_copy
     measure(path, run, "--units.batch_size", "3")  # 64 batches
     line = "measuring 120 units by 24 images, 8 times: about 0:00:0"
     assert line in capsys.readouterr().out
