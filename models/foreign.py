@@ -14,7 +14,8 @@ from pydantic import Field
 from torch.func import functional_call
 from torchvision.ops import StochasticDepth
 
-from models.layers import outputs_of_layers, trace_layers, twice
+from models.layer_tracing import trace_layers, twice
+from models.layers import outputs_of_layers
 from models.settings import BaseEncoderSettings
 
 INSTALL = "pip install -r requirements-optional.txt"

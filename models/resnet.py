@@ -8,7 +8,8 @@ import torchvision
 from pydantic import Field
 from torchvision.models.resnet import BasicBlock
 
-from models.layers import outputs_of_layers, trace_layers, twice
+from models.layer_tracing import trace_layers, twice
+from models.layers import outputs_of_layers
 from models.settings import FirstEncoderSettings
 
 
