@@ -104,7 +104,9 @@ def view_products(vectors):
     In float64 distances of views that nearly agree keep their digits, see `distances_by_products`;
     a matrix product is several times as fast as differences.
     """
-    at_once = max(1, NUMBERS_TOGETHER // vectors[0].numel())
+    at_once = len(vectors)
+    if vectors.device.type == "cpu":
+        at_once = max(1, NUMBERS_TOGETHER // vectors[0].numel())
     parts = (part.double() for part in vectors.split(at_once))
     return torch.cat([part @ part.mT for part in parts])
 
