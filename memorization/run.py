@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -275,8 +274,6 @@ def _text(key, value):
         return f"augmentation_{digest[:HASH]}"
     if value is None:
         return "all"
-    if key.endswith(".names") and isinstance(value, str):
-        return re.sub(r"[^\w.-]", "-", value)  # of a layer, which may be anything
     if isinstance(value, list):
         return "_".join(_text(key, part) for part in value) or "none"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -19,6 +19,7 @@ from test_processes import torchrun
 
 import layer_memorization
 from memorization.data.subsets import first_by_hash, load_subsets
+from memorization.measuring import layers
 from memorization.measuring.layer_printing import spread_evenly
 from memorization.measuring.layer_tables import COLUMNS
 
@@ -196,11 +197,19 @@ def test_the_same_command_twice_gives_the_same_bytes(measured, tmp_path):
         assert (again / name).read_bytes() == (folder / name).read_bytes(), name
 
 
-def test_the_batch_size_changes_nothing(measured, tmp_path, no_pictures):
+def test_the_batch_size_changes_nothing(measured, tmp_path, no_pictures, monkeypatch):
     path, run, folder = measured
     copy = shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(copy / "layers")
+    sizes, draw_views = [], layers.draw_views
+
+    def watched_draw(encoder, images, indices, *arguments):
+        sizes.append(len(indices))
+        return draw_views(encoder, images, indices, *arguments)
+
+    monkeypatch.setattr(layers, "draw_views", watched_draw)
     again = arrays_of(measure(path, copy, "--layers.batch_size", "7"))
+    assert max(sizes) == 7
     for name in ("L_f", "L_g", "ratio"):
         assert np.abs(again[name] - arrays_of(folder)[name]).max() < 1e-6
 
@@ -240,9 +249,9 @@ def test_a_crossover_has_a_pool_whose_ratios_are_signed(pool_copy, texts):
     f, g = arrays["L_f"], arrays["L_g"]
     expected = (arrays["sign"][:, :, None] * (g - f) / (g + f)).mean(0)
     assert arrays["ratio"] == pytest.approx(expected)
-    layers, heat = texts
-    assert "pool: candidates: n = 64" in layers and "external" in layers
-    assert all(name in layers and name in heat for name in arrays["layers"])
+    curve, heat = texts
+    assert "pool: candidates: n = 64" in curve and "external" in curve
+    assert all(name in curve and name in heat for name in arrays["layers"])
 
 
 def test_the_summary_is_of_the_arrays(measured):

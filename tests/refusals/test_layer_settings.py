@@ -81,6 +81,14 @@ def test_a_layer_that_overflows_is_named(run_copy, refusal):
     assert not (run / "layers").exists()
 
 
+def test_views_without_chance_are_refused(run_copy, refusal):
+    path, run = run_copy
+    options = ["--run", str(run), "--scores.augmentation", "[{size: 16}]"]
+    line = refusal(layer_memorization.main, ["--config", path, *options])
+    assert "seed_0/candidate: all views are represented alike: the recipe has no chance" in line
+    assert not (run / "layers").exists()
+
+
 def test_an_encoder_without_layers_is_refused():
     encoder = foreign_encoder("plain", 0)
     with pytest.raises(WrongUse, match="layers: plain: its network has no layers that can be"):

@@ -35,6 +35,7 @@ from memorization.measuring.scores import Scoring, draw_views
 from memorization.significance import resampled_means
 from models.encoders import encoder_settings, make_encoder
 from models.layers import Layer
+from models.vit import patchify, take_tokens
 
 ENCODERS = {
     "resnet": {"name": "resnet_small", "width": 8},
@@ -192,12 +193,13 @@ def rows_of(**counts):
             "is_sampled": ~absent, "is_most": absent, "is_least": absent}  # fmt: skip
 
 
-def test_batches_and_threads_change_nothing(monkeypatch):
-    pair = small_pair("resnet")
-    losses, _ = align(pair)
+@pytest.mark.parametrize("recipes, kind", [(CROPS, "resnet"), (MIXED, "vit")])
+def test_batches_and_threads_change_nothing(recipes, kind, monkeypatch):
+    pair = small_pair(kind)
+    losses, _ = align(pair, recipes)
     monkeypatch.setattr(threads, "count", lambda device: 3)
     monkeypatch.setattr(threads, "PIXELS_OF_ALL_VIEWS", 1)  # image by image
-    of_threads, _ = align(pair, scoring=Scoring(views=4, seed=3, batch_size=5))
+    of_threads, _ = align(pair, recipes, scoring=Scoring(views=4, seed=3, batch_size=5))
     assert np.abs(losses - of_threads).max() < 1e-6
 
 
@@ -224,6 +226,40 @@ def test_layers_are_measured_in_bfloat16_as_scores_are():
     rough, _ = align(small_pair("vit"), scoring=Scoring(4, "tokens", "bf16", seed=3))
     difference = np.abs(losses - rough)
     assert 1e-5 < difference.max() < 0.05
+
+
+class InPlace(nn.Module):
+    """An encoder of patches of 4 pixels, the second layer of which overwrites the first."""
+
+    patch = 4
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleList([nn.Identity(), nn.ReLU(inplace=True)])
+
+    def forward(self, pixels, visible=None):
+        tokens = take_tokens(patchify(pixels, 4), visible)
+        return self.parts[1](self.parts[0](tokens))
+
+    pass_once = forward
+
+    def pool(self, output):
+        return output[:, 0]  # a part of the layer's own memory
+
+    def find_layers(self, pixels, visible=None):
+        return [Layer(name, part) for name, part in zip("ab", self.parts)]
+
+
+def test_layers_that_wait_for_another_pass_are_not_overwritten():
+    encoder = Encoder("f", InPlace().eval(), 3, 16, ((0.5,) * 3, (0.25,) * 3), patch=4)
+    two_masks = [*MASKED, ViewRecipe(size=16, crop_scale=[0.3, 1.0], mask_ratio=0.75)]
+    losses, _ = align(Pair(encoder, encoder, 3), two_masks, representation="pooled")
+    views, _ = draw_views(encoder, IMAGES, torch.arange(14), two_masks, SCORING)
+    first = [take_tokens(patchify(pixels, 4), visible)[:, 0] for pixels, visible in views]
+    for layer, vectors in enumerate((first, [vector.relu() for vector in first])):
+        vectors = F.normalize(torch.stack(vectors, dim=1).double(), dim=2)
+        expected = mean_over_pairs(view_distances(vectors))
+        assert np.abs(losses[0, :, layer] - expected.numpy()).max() < 1e-6
 
 
 class Constant(nn.Module):
