@@ -108,7 +108,7 @@ def measure_checkpoint(run, checkpoint, scores):
         seconds=seconds,
         images_per_second=len(rows["index"]) * len(pairs) / seconds,
     )
-    with result.save(files_of(table, summary.subsets), summary, PICTURES):
+    with result.save(files_of(table, summary.subsets, run.seeds), summary, PICTURES):
         draw_layers(summary, result.folder / "layers.png")
         draw_heatmap(table, result.folder / "heatmap.png")
     print_summary(summary, result.folder)

@@ -135,16 +135,22 @@ def table_of_layers(rows, seeds):
     )
 
 
-def files_of(table, subsets):
-    """{name: bytes} of layers.csv and layers.npz. table: a LayerTable; subsets: of `summarize`.
+def files_of(table, subsets, seeds):
+    """{name: bytes} of layers.csv and layers.npz. table: a LayerTable; subsets: of `summarize`;
+    seeds: of the pairs, a list.
 
     layers.npz has index, split, subset, label, is_sampled, is_most and is_least, (N,) each; layers
-    and depths, (L,); seeds' alignment losses L_f and L_g, (S, N, L), raw; sign, (S, N); and ratio,
-    (N, L), the mean over the seeds.
+    and depths, (L,); seeds, (S,); the alignment losses L_f and L_g, (S, N, L), raw; sign, (S, N);
+    and ratio, (N, L), the mean over the seeds. See `rows_to_measure` and LayerTable.
     """
     arrays = {name: values for name, values in table.rows.items() if name != "file"}
     arrays |= {"layers": np.array(table.names), "depths": np.array(table.depths)}
-    arrays |= {"L_f": table.losses_f, "L_g": table.losses_g, "sign": table.signs}
+    arrays |= {
+        "seeds": np.array(seeds),
+        "L_f": table.losses_f,
+        "L_g": table.losses_g,
+        "sign": table.signs,
+    }
     content = io.BytesIO()
     np.savez(content, **arrays, ratio=table.ratios)
     return {"layers.csv": _csv_of(table, subsets), "layers.npz": content.getvalue()}

@@ -111,7 +111,7 @@ def test_the_arrays_hold_raw_losses_whose_ratios_are_averaged_over_seeds(measure
     for name in ("shared", "candidate", "independent", "external"):
         found = arrays["index"][arrays["subset"] == name]
         assert found.tolist() == sorted(getattr(subsets, name).tolist())
-    assert arrays["is_sampled"].all()
+    assert arrays["is_sampled"].all() and arrays["seeds"].tolist() == [0, 1]
 
 
 def test_the_most_and_least_memorized_are_the_tenths_by_score(measured):

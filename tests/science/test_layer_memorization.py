@@ -1,5 +1,6 @@
 """LayerMem: how much better f aligns the views of images than g does, at every layer."""
 
+import gc
 import itertools
 
 import numpy as np
@@ -22,6 +23,7 @@ from memorization.data.recipes import ViewRecipe
 from memorization.encoder import Encoder, Pair
 from memorization.errors import WrongUse
 from memorization.machine import threads
+from memorization.measuring import layers
 from memorization.measuring.layer_summary import (
     compare_parts,
     describe_layers,
@@ -201,6 +203,25 @@ def test_batches_and_threads_change_nothing(recipes, kind, monkeypatch):
     monkeypatch.setattr(threads, "PIXELS_OF_ALL_VIEWS", 1)  # image by image
     of_threads, _ = align(pair, recipes, scoring=Scoring(views=4, seed=3, batch_size=5))
     assert np.abs(losses - of_threads).max() < 1e-6
+
+
+def test_what_comes_out_of_a_layer_is_not_kept(monkeypatch):
+    calls, sizes = [], []
+
+    def watched_products(vectors):
+        calls.append(None)
+        if len(calls) % 7 == 1:
+            storages = [t.untyped_storage() for t in gc.get_objects() if type(t) is torch.Tensor]
+            sizes.append(sum({one.data_ptr(): one.nbytes() for one in storages}.values()))
+        return view_products(vectors)
+
+    monkeypatch.setattr(layers, "view_products", watched_products)
+    monkeypatch.setitem(ENCODERS, "vit", ENCODERS["vit"] | {"depth": 8})
+    monkeypatch.setattr(threads, "count", lambda device: 1)
+    align(small_pair("vit"))
+    assert len(calls) == 2 * 42
+    largest = 14 * 4 * 17 * 128 * 4  # bytes of what comes out of a GELU
+    assert max(sizes) < min(sizes) + 4 * largest  # all layers have 20 times as much
 
 
 def test_images_do_not_depend_on_those_beside_them():
