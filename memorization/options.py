@@ -232,7 +232,8 @@ def _value(key, typed, annotation):
         return words  # a name may look like a number
     values = [parse_yaml(word, f"command line: --{key}: {shorten(word)!r}") for word in words]
     # A list may be typed as one word, `[0, 1]`, and so may null or a name in the place of a list.
-    in_place = (list, types.NoneType) if kinds == [list] else (list, types.NoneType, str)
+    takes_no_name = kinds == [list] or _is_list_of_texts(annotation)
+    in_place = (list, types.NoneType) if takes_no_name else (list, types.NoneType, str)
     is_whole = typed is not words or (len(values) == 1 and isinstance(values[0], in_place))
     return values[0] if is_whole else values
 
@@ -250,6 +251,13 @@ def _alternatives(annotation):
 def _kinds(annotation):
     """The same without their parameters: [list, NoneType] of `list[int] | None`."""
     return [typing.get_origin(one) or one for one in _alternatives(annotation)]
+
+
+def _is_list_of_texts(annotation):
+    """Whether a setting is a list of texts or null: a single text is then an item of the list."""
+    lists = [one for one in _alternatives(annotation) if typing.get_origin(one) is list]
+    kinds = [kind for one in lists for item in typing.get_args(one) for kind in _kinds(item)]
+    return bool(kinds) and set(kinds) <= {str, Literal}
 
 
 def _type_name(annotation):
