@@ -136,14 +136,15 @@ def draw_histogram(scores, path):
 
 
 @picture
-def draw_losses(table, path):
-    """The alignment losses of f alone as overlaid histograms. table: dict of (N,) arrays
-    "alignment_loss_f" and "subset".
+def draw_losses(table, is_crossover, path):
+    """The alignment losses of f, in a crossover of the encoder with the image, as overlaid
+    histograms. table: dict of (N,) arrays "alignment_loss_f" and "subset".
     """
     figure, axes = subplots(figsize=(7.5, 4.5))
-    _draw_histograms(axes, table["alignment_loss_f"], table["subset"], NAMES)
+    names = NAMES | {"candidate": POOL} if is_crossover else NAMES
+    _draw_histograms(axes, table["alignment_loss_f"], table["subset"], names)
     title = "How well the encoder aligns images that it saw, and others"
-    axes.set(title=title, xlabel=LOSS_F, ylabel="density")
+    axes.set(title=title, xlabel=LOSS_WITH if is_crossover else LOSS_F, ylabel="density")
     return figure
 
 

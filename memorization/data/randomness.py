@@ -23,6 +23,7 @@ PURPOSES = {
             "removal",
             "halves",
             "pruning",
+            "membership",
         ]
     )
 }

@@ -172,9 +172,12 @@ def draw_views(encoder, images, indices, recipes, scoring):
     return views, torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=in_bf16)
 
 
-def align_images(encoder, images, indices, recipes, scoring):
-    """The alignment loss of images under one encoder alone, and its jackknife error over the choice
-    of views, (2, N) float64. See `score_images`, also for what it raises.
+def align_images(encoder, images, indices, recipes, scoring, measure=None):
+    """What the distances between the views of images tell of one encoder alone, (K, N) float64: the
+    alignment loss, and its jackknife error over the choice of views. See `score_images`, also for
+    what it raises.
+
+    measure: a function from distances (B, V, V) to more rows, (K - 2, B).
     """
     check_encoders(encoder, encoder, images)
     encoder = encoder.to(images.device)
@@ -185,16 +188,19 @@ def align_images(encoder, images, indices, recipes, scoring):
         with autocast:
             distances = encoder_distances(encoder.network, views, scoring.representation)
         error = jackknife_error(distances, torch.zeros_like(distances))
-        measured = torch.stack([mean_over_pairs(distances), error]).cpu()
+        measured = torch.stack([mean_over_pairs(distances), error])
+        if measure is not None:
+            measured = torch.cat([measured, measure(distances)])
+        measured = measured.cpu()  # in one transfer, as a GPU waits for each
         if not measured.isfinite().all():
             raise WrongUse(f"{encoder.place}: its representations are not finite")
         return measured
 
     batches = torch.as_tensor(indices).split(scoring.batch_size)
     parts = processes.map_in_processes(align, batches, f"aligning seed {scoring.seed}")
-    losses = torch.cat(parts, dim=1).double().numpy()
-    check_chance(encoder, losses[0])
-    return losses
+    measured = torch.cat(parts, dim=1).double().numpy()
+    check_chance(encoder, measured[0])
+    return measured
 
 
 def check_chance(encoder, losses):

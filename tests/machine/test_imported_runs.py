@@ -20,7 +20,7 @@ import remove_samples
 import unit_memorization
 from memorization.checkpoint import load_encoder, load_pair, read_checkpoint, untrained_encoder
 from memorization.machine.files import exists
-from memorization.measuring.membership import auc
+from memorization.measuring.membership_rates import auc
 from memorization.measuring.untrained_twins import (
     TWINS,
     compare_with_twins,

@@ -1,0 +1,121 @@
+"""What the screen shows of a membership inference: guards first, then the attacks."""
+
+from memorization.errors import escape
+from memorization.machine.screen import caution, say
+from memorization.measuring.membership import MEANINGS, POOLED
+from memorization.measuring.membership_rates import RATES
+
+NAMED = 5  # duplicates on the screen
+WIDTH, GUARD, NAMES, AUCS = 40, 14, 24, 38  # of columns
+GUARDS = {
+    "raw pixels": "raw pixels",
+    "untrained encoder: representations": "untrained",
+    "untrained encoder: alignment": "its alignment",
+    "untrained encoder: encodermi_threshold": "its cosine",
+}
+
+
+def print_guards(guards, shared):
+    """The guards on the screen, and a warning for every one that tells lists apart.
+
+    guards: of `measure_guards`; shared: of `find_shared_images`.
+    """
+    say("\nguards: can lists be told apart without a trained encoder? AUC, .5 if not")
+    say(f"{'':>{WIDTH}} {' '.join(f'{name:>{GUARD}}' for name in GUARDS.values())}")
+    for pair in next(iter(guards.values())):
+        words = []
+        for guard in GUARDS:
+            low, high = guards[guard][pair]["interval_95"]
+            words.append(f"{guards[guard][pair]['value']:.3f} ± {(high - low) / 2:.3f}")
+        say(f"{pair:>{WIDTH}} {' '.join(f'{word:>{GUARD}}' for word in words)}")
+    for guard, of in guards.items():
+        for pair, result in of.items():
+            if result["differs"]:
+                alone = f"{guard} alone has an AUC of {_auc(result)}"
+                doubt = "these lists differ in something that is not membership"
+                caution(f"membership: {pair}: {alone}: {doubt}")
+    for pair, groups in shared.items():
+        named = [" = ".join(f"{split} {index}" for split, index in group) for group in groups]
+        more = f" and {len(groups) - NAMED} more" if len(groups) > NAMED else ""
+        same = f"{len(groups)} images stand in both lists, equal or nearly equal"
+        caution(f"membership: {pair}: {same}: {'; '.join(named[:NAMED])}{more}")
+
+
+def print_summary(summary, folder):
+    """The summary on the screen. folder: of the result."""
+    say(f"\nalignment loss, {summary.meaning}:")
+    for name, values in summary.subsets.items():
+        mean, std = (f"{values[key]:.4f}" for key in ("mean", "std"))
+        say(f"{name:>12}: n {values['n']}  mean {mean}  std {std}")
+    say(f"{'how often a seen image is aligned better (AUC)':>48}   mean over seeds     untrained")
+    for pair, of_f in summary.auc.items():
+        untrained = _auc(summary.auc_untrained[pair])
+        say(f"{pair:>48}   {_auc(of_f):<24} {untrained}")
+    reasons = {}
+    for attack, why in summary.left_out.items():
+        reasons.setdefault(why, []).append(attack)
+    for why, attacks in reasons.items():
+        say(f"left out: {', '.join(attacks)}, as each {why}")
+    _print_attacks(summary)
+    _print_exposure(summary)
+    say(f"\nthe results are in {escape(folder)}: membership.csv, summary.json, roc.png")
+
+
+def _print_attacks(summary):
+    comparisons = {}
+    for attack, of_comparison in summary.attacks.items():
+        for comparison, groups in of_comparison.items():
+            comparisons.setdefault(comparison, {})[attack] = groups
+    say("\nattacks on one encoder at a time; means over the encoders")
+    for name, meaning in MEANINGS.items():
+        say(f"{name:>12}: {meaning}")
+    for comparison, attacks in comparisons.items():
+        pooled = POOLED in next(iter(attacks.values()))
+        first = f"{'AUC f':>6}{'g':>6}  f and g" if pooled else "AUC of f"
+        say(f"\n{comparison:>{NAMES}} {first:<{AUCS}} advantage  found at 1 % false positives")
+        for attack, groups in attacks.items():
+            of = groups[POOLED] if pooled else groups["f"]
+            apart = [f"{groups[name]['auc']['value']:>6.3f}" for name in ("f", "g") if pooled]
+            result = "".join(apart) + "  " * pooled + _auc(of["auc"])
+            found = _found(of["rates"]["0.01"])
+            say(f"{attack:>{NAMES}} {result:<{AUCS}} {of['advantage']:>+9.3f}  {found}")
+        _say_what_is_not_shown(attacks)
+
+
+def _found(rates):
+    """Members found at a false positive rate, in words."""
+    if rates is None:
+        return "not shown"
+    of = rates["true_positive_rate"]
+    low, high = (100 * bound for bound in of["interval_95"])
+    share = f"{100 * of['value']:.1f} % ({low:.1f} to {high:.1f})"
+    return f"{share}: {rates['exposed']:.1f} of {rates['members']:.0f}"
+
+
+def _say_what_is_not_shown(attacks):
+    groups = [of for attack in attacks.values() for of in attack.values()]
+    for rate in RATES:
+        if any(of["rates"][f"{rate:g}"] is None for of in groups):
+            needed = f"that takes {2 / rate:,.0f} others, of which one half choose the threshold"
+            say(f"{'':>{NAMES}} {100 * rate:g} % false positives cannot be shown: {needed}")
+
+
+def _print_exposure(summary):
+    if not summary.exposure:
+        return
+    say("\nis who is exposed who is memorized? rank correlation of signal and memorization score")
+    say(
+        f"{'':>{NAMES}} {'candidates':>24} {'external, by chance':>24} {'score by other seeds':>24}"
+    )
+    for attack, of in summary.exposure.items():
+        words = [
+            "-" if of[name] is None else _auc(of[name], "+.2f")
+            for name in ("candidate", "external", "by_other_seeds")
+        ]
+        say(f"{attack:>{NAMES}} " + " ".join(f"{word:>24}" for word in words))
+
+
+def _auc(one, form=".3f"):
+    """A value with its interval."""
+    low, high = one["interval_95"]
+    return f"{one['value']:{form}} ({low:{form}} to {high:{form}})"

@@ -1,0 +1,92 @@
+"""Membership inferences that would tell nothing are refused in one line, and nothing is written."""
+
+import shutil
+
+import numpy as np
+import pytest
+from conftest import CPU, random_bytes
+
+import membership_inference
+from memorization.data.images import Split
+from memorization.errors import WrongUse
+from memorization.measuring.membership import check_rows
+from memorization.measuring.membership_guards import find_shared_images
+
+
+@pytest.fixture
+def refuse(run_copy, refusal):
+    """refuse(*options) -> the line with which a run is refused, which is left as it is."""
+
+    def infer(*options):
+        path, run = run_copy
+        before = sorted(run.rglob("*"))
+        arguments = ["--config", path, "--run", str(run), *options]
+        line = refusal(membership_inference.main, arguments)
+        assert sorted(run.rglob("*")) == before
+        return line
+
+    return infer
+
+
+def test_fewer_than_20_members_are_refused(refuse):
+    line = refuse("--membership.per_subset", "19")
+    assert "there are 19 candidates, which f saw, but at least 20 are needed" in line
+    assert "membership.per_subset is 19" in line
+
+
+@pytest.mark.parametrize("scheme, counts, words", [
+    ("fixed", (40, 0), "there are 0 external images, nobody's, but at least 20"),
+    ("fixed", (40, 19), "there are 19 external images"),
+    ("fixed", (0, 40), "there are 0 candidates"),
+    ("crossover", (38, 40), "there are 19 candidates"),
+])  # fmt: skip
+def test_too_few_images_of_a_list_are_refused(scheme, counts, words):
+    class Scheme:
+        pass
+
+    Scheme.scheme = scheme
+    rows = {"subset": np.repeat(["candidate", "external"], counts)}
+    with pytest.raises(WrongUse, match=words):
+        check_rows(rows, Scheme, None)
+
+
+@pytest.mark.parametrize("attack, words", [
+    ("lira", "lira needs a crossover of 4 seeds or more, and this is one fixed split"),
+    ("yeom", "'yeom'"),
+])  # fmt: skip
+def test_an_attack_that_cannot_be_made_is_refused(attack, words, refuse):
+    assert words in refuse("--membership.attacks", "alignment", attack)
+
+
+def test_an_attack_that_needs_g_is_refused_without_g(run_copy, refuse):
+    shutil.rmtree(run_copy[1] / "seed_1/independent")
+    line = refuse("--membership.attacks", "reference")
+    assert "membership.attacks: reference needs g, which is not there" in line
+
+
+def test_a_crossover_without_g_of_a_seed_is_refused(pool_copy, refusal):
+    path, run = pool_copy
+    (run / "seed_1/independent/encoder.pt").unlink()
+    line = refusal(membership_inference.main, ["--config", path, "--run", str(run)])
+    assert "seed_1/independent/encoder.pt is missing" in line and "both are needed" in line
+
+
+def test_members_that_are_also_others_are_refused(fake_twins):
+    images, rows, lists = fake_twins
+    with pytest.raises(WrongUse, match="members are also others: 50% of one list"):
+        find_shared_images(lists, rows, images, CPU)
+
+
+@pytest.fixture
+def fake_twins():
+    """(images, rows, lists): half of the external images have the pixels of candidates."""
+
+    class Images:
+        train = Split.from_array(random_bytes(60, 8, 8, 1), name="train")
+
+    pixels = random_bytes(20, 8, 8, 1, seed=1)
+    pixels[:10] = random_bytes(60, 8, 8, 1)[:10]
+    Images.test = Split.from_array(pixels, name="test")
+    rows = {"index": np.concatenate([np.arange(60), np.arange(20)])}
+    rows["split"] = np.repeat(["train", "test"], [60, 20])
+    return Images, rows, {"candidate against external": (np.arange(60), np.arange(60, 80))}
