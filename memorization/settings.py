@@ -37,6 +37,13 @@ class TrainingSettings(OptimizerSettings):
     clip_gradient: float | None = Field(
         None, gt=0, description="bound on the norm of the whole gradient; null for none"
     )
+    alignment_penalty: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="weight of a penalty for placing views of an image close together, against "
+        "memorization; the loss has the rest of the weight",
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
         description="auto is bf16 autocast on GPUs made for it (from Ampere on), else fp32; "
@@ -87,6 +94,14 @@ class TrainingSettings(OptimizerSettings):
                 end = f"but training ends after {self.epochs} epochs"
                 raise ValueError(f"checkpoint_epochs has {epoch}, {end}")
         return self
+
+    @pydantic.model_serializer(mode="wrap")
+    def _leave_out_unused_penalty(self, dump):
+        """Records without a penalty keep the form of earlier versions."""
+        values = dump(self)
+        if not self.alignment_penalty:
+            values.pop("alignment_penalty", None)
+        return values
 
 
 class _Trained(Settings):

@@ -6,6 +6,8 @@ A method is a torch module. The training loop knows it by this contract, and by 
     encoder                    the only part that is measured and kept
     forward(*views) -> loss    a view has .pixels (B, C, H, W), normalized, and .visible, patch
                                indices (B, K) or None
+    online_encoder             optional; the encoder that gradients train, if `encoder` may be its
+                               slow copy
     parameter_groups()         optional; dicts with params and any of lr_scale, weight_decay,
                                constant_lr (else: one group of all parameters). A group without
                                weight_decay is split in two: weights; and biases and norms, which
@@ -21,6 +23,11 @@ A method is a torch module. The training loop knows it by this contract, and by 
 If several processes train together, forward sees one process's part of the batch, and the gradient
 is the mean over the processes. A loss that is a mean over images needs nothing more. A loss that
 compares images gathers the parts first, by models/gather.py.
+
+A method encodes every view once, by calling the encoder that is trained: encoder(pixels, visible),
+or encoder(pixels, visible, pooled=False) if it needs the tokens of a vision transformer. Views may
+be joined to one batch, view by view. models/alignment_penalty.py, which wraps any method, sees the
+representations by a hook.
 
 All state of a method lives in parameters and buffers. Beside the module stands the schema of its
 settings, a pydantic model: its fields are the keys of the config's `method:` section, and its

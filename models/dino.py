@@ -148,6 +148,11 @@ class DINO(nn.Module):
         """The encoder that is measured and kept."""
         return self.student_encoder if self.kept == "student" else self.teacher_encoder
 
+    @property
+    def online_encoder(self):
+        """The encoder that gradients train."""
+        return self.student_encoder
+
     def forward(self, *views):
         """Views of the same B images, two or more of them of full size. Returns the loss, a scalar,
         and moves the centre.

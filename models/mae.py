@@ -60,10 +60,14 @@ class MAE(nn.Module):
         for module in (self.embed, self.blocks, self.predict):  # the encoder has its own weights
             initialize_linear(module)
 
-    def forward(self, view):
-        """One masked view of B images. Returns the loss, a scalar: the mean squared error over the
-        pixels of the hidden patches.
+    def forward(self, *views):
+        """Masked views of the same B images, usually one. Returns the loss, a scalar: the mean
+        squared error over the pixels of the hidden patches, and over the views.
         """
+        return torch.stack([self.reconstruction_loss(view) for view in views]).mean()
+
+    def reconstruction_loss(self, view):
+        """The mean squared error over the pixels of the hidden patches of one view, a scalar."""
         if view.visible is None:
             raise ValueError("augmentation.views: MAE needs a mask_ratio above 0, such as 0.75")
         hidden = hidden_patches(view.visible, self.encoder.grid**2)
@@ -80,7 +84,8 @@ class MAE(nn.Module):
 
     def reconstruct(self, pixels, visible):
         """Predict all patches from the visible ones. Returns (B, T, C patch^2), row by row."""
-        tokens = self.embed(self.encoder.tokens(pixels, visible))  # (B, 1 + K, decoder_dim)
+        # (B, 1 + K, decoder_dim)
+        tokens = self.embed(self.encoder(pixels, visible, pooled=False))
         # (B, T, decoder_dim)
         patches = restore_order(tokens[:, 1:], visible, self.mask_token, self.encoder.grid**2)
         tokens = torch.cat([tokens[:, :1], patches + self.positions(self.encoder.grid)], dim=1)

@@ -86,11 +86,12 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         initialize_linear(self)
 
-    def forward(self, pixels, visible=None):
+    def forward(self, pixels, visible=None, pooled=True):
         """pixels: (B, C, H, W), normalized; visible: (B, K), indices of the patches to encode, or
-        None for all. Returns (B, D).
+        None for all. Returns (B, D); if not pooled, the tokens, (B, 1 + K, D).
         """
-        return self.pool(self.tokens(pixels, visible))
+        tokens = self.tokens(pixels, visible)
+        return self.pool(tokens) if pooled else tokens
 
     def tokens(self, pixels, visible=None):
         """pixels, visible: as above; patches are numbered row by row. Returns (B, 1 + K, D), the

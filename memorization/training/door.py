@@ -10,6 +10,7 @@ from memorization.errors import WrongUse
 from memorization.machine import processes
 from memorization.machine.screen import caution
 from memorization.training.diagnostics import is_one_class
+from models.alignment_penalty import penalize_alignment
 
 
 def chosen_roles(role, subsets, file):
@@ -75,7 +76,7 @@ def try_method(make_method, channels, trained):
             takes = f"{len(views)} views are drawn, but {name} takes {signature}"
             raise ValueError(f"augmentation.views: {takes}") from None
         with torch.no_grad():
-            method(*views)
+            penalize_alignment(method, trained.training.alignment_penalty)(*views)
         if pictures_every and not hasattr(method, "pictures"):
             draws = f"{pictures_every}, but {name} draws none; set it to 0"
             raise ValueError(f"training.pictures_every: {draws}")

@@ -13,6 +13,7 @@ from memorization.machine.device import uses_bf16
 from memorization.optimizers import make_optimizer, set_learning_rate
 from memorization.training.diagnostics import measure_encoder
 from memorization.training.progress import Progress
+from models.alignment_penalty import penalize_alignment
 
 
 def train_encoder(make_method, task, stop):
@@ -24,7 +25,8 @@ def train_encoder(make_method, task, stop):
     """
     settings = task.settings
     torch.manual_seed(task.seed)
-    method = processes.share_norms(make_method())
+    method = penalize_alignment(make_method(), settings.alignment_penalty)
+    method = processes.share_norms(method)
     method = method.to(task.device, memory_format=torch.channels_last)
     optimizer = make_optimizer(method, settings)
     progress = Progress(task, method, optimizer, stop)

@@ -148,6 +148,11 @@ GIVEN = [  # key, the value given, and the line
         "training.optimizer: 'sgd' was given, but {run} was trained with 'adamw'",
     ),
     (
+        "training.alignment_penalty",
+        0.1,
+        "training.alignment_penalty: 0.1 was given, but {run} was trained with None",
+    ),
+    (
         "training.learning_rate",
         0.02,
         "training.learning_rate: 0.02 was given, but {run} was trained with 0.01",

@@ -35,6 +35,12 @@ def test_the_loss_is_the_mean_squared_error_over_hidden_patches_written_out(chan
     assert mae(view).item() == pytest.approx(sum(errors) / len(errors), rel=1e-5)
 
 
+def test_the_loss_of_several_views_is_the_mean_of_theirs():
+    mae, views = make_mae(), [masked_view(5, 1, K, seed=K) for K in (3, 4, 7)]
+    expected = sum(mae(view).item() for view in views) / 3
+    assert mae(*views).item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_the_encoder_never_sees_a_hidden_patch_and_the_loss_never_asks_for_a_visible_one():
     mae, view = make_mae(normalize_pixels=False), masked_view(channels=1)
     pixels = view.pixels.clone().requires_grad_()
