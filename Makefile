@@ -36,7 +36,7 @@ faults: $(INSTALLED)
 	KILLS=18 FUZZ=3 DISK_ERRORS=0 $(RUN) -m pytest -s tests/recovery/test_faults.py tests/refusals/test_hostile_files.py tests/recovery/test_disk_errors.py
 
 bench: $(INSTALLED)
-	for question in augmentations scoring training big_data neighbors probe scaling; do $(RUN) -m benchmarks.$$question || exit 1; done
+	for question in augmentations scoring layers training big_data neighbors probe scaling; do $(RUN) -m benchmarks.$$question || exit 1; done
 
 validity: $(INSTALLED) data
 	$(RUN) -m benchmarks.validity
