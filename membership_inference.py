@@ -3,6 +3,7 @@
     python membership_inference.py --config configs/demo.yaml
     python membership_inference.py --config configs/import_timm.yaml
     python membership_inference.py --config configs/demo.yaml --membership.attacks alignment lira
+    python membership_inference.py --config configs/simclr_cifar10.yaml --checkpoint all
 
 Reads the run folder (encoder.pt of every seed, of f and, if it is there, of g; subsets.npz,
 config.yaml) and the data set. Writes into membership/ of the run folder: membership.csv,
@@ -22,7 +23,8 @@ encoder at a time, on f and on g:
 
 f alone, as of an import without g, gets the first two and the last one. Of each: the area under the
 curve (AUC: how often a member has the larger signal), the advantage, and how many members are found
-at a low false positive rate, at a threshold that was chosen on other images.
+at a low false positive rate, at a threshold that was chosen on other images. With --checkpoint all
+every kept checkpoint is attacked, and training_curve.png drawn: AUC beside the kNN accuracy.
 
 This is about sets of images. By f alone it is no memorization score, which needs g, and no verdict
 on one image.
@@ -42,14 +44,10 @@ from memorization.machine.device import describe_machine
 from memorization.machine.files import exists
 from memorization.machine.resources import memory_for
 from memorization.measuring.membership import (
-    MEANING,
-    MEANING_OF_F_ALONE,
     MEANINGS,
     PICTURES,
     MembershipSummary,
     check_rows,
-    correlate,
-    evaluate,
     files_of,
     scores_of,
     summarize,
@@ -62,11 +60,13 @@ from memorization.measuring.membership_attacks import (
     choose_attacks,
     gather_evidence,
 )
-from memorization.measuring.membership_figures import draw_exposure, draw_roc
+from memorization.measuring.membership_figures import draw_exposure, draw_roc, draw_training
 from memorization.measuring.membership_guards import find_lists, find_shared_images, measure_guards
 from memorization.measuring.membership_printing import print_guards, print_summary
+from memorization.measuring.membership_training import follow_training, print_training
 from memorization.measuring.score_tables import rows_to_score, signs_of
 from memorization.run import open_run
+from memorization.training import read_log
 
 ACTIONS = {"checkpoint": "encoder (the default), epoch_NNNN for a kept one, or all"}
 
@@ -81,8 +81,9 @@ def main(argv=None):
     choose_attacks(run.settings.attacks, run.subsets, run.seeds, encoders)
     warn_of_confounders(run.subsets, run.images, run.config.subsets)
     guarded = guard(run, rows, encoders)
-    for checkpoint in run.checkpoints:
-        measure_checkpoint(run, rows, roles, checkpoint, guarded)
+    summaries = [measure_checkpoint(run, rows, roles, name, guarded) for name in run.checkpoints]
+    if run.actions["checkpoint"] == "all":
+        show_training(run, roles, summaries)
 
 
 def find_roles(run):
@@ -138,20 +139,16 @@ def measure_checkpoint(run, rows, roles, checkpoint, guarded):
     signals = {attack: ATTACKS[attack](evidence) for attack in attacks}
     signs = np.stack([signs_of(rows, run.subsets, seed) for seed in run.seeds])
     table = table_of_losses(rows, evidence, signals, signs)
-    exposure = correlate(signals, evidence, rows["subset"], signs) if len(roles) > 1 else {}
     result = run.output(checkpoint=checkpoint)
     measured = [encoder for of_seed in encoders for encoder in of_seed]
     hashes = {"encoders": {each.place: each.weights_fingerprint for each in measured}}
     summary = MembershipSummary(
-        meaning=MEANING if len(roles) > 1 else MEANING_OF_F_ALONE,
+        meaning=MEANINGS[len(roles)],
         seeds=run.seeds,
         guards=guards,
         duplicates=shared,
-        lists=MEANINGS,
-        attacks=evaluate(signals, evidence, rows),
-        exposure=exposure,
         left_out=left_out,
-        **summarize(table, untrained.loss),
+        **summarize(table, untrained.loss, signals, evidence, signs),
         checkpoint={"name": checkpoint, "epoch": encoders[0][0].record["epoch"]},
         settings=settings.model_dump(),
         fingerprints=result.fingerprints | hashes,
@@ -162,11 +159,21 @@ def measure_checkpoint(run, rows, roles, checkpoint, guarded):
         is_pool = run.subsets.scheme == "crossover"
         draw_losses(table, is_pool, result.folder / "losses.png")
         draw_roc(signals, evidence, result.folder / "roc.png")
-        if exposure:
+        if summary.exposure:
             table["score"] = scores_of(evidence, signs).mean(0)
-            draw_exposure(table, exposure, is_pool, result.folder / "scatter.png")
+            draw_exposure(table, summary.exposure, is_pool, result.folder / "scatter.png")
     print_summary(summary, result.folder)
     return summary
+
+
+def show_training(run, roles, summaries):
+    """Print and draw what attacks gain over training. summaries: of the checkpoints."""
+    logs = [run.folder_of(seed, role) / "log.jsonl" for seed in run.seeds for role in roles]
+    logs = [read_log(log) if exists(log) else [] for log in logs]
+    table, result = follow_training(summaries, logs), run.output(checkpoint=run.checkpoints[-1])
+    print_training(table)
+    with result.lock():
+        draw_training(table, logs, result.folder / "training_curve.png")
 
 
 if __name__ == "__main__":

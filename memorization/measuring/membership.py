@@ -31,12 +31,14 @@ from memorization.measuring.scores import ScoreSettings
 from memorization.results import Checkpoint, Number, Summary
 from memorization.significance import describe, p_against
 
-PICTURES = ["losses.png", "roc.png", "scatter.png"]
+PICTURES = ["losses.png", "roc.png", "scatter.png", "training_curve.png"]
 COLUMNS = ["index", "split", "subset", "label", "alignment_loss_f", "stderr_views", "p", "member"]
-MEANING = "membership of sets of images; no verdict on one image"
-MEANING_OF_F_ALONE = (
-    "membership of sets of images; no memorization score, as that needs g; no verdict on one image"
-)
+# by the number of encoders of a seed
+MEANINGS = {
+    1: "membership of sets of images; no memorization score, as that needs g; no verdict on one "
+    "image",
+    2: "membership of sets of images; no verdict on one image",
+}
 SEEN, UNSEEN = ("candidate", "shared"), ("external", "independent")  # by f
 LEAST_IMAGES = 20  # members, and others
 # Whom an attack tells apart; see `Evidence.relation`.
@@ -45,7 +47,7 @@ COMPARISONS = {
     "own against other": ("own", "other"),
     "shared against external": ("shared", "external"),
 }
-MEANINGS = {
+LISTS = {
     "own": "images that this encoder saw and the other one of its pair did not",
     "other": "images that the other encoder of the pair saw and this one did not",
     "shared": "images that both encoders saw",
@@ -82,8 +84,9 @@ class MembershipSummary(Summary):
     saw better than one that it did not see, by the losses' means over the seeds; auc_untrained: the
     same of an encoder before training, which should be .5.
 
-    guards, duplicates: see `measure_guards`, `find_shared_images`; attacks: see `evaluate`;
-    exposure: see `correlate`; left_out: {attack: why it was not made}. Earlier versions lack these.
+    guards, duplicates: see `measure_guards`, `find_shared_images`; attacks: see `evaluate`; lists:
+    what their names mean; exposure: see `correlate`; left_out: {attack: why it was not made}.
+    Earlier versions lack these.
     """
 
     meaning: str
@@ -181,13 +184,17 @@ def aucs(subsets, losses):
     return result
 
 
-def summarize(table, untrained):
-    """The statistics of losses in summary.json, a dict of plain types. table: of
-    `table_of_losses`; untrained: (N,), the losses of an encoder before training.
+def summarize(table, untrained, signals, evidence, signs):
+    """The statistics of summary.json, a dict of plain types. table: of `table_of_losses`;
+    untrained: (N,), the losses of an encoder before training; signals, signs: as in the table.
     """
     subsets, losses = table["subset"], table["alignment_loss_f"]
     there = [name for name in SUBSETS if (subsets == name).any()]
+    has_g = evidence.loss.shape[1] > 1
     return {
+        "lists": LISTS,
+        "attacks": evaluate(signals, evidence, table),
+        "exposure": correlate(signals, evidence, subsets, signs) if has_g else {},
         "subsets": {name: describe(losses[subsets == name]) for name in there},
         "auc": aucs(subsets, losses),
         "auc_untrained": aucs(subsets, untrained),

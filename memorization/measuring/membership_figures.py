@@ -2,9 +2,20 @@
 
 import numpy as np
 
-from memorization.figures import COLORS, LEGEND, NAMES, POOL, picture, subplots
+from memorization.figures import (
+    COLORS,
+    GRAY,
+    LEGEND,
+    NAMES,
+    POINTS,
+    POOL,
+    mark_whole_numbers,
+    picture,
+    subplots,
+)
 from memorization.measuring.membership import trials_of
 from memorization.measuring.membership_rates import roc
+from memorization.measuring.membership_training import knn_over_training
 
 ATTACK_COLORS = {
     "alignment": "#D55E00",
@@ -108,4 +119,34 @@ def draw_exposure(table, attacks, is_crossover, path):
         axes.axis("off")
     for of_row in panels:
         of_row[0].set_ylabel("signal")
+    return figure
+
+
+@picture
+def draw_training(table, logs, path):
+    """AUC of every attack and the share of members found at 1 % false positives over training, with
+    the kNN accuracy on an axis at the right.
+
+    table: of `follow_training`; logs: the lines of every encoder's log.jsonl.
+    """
+    figure, (upper, lower) = subplots(2, 1, figsize=(7.5, 7), sharex=True)
+    attacks = {name: of for name, of in table.items() if isinstance(of, dict)}
+    for attack, of in attacks.items():
+        color, dashes = ATTACK_COLORS[attack], "--" if attack == "encodermi_threshold" else "-"
+        error = np.abs(of["interval"].T - of["auc"])
+        style = POINTS | {"color": color, "linestyle": dashes, "label": attack}
+        upper.errorbar(table["epoch"], of["auc"], error, **style)
+        del style["capsize"]
+        lower.plot(table["epoch"], 100 * of["found"], **style)
+    upper.axhline(0.5, color="black", linewidth=0.8)
+    lower.axhline(1, color="black", linewidth=0.8)
+    epochs, accuracies = knn_over_training(logs)
+    for axes in (upper, lower):
+        right = axes.twinx()
+        right.plot(epochs, 100 * accuracies, color=GRAY, marker="s", markersize=3, linestyle=":")
+        right.set_ylabel("kNN accuracy, % (dotted)")
+    upper.set(title="Membership over training: own images against $S_E$", ylabel="AUC")
+    lower.set(xlabel="epoch", ylabel="found at 1 % false positives, %")
+    mark_whole_numbers(lower.xaxis)
+    upper.legend(**LEGEND)
     return figure

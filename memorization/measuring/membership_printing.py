@@ -2,7 +2,7 @@
 
 from memorization.errors import escape
 from memorization.machine.screen import caution, say
-from memorization.measuring.membership import MEANINGS, POOLED
+from memorization.measuring.membership import LISTS, POOLED
 from memorization.measuring.membership_rates import RATES
 
 NAMED = 5  # duplicates on the screen
@@ -67,7 +67,7 @@ def _print_attacks(summary):
         for comparison, groups in of_comparison.items():
             comparisons.setdefault(comparison, {})[attack] = groups
     say("\nattacks on one encoder at a time; means over the encoders")
-    for name, meaning in MEANINGS.items():
+    for name, meaning in LISTS.items():
         say(f"{name:>12}: {meaning}")
     for comparison, attacks in comparisons.items():
         pooled = POOLED in next(iter(attacks.values()))

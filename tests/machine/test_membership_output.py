@@ -6,11 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import columns_of, read_table
+from conftest import columns_of, log_of, read_table
 
 import membership_inference
 from memorization.measuring.membership import MembershipSummary
 from memorization.measuring.membership_attacks import ATTACKS
+from memorization.measuring.membership_training import knn_over_training
 
 BY_ITSELF = ["index", "split", "subset", "label", "alignment_loss_f", "stderr_views", "p"]
 
@@ -140,3 +141,34 @@ def test_f_alone_is_attacked_without_g(run_copy, capsys, no_pictures):
     screen = capsys.readouterr().out
     left_out = "left out: encodermi_vector, reference, lira, as each needs g, which is not there"
     assert screen.count(left_out) == 1
+
+
+def test_all_checkpoints_are_attacked_and_followed_over_training(run_copy, capsys):
+    path, run = run_copy
+    options = ["--run", str(run), "--checkpoint", "all", "--membership.attacks", "alignment"]
+    membership_inference.main(["--config", path, *options])
+    folders = [
+        run / "membership/epoch_0002_attacks_alignment",
+        run / "membership/attacks_alignment",
+    ]
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    assert [one["checkpoint"]["epoch"] for one in summaries] == [2, 3]
+    assert (folders[1] / "training_curve.png").exists()
+    lines = capsys.readouterr().out.partition("over training")[2].splitlines()
+    table = {line[:24].strip(): line[24:].split() for line in lines if line}
+    of = [one["attacks"]["alignment"]["own against external"]["f and g"] for one in summaries]
+    assert table["alignment"] == [f"{one['auc']['value']:.3f}" for one in of]
+    assert table["found at 1 %, %"] == ["-", "-"]  # 20 images show no such rate
+    logs = [log_of(run, role, seed) for seed in (0, 1) for role in ("candidate", "independent")]
+    accuracies = [
+        100 * np.mean([log[epoch - 1]["knn_accuracy"] for log in logs]) for epoch in (2, 3)
+    ]
+    assert table["kNN accuracy, %"] == [f"{accuracy:.1f}" for accuracy in accuracies]
+
+
+def test_an_accuracy_counts_if_every_encoder_has_it():
+    one, other = ([{"epoch": e, "knn_accuracy": a} for e, a in log] for log in (
+        [(1, None), (2, 0.5), (3, 0.7)], [(1, 0.2), (2, 0.6)]))  # fmt: skip
+    epochs, accuracies = knn_over_training([one, other])
+    assert epochs.tolist() == [2] and accuracies.tolist() == [0.55]
+    assert len(knn_over_training([[], one])[0]) == 0
