@@ -146,14 +146,17 @@ def test_a_penalty_drives_views_apart(name):
     assert distance_after_steps(0.9) > distance_after_steps(0) + 0.01
 
 
-def test_what_is_encoded_between_two_steps_plays_no_part():
+def test_what_is_encoded_beside_the_loss_is_not_kept():
     method, encoder = make_method("simclr")
     encoder.eval()
     penalized, views = AlignmentPenalty(method, WEIGHT), draw_views("simclr")
     before = penalized(*views)
     encoder(views[0].pixels)
+    assert penalized.calls.outputs == []
     with pytest.raises(TypeError):
         penalized(*views, views[0])  # a pass that fails
+    encoder(views[0].pixels)
+    assert penalized.calls.outputs == []
     assert torch.equal(penalized(*views), before)
 
 
