@@ -24,7 +24,7 @@ from memorization.figures import COLORS, LEGEND, POINTS, picture, subplots
 from memorization.fingerprints import first_difference
 from memorization.machine.command import one_line_errors
 from memorization.measuring.compared_runs import read_accuracy, read_scored
-from memorization.measuring.membership import auc
+from memorization.measuring.membership_rates import auc
 from memorization.results import Spread
 from memorization.run import read_run
 from memorization.significance import cohens_d, mean_and_spread
