@@ -106,7 +106,8 @@ def cross_validate(groups, n_members):
     n = len(features)
     similarity = features @ features.T / len(groups)
     is_member = np.arange(n) < n_members
-    orders = [permutation(count, 0, "membership").numpy() for count in (n_members, n - n_members)]
+    counts = (n_members, n - n_members)
+    orders = [permutation(count, seed, "membership").numpy() for seed, count in enumerate(counts)]
     fold = np.concatenate(orders) % FOLDS  # at random, as images may come class by class
     labels = _exchange_labels(is_member, fold)  # (n, 1 + EXCHANGES)
     aucs = []
@@ -151,7 +152,8 @@ def describe_pixels(encoder, images, rows, places):
     """What a classifier of raw pixels sees of some rows, groups of (n, D) float64 features: the
     image shrunk to SHRUNK x SHRUNK pixels, the squares of these, and how much neighbouring pixels
     of the whole image differ, in CELLS x CELLS cells. So it sees brightness, contrast, and
-    sharpness, which tell crops, resizing and compression. places: (n,) rows.
+    sharpness, which tell crops, resizing and compression. places: (n,) rows, those of the training
+    set first.
     """
     parts = [[], [], []]
     for split, indices in _by_split(images, rows, places):
@@ -167,7 +169,7 @@ def describe_pixels(encoder, images, rows, places):
             features = (shrunk.flatten(1), shrunk.square().flatten(1), torch.cat(edges, dim=1))
             for part, values in zip(parts, features):
                 part.append(values.cpu())
-    return [_in_place(torch.cat(part), rows, places) for part in parts]
+    return [torch.cat(part).double().numpy() for part in parts]
 
 
 def represent_untrained(encoder, images, rows, places):
@@ -179,7 +181,7 @@ def represent_untrained(encoder, images, rows, places):
         for split, indices in _by_split(images, rows, places)
         if len(indices)
     ]
-    return [_in_place(torch.cat(parts), rows, places)]
+    return [torch.cat(parts).double().numpy()]
 
 
 def _by_split(images, rows, places):
@@ -187,15 +189,6 @@ def _by_split(images, rows, places):
     index, split = rows["index"][places], rows["split"][places]
     for images_of in (images.train, images.test):
         yield images_of, torch.from_numpy(index[split == images_of.name])
-
-
-def _in_place(values, rows, places):
-    """Features (n, D) float64 in the order of places, of those in the order of `_by_split`."""
-    is_test = rows["split"][places] == "test"
-    order = np.argsort(is_test, kind="stable")
-    features = np.empty(values.shape)
-    features[order] = values.double().numpy()
-    return features
 
 
 CLASSIFIERS = {

@@ -71,9 +71,9 @@ def test_the_auc_of_two_normals_is_phi_of_their_distance_over_root_2(d):
 def test_a_resampled_auc_is_that_of_the_images_written_out_as_often_as_they_are_drawn(monkeypatch):
     signal = np.array([0.3, 0.1, 0.3, 0.2, 0.3, 0.0, 0.1])
     trial = Trial(signal, np.array([0, 2, 3]), np.array([1, 4, 5, 6]))
-    weights = np.array([[2.0, 1, 0, 1, 0, 3, 0]]).T
+    weights = np.array([[2.0, 1, 0, 1, 1, 3, 0]]).T
     monkeypatch.setattr("memorization.measuring.membership_rates._draw_weights", lambda *_: weights)
-    members, others = [0.3, 0.3, 0.2], [0.1, 0.0, 0.0, 0.0]
+    members, others = [0.3, 0.3, 0.2], [0.1, 0.3, 0.0, 0.0, 0.0]
     pairs = [(m > o) + (m == o) / 2 for m in members for o in others]
     assert resample_aucs([trial], np.zeros(7))[0] == pytest.approx(np.mean(pairs))
 
@@ -438,6 +438,13 @@ def test_lists_that_differ_in_something_else_are_caught(change):
         assert guards["raw pixels"][pair]["differs"]
         assert guards["raw pixels"][pair]["value"] > 0.8
     assert not guards["raw pixels"]["candidate against independent"]["differs"]
+
+
+def test_lists_that_are_more_alike_than_chance_makes_them_pass_the_guards():
+    images, *_ = planted(FIXED)
+    images.train.pixels[80:] = images.train.pixels[40:80]  # S_I has the images of S_C
+    of = guard_lists(images)["raw pixels"]["candidate against independent"]
+    assert of["value"] < 0.2 and not of["differs"]
 
 
 def test_an_untrained_encoder_that_aligns_one_list_better_is_a_guard_too():
