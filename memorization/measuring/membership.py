@@ -112,7 +112,10 @@ def check_rows(rows, subsets, per_subset):
     there = {name: int((rows["subset"] == name).sum()) for name in SUBSETS}
     if subsets.scheme == "crossover":
         there["candidate"] //= 2  # of one encoder
-    words = {"candidate": "candidates, which f saw", "external": "external images, nobody's"}
+    words = {
+        "candidate": "candidates, which f saw",
+        "external": "external images, which no encoder saw",
+    }
     for name, what in words.items():
         if there[name] < LEAST_IMAGES:
             few = f"{there[name]} {what}, but at least {LEAST_IMAGES} are needed"

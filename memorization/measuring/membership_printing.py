@@ -7,6 +7,7 @@ from memorization.measuring.membership_rates import RATES
 
 NAMED = 5  # duplicates on the screen
 WIDTH, GUARD, NAMES, AUCS = 40, 14, 24, 38  # of columns
+INDENT = 6
 GUARDS = {
     "raw pixels": "raw pixels",
     "untrained encoder: representations": "untrained",
@@ -66,7 +67,7 @@ def _print_attacks(summary):
     for attack, of_comparison in summary.attacks.items():
         for comparison, groups in of_comparison.items():
             comparisons.setdefault(comparison, {})[attack] = groups
-    say("\nattacks on one encoder at a time; means over the encoders")
+    say("\nattacks on one encoder at a time; means over the encoders, intervals over the images")
     for name, meaning in LISTS.items():
         say(f"{name:>12}: {meaning}")
     for comparison, attacks in comparisons.items():
@@ -96,8 +97,8 @@ def _say_what_is_not_shown(attacks):
     groups = [of for attack in attacks.values() for of in attack.values()]
     for rate in RATES:
         if any(of["rates"][f"{rate:g}"] is None for of in groups):
-            needed = f"that takes {2 / rate:,.0f} others, of which one half choose the threshold"
-            say(f"{'':>{NAMES}} {100 * rate:g} % false positives cannot be shown: {needed}")
+            needed = f"{2 / rate:,.0f} others are needed, half of them to choose the threshold"
+            say(f"{'':>{INDENT}}{100 * rate:g} % false positives cannot be shown: {needed}")
 
 
 def _print_exposure(summary):

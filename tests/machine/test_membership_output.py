@@ -86,7 +86,7 @@ def test_the_guards_are_printed_before_the_attacks(pool, tmp_path, capsys, no_pi
     infer(pool[0], run, "--membership.attacks", "alignment")
     screen = capsys.readouterr().out
     assert 0 < screen.index("guards: ") < screen.index("attacks on one encoder at a time")
-    assert "1 % false positives cannot be shown: that takes 200 others" in screen
+    assert "1 % false positives cannot be shown: 200 others are needed" in screen
 
 
 def test_attacks_that_are_asked_for_have_a_folder_of_their_own(pool, tmp_path, no_pictures):

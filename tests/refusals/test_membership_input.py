@@ -35,7 +35,7 @@ def test_fewer_than_20_members_are_refused(refuse):
 
 
 @pytest.mark.parametrize("scheme, counts, words", [
-    ("fixed", (40, 0), "there are 0 external images, nobody's, but at least 20"),
+    ("fixed", (40, 0), "there are 0 external images, which no encoder saw, but at least 20"),
     ("fixed", (40, 19), "there are 19 external images"),
     ("fixed", (0, 40), "there are 0 candidates"),
     ("crossover", (38, 40), "there are 19 candidates"),
