@@ -184,6 +184,9 @@ def compare_crops(encoder, images, rows, seed):
         positions = normalize(positions.float(), dim=2)  # (B, T, D)
         of_parts = torch.stack(threads.encode_in_parts(pooled, views), dim=1)
         of_parts = normalize(of_parts.float(), dim=2)  # (B, PARTS, D)
+        if of_parts.shape[2] != positions.shape[2]:
+            lengths = f"{of_parts.shape[2]} and {positions.shape[2]} dimensions"
+            raise WrongUse(f"membership.attacks: crops compares vectors of {lengths}; leave it out")
         return (of_parts @ positions.transpose(1, 2)).amax(2).mean(1).cpu()
 
     for split in (images.train, images.test):

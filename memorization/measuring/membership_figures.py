@@ -93,7 +93,8 @@ def draw_exposure(table, attacks, is_crossover, path):
     table: of `table_of_losses`, and "score", (N,); attacks: {attack: its correlations, see
     `correlate`}.
     """
-    attacks = {name: of for name, of in attacks.items() if name != "reference"}  # the score itself
+    # reference is the score itself, which is worth no panel beside others
+    attacks = {name: of for name, of in attacks.items() if name != "reference"} or attacks
     columns = 2 if len(attacks) in (2, 4) else 3
     rows = -(-len(attacks) // columns)
     figure, panels = subplots(

@@ -83,7 +83,7 @@ def test_the_summary_has_guards_rates_and_who_is_exposed(of_pool):
 
 def test_the_guards_are_printed_before_the_attacks(pool, tmp_path, capsys, no_pictures):
     run = shutil.copytree(pool[1], tmp_path / "run")
-    infer(pool[0], run, "--membership.attacks", "alignment")
+    infer(pool[0], run, "--membership.attacks", "reference")
     screen = capsys.readouterr().out
     assert 0 < screen.index("guards: ") < screen.index("attacks on one encoder at a time")
     assert "1 % false positives cannot be shown: 200 others are needed" in screen

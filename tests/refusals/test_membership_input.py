@@ -1,15 +1,18 @@
 """Membership inferences that would tell nothing are refused in one line, and nothing is written."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import CPU, random_bytes
+from conftest import CPU, Rows, random_bytes
 
 import membership_inference
 from memorization.data.images import Split
+from memorization.encoder import Encoder
 from memorization.errors import WrongUse
 from memorization.measuring.membership import check_rows
+from memorization.measuring.membership_attacks import compare_crops
 from memorization.measuring.membership_guards import find_shared_images
 
 
@@ -69,6 +72,23 @@ def test_a_crossover_without_g_of_a_seed_is_refused(pool_copy, refusal):
     (run / "seed_1/independent/encoder.pt").unlink()
     line = refusal(membership_inference.main, ["--config", path, "--run", str(run)])
     assert "seed_1/independent/encoder.pt is missing" in line and "both are needed" in line
+
+
+def test_parts_of_another_length_than_the_positions_of_the_map_are_refused():
+    class Longer(Rows):
+        def forward(self, pixels, visible=None):
+            return pixels.flatten(1)
+
+    class Images:
+        train = Split.from_array(random_bytes(4, 8, 8, 1), name="train")
+        test = Split.from_array(random_bytes(4, 8, 8, 1), name="test")
+
+    rows = {"index": np.arange(4), "split": np.repeat("train", 4)}
+    encoder = Encoder("f", Longer().eval(), 1, 8, ((0.5,), (0.5,)))
+    with pytest.raises(WrongUse, match="crops compares vectors of 64 and 8 dimensions"):
+        compare_crops(encoder, Images, rows, seed=0)
+    as_long = compare_crops(replace(encoder, network=Rows().eval()), Images, rows, seed=0)
+    assert as_long.shape == (4,) and (np.abs(as_long) <= 1).all()
 
 
 def test_members_that_are_also_others_are_refused(fake_twins):
