@@ -1,6 +1,7 @@
 """Encoders whose networks come from other libraries, or from the user's own code."""
 
 import difflib
+import math
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,10 +119,14 @@ class ForeignEncoder(nn.Module):
         return self(pixels, visible)
 
     def pool(self, output):
-        """(B, T, D) of a layer -> (B, D): the class token if that is the output, else the mean of
-        all positions.
+        """(B, T, D) of a layer -> (B, D): the class token or the mean of the patches, if that is
+        the output, else the mean of all positions. A layer before the class token is put in front
+        has a square of positions: their mean.
         """
-        return output[:, 0] if self.output == "class" else output.mean(1)
+        has_patches_alone = math.isqrt(output.shape[1]) ** 2 == output.shape[1]
+        if self.output not in ("class", "mean") or has_patches_alone:
+            return output.mean(1)
+        return output[:, 0] if self.output == "class" else output[:, self.reading.before :].mean(1)
 
     def _check_output(self):
         """Raise ValueError if the network cannot have the output that the settings ask for."""

@@ -364,3 +364,16 @@ def test_a_module_that_is_called_twice_is_two_layers_and_tokens_of_no_module_are
     assert torch.equal(outputs["relu"], first.relu())
     assert torch.equal(outputs["relu_1"], network.second(first.relu()).relu())
     assert torch.equal(outputs["tokens"], encoder.tokens(pixels))
+
+
+@pytest.mark.parametrize("output", ["class", "mean"])
+def test_a_layer_is_pooled_as_the_output_says(output):
+    pytest.importorskip("timm")
+    settings = encoder_settings("timm", model="vit_tiny_patch16_224", output=output)
+    torch.manual_seed(0)
+    encoder, pixels = settings.make(3, 64).eval(), random_pixels(2, 3, 64)
+    outputs = encoder.layers(pixels)
+    assert torch.equal(encoder.pool(outputs["norm"]), encoder(pixels))
+    # there is no class token yet
+    assert outputs["patch_embed"].shape[1] == 16
+    assert torch.equal(encoder.pool(outputs["patch_embed"]), outputs["patch_embed"].mean(1))
