@@ -8,8 +8,10 @@ import numpy as np
 
 from memorization.alignment import memorization_score
 from memorization.data.subsets import SUBSETS, first_by_hash
+from memorization.errors import WrongUse
 from memorization.machine.screen import say
-from memorization.measuring.layers import align_layers, watch_pair
+from memorization.measuring.layer_summary import FREE
+from memorization.measuring.layers import FEWEST, align_layers, watch_pair
 from memorization.measuring.score_tables import rows_of_images, signs_of
 from memorization.measuring.scores import check_chance
 
@@ -27,8 +29,14 @@ def rows_to_measure(subsets, images, settings, scores=None):
 
     settings: LayerSettings; scores: the CandidateScores by which the most and the least memorized
     tenth are chosen, None if there are none. is_sampled: the first of each subset by hash; other
-    rows are of the most or the least memorized alone.
+    rows are of the most or the least memorized alone. Raises WrongUse if there are fewer candidates
+    or external images than FEWEST.
     """
+    for subset in FREE:
+        count = len(getattr(subsets, subset))
+        if count < FEWEST:
+            too_few = f"there are {count} {subset} images"
+            raise WrongUse(f"layers: {too_few}, and a mean over fewer than {FEWEST} says nothing")
     sampled = {
         subset: first_by_hash(getattr(subsets, subset), settings.images, split)
         for subset, split in SUBSETS.items()

@@ -102,9 +102,20 @@ def test_an_encoder_without_layers_is_refused():
 
 def test_subsets_of_too_few_images_are_left_out_in_one_line(capsys):
     images = fake_images()
-    subsets = subsets_of_five(shared=[0], candidate=range(2, 7), external=[0, 1])
+    subsets = subsets_of_five(shared=[0], candidate=range(2, 12), external=range(10))
     rows = rows_to_measure(subsets, images, LayerSettings())
     assert set(rows["subset"]) == {"candidate", "external"}
     printed = capsys.readouterr().out.splitlines()
     assert printed == [f"layers: {name}: left out: 1 images are too few for a mean"
                        for name in ("shared", "independent")]  # fmt: skip
+
+
+@pytest.mark.parametrize("candidates, external, message", [
+    (1, 40, "there are 1 candidate images"),
+    (9, 40, "there are 9 candidate images"),
+    (40, 2, "there are 2 external images"),
+])  # fmt: skip
+def test_too_few_candidates_or_external_images_are_refused(candidates, external, message):
+    subsets = subsets_of_five(candidate=range(candidates), external=range(external))
+    with pytest.raises(WrongUse, match=f"layers: {message}, and a mean over fewer than 10"):
+        rows_to_measure(subsets, fake_images(), LayerSettings())
