@@ -5,10 +5,13 @@ of the images, but for the rounding of sums.
 """
 
 import tempfile
+from contextlib import contextmanager
 
 import numpy as np
 
+from memorization.errors import WrongUse
 from memorization.machine import processes
+from memorization.machine.files import reason_of
 
 TOP = 5  # images that are kept of every unit, those that fire it most
 MEDIANS_TOGETHER = 2**22  # values that are read at a time
@@ -126,23 +129,25 @@ class ClassSums:
 
 class StoredActivations:
     """All activations of U units, in a temporary file without a name, for medians. Memory holds a
-    part of them at a time.
+    part of them at a time. Raises WrongUse if the file cannot be written.
     """
 
     def __init__(self, n_units):
         self.n, self.n_units = 0, n_units
-        self._file = tempfile.TemporaryFile()
+        with _refuse_full_disk():
+            self._file = tempfile.TemporaryFile()
 
     def add(self, activations):
         """Keep those of more images. activations: (B, U) float32."""
         self.n += len(activations)
-        self._file.write(np.ascontiguousarray(activations, dtype=np.float32).tobytes())
+        with _refuse_full_disk():
+            self._file.write(np.ascontiguousarray(activations, dtype=np.float32).tobytes())
+            self._file.flush()
 
     def median_of_rest(self, n_images):
         """The median over all images but the one with the largest activation, (U,) float64. All
         processes take part. n_images: of all processes together.
         """
-        self._file.flush()
         together = max(1, MEDIANS_TOGETHER // n_images)
         starts = range(0, self.n_units, together)
         return np.concatenate([self._median(slice(start, start + together)) for start in starts])
@@ -158,6 +163,17 @@ class StoredActivations:
             return np.empty((0, len(range(self.n_units)[units])), dtype=np.float32)
         stored = np.memmap(self._file, np.float32, mode="r", shape=(self.n, self.n_units))
         return np.array(stored[:, units])
+
+
+@contextmanager
+def _refuse_full_disk():
+    """Turn an error of the file system into WrongUse that names the folder of temporary files."""
+    try:
+        yield
+    except OSError as error:
+        full = f"{tempfile.gettempdir()}: cannot be written ({reason_of(error)})"
+        kept = "all activations are kept there for medians; TMPDIR names another folder"
+        raise WrongUse(f"units.center: median: {full}; {kept}") from None
 
 
 def median_of_rest(values):

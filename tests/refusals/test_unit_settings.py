@@ -8,6 +8,7 @@ import unit_memorization
 from memorization.checkpoint import read_checkpoint, save_checkpoint
 from memorization.data.subsets import Subsets
 from memorization.errors import WrongUse
+from memorization.measuring.unit_statistics import StoredActivations
 from memorization.measuring.unit_tables import choose_images
 from memorization.measuring.units import find_unit_layers
 
@@ -114,3 +115,13 @@ def test_scores_of_encoders_that_were_trained_again_are_refused(run_copy, refusa
         save_checkpoint(file, record)
     line = refusal(unit_memorization.main, ["--config", path, "--run", str(run)])
     assert "encoders" in line and "run memorization_scores.py again" in line
+
+
+def test_a_full_disk_under_the_temporary_files_of_medians_is_named(monkeypatch):
+    def file_on_full_disk():
+        return open("/dev/full", "w+b", buffering=0)
+
+    monkeypatch.setattr("tempfile.TemporaryFile", file_on_full_disk)
+    stored = StoredActivations(2)
+    with pytest.raises(WrongUse, match=r"units.center: median: .* \(No space left on device\); .*"):
+        stored.add(np.ones((3, 2), dtype=np.float32))
