@@ -36,7 +36,7 @@ def draw_layers(summary, path):
         label = f"{label}: n = {values['n']}"
         axes.plot(places, values["layermem"], color=color, label=label, zorder=2 + order, **style)
     layermem = np.array(summary.subsets["candidate"]["layermem"])
-    blocks = find_blocks(summary.layers)
+    blocks = find_blocks(summary.layers, summary.depths)
     for part, (marker, label) in PARTS.items() if blocks else ():
         at = [block[part] for block in blocks]
         style = {"color": COLORS["candidate"], "linestyle": "none", "markersize": 5, "zorder": 9}

@@ -51,7 +51,7 @@ class LayersSummary(Summary):
 def summarize(table):
     """The statistics of summary.json, a dict of plain types. table: a LayerTable."""
     subsets, growth, blocks, resampled = {}, {}, {}, {}
-    found = find_blocks(table.names)
+    found = find_blocks(table.names, table.depths)
     for number, (name, is_member) in enumerate(table.members.items()):
         per_seed = table.per_seed[:, is_member]
         resampled[name] = resampled_means(per_seed.mean(0), seed=number)
@@ -158,9 +158,10 @@ def rank_correlations(depths, rows):
 # --- attention and perceptron ---------------------------------------------------------------------
 
 
-def find_blocks(names):
-    """The blocks of a transformer whose parts were all measured, a list of dicts: block, its name;
-    before, attention, sum and perceptron, places among the layers. names: of the layers.
+def find_blocks(names, depths):
+    """The blocks of a transformer of which all parts and what goes in were measured, a list of
+    dicts: block, its name; before, attention, sum and perceptron, places among the layers. names,
+    depths: of the layers.
     """
     place_of, blocks = {name: place for place, name in enumerate(names)}, []
     for name in names:
@@ -172,9 +173,12 @@ def find_blocks(names):
             place_of[f"{block}.{part}"] for part in ATTENTIONS if f"{block}.{part}" in place_of
         ]
         perceptron = place_of.get(f"{block}.mlp")
-        if attentions and perceptron is not None and inside[0] > 0:
+        first = inside[0]
+        # if the layer before the block was not measured, another one stands in its place
+        has_input = first > 0 and depths[first - 1] == depths[first] - 1
+        if attentions and perceptron is not None and has_input:
             parts = {"attention": attentions[0], "sum": place_of[name], "perceptron": perceptron}
-            blocks.append({"block": block, "before": inside[0] - 1} | parts)
+            blocks.append({"block": block, "before": first - 1} | parts)
     return blocks
 
 

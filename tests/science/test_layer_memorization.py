@@ -437,14 +437,26 @@ def test_blocks_are_found_under_the_names_of_any_library(attention):
         names += [f"{block}.{part}" for part in (attention, "attention_sum", "gelu", "mlp")] + [
             block
         ]
-    assert find_blocks([*names, "norm"]) == [
+    names.append("norm")
+    assert find_blocks(names, range(1, 13)) == [
         {"block": "encoder.0", "before": 0, "attention": 1, "sum": 2, "perceptron": 4},
         {"block": "encoder.1", "before": 5, "attention": 6, "sum": 7, "perceptron": 9},
     ]
-    assert (
-        find_blocks([name for name in names if name != "encoder.0.mlp"])[0]["block"] == "encoder.1"
-    )
-    assert find_blocks(["conv1", "layer1.0.conv1", "layer1.0"]) == []
+    assert find_blocks(["conv1", "layer1.0.conv1", "layer1.0"], [1, 2, 3]) == []
+
+
+@pytest.mark.parametrize("missing, block", [
+    ("b.0.mlp", "b.1"),
+    ("embedding", "b.1"),
+    ("b.0", "b.0"),  # what goes into the second block
+])  # fmt: skip
+def test_a_block_is_compared_if_its_parts_and_what_goes_into_it_were_measured(missing, block):
+    names = ["embedding"]
+    for name in ("b.0", "b.1"):
+        names += [f"{name}.{part}" for part in ("attention", "attention_sum", "mlp")] + [name]
+    depths = [1 + place for place, name in enumerate(names) if name != missing]
+    names.remove(missing)
+    assert [found["block"] for found in find_blocks(names, depths)] == [block]
 
 
 def test_attention_and_perceptron_are_compared_with_what_goes_into_them():
@@ -455,7 +467,7 @@ def test_attention_and_perceptron_are_compared_with_what_goes_into_them():
         names += [f"b.{block}.{part}" for part in ("attention", "attention_sum", "gelu", "mlp")]
         names.append(f"b.{block}")
     ratios = per_seed.mean(0)
-    found = compare_parts(per_seed, resampled_means(ratios), find_blocks(names))
+    found = compare_parts(per_seed, resampled_means(ratios), find_blocks(names, range(1, 12)))
     differences = np.zeros((3, 50))
     for number, row in enumerate(found["blocks"]):
         start = 5 * number
