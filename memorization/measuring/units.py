@@ -159,7 +159,7 @@ class UnitMeasurement:
     classmem: np.ndarray  # the same over classes
     top_class: np.ndarray  # int64, the class with the highest mean, -1 if there are no two classes
     dead: np.ndarray  # bool, 0 for every image
-    signed: np.ndarray  # bool, no UnitMem: the maximum, or the mean of the others, is not positive
+    signed: np.ndarray  # bool, no UnitMem: see `selectivity`
     constant: np.ndarray  # bool, not 0, and the same for every image: UnitMem 0
     mean: np.ndarray  # over the images
     std: np.ndarray  # over the images, n - 1
@@ -289,9 +289,9 @@ def selectivity(maximum, rest, minimum):
     signed, bool.
 
     maximum, rest, minimum: (U,) float64, of what is compared, images or classes; rest: the mean or
-    median of all but the maximum. Dead units are 0 everywhere. Signed are those that are not
-    positive, or that are not positive beside their maximum and negative somewhere: there the
-    quotient means nothing, and is NaN.
+    median of all but the maximum. Dead units are 0 everywhere. Signed units are negative
+    somewhere, and their maximum or rest is not positive. Both have NaN, as the quotient means
+    nothing.
     """
     dead = (maximum == 0) & (minimum == 0)
     signed = ~dead & ((maximum <= 0) | ((rest <= 0) & (minimum < 0)))
