@@ -15,7 +15,8 @@ SHOWN = ("candidate", "independent", "external", "shared", "most", "least")
 def print_summary(summary, folder):
     """Print a LayersSummary. folder: of the result."""
     _print_layers(summary)
-    _print_growth(summary)
+    if len(summary.layers) > 1:
+        _print_growth(summary)
     if "candidate" in summary.blocks:
         _print_blocks(summary.blocks["candidate"], len(summary.seeds))
     names = "layers.csv, layers.npz, summary.json, layers.png, heatmap.png"

@@ -102,6 +102,9 @@ def measure_seed(pair, images, rows, subsets, settings, views):
             parts.append(align_layers(watched, split, indices, *views))
     losses = np.concatenate(parts, axis=1)
     for encoder, of_encoder in zip(pair, losses):
+        if settings.names is not None and not of_encoder.any():
+            alike = f"{encoder.place}: all views are alike at {', '.join(watched[0].names)}"
+            raise WrongUse(f"layers.names: {alike}")
         check_chance(encoder, of_encoder)
     signs = signs_of(rows, subsets, pair.seed)
     return MeasuredSeed(losses, signs, watched[0].names, watched[0].depths)

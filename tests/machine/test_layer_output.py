@@ -326,3 +326,11 @@ def test_a_few_places_are_spread_from_the_first_to_the_last(count):
     places = spread_evenly(count)
     assert len(places) == min(12, count) and places[0] == 0 and places[-1] == count - 1
     assert np.diff(places).max(initial=1) - np.diff(places).min(initial=99) <= 1 or count < 3
+
+
+def test_of_a_single_layer_no_growth_is_shown(run_copy, capsys, no_pictures):
+    path, run = run_copy
+    summary = summary_of(measure(path, run, "--layers.names", "conv1"))
+    assert summary["growth"]["candidate"]["spearman"] is None
+    shown = capsys.readouterr().out
+    assert "LayerMem of 1 layers" in shown and "nan" not in shown and "Spearman" not in shown

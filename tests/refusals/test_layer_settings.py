@@ -89,6 +89,15 @@ def test_views_without_chance_are_refused(run_copy, refusal):
     assert not (run / "layers").exists()
 
 
+def test_layers_before_all_chance_are_refused(masked_run, tmp_path, refusal):
+    path, run = masked_run[0], shutil.copytree(masked_run[1], tmp_path / "run")
+    # views differ in their masks alone, and are compared where both are visible
+    options = ["--run", str(run), "--layers.names", "embedding"]
+    line = refusal(layer_memorization.main, ["--config", path, *options])
+    assert "layers.names: seed_0/candidate: all views are alike at embedding" in line
+    assert not (run / "layers").exists()
+
+
 def test_an_encoder_without_layers_is_refused():
     encoder = foreign_encoder("plain", 0)
     with pytest.raises(WrongUse, match="layers: plain: its network has no layers that can be"):
