@@ -20,6 +20,31 @@ from models.encoders import EncoderSettings
 from models.settings import Settings
 
 
+class PrivacySettings(Settings):
+    """DP-SGD (Abadi et al. 2016, arXiv 1607.00133) by the package Opacus.
+
+    The guarantee is for one encoder: one image more or less in its training set changes the chance
+    of any weights by a factor of at most e^epsilon, up to a chance of delta. It does not cover
+
+    - the two encoders of a pair together. By the rule of the pair they have the same noise, and a
+      shared image is in the same batches, so their difference may show what the noise hides. The
+      guarantee of one encoder does not depend on the noise of the other.
+    - someone who knows the seed, for batches and noise are functions of it.
+    - what is measured of the images beside the weights: losses, kNN accuracies and scores.
+    """
+
+    noise_multiplier: float = Field(
+        ge=0.01,
+        le=1000,
+        description="training with differential privacy, of mae alone, with batches of batch_size "
+        "images on average: standard deviation of the noise, in units of clip",
+    )
+    clip: float = Field(gt=0, description="bound on the norm of the gradient of one image")
+    delta: float = Field(
+        gt=0, lt=1, description="chance that the bound of epsilon fails; below 1 / training images"
+    )
+
+
 class TrainingSettings(OptimizerSettings):
     epochs: int = Field(ge=1, le=MOST_EPOCHS, description="passes over the training set")
     batch_size: int = Field(
@@ -43,6 +68,10 @@ class TrainingSettings(OptimizerSettings):
         lt=1,
         description="weight of a penalty for placing views of an image close together, against "
         "memorization; the loss has the rest of the weight",
+    )
+    privacy: PrivacySettings | None = Field(
+        None,
+        description="training with differential privacy; null for none",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
@@ -95,12 +124,24 @@ class TrainingSettings(OptimizerSettings):
                 raise ValueError(f"checkpoint_epochs has {epoch}, {end}")
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _check_privacy(self):
+        if self.privacy is None:
+            return self
+        if self.clip_gradient is not None:
+            own = "beside privacy, which clips the gradient of every image; set it to null"
+            raise ValueError(f"clip_gradient is {self.clip_gradient}, but not allowed {own}")
+        if self.compile:
+            raise ValueError("compile is True, but not allowed beside privacy; set it to false")
+        return self
+
     @pydantic.model_serializer(mode="wrap")
-    def _leave_out_unused_penalty(self, dump):
-        """Records without a penalty keep the form of earlier versions."""
+    def _leave_out_unused_settings(self, dump):
+        """Records without a penalty or without privacy keep the form of earlier versions."""
         values = dump(self)
-        if not self.alignment_penalty:
-            values.pop("alignment_penalty", None)
+        for key in ("alignment_penalty", "privacy"):
+            if not getattr(self, key):
+                values.pop(key, None)
         return values
 
 

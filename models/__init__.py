@@ -17,6 +17,10 @@ A method is a torch module. The training loop knows it by this contract, and by 
                                schedules of its groups' weight_decay, which checkpoints do not
                                keep: it is set in every step; progress in [0, 1]
     after_step(progress)       optional; momentum networks, centres, temperatures
+    is_mean_over_images        optional; True if the loss is the mean over images of a loss that
+                               each image has alone, whatever the batch: then training.privacy is
+                               allowed (models/private_loss.py). It runs forward under
+                               torch.func.vmap, which forbids to write into new tensors in place
     pictures(views)            optional; {title: (n, C, H, W) pixels, normalized as the views are},
                                drawn as rows of pictures every training.pictures_every epochs
 

@@ -41,6 +41,8 @@ class MAE(nn.Module):
     reconstructs the hidden ones.
     """
 
+    is_mean_over_images = True
+
     def __init__(self, encoder, decoder_dim, decoder_depth, decoder_heads, normalize_pixels):
         super().__init__()
         if not isinstance(encoder, VisionTransformer):
@@ -121,7 +123,7 @@ def hidden_patches(visible, T):
     (B, T - K) int64.
     """
     is_visible = torch.zeros(len(visible), T, dtype=torch.int8, device=visible.device)
-    is_visible.scatter_(1, visible, 1)
+    is_visible = is_visible.scatter(1, visible, 1)  # not in place: see models/private_loss.py
     return is_visible.argsort(dim=1, stable=True)[:, : T - visible.shape[1]]
 
 

@@ -24,6 +24,8 @@ PURPOSES = {
             "halves",
             "pruning",
             "membership",
+            "sampling",
+            "noise",
         ]
     )
 }

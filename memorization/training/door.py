@@ -11,6 +11,7 @@ from memorization.machine import processes
 from memorization.machine.screen import caution
 from memorization.training.diagnostics import is_one_class
 from models.alignment_penalty import penalize_alignment
+from models.private_loss import check_private
 
 
 def chosen_roles(role, subsets, file):
@@ -77,6 +78,8 @@ def try_method(make_method, channels, trained):
             raise ValueError(f"augmentation.views: {takes}") from None
         with torch.no_grad():
             penalize_alignment(method, trained.training.alignment_penalty)(*views)
+        if trained.training.privacy:
+            check_private(method, name)
         if pictures_every and not hasattr(method, "pictures"):
             draws = f"{pictures_every}, but {name} draws none; set it to 0"
             raise ValueError(f"training.pictures_every: {draws}")
@@ -92,6 +95,11 @@ def check_device(make_method, trained, device):
     if settings.compile and n_processes > 1:
         together = f"not allowed with {n_processes} processes; set it to false, or start one"
         raise WrongUse(f"training.compile: True is {together}")
+    if settings.privacy and n_processes > 1:
+        raise WrongUse(
+            f"training.privacy: not allowed with {n_processes} processes; set it to null, or start "
+            "one"
+        )
     if settings.batch_size % n_processes:
         multiple = f"{settings.batch_size} is not a multiple of the {n_processes} processes"
         raise WrongUse(f"training.batch_size: {multiple}")

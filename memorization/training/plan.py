@@ -13,10 +13,12 @@ from memorization.machine.resources import (
     seconds_of,
     tensor_bytes,
 )
-from memorization.machine.screen import say
+from memorization.machine.screen import caution, say
 from memorization.optimizers import make_optimizer
 from memorization.training.log import whole_lines
 from memorization.training.loop import draw_views, train_step
+from memorization.training.privacy import state_guarantee
+from models.private_loss import PrivateLoss
 
 LONG = 200  # steps from which on a training is tried first, to estimate what it will take
 
@@ -31,7 +33,14 @@ def print_plan(task, run):
     what = f"{trained.method.name} on {trained.data.name}, {trained.encoder.label}, {task.device}"
     say(f"{escape(run)}: {what}")
     say(f"  {task.subsets.sizes}; {size} images train each encoder")
-    say(f"  {steps}, {left_out} images left out of each epoch's last batch")
+    if settings.privacy:
+        say(f"  {steps}, each with {settings.batch_size} images on average, drawn by chance")
+        say(f"  privacy of one encoder: {state_guarantee(task, task.steps)}")
+        if settings.privacy.delta * size >= 1:
+            most = f"{settings.privacy.delta:g} is not below 1 / {size}, one part in all images"
+            caution(f"training.privacy.delta: {most}: it allows to publish one of them")
+    else:
+        say(f"  {steps}, {left_out} images left out of each epoch's last batch")
     say(f"  {rate}, {settings.optimizer}")
 
 
@@ -47,11 +56,15 @@ def estimate(make_method, tasks):
     task = replace(tasks[0], seed=0)
     method = make_method().to(task.device, memory_format=torch.channels_last)
     optimizer = make_optimizer(method, task.settings)
+    forward = None
+    if task.settings.privacy:
+        privacy, batch_size = task.settings.privacy, task.settings.batch_size
+        forward = PrivateLoss(method, optimizer, privacy, batch_size, noise_seed=lambda: 0)
     indices = processes.shard(task.training_set[: task.settings.batch_size])
 
     def step():
         views = draw_views(task, indices, task.images.train, epoch=0)
-        train_step(method, optimizer, views, task.settings, share=0.0)
+        train_step(method, optimizer, views, task.settings, share=0.0, forward=forward)
 
     seconds_a_step = seconds_of(step, task.device)
     progress = tensor_bytes(method.state_dict()) + tensor_bytes(optimizer.state_dict())

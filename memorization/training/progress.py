@@ -14,6 +14,7 @@ from memorization.machine import processes
 from memorization.machine.files import exists
 from memorization.machine.screen import caution, say
 from memorization.training.log import Log
+from memorization.training.privacy import state_guarantee
 from memorization.training.run_files import note_machine
 
 COLLAPSED = 0.02  # spread of representations below which they hardly differ
@@ -91,6 +92,7 @@ class Progress:
             "loss": torch.stack(self.losses).mean().item(),
             "learning_rate": self.learning_rate,
             **measured,
+            **self.task.privacy_spent(self.step),
         }
         self._log_epoch(line)
         if self.epoch in self.task.settings.checkpoint_epochs:
@@ -102,6 +104,8 @@ class Progress:
         """Save, and write encoder.pt."""
         self._save()
         self._save_encoder("encoder.pt")
+        if self.task.settings.privacy:
+            say(f"{self.task.name}: {state_guarantee(self.task, self.step)}")
 
     def _save_if_due(self, is_end=False):
         """Save if it is time. If a signal has come, save and raise Interrupted. is_end: whether an

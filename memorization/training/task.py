@@ -14,6 +14,7 @@ from memorization.machine.device import uses_bf16
 from memorization.machine.files import exists
 from memorization.optimizers import scaled_learning_rate, schedule
 from memorization.settings import Trained
+from memorization.training.privacy import privacy_spent
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +89,13 @@ class Task:
         warmup_steps = self.settings.warmup_epochs * self.steps_per_epoch
         return self.full_learning_rate * schedule(step, self.steps, warmup_steps)
 
+    def privacy_spent(self, step):
+        """{"epsilon": that of differential privacy after so many steps}, without it empty."""
+        if self.settings.privacy is None:
+            return {}
+        share = self.settings.batch_size / len(self.training_set)
+        return {"epsilon": privacy_spent(self.settings.privacy, share, step)}
+
     @cached_property
     def identity(self):
         """What a checkpoint says of its training, a dict of plain types."""
@@ -115,6 +123,7 @@ class Task:
             "size": self.trained.size,
             "mean": list(mean),
             "std": list(std),
+            **self.privacy_spent(epoch * self.steps_per_epoch),
             "weights": encoder.state_dict(),
         }
         save_checkpoint(self.folder / name, content)

@@ -29,10 +29,12 @@ def read(path, *options):
 
 
 def read_written(path):
-    """The content of a config. Skips the test if its encoder needs a package that is missing."""
+    """The content of a config. Skips the test if it needs a package that is missing."""
     written = yaml.safe_load(path.read_text())
     if written["encoder"]["name"] in ("timm", "transformers"):
         pytest.importorskip(written["encoder"]["name"])
+    if written.get("training", {}).get("privacy"):
+        pytest.importorskip("opacus")
     return written
 
 
@@ -279,6 +281,7 @@ def test_help_lists_actions_first_and_then_the_settings_in_a_group_a_section(hel
     text = help_of(train_simclr)
     titles = re.findall(r"^(\w.*):$", text, re.MULTILINE)
     sections = ["data", "subsets", "augmentation", "encoder", "method", "training"]
+    sections.append("training.privacy")
     assert titles[:2] == ["actions", "settings (each is a key of the YAML file)"]
     assert titles[2:] == sections
     groups = dict(zip(titles, re.split(r"^\w.*:$", text, flags=re.MULTILINE)[1:], strict=True))
