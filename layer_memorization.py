@@ -24,9 +24,7 @@ from memorization.data.confounders import warn_of_confounders
 from memorization.machine import processes
 from memorization.machine.command import one_line_errors
 from memorization.machine.device import describe_machine, warn_of_emulation
-from memorization.machine.files import exists
 from memorization.machine.resources import memory_for, print_estimate, seconds_of
-from memorization.machine.screen import say
 from memorization.measuring.layer_figures import (
     draw_heatmap,
     draw_layers,
@@ -40,10 +38,11 @@ from memorization.measuring.layer_tables import (
     rows_to_measure,
     table_of_layers,
 )
-from memorization.results import SUMMARY, hash_of_file
+from memorization.results import hash_of_file
 from memorization.run import open_run
 
 ACTIONS = {"checkpoint": "encoder (the default), epoch_NNNN for a kept one, or all, over training"}
+LEFT_OUT = "without its most and least memorized"  # if there are no scores
 PICTURES = ["layers.png", "heatmap.png", "layers_over_training.png"]
 LONG = 2000  # images from which on a few are tried first, to tell what all will take
 TRIED = 32
@@ -53,7 +52,7 @@ BYTES_A_NUMBER = 20  # of layers.npz, for each image, layer and seed
 @one_line_errors
 def main(argv=None):
     run = open_run(__doc__, argv, "layers", ACTIONS)
-    scores = {name: scores_of_candidates(run, name) for name in run.checkpoints}
+    scores = {name: run.scores_if_made(name, LEFT_OUT) for name in run.checkpoints}
     warn_of_confounders(run.subsets, run.images, run.config.subsets)
     warn_of_emulation("scores.precision", run.config.scores.precision, run.device)
     summaries = [measure_checkpoint(run, name, scores[name]) for name in run.checkpoints]
@@ -63,26 +62,12 @@ def main(argv=None):
             draw_layers_over_training(summaries, result.folder / "layers_over_training.png")
 
 
-def place_of_scores(run, checkpoint):
-    """The path of the scores.npz of a checkpoint."""
-    return run.scores_output(checkpoint).folder / "scores.npz"
-
-
-def scores_of_candidates(run, checkpoint):
-    """The CandidateScores of a checkpoint; None, after a line that says so, if there are none."""
-    if exists(place_of_scores(run, checkpoint).with_name(SUMMARY)):
-        return run.candidate_scores(checkpoint)
-    option = "" if checkpoint == "encoder" else f" --checkpoint {checkpoint}"
-    first = f"memorization_scores.py with the same config{option} makes them"
-    say(f"layers: no scores of {checkpoint}, so without its most and least memorized: {first}")
-    return None
-
-
 def measure_checkpoint(run, checkpoint, scores):
     """Measure the layers of one checkpoint of every seed, and write its folder. Returns the
     LayersSummary.
     """
     settings, images, pairs = run.settings, run.images_on_device, run.pairs(checkpoint)
+    scored = run.scores_output(checkpoint).folder
     rows = rows_to_measure(run.subsets, images, settings, scores)
     with memory_for("layers.batch_size", settings.batch_size):
         print_estimate_of_layers(run, images, rows, pairs[0])
@@ -97,7 +82,7 @@ def measure_checkpoint(run, checkpoint, scores):
         meaning=MEANING,
         seeds=run.seeds,
         **statistics,
-        chosen_by=None if scores is None else hash_of_file(place_of_scores(run, checkpoint)),
+        chosen_by=None if scores is None else hash_of_file(scored / "scores.npz"),
         checkpoint={"name": checkpoint, "epoch": pairs[0].epoch},
         settings={
             section: getattr(run.config, section).model_dump()

@@ -63,15 +63,10 @@ def main(argv=None):
 
 
 def scores_of_candidates(run, checkpoint):
-    """The CandidateScores of a checkpoint; None, after a line that says so, if there are none."""
+    """The CandidateScores of a checkpoint; None if there are none, or if there is no g."""
     if "independent" not in run.trained_roles:
         return None
-    if exists(run.scores_output(checkpoint).folder / SUMMARY):
-        return run.candidate_scores(checkpoint)
-    option = "" if checkpoint == "encoder" else f" --checkpoint {checkpoint}"
-    first = f"memorization_scores.py with the same config{option} makes them"
-    say(f"units: no memorization scores of {checkpoint} to compare with; {first}")
-    return None
+    return run.scores_if_made(checkpoint, "nothing to compare top images with")
 
 
 def print_estimate_of_units(run, chosen):

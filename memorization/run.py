@@ -15,6 +15,7 @@ from memorization.fingerprints import first_difference
 from memorization.machine.device import choose_device
 from memorization.machine.files import exists, is_folder, refuse_broken
 from memorization.machine.resources import OTHER_DEVICE, memory_for
+from memorization.machine.screen import say
 from memorization.measuring.candidate_scores import load_candidate_scores, read_scores_summary
 from memorization.results import SUMMARY, Result, hash_of_file
 
@@ -218,6 +219,17 @@ class Run:
         return load_candidate_scores(
             result, checkpoint, self.subsets, lambda seed: self.pair(seed, checkpoint)
         )
+
+    def scores_if_made(self, checkpoint, left_out):
+        """The CandidateScores of a checkpoint; None, after a line that says what is left out, if
+        there are no scores.
+        """
+        if exists(self.scores_output(checkpoint).folder / SUMMARY):
+            return self.candidate_scores(checkpoint)
+        option = "" if checkpoint == "encoder" else f" --checkpoint {checkpoint}"
+        first = f"memorization_scores.py with the same config{option} makes them"
+        say(f"{self.section}: no memorization scores of {checkpoint}, so {left_out}: {first}")
+        return None
 
     def _keys(self, section):
         """The settings of a section that determine its numbers, such as "scores.views"."""

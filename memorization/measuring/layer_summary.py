@@ -5,6 +5,7 @@ attentions and perceptrons of transformers.
 import numpy as np
 from scipy import stats
 
+from memorization.data.subsets import SUBSETS
 from memorization.results import Checkpoint, Summary
 from memorization.significance import percentile_interval, resampled_means
 
@@ -14,9 +15,16 @@ MEANING = (
     "offset of these pairs; the most and the least memorized were chosen by scores of these same "
     "encoders and views, so their last layers are far from 0 by choice"
 )
+# Resampled each by a seed of its own: whether there are scores changes no other interval.
+RESAMPLED = (*SUBSETS, "most", "least")
 FREE = ("candidate", "external")  # the mean of the first less that of the second
 FREE_OF_OFFSET = " - ".join(FREE)
-ATTENTIONS = ("attention", "attn", "self_attention")  # in the names of layers of a block
+ATTENTIONS = (
+    "attention",
+    "attn",
+    "self_attention",
+    "self_attn",
+)  # in the names of layers of a block
 
 
 class LayersSummary(Summary):
@@ -52,9 +60,9 @@ def summarize(table):
     """The statistics of summary.json, a dict of plain types. table: a LayerTable."""
     subsets, growth, blocks, resampled = {}, {}, {}, {}
     found = find_blocks(table.names, table.depths)
-    for number, (name, is_member) in enumerate(table.members.items()):
+    for name, is_member in table.members.items():
         per_seed = table.per_seed[:, is_member]
-        resampled[name] = resampled_means(per_seed.mean(0), seed=number)
+        resampled[name] = resampled_means(per_seed.mean(0), seed=RESAMPLED.index(name))
         subsets[name] = describe_layers(per_seed, resampled[name])
         means = np.array(subsets[name]["per_seed"])
         growth[name] = growth_of(table.depths, means, resampled[name])

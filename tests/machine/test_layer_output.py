@@ -146,10 +146,13 @@ def test_a_few_images_are_the_first_by_hash_and_the_most_memorized_are_measured_
 
 def test_without_scores_there_is_a_line_and_no_most_memorized(run_copy, capsys, no_pictures):
     path, run = run_copy
+    with_scores = summary_of(measure(path, run))["subsets"]["external"]
     shutil.rmtree(run / "scores")
     folder = measure(path, run)
     printed = capsys.readouterr().out
-    assert "no scores of encoder" in printed and "memorization_scores.py with the same" in printed
+    assert summary_of(folder)["subsets"]["external"] == with_scores  # with the same intervals
+    assert "no memorization scores of encoder" in printed
+    assert "memorization_scores.py with the same" in printed
     assert "most" not in {row["subset"] for row in rows_of(folder)}
     assert not arrays_of(folder)["is_most"].any() and summary_of(folder)["chosen_by"] is None
 
@@ -234,7 +237,7 @@ def test_checkpoints_have_folders_and_a_picture_over_training(run_copy, capsys, 
     assert {place.name for place in folder.iterdir() if place.is_dir()} == {"epoch_0002"}
     assert rows_of(folder / "epoch_0002") != rows_of(folder)
     assert summary_of(folder / "epoch_0002")["checkpoint"] == {"name": "epoch_0002", "epoch": 2}
-    assert "no scores of epoch_0002" in capsys.readouterr().out
+    assert "no memorization scores of epoch_0002" in capsys.readouterr().out
     training = texts[-1]
     assert "epoch 2" in training and "epoch 3" in training and LAST in training
     assert len(texts) == 5

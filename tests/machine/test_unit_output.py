@@ -236,7 +236,8 @@ def test_without_scores_one_line_says_which_command_makes_them(run_copy, capsys)
     shutil.rmtree(run / "scores")
     folder = measure(path, run)
     screen = capsys.readouterr().out
-    assert "no memorization scores of encoder to compare with; memorization_scores.py" in screen
+    assert "no memorization scores of encoder, so nothing to compare" in screen
+    assert "memorization_scores.py with the same config makes them" in screen
     assert "rank correlation" not in screen
     top_images = summary_of(folder)["top_images"]
     assert top_images["over_seeds"] is None and "spearman" not in top_images["per_seed"]["0"]
