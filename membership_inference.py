@@ -76,7 +76,7 @@ def main(argv=None):
     run = open_run(__doc__, argv, "membership", ACTIONS)
     roles = find_roles(run)
     rows = rows_to_score(run.subsets, run.images, run.settings.per_subset)
-    check_rows(rows, run.subsets, run.settings.per_subset)
+    check_rows(rows, run.subsets, run.settings.per_subset, with_g=len(roles) > 1)
     encoders = [run.encoder(run.seeds[0], role, run.checkpoints[0]) for role in roles]
     choose_attacks(run.settings.attacks, run.subsets, run.seeds, encoders)
     warn_of_confounders(run.subsets, run.images, run.config.subsets)

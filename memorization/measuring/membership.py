@@ -17,6 +17,7 @@ from memorization.errors import WrongUse
 from memorization.fields import Distinct
 from memorization.measuring.membership_attacks import ATTACKS, halve
 from memorization.measuring.membership_rates import (
+    FEWEST,
     RATES,
     Trial,
     advantage,
@@ -107,8 +108,10 @@ class MembershipSummary(Summary):
     seconds: Number
 
 
-def check_rows(rows, subsets, per_subset):
-    """Raise WrongUse if there are too few members or others. rows: of `rows_to_score`."""
+def check_rows(rows, subsets, per_subset, with_g=False):
+    """Raise WrongUse if there are too few members or others. rows: of `rows_to_score`; with_g:
+    whether g is attacked, too.
+    """
     there = {name: int((rows["subset"] == name).sum()) for name in SUBSETS}
     if subsets.scheme == "crossover":
         there["candidate"] //= 2  # of one encoder
@@ -116,6 +119,8 @@ def check_rows(rows, subsets, per_subset):
         "candidate": "candidates, which f saw",
         "external": "external images, which no encoder saw",
     }
+    if with_g and subsets.scheme == "fixed":
+        words["independent"] = "independent images, which g saw"
     for name, what in words.items():
         if there[name] < LEAST_IMAGES:
             few = f"{there[name]} {what}, but at least {LEAST_IMAGES} are needed"
@@ -206,14 +211,15 @@ def summarize(table, untrained, signals, evidence, signs):
 
 def trials_of(signal, relation, comparison):
     """The Trials of an attack on every encoder of a role, those of the seeds in order; an encoder
-    without such images has none. signal, relation: (S, N), see `Evidence`; comparison: a name.
+    with fewer than FEWEST such images has none. signal, relation: (S, N), see `Evidence`;
+    comparison: a name.
     """
     own, unseen = COMPARISONS[comparison]
     trials = []
     for values, of_rows in zip(signal, relation):
         known = ~np.isnan(values)
         members, others = (np.flatnonzero(known & (of_rows == name)) for name in (own, unseen))
-        if len(members) and len(others):
+        if min(len(members), len(others)) >= FEWEST:
             trials.append(Trial(values, members, others))
     return trials
 

@@ -12,7 +12,13 @@ from memorization.data.randomness import permutation
 from memorization.data.subsets import first_by_hash
 from memorization.errors import WrongUse
 from memorization.measuring.membership_attacks import relate
-from memorization.measuring.membership_rates import Trial, auc_of, interval_of, resample_aucs
+from memorization.measuring.membership_rates import (
+    FEWEST,
+    Trial,
+    auc_of,
+    interval_of,
+    resample_aucs,
+)
 from memorization.measuring.representations import encode_images
 
 CHANCE = 0.5  # the AUC of what tells nothing
@@ -29,7 +35,7 @@ TOO_MANY = 0.5  # share of a list that stands in the other one
 
 def find_lists(rows, subsets, seed, with_g):
     """The lists that must not differ but in membership: {"candidate against external": (one,
-    other)}, the rows of both, (n,) and (m,) int64; lists that are not there are left out.
+    other)}, the rows of both, (n,) and (m,) int64; lists of fewer than FEWEST images are left out.
 
     rows: of `rows_to_score`; in a crossover "candidate" is the pool, and its halves are those of f
     of a seed; with_g: whether g is attacked, too.
@@ -45,7 +51,7 @@ def find_lists(rows, subsets, seed, with_g):
         relation = relate(rows, subsets, seed, "candidate")
         lists["one half of the pool against the other"] = (relation == "own", relation == "other")
     lists = {name: tuple(map(np.flatnonzero, of)) for name, of in lists.items()}
-    return {name: of for name, of in lists.items() if len(of[0]) and len(of[1])}
+    return {name: of for name, of in lists.items() if min(map(len, of)) >= FEWEST}
 
 
 # --- signals without a trained encoder ------------------------------------------------------------

@@ -38,7 +38,8 @@ def print_guards(guards, shared):
     for pair, groups in shared.items():
         named = [" = ".join(f"{split} {index}" for split, index in group) for group in groups]
         more = f" and {len(groups) - NAMED} more" if len(groups) > NAMED else ""
-        same = f"{len(groups)} images stand in both lists, equal or nearly equal"
+        stand = "1 image stands" if len(groups) == 1 else f"{len(groups)} images stand"
+        same = f"{stand} in both lists, equal or nearly equal"
         caution(f"membership: {pair}: {same}: {'; '.join(named[:NAMED])}{more}")
 
 

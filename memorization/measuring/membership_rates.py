@@ -14,6 +14,7 @@ from memorization.significance import mean_and_spread
 RATES = (0.01, 0.001, 0.0)  # false positive rates at which the true positive rate is reported
 RESAMPLES, BATCH = 1000, 50  # of the bootstrap, and how many of them are worked on together
 LEVEL = 0.95  # of intervals
+FEWEST = 10  # images of a list that is compared: fewer cannot be halved, or divided into folds
 
 
 @dataclass(frozen=True, eq=False)

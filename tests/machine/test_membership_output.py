@@ -11,6 +11,7 @@ from conftest import columns_of, log_of, read_table
 import membership_inference
 from memorization.measuring.membership import MembershipSummary
 from memorization.measuring.membership_attacks import ATTACKS
+from memorization.measuring.membership_printing import print_guards
 from memorization.measuring.membership_training import knn_over_training
 
 BY_ITSELF = ["index", "split", "subset", "label", "alignment_loss_f", "stderr_views", "p"]
@@ -87,6 +88,13 @@ def test_the_guards_are_printed_before_the_attacks(pool, tmp_path, capsys, no_pi
     screen = capsys.readouterr().out
     assert 0 < screen.index("guards: ") < screen.index("attacks on one encoder at a time")
     assert "1 % false positives cannot be shown: 200 others are needed" in screen
+
+
+@pytest.mark.parametrize("n, words", [(1, "1 image stands in"), (2, "2 images stand in")])
+def test_images_in_both_lists_are_counted_in_words(n, words):
+    group = [["train", 3], ["test", 5]]
+    with pytest.warns(UserWarning, match=f"{words} both lists.*: train 3 = test 5"):
+        print_guards({"raw pixels": {}}, {"candidate against external": [group] * n})
 
 
 def test_attacks_that_are_asked_for_have_a_folder_of_their_own(pool, tmp_path, no_pictures):

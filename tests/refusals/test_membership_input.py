@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,6 +52,16 @@ def test_too_few_images_of_a_list_are_refused(scheme, counts, words):
     rows = {"subset": np.repeat(["candidate", "external"], counts)}
     with pytest.raises(WrongUse, match=words):
         check_rows(rows, Scheme, None)
+
+
+@pytest.mark.parametrize("n", [0, 19])
+def test_too_few_images_that_g_alone_saw_are_refused_if_g_is_attacked(n):
+    scheme = SimpleNamespace(scheme="fixed")
+    names = ["candidate", "external", "independent"]
+    rows = {"subset": np.repeat(names, (20, 20, n))}
+    check_rows(rows, scheme, None)
+    with pytest.raises(WrongUse, match=f"there are {n} independent images, which g saw"):
+        check_rows(rows, scheme, None, with_g=True)
 
 
 @pytest.mark.parametrize("attack, words", [

@@ -374,6 +374,20 @@ def test_an_untrained_encoder_knows_nothing_in_19_of_20_draws(monkeypatch):
     assert all(count >= 18 for count in inside.values()), inside
 
 
+@pytest.mark.parametrize("n", [1, 9, 10])
+def test_a_list_too_short_to_be_divided_is_compared_with_none(n):
+    subsets = replace(FIXED, shared=np.arange(n))
+    images, rows, encoders = planted(subsets)
+    pair = "shared against external"
+    result = attack(subsets, images, rows, encoders)
+    assert all((pair in result[name]) == (n == 10) for name in NEED_A_PAIR)
+    guards = guard_lists(images, subsets)
+    assert all((pair in of_lists) == (n == 10) for of_lists in guards.values())
+    values = [of["value"] for of_lists in guards.values() for of in of_lists.values()]
+    values += [of["f and g"]["advantage"] for name in NEED_A_PAIR for of in result[name].values()]
+    assert np.isfinite(values).all()
+
+
 def test_a_relation_is_told_of_every_encoder_of_a_crossover():
     nobody = np.empty(0, dtype=np.int64)
     pool = Subsets(np.array([90, 91]), np.arange(40), nobody, np.arange(5), scheme="crossover")
