@@ -140,8 +140,9 @@ def test_a_method_is_a_file_a_script_of_three_other_lines_and_a_config(copy):
     assert "candidate" in run(copy, "memorization_scores.py")
     shutil.copy(copy / "new.yaml", copy / "configs/uniformity_fake.yaml")
     tests = collect_tests(copy)
-    of_all = set.intersection(*(tests[name] for name in METHODS))
-    assert len(of_all) > 10 and of_all <= tests["uniformity"] <= tests["simclr"]
+    # MAE alone takes one view, and compares no images: it lacks tests of what refuses that
+    of_all = set.intersection(*(tests[name] for name in METHODS if name != "mae"))
+    assert len(of_all) > 10 and tests["uniformity"] == of_all
     assert changed_lines(copy) == {}
 
 
