@@ -543,6 +543,18 @@ def no_pictures(monkeypatch):
     monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
 
 
+@pytest.fixture
+def texts(monkeypatch):
+    """A list that takes the texts of every picture that is drawn."""
+    pictures = []
+
+    def watched_save(figure, *_, **__):
+        pictures.append("\n".join(text.get_text() for text in figure.findobj(Text)))
+
+    monkeypatch.setattr(Figure, "savefig", watched_save)
+    return pictures
+
+
 # --- encoders -------------------------------------------------------------------------------------
 
 

@@ -13,8 +13,6 @@ from conftest import (
     train,
     write_experiment,
 )
-from matplotlib.figure import Figure
-from matplotlib.text import Text
 from test_processes import torchrun
 
 import layer_memorization
@@ -53,18 +51,6 @@ def measured(scored_run, tmp_path_factory):
     """(config path, run folder, folder of the layers) of the tiny pair. Not to be changed."""
     run = shutil.copytree(scored_run[1], tmp_path_factory.mktemp("measured") / "run")
     return scored_run[0], run, measure(scored_run[0], run)
-
-
-@pytest.fixture
-def texts(monkeypatch):
-    """A list that takes the texts of every picture that is drawn."""
-    pictures = []
-
-    def watched_save(figure, *_, **__):
-        pictures.append("\n".join(text.get_text() for text in figure.findobj(Text)))
-
-    monkeypatch.setattr(Figure, "savefig", watched_save)
-    return pictures
 
 
 def test_a_row_for_every_subset_and_layer(measured):
