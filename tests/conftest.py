@@ -89,6 +89,15 @@ EXPERIMENT = {
 
 TINY_TRAINING = TrainingSettings(**EXPERIMENT["training"])
 ROOT = Path(__file__).parents[1]
+WHERE = os.environ.get("DEVICE", "cuda")  # of tests/machine/test_on_gpu.py
+
+
+def pytest_collection_modifyitems(items):
+    """Skip the tests marked `gpu` if there is none, but for those that `DEVICE=cpu` tries."""
+    for item in items:
+        is_tried = WHERE == "cpu" and item.path.name == "test_on_gpu.py"
+        if item.get_closest_marker("gpu") and not (torch.cuda.is_available() or is_tried):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
 @dataclass(frozen=True)

@@ -309,7 +309,7 @@ def test_a_forked_process_makes_views_with_threads_of_its_own():
     assert process.exitcode == 0
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("channels, source, size", SHAPES)
 def test_views_on_a_gpu_equal_those_on_the_cpu(channels, source, size):
     images = made_up_split(131, channels, source)

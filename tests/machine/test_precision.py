@@ -157,7 +157,7 @@ def test_precision_is_that_of_the_setting(precision, dtype, write_config, monkey
     assert seen == {dtype}
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("method", METHODS)
 def test_a_pair_trains_on_a_gpu_in_bf16(method, write_config, tmp_path):
     changes = {"device": "cuda", "training.knn_every": 3}

@@ -56,7 +56,7 @@ def test_what_is_measured_is_computed_as_what_is_trained(heads, monkeypatch):
         assert torch.allclose(encoder(pixels), trained, atol=1e-6)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("heads", [1, 2])
 def test_a_gpu_measures_what_a_cpu_measures(heads):
     use_exact_arithmetic()

@@ -328,7 +328,7 @@ def test_what_would_be_waited_for_is_seen():
         torch.ones(2, device=meta).sum().item()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
 @pytest.mark.parametrize("method", METHODS)
 def test_no_step_waits_for_a_gpu(method, optimizer, write_config):
@@ -343,7 +343,7 @@ def test_no_step_waits_for_a_gpu(method, optimizer, write_config):
     assert loss.isfinite()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
 def test_no_step_of_a_probe_waits_for_a_gpu(optimizer):
     train = Examples(torch.rand(80, 8, device="cuda"), torch.arange(80, device="cuda") % 4)

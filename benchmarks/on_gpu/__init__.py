@@ -1,0 +1,1 @@
+"""What to run on a GPU machine for ten minutes, without a network: see measure.sh."""
