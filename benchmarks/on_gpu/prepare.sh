@@ -35,10 +35,12 @@ def plain(name):
 
 lines = [line.split("#")[0].strip() for line in Path("requirements.txt").read_text().splitlines()]
 missing = [line for line in lines if line and plain(line) not in ON_MACHINE]
-missing += os.environ.get("EXTRA", "").split()
-command = [sys.executable, "-m", "pip", "download", "-q", *TARGET, "-d", ".whl", *missing]
+download = [sys.executable, "-m", "pip", "download", "-q", *TARGET, "-d", ".whl"]
 if missing:
-    subprocess.run(command, check=True)
+    subprocess.run([*download, *missing], check=True)
+alone = os.environ.get("EXTRA", "").split()
+if alone:
+    subprocess.run([*download, "--no-deps", *alone], check=True)
 for wheel in sorted(Path(".whl").glob("*.whl")):
     if plain(wheel.name.split("-")[0]) in ON_MACHINE:
         wheel.unlink()
