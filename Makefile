@@ -1,4 +1,5 @@
-# make demo   train eight small pairs on Fashion-MNIST, show which images they memorized, and ask them for labels (Deja Vu, linear probes)
+# make demo   train eight small pairs on Fashion-MNIST, show which images they memorized, ask them for labels (Deja Vu, linear probes), and
+#             make a page of it all, runs/demo/report.html
 # make test   run the tests
 # make test-optional
 #             the tests that need the packages of requirements-optional.txt, which are installed
@@ -20,6 +21,7 @@ demo: $(INSTALLED) data
 	$(RUN) memorization_scores.py --config configs/demo.yaml
 	$(RUN) dejavu.py --config configs/demo.yaml
 	$(RUN) linear_probing_train.py --config configs/demo.yaml
+	$(RUN) report.py --config configs/demo.yaml
 
 test: $(INSTALLED)
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile

@@ -41,7 +41,7 @@ from memorization.measuring.comparison_figures import (
 from memorization.measuring.comparison_printing import print_comparison
 from memorization.options import read_words
 from memorization.results import SUMMARY, Result, Summary
-from memorization.run import read_run
+from memorization.run import check_different, read_run, short_names
 
 RUNS = ("RUN", "run folders that are scored, two or more")
 OPTIONS = {
@@ -92,12 +92,7 @@ def check_words(words):
     if len(words["RUN"]) < 2:
         number = len(words["RUN"])
         raise WrongUse(f"command line: two runs or more are needed, not {number}")
-    places = {}
-    for path in words["RUN"]:
-        place = Path(path).expanduser().resolve()
-        if place in places:
-            raise WrongUse(f"command line: {path}: the same run as {places[place]}")
-        places[place] = path
+    check_different(words["RUN"])
     name = words["scores"]
     if name is not None and (Path(name).name != name or name in ("", "..")):
         raise WrongUse(f"command line: --scores: {name!r} is not allowed: a name of a folder is")
@@ -117,17 +112,6 @@ def output(folder):
             raise WrongUse(f"{folder}: holds the result of something else{advice}")
     result.check_place()
     return result
-
-
-def short_names(paths):
-    """The names of run folders, for tables: the last parts of their paths, as many as it takes to
-    tell them apart.
-    """
-    parts = [Path(path).expanduser().resolve().parts[1:] for path in paths]
-    length = 1
-    while len({path[-length:] for path in parts}) < len(parts):
-        length += 1
-    return ["/".join(path[-length:]) for path in parts]
 
 
 def read_scored_run(run, name, scores):

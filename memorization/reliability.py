@@ -19,6 +19,7 @@ COMPONENTS = ("image", "training", "views", "seeds", "reliability")
 TOP = 10  # rankings are compared by their first tenth
 MOST_HALVINGS = 50  # ways of halving the seeds that are averaged
 BOOTSTRAP_RESAMPLES = 1000
+RANK_DRAWS = 400
 BLOCK = 100  # resamples that are drawn together
 
 
@@ -97,6 +98,26 @@ def reliability_of_mean(scores, seed=0):
         "from_halves": spearman_brown(of_halves, 2),
         "seeds_of_halves": 2 * (count // 2),
     }
+
+
+def rank_intervals(scores, reliability, seed=0):
+    """Ranks that images may have in truth, (N, 2) float64: the 2.5 and 97.5 % quantiles, 1 for the
+    highest score.
+
+    scores: (N,) means over seeds, finite; reliability: of their ranking, taken as 0 or 1 beyond
+    these. The true score of an image is normal about what its score predicts, m + r (x - m), with
+    variance r (1 - r) var(x): the empirical Bayes posterior of a normal model, whose ranks are
+    drawn (Laird and Louis 1989). With reliability 0 every image may have any rank.
+    """
+    r, n_images = min(max(reliability, 0.0), 1.0), len(scores)
+    predicted = r * (scores - scores.mean())
+    deviation = np.sqrt(r * (1 - r) * scores.var()) if r else 1.0  # of chance alone, any
+    rng = np.random.default_rng(seed)
+    ranks = np.empty((RANK_DRAWS, n_images), dtype=np.int32)
+    for draw in ranks:
+        true = predicted + deviation * rng.standard_normal(n_images)
+        draw[np.argsort(-true, kind="stable")] = np.arange(1, n_images + 1)
+    return np.quantile(ranks, [0.025, 0.975], axis=0, method="nearest").T.astype(float)
 
 
 def components(scores, errors, seed=0):

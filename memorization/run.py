@@ -55,6 +55,27 @@ def read_run(folder, root=None):
     return Run(settings, "scores", device, load_subsets(settings.folder / "subsets.npz"))
 
 
+def check_different(paths):
+    """Raise WrongUse if two paths of a command line lead to one run folder."""
+    places = {}
+    for path in paths:
+        place = Path(path).expanduser().resolve()
+        if place in places:
+            raise WrongUse(f"command line: {path}: the same run as {places[place]}")
+        places[place] = path
+
+
+def short_names(paths):
+    """The names of run folders, for tables: the last parts of their paths, as many as it takes to
+    tell them apart.
+    """
+    parts = [Path(path).expanduser().resolve().parts[1:] for path in paths]
+    length = 1
+    while len({path[-length:] for path in parts}) < len(parts):
+        length += 1
+    return ["/".join(path[-length:]) for path in parts]
+
+
 def _check_roles(run):
     """Raise WrongUse if a measurement needs an encoder that others did not train."""
     missing = [role for role in run.roles if role not in run.trained_roles]

@@ -73,6 +73,28 @@ def find_duplicates(digests, fingerprints, device):
     return Duplicates(_in_order(of_firsts[pixels]), pixels, distances)
 
 
+def nearest_images(fingerprints, rows, count, device):
+    """The nearest other images of some images, by the distance of their fingerprints, the smaller
+    one of an image and its mirror image.
+
+    fingerprints: (n, D) float32, of `fingerprints_of`; rows: (r,) int64, images; count: of
+    neighbours, less than n; device: on which they are compared. Returns (r, count) int64, images,
+    the nearest first, and their distances, (r, count) float64.
+    """
+    halves = [half.to(device) for half in _halves(fingerprints)]
+    nearest = []
+    for start in range(0, len(rows), ROWS):
+        part = torch.from_numpy(rows[start : start + ROWS]).to(device)
+        products = _products([half[part] for half in halves], halves)
+        products.scatter_(1, part[:, None], -2)  # not the image itself
+        nearest.append(products.topk(count, dim=1).indices.cpu())
+    nearest = torch.cat(nearest).numpy()
+    distances = _distances(fingerprints, np.repeat(rows, count), nearest.ravel())
+    distances = distances.reshape(nearest.shape)
+    order = np.argsort(distances, axis=1, kind="stable")
+    return np.take_along_axis(nearest, order, 1), np.take_along_axis(distances, order, 1)
+
+
 def number_digests(digests):
     """(n,) int64, equal if digests (n, bytes) uint8 are."""
     rows = np.ascontiguousarray(digests).view(f"V{digests.shape[1]}")[:, 0]

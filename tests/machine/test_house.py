@@ -26,6 +26,7 @@ LAYERS = [
     ["memorization.figures", "memorization.imports", "memorization.measuring"],
     ["memorization.config"],
     ["memorization.run", "memorization.training"],
+    ["memorization.reporting"],
 ]  # fmt: skip
 FILES = sorted(path for room in ("models", "memorization") for path in ROOT.glob(f"{room}/**/*.py"))
 SCRIPTS = sorted(ROOT.glob("*.py"))

@@ -1,0 +1,291 @@
+"""What the page of several runs shows: their scores of the same candidates beside each other, as
+compare_runs.py computes them.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from memorization.measuring.candidate_scores import read_scores_summary
+from memorization.measuring.compared_runs import check_same_candidates, read_accuracy
+from memorization.measuring.comparison import (
+    bands_of,
+    common_rankings,
+    summarize,
+    thresholds_of,
+)
+from memorization.measuring.comparison_printing import MATRICES, TABLE
+from memorization.reporting.blocks import (
+    axis,
+    clean,
+    code,
+    figure,
+    headline,
+    heat_map,
+    note,
+    number,
+    part,
+    table,
+    text,
+    topic,
+    trace,
+    without_numbers,
+)
+from memorization.reporting.image_rows import Columns, add_places, order_rows
+from memorization.reporting.payload import (
+    MOST_PICTURE_BYTES,
+    Payload,
+    data_of_pictures,
+    figures_of,
+    scored_run,
+)
+from memorization.reporting.pictures import Pictures
+from memorization.reporting.result_folders import FoundResult
+from memorization.reporting.score_parts import NOT_ONE_IMAGE, meanings_of, share_beyond_chance
+
+STRIP = 8  # images of a band
+COLORS = 8  # series1, series2, ... of the page
+
+
+def payload_of_comparison(runs, names):
+    """The Payload of several Runs that scored the same candidates. names: of the runs, texts.
+
+    Raises WrongUse if a run has no scores, or scores of other candidates.
+    """
+    scored = [_scored(run, name) for run, name in zip(runs, names)]
+    check_same_candidates(scored)
+    rankings = common_rankings(scored)
+    summary = summarize(scored, rankings, {})
+    images, sheets, tile_of = _images(runs[0], scored, rankings)
+    topics = [
+        topic("how-much", "How much?", [_in_short(scored), _runs_part(summary, scored, rankings)]),
+        topic("is-it-real", "The same images?", [_agreement_part(summary)]),
+        topic(
+            "which-images",
+            "Which images?",
+            [_strips_part(scored, rankings, tile_of), _images_part()],
+        ),
+        topic("does-it-matter", "Does it matter?", [_accuracy_part(summary.runs)]),
+        topic("how-it-was-made", "How it was made", [_commands_part(runs)]),
+    ]
+    topics = [one for one in topics if one["parts"]]
+    data = {"title": "comparison", "is_comparison": True, "figures": figures_of(topics)}
+    data |= {"classes": [clean(name) for name in runs[0].images.classes]} | images
+    data["downloads"] = {"images": "comparison_images.csv"}
+    subtitle = f"{len(runs)} runs on the same {len(scored[0].index('candidate')):,} candidates of "
+    subtitle += clean(runs[0].images.name)
+    return Payload(" and ".join(map(clean, names)), subtitle, topics, data, sheets)
+
+
+def _scored(run, name):
+    """The ScoredRun of a Run, with the accuracy of its probes."""
+    folder = run.folder / "scores"
+    scored = scored_run(run, FoundResult("", folder, read_scores_summary(folder)))
+    accuracy, probe_images = read_accuracy(run.folder / "probe", run.config.data.name)
+    return dataclasses.replace(
+        scored, name=clean(name), accuracy=accuracy, probe_images=probe_images
+    )
+
+
+def _in_short(scored):
+    sentences = []
+    for run in scored:
+        share, n = share_beyond_chance(run)
+        of = run.summary.ranking_reliability
+        known = "one pair, so single images are not known"
+        if of:
+            known = f"reliability of the ranking {of['candidate']['predicted']:.2f}"
+        sentences.append(
+            f"{run.name}: {100 * share:.0f} % of {n:,} images score higher than 95 % of the images "
+            f"that no encoder was trained on, where chance gives 5 % ({known})."
+        )
+    return part("headline", "In short", headline(*sentences), note(NOT_ONE_IMAGE))
+
+
+def _runs_part(summary, scored, rankings):
+    """The table of runs and the curves of thresholds."""
+    columns = {"run": None, "method": None, "encoder": None} | {
+        heading: form for heading, (_, form) in TABLE.items()
+    }
+    keys = [key for key, _ in TABLE.values()]
+    rows = []
+    for run in summary.runs:
+        rows.append([run["run"], run["method"], run["encoder"], *(run[key] for key in keys)])
+    traces = []
+    for place, run in enumerate(scored):
+        of_run = [
+            row
+            for row in thresholds_of(scored, rankings)
+            if row["run"] == run.name and not row["mark"]
+        ]
+        x = [row["threshold"] for row in of_run]
+        above = [row["candidates_above"] for row in of_run]
+        traces.append(trace("line", run.name, _color(place), x, above))
+    curves = figure(
+        "thresholds",
+        "Candidates above a threshold",
+        f"Share of the candidates with a higher {summary.column} than a threshold, a line a run. "
+        "Thresholds are on the range scale: score / (max - min of the run).",
+        {
+            "x": axis(f"threshold of {summary.column} / (max - min)"),
+            "y": axis("candidates above it", form="percent"),
+        },
+        traces,
+    )
+    return part(
+        "runs",
+        "The runs",
+        table("runs-table", "The runs beside each other", columns, rows),
+        note(
+            f"Means, d and p are of score, over all seeds. > 95 % S_E, q < .1 and reliability are "
+            f"of {summary.column}; accuracy is of linear probes on f."
+        ),
+        curves,
+    )
+
+
+def _agreement_part(summary):
+    """How well each two rankings agree."""
+    names = [run["run"] for run in summary.runs]
+    blocks = [_meaning_of_halves(summary)]
+    for key, words in MATRICES.items():
+        for prefix, of in (("", "candidates"), ("external_", "external images")):
+            values = [[None] * len(names) for _ in names]
+            for row in summary.agreement:
+                a, b = names.index(row["run_a"]), names.index(row["run_b"])
+                values[a][b] = values[b][a] = row[f"{prefix}halves_{key}"]
+            chance = number(summary.chance[key], ".2f")
+            title = f"{words[0].upper()}{words[1:]}, {of}"
+            meaning = f"{words} of each two rankings of {of}; by chance {chance}."
+            blocks.append(heat_map(f"agreement-{prefix}{key}", title, meaning, names, values))
+    external = "External images are not memorized: what agrees there is no memory."
+    return part("agreement", "How well the rankings agree", *blocks, note(external))
+
+
+def _meaning_of_halves(summary):
+    size = summary.seeds_of_a_half
+    if size is None:
+        return text("Each run has one seed: one ranking is compared with another.")
+    seeds = "single seeds" if size == 1 else f"means over {size} seeds"
+    return text(
+        f"Compared are {seeds} of each run with as many other seeds of another. The diagonal "
+        "compares a run with itself by two halves of its seeds: the ceiling."
+    )
+
+
+def _accuracy_part(runs):
+    """Accuracy of probes against the effect, a part; None if no run was probed."""
+    probed = [(place, run) for place, run in enumerate(runs) if run["accuracy"] is not None]
+    if not probed:
+        return None
+    traces = [
+        trace(
+            "points",
+            run["run"],
+            _color(place),
+            [run["d_of_one_seed"]],
+            [run["accuracy"]],
+            low=[run["accuracy"] - (run["accuracy_std"] or 0)],
+            high=[run["accuracy"] + (run["accuracy_std"] or 0)],
+        )
+        for place, run in probed
+    ]
+    drawn = figure(
+        "accuracy",
+        "Accuracy and memorization",
+        "Top-1 accuracy of linear probes on f against Cohen's d of one seed, a point a run; error "
+        "bars: standard deviation over seeds.",
+        {"x": axis("d of one seed"), "y": axis("top-1 accuracy", form="percent")},
+        traces,
+    )
+    return part("accuracy-part", "Accuracy", without_numbers(drawn))
+
+
+def _commands_part(runs):
+    again = " ".join(["python compare_runs.py", *(clean(run.name) for run in runs)])
+    words = text("This command writes the same numbers as tables and pictures.")
+    return part("repeat", "Commands to repeat it", words, code([again]))
+
+
+def _color(place):
+    return f"series{place % COLORS + 1}"
+
+
+# --- images ---------------------------------------------------------------------------------------
+
+
+def _images_part():
+    return {"name": "images", "title": "Images", "blocks": [{"kind": "images"}]}
+
+
+def _mean_scores(run, column):
+    """{(subset, index): score} of a ScoredRun."""
+    rows = zip(run.table["subset"].tolist(), run.table["index"].tolist())
+    return dict(zip(rows, run.table[column].tolist()))
+
+
+def _images(run, scored, rankings):
+    """(what the page's script reads of images, sheets, {index of a candidate: [sheet, tile]}).
+    Candidates are ordered by the mean over the runs of their score on the range scale.
+    """
+    column, first = rankings.column, scored[0]
+    by_run = [_mean_scores(one, column) for one in scored]
+    spans = [np.nanmax(list(of.values())) - np.nanmin(list(of.values())) for of in by_run]
+    keys = list(zip(first.table["subset"].tolist(), first.table["index"].tolist()))
+    nothing = float("nan")
+    means = np.array(
+        [
+            np.mean([of.get(key, nothing) / (span or 1) for of, span in zip(by_run, spans)])
+            for key in keys
+        ]
+    )
+    rows, columns = order_rows(first.table, means), Columns()
+    add_places(columns, rows, run.images)
+    mean = f"mean over the runs of {column} / (max - min of the run)"
+    columns.add("mean", means[rows.places], "mean", "number", mean, digits=4, in_gallery=True)
+    for place, (one, of) in enumerate(zip(scored, by_run)):
+        values = [of.get(keys[at], nothing) for at in rows.places.tolist()]
+        meaning = f"{column} of {one.name}"
+        columns.add(
+            f"run_{place}", values, one.name, "number", meaning, digits=4, in_gallery=place < 3
+        )
+    pictures = Pictures(run, rows, MOST_PICTURE_BYTES)
+    pictures.add_candidates()
+    pictures.add_neighbors()
+    pictures.add_others()
+    meanings = meanings_of(first.table["subset"])
+    data = {
+        "headline_score": "mean",
+        "outstanding": None,
+        "subsets": {name: {"title": name, "meaning": words} for name, words in meanings.items()},
+        "outcomes": {},
+        "columns": columns.descriptions,
+        "images": columns.values,
+        "axes": {
+            name: {"key": f"run_{place}", "title": f"{column}, {scored[place].name}"}
+            for place, name in enumerate("fg")
+        },
+        "band": None,
+        "per_seed": None,
+        "seeds": [],
+    }
+    tile_of = dict(zip(rows.index[: rows.n_candidates].tolist(), pictures.tile))
+    return data | data_of_pictures(pictures), pictures.sprites.sheets, tile_of
+
+
+def _strips_part(scored, rankings, tile_of):
+    """Images by bands of their scores, a line for each run and band."""
+    blocks = []
+    for run in scored:
+        scores, strips = rankings.scores(run, "candidate").mean(0), []
+        for band, places in bands_of(scores, STRIP).items():
+            tiles = []
+            for place in places.tolist():
+                index = int(rankings.candidate[place])
+                tile = tile_of.get(index)
+                if tile:
+                    words = f"candidate {index}, {rankings.column} {scores[place]:.4f}"
+                    tiles.append({"sheet": tile[0], "tile": tile[1], "text": words})
+            strips.append({"title": f"{run.name}: {band}", "tiles": tiles})
+        blocks.append({"kind": "strips", "strips": strips})
+    return part("strips", "Images by their scores", *blocks)

@@ -1,0 +1,95 @@
+"""The nearest neighbours of candidates among all images of the four subsets, by their pixels."""
+
+import csv
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from memorization.data.duplicates import (
+    CLOSE,
+    digests_of_subsets,
+    find_duplicates,
+    fingerprints_of_subsets,
+    nearest_images,
+    number_digests,
+)
+from memorization.data.subsets import SUBSETS
+from memorization.machine.files import exists, read_text, refuse_broken
+
+NEIGHBORS = 4  # of each candidate
+MOST_COMPARED = 100_000  # images of all subsets, beyond which no neighbours are looked for
+MOST_SEARCHED = 5000  # images among which duplicates are searched for if they are not listed
+MOST_TEXT = 1 << 28
+FILE = "duplicates.csv"
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbors:
+    """The NEIGHBORS nearest images of C candidates.
+
+    split, subset: (n,) texts; index: (n,) int64: all images of the subsets; nearest: (C,
+    NEIGHBORS), places among these; distances: the same shape; is_same, is_near: bool, whether the
+    pixels are equal, and whether they are nearly so; source: how nearly equal ones were found, a
+    sentence.
+    """
+
+    split: np.ndarray
+    index: np.ndarray
+    subset: np.ndarray
+    nearest: np.ndarray
+    distances: np.ndarray
+    is_same: np.ndarray
+    is_near: np.ndarray
+    source: str
+
+
+def find_neighbors(run, indices):
+    """The Neighbors of candidates, None if the subsets have too many images. run: a Run; indices:
+    (C,) int64, in the training set.
+    """
+    subsets, images = run.subsets, run.images
+    sizes = {name: len(getattr(subsets, name)) for name in SUBSETS}
+    n_images = sum(sizes.values())
+    if n_images > MOST_COMPARED:
+        return None
+    subset = np.repeat(list(SUBSETS), list(sizes.values()))
+    split = np.repeat(list(SUBSETS.values()), list(sizes.values()))
+    index = np.concatenate([np.sort(getattr(subsets, name)) for name in SUBSETS])
+    fingerprints, digests = (
+        fingerprints_of_subsets(subsets, images),
+        digests_of_subsets(subsets, images),
+    )
+    candidates = np.flatnonzero(subset == "candidate")
+    rows = candidates[np.searchsorted(index[candidates], indices)]
+    count = min(NEIGHBORS, n_images - 1)
+    nearest, distances = nearest_images(fingerprints, rows, count, torch.device("cpu"))
+    pixels = number_digests(digests)
+    is_same = pixels[nearest] == pixels[rows][:, None]
+    listed = run.folder / FILE
+    if exists(listed):
+        groups = _listed_groups(listed, split, index)
+        source = f"They are the pairs that {FILE} lists."
+    elif n_images <= MOST_SEARCHED:
+        groups = find_duplicates(digests, fingerprints, torch.device("cpu")).groups
+        source = "Images are nearly equal by the rule of docs/images.md."
+    else:
+        groups = np.arange(n_images)
+        source = f"Images are nearly equal up to a distance of {CLOSE}; others were not looked for."
+    is_near = (groups[nearest] == groups[rows][:, None]) | (distances <= CLOSE)
+    return Neighbors(split, index, subset, nearest, distances, is_same, is_near, source)
+
+
+def _listed_groups(path, split, index):
+    """The number of the group of each image in a duplicates.csv, (n,) int64; others are groups of
+    their own. split, index: (n,).
+    """
+    groups = np.arange(len(index))
+    place_of = {key: place for place, key in enumerate(zip(split.tolist(), index.tolist()))}
+    with refuse_broken(path, "not a whole list of duplicates"):
+        firsts = {}
+        for row in csv.DictReader(io.StringIO(read_text(path, MOST_TEXT))):
+            place = place_of[row["split"], int(row["index"])]
+            groups[place] = firsts.setdefault(row["group"], place)
+    return groups

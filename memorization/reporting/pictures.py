@@ -1,0 +1,209 @@
+"""The pictures of a page: its images, and views and neighbours of those at both ends of the
+ranking, as many as fit.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from memorization.data.augmentations import Draw
+from memorization.measuring.scores import ScoreSettings
+from memorization.reporting.blocks import clean, rounded
+from memorization.reporting.near_images import find_neighbors
+from memorization.reporting.sprites import Sprites, fitting_size, shrink, shrunk, views_of
+
+SHOWN_VIEWS = 6  # of each image
+BATCH = 16  # images whose views and neighbours are added together
+FOR_CANDIDATES = 0.75  # share of the bytes that candidates' own pictures may take
+
+
+@dataclass(frozen=True, eq=False)
+class Viewing:
+    """How the views of images were scored. recipes: of the views; views: their number; draw: a
+    Draw.
+    """
+
+    recipes: list
+    views: int
+    draw: Draw
+
+    @classmethod
+    def of(cls, run, summary):
+        """That of the first seed of scores. run: a Run; summary: a ScoresSummary."""
+        settings = ScoreSettings.model_validate(summary.settings)
+        draw = Draw(summary.seeds[0], "scoring", patch=run.config.encoder.patch_size)
+        return cls(settings.recipes(run.recipes), settings.views, draw)
+
+
+class Pictures:
+    """Pictures of N rows, and what they leave out.
+
+    tile: N places [sheet, tile], None for an image without a picture; details: {row: its views and
+    neighbours}; notes: sentences.
+    """
+
+    def __init__(self, run, rows, most_bytes):
+        self.run, self.rows, self.sprites = run, rows, Sprites(most_bytes)
+        self.tile, self.details, self.notes = [None] * len(rows.index), {}, {}
+        self._places = {}  # {(split, index): place} of neighbours
+
+    def add_candidates(self):
+        """Add the candidates' own pictures: all, or those at both ends of the ranking."""
+        train, n = self.run.images.train, self.rows.n_candidates
+        most = FOR_CANDIDATES * self.sprites.most_bytes
+        self.size = fitting_size(train, self.rows.index[:n], most)
+        ends = from_both_ends(n)
+        places = self.sprites.add(shrunk(train, self.rows.index[:n], self.size))
+        if len(places) < n:
+            self.sprites = Sprites(most)
+            places = self.sprites.add(shrunk(train, self.rows.index[ends], self.size))
+        else:
+            ends = np.arange(n)
+        for row, place in zip(ends.tolist(), places):
+            self.tile[row] = place
+        self._note_size(n, len(places))
+
+    def _note_size(self, n, n_embedded):
+        sentences = []
+        if self.size < self.run.images.train.size:
+            shown = f"Pictures are shrunk from {self.run.images.train.size} to {self.size} pixels."
+            sentences.append(shown)
+        if n_embedded < n:
+            some = f"Of {n:,} candidates the {n_embedded:,} at both ends of the ranking have a "
+            sentences.append(f"{some}picture here: more do not fit into the page.")
+        self.notes["pictures"] = " ".join(sentences)
+
+    def add_neighbors(self):
+        """Note the nearest neighbours of all candidates; their pictures come with `add_ends`."""
+        n = self.rows.n_candidates
+        neighbors = find_neighbors(self.run, self.rows.index[:n])
+        if neighbors is None:
+            self.notes["neighbors"] = (
+                "Nearest neighbours were not looked for: the subsets have too many images."
+            )
+            return
+        row_of, images = self.rows.row_of, self.run.images
+        for row in range(n):
+            listed = []
+            for at, place in enumerate(neighbors.nearest[row].tolist()):
+                split, index = str(neighbors.split[place]), int(neighbors.index[place])
+                own = getattr(images, split)
+                kind = "nearly equal" if neighbors.is_near[row, at] else None
+                neighbor = {
+                    "split": split,
+                    "index": index,
+                    "subset": str(neighbors.subset[place]),
+                    "label": int(own.labels[index]),
+                    "file": clean(own.names[index]) if own.names is not None else None,
+                    "distance": rounded(round(float(neighbors.distances[row, at]), 4)),
+                    "kind": "same pixels" if neighbors.is_same[row, at] else kind,
+                    "row": row_of.get((split, index)),
+                    "picture": None,
+                }
+                listed.append(neighbor)
+            self.details[row] = {"neighbors": listed}
+        self.notes["neighbors"] = (
+            "Nearest among all images of the subsets, mirrored ones too, by gray images of 12 x 12 "
+            f"pixels without their mean and scale; the distance is at most 2. {neighbors.source}"
+        )
+
+    def add_ends(self, viewing):
+        """Add views and pictures of neighbours, of nearly equal ones first, then of the images at
+        both ends of the ranking, as many as fit. viewing: a Viewing.
+        """
+        n, count = self.rows.n_candidates, min(SHOWN_VIEWS, viewing.views)
+        near = [row for row in self.details if self._has_near(row)]
+        first = self._add_pictures_of_neighbors(near)
+        ends, with_views = from_both_ends(n), 0
+        for start in range(0, n, BATCH):
+            rows = ends[start : start + BATCH].tolist()
+            if not first or not self._add_views(rows, viewing, count):
+                break
+            with_views += len(rows)
+            if not self._add_pictures_of_neighbors(rows):
+                break
+        seed = f"as seed {viewing.draw.seed} drew them"
+        of_all = f"The first {count} of {viewing.views} views" if count < viewing.views else "Views"
+        masked = any(recipe.mask_ratio for recipe in viewing.recipes)
+        hidden = "; hidden patches are gray" if masked else ""
+        self.notes["views"] = f"{of_all}, {seed}, before normalization{hidden}."
+        self.notes["no_views"] = (
+            f"Views are shown of the {with_views:,} images at both ends of the ranking alone: more "
+            "do not fit into the page."
+        )
+
+    def _has_near(self, row):
+        return any(one["kind"] for one in self.details[row]["neighbors"])
+
+    def _add_views(self, rows, viewing, count):
+        """Add the views of some rows. Returns whether they fit."""
+        train = self.run.images.train
+        views = views_of(train, self.rows.index[rows], viewing.recipes, count, viewing.draw)
+        n_views = views.shape[1]
+        places = self.sprites.add(shrink(views.reshape(-1, *views.shape[2:])))
+        for at, row in enumerate(rows):
+            of_row = places[at * n_views : (at + 1) * n_views]
+            if len(of_row) == n_views:
+                self.details.setdefault(row, {"neighbors": []})["views"] = of_row
+        return len(places) == len(rows) * n_views
+
+    def _add_pictures_of_neighbors(self, rows):
+        """Add the pictures of the neighbours of some rows that have none yet. Returns whether they
+        fit.
+        """
+        new = {"train": {}, "test": {}}  # {index: None}, in order
+        for row in rows:
+            for one in self.details.get(row, {"neighbors": []})["neighbors"]:
+                if self._place_of(one) is None:
+                    new[one["split"]][one["index"]] = None
+        fits = True
+        for split, indices in new.items():
+            if indices:
+                pixels = shrunk(getattr(self.run.images, split), list(indices), self.size)
+                places = self.sprites.add(pixels)
+                fits = fits and len(places) == len(indices)
+                for index, place in zip(indices, places):
+                    self._places[split, index] = place
+        return fits
+
+    def _place_of(self, neighbor):
+        """The place of the picture of a neighbour, or None."""
+        row = neighbor["row"]
+        if row is not None and self.tile[row] is not None:
+            return self.tile[row]
+        return self._places.get((neighbor["split"], neighbor["index"]))
+
+    def add_others(self):
+        """Add pictures of rows of the other subsets, as many as fit, and note where those of
+        neighbours are.
+        """
+        train, test = self.run.images.train, self.run.images.test
+        for place, at in self._places.items():
+            if place in self.rows.row_of:
+                self.tile[self.rows.row_of[place]] = at
+        for split in (train, test):
+            rows = [
+                row
+                for row in range(self.rows.n_candidates, len(self.tile))
+                if self.rows.split[row] == split.name
+                and (split.name, int(self.rows.index[row])) not in self._places
+            ]
+            if rows:
+                pixels = shrunk(split, self.rows.index[rows], self.size)
+                for row, place in zip(rows, self.sprites.add(pixels)):
+                    self.tile[row] = place
+        for detail in self.details.values():
+            for one in detail["neighbors"]:
+                one["picture"] = self._place_of(one)
+        missing = sum(place is None for place in self.tile[self.rows.n_candidates :])
+        if missing:
+            more = f"{missing:,} images of other subsets have no picture here."
+            self.notes["pictures"] = f"{self.notes['pictures']} {more}".strip()
+
+
+def from_both_ends(n):
+    """0, n - 1, 1, n - 2, ...: (n,) int64."""
+    order = np.empty(n, dtype=np.int64)
+    order[::2] = np.arange((n + 1) // 2)
+    order[1::2] = np.arange(n - 1, (n + 1) // 2 - 1, -1)
+    return order

@@ -1,0 +1,91 @@
+"""The results that lie in a run folder: which there are, and what their summaries say."""
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from memorization.config import read_run_config
+from memorization.machine.files import exists, is_folder, names_in, read_text, refuse_broken
+from memorization.measuring.deja_vu_summary import DejaVuSummary
+from memorization.measuring.layer_summary import LayersSummary
+from memorization.measuring.membership import MembershipSummary
+from memorization.measuring.probing import ProbeSummary
+from memorization.measuring.removal_curve import CurveSummary
+from memorization.measuring.score_summary import ScoresSummary
+from memorization.measuring.unit_summary import UnitsSummary
+from memorization.results import SUMMARY
+
+CHECKPOINT = re.compile(r"epoch_\d{4,}")  # folders of results of an earlier checkpoint
+SUMMARIES = {
+    "scores": ScoresSummary,
+    "membership": MembershipSummary,
+    "layers": LayersSummary,
+    "units": UnitsSummary,
+    "dejavu": DejaVuSummary,
+    "probe": ProbeSummary,
+    "removal": CurveSummary,
+}
+OPTIONS = {"removal": ["--retrain"]}  # of the command that makes results
+
+
+@dataclass(frozen=True, eq=False)
+class FoundResult:
+    """A result in a run folder. name: of its folder within that of the measurement, "" for that
+    folder itself; folder: its Path; summary: of its measurement.
+    """
+
+    name: str
+    folder: Path
+    summary: object
+
+
+def find_results(run, section):
+    """The FoundResults of a measurement in a Run, without those of earlier checkpoints: that of the
+    run's own settings first, then the plain folder, then others, short names first.
+
+    section: such as "scores". Raises WrongUse if a summary is broken.
+    """
+    folders = _result_folders(run.folder / section)
+    names = [name for name in folders if not CHECKPOINT.match(name)]
+    own = run.output(section).folder.relative_to(run.folder / section).as_posix()
+    first = ["" if own == "." else own, ""]
+    names.sort(key=lambda name: (name != first[0], name != first[1], len(name), name))
+    return [_read(run.folder / section, name, SUMMARIES[section]) for name in names]
+
+
+def find_checkpoints(run, section):
+    """The FoundResults of earlier checkpoints that were measured with the run's own settings, in
+    the order of their epochs.
+    """
+    folders = _result_folders(run.folder / section)
+    names = [name for name in folders if CHECKPOINT.fullmatch(name)]
+    results = [_read(run.folder / section, name, SUMMARIES[section]) for name in names]
+    return sorted(results, key=lambda result: result.summary.checkpoint.epoch or 0)
+
+
+def _result_folders(folder):
+    """The names of the folders of results in that of a measurement, "" for that folder itself."""
+    if not is_folder(folder):
+        return []
+    names = [name for name in sorted(names_in(folder)) if exists(folder / name / SUMMARY)]
+    return [""] * exists(folder / SUMMARY) + names
+
+
+def _read(folder, name, schema):
+    place = folder / name
+    with refuse_broken(place / SUMMARY, "not a whole summary of a result"):
+        return FoundResult(name, place, schema.parse(read_text(place / SUMMARY)))
+
+
+def command_of(run, section, *options):
+    """The command that makes the results of a measurement of a Run."""
+    script = type(getattr(run.config, section)).SCRIPT
+    return command(run, script, *OPTIONS.get(section, []), *options)
+
+
+def command(run, script, *options):
+    """A command of this project that takes the config of a Run."""
+    path = f"{run.name.rstrip('/')}/config.yaml"
+    moved = [] if read_run_config(run.name).run == run.name else ["--run", run.name]
+    return shlex.join(["python", script, "--config", path, *moved, *options])

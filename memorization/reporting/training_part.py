@@ -1,0 +1,121 @@
+"""The training curve: the losses of all encoders, and the scores of kept checkpoints."""
+
+import numpy as np
+
+from memorization.data.subsets import ROLES
+from memorization.machine.files import exists
+from memorization.reporting.blocks import axis, code, figure, missing, note, part, trace
+from memorization.reporting.result_folders import command_of
+from memorization.reporting.score_parts import TITLES
+from memorization.training.log import whole_lines
+
+MOST_POINTS = 200  # of a line
+WORDS = {"candidate": "f", "independent": "g"}
+
+
+def training_part(run, checkpoints):
+    """The losses in log.jsonl and, of FoundResults of checkpoints, the scores over training; None
+    if others trained the encoders. run: a Run.
+    """
+    if run.config.training is None:
+        return None
+    logs = {role: _read_logs(run, role) for role in ROLES}
+    logs = {role: of_seeds for role, of_seeds in logs.items() if of_seeds}
+    if not logs:
+        return part("training", "Training", missing("There are no training logs.", None))
+    return part(
+        "training", "Training", _losses(logs), _accuracies(logs), *_scores(run, checkpoints)
+    )
+
+
+def _read_logs(run, role):
+    """The lines of log.jsonl of every seed, a list of lists."""
+    paths = [run.folder_of(seed, role) / "log.jsonl" for seed in run.seeds]
+    logs = [whole_lines(path) for path in paths if exists(path)]
+    return [log for log in logs if log]
+
+
+def _over_seeds(logs, key):
+    """(epochs, means, lowest, highest) of a value in logs of several seeds, at most MOST_POINTS;
+    epochs without it in some seed are left out.
+    """
+    of_seeds = [{line["epoch"]: line[key] for line in log if line[key] is not None} for log in logs]
+    epochs = sorted(set.intersection(*map(set, of_seeds)))
+    if len(epochs) > MOST_POINTS:
+        places = np.linspace(0, len(epochs) - 1, MOST_POINTS).round().astype(int)
+        epochs = [epochs[place] for place in np.unique(places)]
+    values = np.array([[of_seed[epoch] for epoch in epochs] for of_seed in of_seeds])
+    if not epochs:
+        return [], [], [], []
+    return epochs, *(part.tolist() for part in (values.mean(0), values.min(0), values.max(0)))
+
+
+def _curves(logs, key, words):
+    """A line of the mean over seeds for each role, and a band from the lowest to the highest."""
+    traces = []
+    for role, of_seeds in logs.items():
+        epochs, means, low, high = _over_seeds(of_seeds, key)
+        if not epochs:
+            continue
+        name = f"{words} of {WORDS[role]}"
+        traces.append(trace("line", name, role, epochs, means, dash=role == "independent"))
+        if len(of_seeds) > 1:
+            traces.append(trace("band", f"{name}, all seeds", role, epochs, low=low, high=high))
+    return traces
+
+
+def _losses(logs):
+    traces = _curves(logs, "loss", "training loss")
+    last = [log[-1]["loss"] for log in logs["candidate"]] if "candidate" in logs else []
+    end = f" At the end that of f is {np.mean(last):.4g}." if last else ""
+    seeds = "Lines are means over seeds, bands reach from the lowest to the highest."
+    return figure(
+        "training-loss",
+        "Training loss",
+        f"The training loss over the epochs.{end} {seeds}",
+        {"x": axis("epoch"), "y": axis("training loss")},
+        traces,
+    )
+
+
+def _accuracies(logs):
+    traces = _curves(logs, "knn_accuracy", "kNN accuracy")
+    if not traces:
+        return None
+    return figure(
+        "training-knn",
+        "kNN accuracy over training",
+        "Share of external images whose nearest neighbours vote for their class, over the epochs.",
+        {"x": axis("epoch"), "y": axis("kNN accuracy", form="percent")},
+        traces,
+    )
+
+
+def _scores(run, checkpoints):
+    """Mean scores of the subsets at kept checkpoints, blocks."""
+    if checkpoints:
+        summaries = [result.summary for result in checkpoints]
+        epochs = [summary.checkpoint.epoch for summary in summaries]
+        traces = []
+        for name in summaries[-1].subsets:
+            raw = [summary.subsets[name]["raw"] for summary in summaries]
+            means = [values["mean"] for values in raw]
+            errors = [values["standard_error"] for values in raw]
+            low = [mean - error for mean, error in zip(means, errors)]
+            high = [mean + error for mean, error in zip(means, errors)]
+            more = {"low": low, "high": high, "joined": True}
+            traces.append(trace("points", TITLES[name], name, epochs, means, **more))
+        drawn = figure(
+            "training-scores",
+            "Memorization over training",
+            "Mean memorization scores of the subsets at checkpoints; error bars are standard "
+            "errors over images.",
+            {"x": axis("epoch"), "y": axis("mean memorization score")},
+            traces,
+        )
+        return [drawn]
+    if run.config.training.checkpoint_epochs:
+        what = "The kept checkpoints are not scored, so there is no curve of memorization."
+        return [missing(what, command_of(run, "scores", "--checkpoint", "all"))]
+    kept = "No checkpoints were kept, so memorization over training is not known. Train with"
+    return [note(kept), code(["training.checkpoint_epochs: [...]"])]
