@@ -5,6 +5,7 @@ import math
 from memorization.errors import UNPRINTED, shorten
 
 MOST_NUMBERS = 60  # rows of the table behind a figure
+MINUS, SPACE = "\u2212", "\u00a0"  # a minus sign, and a space at which no line ends
 NOTHING = "–"  # what a cell without a number shows
 DIGITS = 6  # significant ones of numbers in the page's data
 
@@ -21,9 +22,10 @@ def number(value, form):
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return NOTHING
     text = f"{value:{form}}"
-    # a zero has no sign
-    is_zero = text.startswith("-") and not any(digit in text for digit in "123456789")
-    return text[1:] if is_zero else text
+    if text.startswith("-"):
+        is_zero = not any(digit in text for digit in "123456789")
+        text = ("" if is_zero else MINUS) + text[1:]
+    return text.replace("%", f"{SPACE}%")
 
 
 def interval(ends, form):
@@ -39,21 +41,25 @@ def rounded(value):
 
 
 def text(*sentences):
-    return {"kind": "text", "text": " ".join(sentences)}
+    return {"kind": "text", "text": _paragraph(sentences)}
+
+
+def _paragraph(sentences):
+    return " ".join(filter(None, sentences)).replace(" %", f"{SPACE}%")
 
 
 def headline(*sentences):
     """The sentences that the page begins with, each a paragraph."""
-    return {"kind": "headline", "sentences": list(sentences)}
+    return {"kind": "headline", "sentences": [_paragraph([one]) for one in sentences]}
 
 
 def note(*sentences):
     """Small print."""
-    return {"kind": "note", "text": " ".join(sentences)}
+    return {"kind": "note", "text": _paragraph(sentences)}
 
 
 def warning(*sentences):
-    return {"kind": "warning", "text": " ".join(sentences)}
+    return {"kind": "warning", "text": _paragraph(sentences)}
 
 
 def code(lines, title=None):

@@ -2,7 +2,10 @@
 
 import numpy as np
 
+from memorization.measuring.deja_vu_summary import WORDS
 from memorization.reporting.blocks import note, part, table
+
+OUTCOME_NAMES = [name for words in WORDS.values() for name in words.outcomes.values()]
 
 
 def classes_part(run, classes, outcomes, accuracies):
@@ -14,7 +17,8 @@ def classes_part(run, classes, outcomes, accuracies):
     labels, is_candidate = run.table["label"], run.select("candidate")
     if not classes or not (labels[is_candidate] >= 0).any():
         return None
-    names = list(dict.fromkeys(name for name, _ in outcomes.values()))
+    found = {name for name, _ in outcomes.values()}
+    names = [name for name in OUTCOME_NAMES if name in found]
     columns = {"class": None, "candidates": "d", "mean score": ".4f", "std error": ".4f"}
     columns |= {"mean of external": ".4f", "candidates - external": ".4f", "q < 0.1": "d"}
     columns |= {f"Deja Vu: {name}": ".1%" for name in names}

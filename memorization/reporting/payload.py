@@ -145,7 +145,8 @@ def _topics(run, scored, found, outcomes):
             accuracies = {}
             if found["probe"]:
                 accuracies = per_class_accuracy(found["probe"][0], run.config.data.name)
-            which.append(classes_part(scored, run.images.classes, outcomes, accuracies))
+            names = run.images.classes
+            which.append(classes_part(scored, names, outcomes, accuracies))
             is_real += [reliability_part(scored), class_counts_part(scored)]
     if found["membership"]:
         blocks = guards_blocks(found["membership"][0])
@@ -175,7 +176,7 @@ def _with_source(made, run, found):
     """A part of scores with a note on the folder that they are of, if there are several."""
     first, *others = found["scores"]
     if first.name or others:
-        listed = f"Scores of {clean(first.folder.relative_to(run.folder))}"
+        listed = f"These are the scores in {clean(first.folder.relative_to(run.folder))}"
         more = ", ".join(clean(one.folder.relative_to(run.folder)) for one in others)
         made["blocks"].append(note(f"{listed}.", f"There are others: {more}." if others else ""))
     return made
