@@ -15,7 +15,7 @@ from scipy import stats
 from memorization.data.subsets import ROLES, SUBSETS
 from memorization.errors import WrongUse
 from memorization.fields import Distinct
-from memorization.measuring.membership_attacks import ATTACKS, halve
+from memorization.measuring.membership_attacks import ATTACKS, INDEPENDENT, halve
 from memorization.measuring.membership_rates import (
     FEWEST,
     RATES,
@@ -229,7 +229,8 @@ def evaluate(signals, evidence, rows):
 
     signals: {attack: (S, E, N)}; rows: of `rows_to_score`. encoders are f, g, and both pooled; auc:
     see `mean_auc`; rates: {false positive rate: see `rates_at`}. Values are means over the
-    encoders, which are attacked one by one.
+    encoders, which are attacked one by one. Intervals are over images, of which INDEPENDENT tells
+    the share that counts.
     """
     chooses, _ = halve(rows)
     result = {attack: {} for attack in signals}
@@ -242,24 +243,25 @@ def evaluate(signals, evidence, rows):
             trials = sum(of_role, [])
             if not trials:
                 continue
-            resampled = resample_aucs(trials, rows["subset"])
+            share = INDEPENDENT.get(attack, 1.0)
+            resampled = resample_aucs(trials, rows["subset"], share)
             groups = {"f": range(len(of_role[0]))}
             if len(of_role) > 1:
                 groups["g"] = range(len(of_role[0]), len(trials))
                 groups[POOLED] = range(len(trials))
             result[attack][comparison] = {
-                name: _evaluate_group([trials[i] for i in group], resampled[group], chooses)
+                name: _evaluate_group([trials[i] for i in group], resampled[group], chooses, share)
                 for name, group in groups.items()
                 if len(group)
             }
     return result
 
 
-def _evaluate_group(trials, resampled, chooses):
+def _evaluate_group(trials, resampled, chooses, share):
     return {
         "auc": mean_auc(trials, resampled),
         "advantage": advantage(trials, chooses),
-        "rates": {f"{rate:g}": rates_at(rate, trials, chooses) for rate in RATES},
+        "rates": {f"{rate:g}": rates_at(rate, trials, chooses, share) for rate in RATES},
     }
 
 

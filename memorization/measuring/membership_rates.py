@@ -59,21 +59,23 @@ def auc_of(trial):
 # --- intervals of AUC -----------------------------------------------------------------------------
 
 
-def resample_aucs(trials, strata, seed=0):
+def resample_aucs(trials, strata, share=1.0, seed=0):
     """The AUCs of Trials in bootstrap resamples of the images, (T, RESAMPLES) float64.
 
     strata: (N,), the names of the lists that the rows are from; each list is resampled by itself.
-    An image has the same weight in all Trials of a resample. No pair of images is compared: with
-    the others in order of their signals, and their weights summed in this order, a member is above
-    as much weight as its place tells. A resample costs n + m.
+    share: of a list's images that are drawn in a resample; with half of them intervals are as wide
+    as for half as many images. An image has the same weight in all Trials of a resample. No pair of
+    images is compared: with the others in order of their signals, and their weights summed in this
+    order, a member is above as much weight as its place tells. A resample costs n + m.
     """
     used = np.unique(np.concatenate([rows for t in trials for rows in (t.members, t.others)]))
     names = strata[used]
     lists = [used[names == name] for name in np.unique(names)]
+    sizes = [math.ceil(share * len(rows)) for rows in lists]
     places = [_places(trial) for trial in trials]
     generator, parts = np.random.default_rng(seed), []
     for _ in range(0, RESAMPLES, BATCH):
-        weights = _draw_weights(lists, len(strata), generator)
+        weights = _draw_weights(lists, sizes, len(strata), generator)
         parts.append([_weighted_auc(trial, of, weights) for trial, of in zip(trials, places)])
     return np.concatenate(parts, axis=1)
 
@@ -88,12 +90,14 @@ def _places(trial):
     return trial.others[order], below, up_to
 
 
-def _draw_weights(lists, n_rows, generator):
-    """How often each row stands in each of BATCH resamples, (n_rows, BATCH) float64."""
+def _draw_weights(lists, sizes, n_rows, generator):
+    """How often each row stands in each of BATCH resamples, (n_rows, BATCH) float64. sizes: how
+    many rows of each list are drawn.
+    """
     weights = np.zeros((n_rows, BATCH))
-    for rows in lists:
+    for rows, size in zip(lists, sizes):
         n = len(rows)
-        drawn = generator.integers(0, n, (n, BATCH)) * BATCH + np.arange(BATCH)
+        drawn = generator.integers(0, n, (size, BATCH)) * BATCH + np.arange(BATCH)
         weights[rows] = np.bincount(drawn.ravel(), minlength=BATCH * n).reshape(n, BATCH)
     return weights
 
@@ -151,13 +155,14 @@ def clopper_pearson(share, n):
     return [float(low), float(high)]
 
 
-def rates_at(rate, trials, chooses):
+def rates_at(rate, trials, chooses, share=1.0):
     """What an attacker gains who accepts a false positive rate; None if the others are too few to
     show it.
 
     Thresholds are chosen on one half of the others, chooses: (N,) bool; true positives are counted
     among all members, false positives among the other half. Means over the Trials. Intervals are
-    those of as many trials as there are different images, however many encoders they were tried on.
+    those of as many trials as there are different images, however many encoders they were tried on,
+    or of a share of them, see `resample_aucs`.
     Returns {"true_positive_rate": {"value", "interval_95"}, "false_positive_rate": ..., "exposed":
     members above the threshold, "members": how many there are, both of one encoder, and
     "others_to_choose", to find the threshold}.
@@ -176,18 +181,18 @@ def rates_at(rate, trials, chooses):
         seen.append(trial.members)
         judged.append(trial.others[is_judged])
     return {
-        "true_positive_rate": _rate(hits, seen),
-        "false_positive_rate": _rate(alarms, judged),
+        "true_positive_rate": _rate(hits, seen, share),
+        "false_positive_rate": _rate(alarms, judged, share),
         "exposed": float(np.mean(exposed)),
         "members": float(np.mean([len(rows) for rows in seen])),
         "others_to_choose": int(min(chooses[trial.others].sum() for trial in trials)),
     }
 
 
-def _rate(shares, rows):
-    """The mean of shares with its interval. rows: of each share, the images it was observed on."""
-    share, n_images = float(np.mean(shares)), len(np.unique(np.concatenate(rows)))
-    return {"value": share, "interval_95": clopper_pearson(share, n_images)}
+def _rate(values, rows, share):
+    """The mean of rates with its interval. rows: of each rate, the images it was observed on."""
+    value, n_images = float(np.mean(values)), len(np.unique(np.concatenate(rows)))
+    return {"value": value, "interval_95": clopper_pearson(value, share * n_images)}
 
 
 def advantage(trials, chooses):

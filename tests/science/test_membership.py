@@ -17,6 +17,7 @@ from memorization.encoder import Encoder
 from memorization.measuring.membership import correlate, evaluate, trials_of
 from memorization.measuring.membership_attacks import (
     ATTACKS,
+    INDEPENDENT,
     Evidence,
     align_seed,
     gather_evidence,
@@ -76,6 +77,16 @@ def test_a_resampled_auc_is_that_of_the_images_written_out_as_often_as_they_are_
     members, others = [0.3, 0.3, 0.2], [0.1, 0.3, 0.0, 0.0, 0.0]
     pairs = [(m > o) + (m == o) / 2 for m in members for o in others]
     assert resample_aucs([trial], np.zeros(7))[0] == pytest.approx(np.mean(pairs))
+
+
+def test_a_half_of_the_images_has_an_interval_as_wide_as_half_as_many_images():
+    lists, trial = np.repeat(["member", "other"], 400), normal_trial(0.3, n=400)
+    half, of_200 = resample_aucs([trial], lists, 0.5)[0], normal_trial(0.3, n=200)
+    expected = resample_aucs([of_200], lists[::2])[0].std()
+    assert half.std() == pytest.approx(expected, rel=0.1)
+    assert half.mean() == pytest.approx(auc_of(trial), abs=0.005)
+    rates = rates_at(0.0, [trial], np.arange(800) % 2 == 0, 0.5)["true_positive_rate"]
+    assert rates["interval_95"] == clopper_pearson(rates["value"], 200)
 
 
 def test_resamples_draw_each_list_by_itself_and_give_an_image_one_weight_in_all_trials():
@@ -305,9 +316,9 @@ def planted(subsets, seed=0):
     return images, rows_to_score(subsets, images, None), encoders
 
 
-def collect(subsets, images, rows, encoders):
+def collect(subsets, images, rows, encoders, scoring=SCORING):
     """The Evidence of one pair."""
-    alignments = [align_seed(encoders, images, rows, NOISY, SCORING, ())]
+    alignments = [align_seed(encoders, images, rows, NOISY, scoring, ())]
     return gather_evidence(alignments, rows, subsets, [0])
 
 
@@ -358,20 +369,49 @@ def test_exchanging_f_and_g_exchanges_what_is_said_of_them():
                 assert values[0] == pytest.approx(values[1], abs=close), (name, comparison)
 
 
-def test_an_untrained_encoder_knows_nothing_in_all_but_two_of_20_draws_at_most(monkeypatch):
+def interval_of_attack(name, signal, evidence, rows, role=None):
+    """The interval of an attack on all encoders, or on those of one role, as `evaluate` has it."""
+    share, trials = INDEPENDENT.get(name, 1.0), []
+    for e in (0, 1) if role is None else (role,):
+        trials += trials_of(signal[:, e], evidence.relation[:, e], "own against external")
+    return interval_of(resample_aucs(trials, rows["subset"], share).mean(0))
+
+
+def test_an_untrained_encoder_knows_nothing_in_19_of_20_draws(monkeypatch):
     for name, number in (("network.LEAST_STEPS", 20), ("rates.RESAMPLES", 400)):  # quick
         monkeypatch.setattr(f"memorization.measuring.membership_{name}", number)
     inside = {name: 0 for name in NEED_A_PAIR}
     for draw in range(20):
         images, rows, _ = planted(FIXED, seed=10 * draw)
         encoders = [untrained(role, 2 * draw + i) for i, role in enumerate(("f", "g"))]
-        evidence = collect(FIXED, images, rows, encoders)
+        evidence = collect(FIXED, images, rows, encoders, replace(SCORING, seed=draw))
         for name in NEED_A_PAIR:
-            signal = ATTACKS[name](evidence)[:, 0]
-            trials = trials_of(signal, evidence.relation[:, 0], "own against external")
-            low, high = interval_of(resample_aucs(trials, rows["subset"])[0])
+            low, high = interval_of_attack(name, ATTACKS[name](evidence), evidence, rows, role=0)
             inside[name] += low <= 0.5 <= high
-    assert all(count >= 18 for count in inside.values()), inside
+    assert all(count >= 19 for count in inside.values()), inside
+
+
+def judge_by_means(tasks, name):
+    """As `judge_by_networks`: how much like the mean member, and unlike the mean other image."""
+    return [
+        judged @ (vectors[is_member].mean(0) - vectors[~is_member].mean(0))
+        for vectors, is_member, judged, _ in tasks
+    ]
+
+
+def test_a_network_is_believed_no_more_if_all_encoders_see_the_same_in_an_image(monkeypatch):
+    names = ("attacks.judge_by_networks", judge_by_means), ("rates.RESAMPLES", 200)
+    for name, value in names:
+        monkeypatch.setattr(f"memorization.measuring.membership_{name}", value)
+    n_inside, rows = 0, {"subset": np.repeat(["candidate", "external"], (80, 40))}
+    for draw in range(200):
+        evidence = made_up_evidence(S=4, pool=80, external=40, seed=draw)
+        of_images = np.random.default_rng(draw).normal(size=(120, 1))  # and nothing of members
+        evidence.vector[:] = of_images
+        signal = ATTACKS["encodermi_vector"](evidence)
+        low, high = interval_of_attack("encodermi_vector", signal, evidence, rows)
+        n_inside += low <= 0.5 <= high
+    assert n_inside >= 186  # .95 less two standard errors; 176 if all images counted
 
 
 @pytest.mark.parametrize("n", [1, 9, 10])
