@@ -64,7 +64,7 @@ def run_folders(words):
     if words["config"] is not None:
         if paths:
             raise WrongUse("command line: --config or run folders, not both")
-        paths = [read_yaml(words["config"]).get("run")]
+        paths = [run_of(words["config"])]
     if not paths:
         raise WrongUse("command line: a run folder is needed, or --config FILE")
     for path in [*paths, *filter(None, [words["output"], words["data.root"]])]:
@@ -74,6 +74,16 @@ def run_folders(words):
             raise WrongUse(f"command line: {error}") from None
     check_different(paths)
     return paths
+
+
+def run_of(path):
+    """The run folder that the YAML file of an experiment names, a text."""
+    values = read_yaml(path)
+    if "run" not in values:
+        raise WrongUse(f"{path}: run is missing")
+    if not isinstance(values["run"], str):
+        raise WrongUse(f"{path}: run is {values['run']!r}, but must be the path of a folder")
+    return values["run"]
 
 
 def default_output(paths):

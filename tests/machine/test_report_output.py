@@ -1,0 +1,122 @@
+"""The page as a file: where it is written, that it needs nothing else, and what it says of results
+that are not there.
+"""
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+from compared import derive_run, with_noise
+from conftest import ROOT
+from reported import make_page, read_page
+
+import layer_memorization
+import report
+from memorization.reporting import html
+
+SECTIONS = {
+    "membership": "membership_inference.py",
+    "layers": "layer_memorization.py",
+    "units": "unit_memorization.py",
+    "dejavu": "dejavu.py",
+    "probe": "linear_probing_train.py",
+    "removal": "remove_samples.py",
+}
+
+
+@pytest.fixture(scope="module")
+def page(pool, tmp_path_factory):
+    return make_page(tmp_path_factory.mktemp("page"), pool[1])
+
+
+def command_in(page, section):
+    """The command that a part of a page shows."""
+    content = re.search(rf'<section class="part" id="{section}".*?</section>', page.content, re.S)
+    return re.search(r"<code>(.*?)</code>", content[0], re.S)[1]
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_part_without_results_names_the_command_that_makes_them(page, section):
+    assert SECTIONS[section] in command_in(page, section)
+
+
+def test_the_command_of_a_missing_part_makes_it(pool_copy, tmp_path):
+    run = pool_copy[1]
+    words = shlex.split(command_in(make_page(tmp_path, run), "layers"))
+    assert words[:2] == ["python", "layer_memorization.py"]
+    layer_memorization.main([*words[2:], "--threads", "1", "--device", "cpu"])
+    page = make_page(tmp_path, run)
+    assert "layers-0" in page.data["figures"]
+    assert "Memorization by layer was not measured" not in page.text
+
+
+def test_a_run_without_scores_says_so_and_shows_the_rest(pool_copy, tmp_path):
+    path, run = pool_copy
+    for file in (run / "scores").iterdir():
+        file.unlink()
+    page = make_page(tmp_path, run)
+    assert "There are no memorization scores, so no images are shown" in page.text
+    assert "memorization_scores.py" in command_in(page, "scores")
+    assert "training-loss" in page.data["figures"] and page.sheets == []
+
+
+def test_the_page_lies_in_the_run_folder(pool_copy, capsys):
+    path, run = pool_copy
+    report.main([str(run)])
+    assert f"{run}/report.html: " in capsys.readouterr().out
+    first = (run / "report.html").read_bytes()
+    report.main([str(run)])
+    assert (run / "report.html").read_bytes() == first
+    assert not [name for name in run.iterdir() if "tmp" in name.name]
+
+
+def test_a_config_stands_for_its_run(pool, tmp_path):
+    assert make_page(tmp_path, "--config", pool[0]).content == (
+        make_page(tmp_path, pool[1]).content
+    )
+
+
+def test_a_page_of_several_runs_lies_in_the_working_directory(pool, tmp_path, monkeypatch):
+    other = derive_run(pool[1], tmp_path / "b", with_noise(1))
+    monkeypatch.chdir(tmp_path)
+    report.main([str(pool[1]), other])
+    assert read_page(tmp_path / "report.html").data["is_comparison"]
+
+
+def test_the_page_asks_for_nothing_beyond_itself(page):
+    own = re.sub(r'(?s)<script type="text/plain" id="plotly-source">.*?</script>', "", page.content)
+    assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:|//|file:)", own)
+    assert "@import" not in own and "url(http" not in own
+    policy = re.search(r'Content-Security-Policy" content="(.*?)"', page.content)[1]
+    assert policy.startswith("default-src &#39;none&#39;;")
+    assert "connect-src" not in policy and "http" not in policy
+
+
+def test_every_link_in_the_page_has_its_end_and_every_id_stands_once(page):
+    own = re.sub(r"(?s)<(script|style).*?</\1>", "", page.content)
+    ids = re.findall(r'\bid="(.*?)"', own)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#(.*?)"', own)) <= set(ids)
+    assert set(re.findall(r'aria-labelledby="(.*?)"', own)) <= set(ids)
+
+
+def test_every_figure_in_the_page_has_its_data(page):
+    assert set(re.findall(r'data-figure="(.*?)"', page.content)) == set(page.data["figures"])
+
+
+def test_all_columns_have_a_value_for_every_image(page):
+    lengths = {len(values) for values in page.data["images"].values()}
+    assert lengths == {len(page.data["pictures"]["tile"])}
+    keys = [column["key"] for column in page.data["columns"]]
+    assert keys == list(page.data["images"])
+    assert {page.data["headline_score"], page.data["outstanding"]} <= set(keys)
+
+
+def test_the_files_of_the_page_are_part_of_the_package():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (pattern,) = settings["tool"]["setuptools"]["package-data"]["memorization.reporting"]
+    of_page = set(html.FOLDER.parent.glob(pattern))
+    names = {"page.html.j2", "page.css", *(f"{name}.js" for name in html.SCRIPTS)}
+    assert {Path(path).name for path in of_page} == names
