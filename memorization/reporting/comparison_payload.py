@@ -33,8 +33,8 @@ from memorization.reporting.blocks import (
 )
 from memorization.reporting.image_rows import Columns, add_places, order_rows
 from memorization.reporting.payload import (
-    MOST_PICTURE_BYTES,
     Payload,
+    bytes_for_pictures,
     data_of_pictures,
     figures_of,
     scored_run,
@@ -249,10 +249,8 @@ def _images(run, scored, rankings):
         columns.add(
             f"run_{place}", values, one.name, "number", meaning, digits=4, in_gallery=place < 3
         )
-    pictures = Pictures(run, rows, MOST_PICTURE_BYTES)
-    pictures.add_candidates()
-    pictures.add_neighbors()
-    pictures.add_others()
+    pictures = Pictures(run, rows)
+    pictures.add(bytes_for_pictures(columns.values))
     meanings = meanings_of(first.table["subset"])
     data = {
         "headline_score": "mean",

@@ -18,6 +18,12 @@ POLICY = (
 )
 
 
+def fixed_bytes():
+    """The size of what all pages have: plotly, their style and their script."""
+    own = sum(len(_own_file(name)) for name in ("page.css", *(f"{one}.js" for one in SCRIPTS)))
+    return own + len(get_plotlyjs())
+
+
 def render(payload):
     """The bytes of the page of a Payload."""
     environment = jinja2.Environment(

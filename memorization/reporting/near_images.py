@@ -44,6 +44,11 @@ class Neighbors:
     is_near: np.ndarray
     source: str
 
+    @property
+    def of_candidates(self):
+        """(nearest, distances, is_same, is_near)."""
+        return self.nearest, self.distances, self.is_same, self.is_near
+
 
 def find_neighbors(run, indices):
     """The Neighbors of candidates, None if the subsets have too many images. run: a Run; indices:

@@ -13,6 +13,7 @@ from memorization.reporting.deja_vu_part import (
     meanings_of_outcomes,
     outcomes_of_images,
 )
+from memorization.reporting.html import fixed_bytes, json_in_html
 from memorization.reporting.image_rows import (
     Columns,
     add_outcomes,
@@ -24,7 +25,7 @@ from memorization.reporting.image_rows import (
 from memorization.reporting.layer_parts import layers_part, units_part
 from memorization.reporting.membership_part import guards_blocks, membership_blocks
 from memorization.reporting.origin_part import origin_parts
-from memorization.reporting.pictures import Pictures, Viewing
+from memorization.reporting.pictures import NEIGHBOR, Pictures, Viewing
 from memorization.reporting.probe_part import per_class_accuracy, probe_blocks
 from memorization.reporting.removal_part import removal_blocks
 from memorization.reporting.result_folders import (
@@ -45,7 +46,8 @@ from memorization.reporting.score_parts import (
 )
 from memorization.reporting.training_part import training_part
 
-MOST_PICTURE_BYTES = 16_500_000  # of the page's 25 MB; plotly takes 4.8, and numbers up to 3.5
+MOST_BYTES = 24_500_000  # of a page
+OTHER_BYTES = 250_000  # of its texts and tables, about
 BAND = (0.025, 0.5, 0.975)  # quantiles of S_E in the scatter
 # {section: (title, what is missing without results, function of (FoundResult, its number))}
 MEASUREMENTS = {
@@ -230,11 +232,10 @@ def _images(run, scored, dejavu, outcomes):
     add_scores(columns, rows, scored)
     if outcomes:
         add_outcomes(columns, rows, outcomes)
-    pictures = Pictures(run, rows, MOST_PICTURE_BYTES)
-    pictures.add_candidates()
-    pictures.add_neighbors()
-    pictures.add_ends(Viewing.of(run, scored.summary))
-    pictures.add_others()
+    per_seed = scores_by_seed(rows, scored)
+    pictures = Pictures(run, rows)
+    most_bytes = bytes_for_pictures([columns.values, per_seed])
+    pictures.add(most_bytes, Viewing.of(run, scored.summary))
     meanings = meanings_of(scored.table["subset"])
     titles = TITLES | ({} if "independent" in meanings else {"candidate": "pool: candidates"})
     data = {
@@ -248,10 +249,15 @@ def _images(run, scored, dejavu, outcomes):
         "images": columns.values,
         "axes": _axes(scored),
         "band": _band(scored),
-        "per_seed": scores_by_seed(rows, scored),
+        "per_seed": per_seed,
         "seeds": scored.summary.seeds,
     }
     return data | data_of_pictures(pictures), pictures.sprites.sheets
+
+
+def bytes_for_pictures(values):
+    """How many bytes of a page are left for pictures. values: its other data, plain types."""
+    return MOST_BYTES - OTHER_BYTES - fixed_bytes() - len(json_in_html(values))
 
 
 def data_of_pictures(pictures):
@@ -260,7 +266,8 @@ def data_of_pictures(pictures):
     return {
         "pictures": {"size": pictures.size, "tile": pictures.tile, "note": notes["pictures"]},
         "sheet_info": pictures.sprites.shapes,
-        "details": {str(row): detail for row, detail in pictures.details.items()},
+        "details": pictures.plain_details(),
+        "neighbor_keys": NEIGHBOR,
         "neighbors_note": notes.get("neighbors", ""),
         "views_note": notes.get("views", ""),
         "no_views_note": notes.get("no_views", ""),

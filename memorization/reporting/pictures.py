@@ -2,17 +2,22 @@
 ranking, as many as fit.
 """
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
 
 from memorization.data.augmentations import Draw
 from memorization.measuring.scores import ScoreSettings
-from memorization.reporting.blocks import clean, rounded
+from memorization.reporting.blocks import clean
 from memorization.reporting.near_images import find_neighbors
 from memorization.reporting.sprites import Sprites, fitting_size, shrink, shrunk, views_of
 
 SHOWN_VIEWS = 6  # of each image
+MOST_WITH_NEIGHBORS = 5000  # candidates, those at both ends of the ranking
+BYTES_A_ROW = 25  # of the place of its picture and of its views, about
+NEIGHBOR = ("distance", "row", "kind", "picture", "split", "index", "subset", "label", "file")
+OF_ROW = NEIGHBOR[:3]  # of a neighbour with a row, which has all else
 BATCH = 16  # images whose views and neighbours are added together
 FOR_CANDIDATES = 0.75  # share of the bytes that candidates' own pictures may take
 
@@ -42,12 +47,24 @@ class Pictures:
     neighbours}; notes: sentences.
     """
 
-    def __init__(self, run, rows, most_bytes):
-        self.run, self.rows, self.sprites = run, rows, Sprites(most_bytes)
+    def __init__(self, run, rows):
+        self.run, self.rows, self.sprites = run, rows, Sprites(0)
         self.tile, self.details, self.notes = [None] * len(rows.index), {}, {}
         self._places = {}  # {(split, index): place} of neighbours
 
-    def add_candidates(self):
+    def add(self, most_bytes, viewing=None):
+        """Note neighbours, and add pictures, as many as a number of bytes allows, with what the
+        page's script reads of them. viewing: a Viewing; None for no views.
+        """
+        self._add_neighbors()
+        of_text = len(json.dumps(self.plain_details())) + BYTES_A_ROW * len(self.tile)
+        self.sprites = Sprites(max(0, most_bytes - of_text))
+        self._add_candidates()
+        if viewing is not None:
+            self._add_ends(viewing)
+        self._add_others()
+
+    def _add_candidates(self):
         """Add the candidates' own pictures: all, or those at both ends of the ranking."""
         train, n = self.run.images.train, self.rows.n_candidates
         most = FOR_CANDIDATES * self.sprites.most_bytes
@@ -55,7 +72,7 @@ class Pictures:
         ends = from_both_ends(n)
         places = self.sprites.add(shrunk(train, self.rows.index[:n], self.size))
         if len(places) < n:
-            self.sprites = Sprites(most)
+            self.sprites = Sprites(self.sprites.most_bytes)
             places = self.sprites.add(shrunk(train, self.rows.index[ends], self.size))
         else:
             ends = np.arange(n)
@@ -73,41 +90,55 @@ class Pictures:
             sentences.append(f"{some}picture here: more do not fit into the page.")
         self.notes["pictures"] = " ".join(sentences)
 
-    def add_neighbors(self):
-        """Note the nearest neighbours of all candidates; their pictures come with `add_ends`."""
-        n = self.rows.n_candidates
-        neighbors = find_neighbors(self.run, self.rows.index[:n])
+    def _add_neighbors(self):
+        """Note the nearest neighbours of candidates; their pictures come later."""
+        rows = np.sort(from_both_ends(self.rows.n_candidates)[:MOST_WITH_NEIGHBORS])
+        neighbors = find_neighbors(self.run, self.rows.index[rows])
         if neighbors is None:
-            self.notes["neighbors"] = (
-                "Nearest neighbours were not looked for: the subsets have too many images."
-            )
+            many = "Nearest neighbours were not looked for: the subsets have too many images."
+            self.notes["neighbors"] = many
             return
-        row_of, images = self.rows.row_of, self.run.images
-        for row in range(n):
-            listed = []
-            for at, place in enumerate(neighbors.nearest[row].tolist()):
-                split, index = str(neighbors.split[place]), int(neighbors.index[place])
-                own = getattr(images, split)
-                kind = "nearly equal" if neighbors.is_near[row, at] else None
-                neighbor = {
-                    "split": split,
-                    "index": index,
-                    "subset": str(neighbors.subset[place]),
-                    "label": int(own.labels[index]),
-                    "file": clean(own.names[index]) if own.names is not None else None,
-                    "distance": rounded(round(float(neighbors.distances[row, at]), 4)),
-                    "kind": "same pixels" if neighbors.is_same[row, at] else kind,
-                    "row": row_of.get((split, index)),
-                    "picture": None,
-                }
-                listed.append(neighbor)
+        for at, row in enumerate(rows.tolist()):
+            of_row = zip(*(values[at].tolist() for values in neighbors.of_candidates))
+            listed = [self._describe(neighbors, *values) for values in of_row]
             self.details[row] = {"neighbors": listed}
         self.notes["neighbors"] = (
             "Nearest among all images of the subsets, mirrored ones too, by gray images of 12 x 12 "
             f"pixels without their mean and scale; the distance is at most 2. {neighbors.source}"
         )
 
-    def add_ends(self, viewing):
+    def _describe(self, neighbors, place, distance, is_same, is_near):
+        """A neighbour, a dict of the keys NEIGHBOR. place: of its image in Neighbors."""
+        split, index = str(neighbors.split[place]), int(neighbors.index[place])
+        own = getattr(self.run.images, split)
+        return {
+            "distance": round(distance, 4),
+            "row": self.rows.row_of.get((split, index)),
+            "kind": "same pixels" if is_same else "nearly equal" if is_near else None,
+            "picture": None,
+            "split": split,
+            "index": index,
+            "subset": str(neighbors.subset[place]),
+            "label": int(own.labels[index]),
+            "file": clean(own.names[index]) if own.names is not None else None,
+        }
+
+    def plain_details(self):
+        """{row: {"neighbors": lists of values in the order of NEIGHBOR, "views": places}} as the
+        page's script reads it. Of a neighbour with a row the values after its kind are left out.
+        """
+        details = {}
+        for row, detail in self.details.items():
+            listed = []
+            for one in detail["neighbors"]:
+                values = [one[key] for key in (NEIGHBOR if one["row"] is None else OF_ROW)]
+                while values[-1] is None:
+                    values.pop()
+                listed.append(values)
+            details[str(row)] = detail | {"neighbors": listed}
+        return details
+
+    def _add_ends(self, viewing):
         """Add views and pictures of neighbours, of nearly equal ones first, then of the images at
         both ends of the ranking, as many as fit. viewing: a Viewing.
         """
@@ -173,7 +204,7 @@ class Pictures:
             return self.tile[row]
         return self._places.get((neighbor["split"], neighbor["index"]))
 
-    def add_others(self):
+    def _add_others(self):
         """Add pictures of rows of the other subsets, as many as fit, and note where those of
         neighbours are.
         """

@@ -17,7 +17,7 @@ from memorization.data.subsets import Subsets
 from memorization.measuring.compared_runs import read_scored
 from memorization.measuring.deja_vu_summary import WORDS
 from memorization.measuring.scores import draw_views
-from memorization.reporting import pictures, sprites
+from memorization.reporting import payload, pictures, sprites
 from memorization.reporting.deja_vu_part import outcomes_of_images
 from memorization.reporting.image_rows import order_rows
 from memorization.reporting.near_images import find_neighbors
@@ -202,7 +202,7 @@ def test_as_many_pictures_as_fit_are_taken():
 def test_if_not_all_fit_the_images_at_both_ends_of_the_ranking_have_pictures(
     pool, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("memorization.reporting.payload.MOST_PICTURE_BYTES", 26_000)
+    monkeypatch.setattr(payload, "bytes_for_pictures", lambda _: 50_000)
     monkeypatch.setattr(sprites, "TILES", 4)
     page = make_page(tmp_path, pool[1])
     has = [tile is not None for tile in page.data["pictures"]["tile"]][:64]

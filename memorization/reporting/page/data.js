@@ -6,11 +6,21 @@ const images = report.images ?? {};
 const columns = report.columns ?? [];
 const columnOf = Object.fromEntries(columns.map((column) => [column.key, column]));
 const rowCount = images.index?.length ?? 0;
+for (const detail of Object.values(report.details ?? {})) detail.neighbors = detail.neighbors.map(readNeighbor);
 const allRows = Array.from({ length: rowCount }, (_, row) => row);
 
 /** A value of an image, null if it has none. */
 function valueOf(row, key) {
   return images[key]?.[row] ?? null;
+}
+
+/** A neighbour as an object. What the columns of its row say is not written a second time. */
+function readNeighbor(values) {
+  const neighbor = Object.fromEntries(report.neighbor_keys.map((key, place) => [key, values[place] ?? null]));
+  const { row } = neighbor;
+  if (row === null) return neighbor;
+  for (const key of ["split", "index", "subset", "label"]) neighbor[key] = valueOf(row, key);
+  return { ...neighbor, file: valueOf(row, "file"), picture: report.pictures.tile[row] };
 }
 
 /** The name of a class; null if an image has no label. */
