@@ -107,6 +107,12 @@ class TrainingSettings(OptimizerSettings):
         json_schema_extra=NOT_COMPARED,
         description="epochs between pictures, of methods that draw some; 0 for none",
     )
+    tensorboard: bool = Field(
+        False,
+        json_schema_extra=NOT_COMPARED,
+        description="write the numbers of log.jsonl as event files, too; needs the package "
+        "tensorboard",
+    )
     checkpoint_epochs: list[Annotated[int, Field(ge=1)]] = Field(
         [],
         json_schema_extra=NOT_COMPARED,
@@ -137,9 +143,9 @@ class TrainingSettings(OptimizerSettings):
 
     @pydantic.model_serializer(mode="wrap")
     def _leave_out_unused_settings(self, dump):
-        """Records without a penalty or without privacy keep the form of earlier versions."""
+        """Records without a penalty, privacy or TensorBoard keep the form of earlier versions."""
         values = dump(self)
-        for key in ("alignment_penalty", "privacy"):
+        for key in ("alignment_penalty", "privacy", "tensorboard"):
             if not getattr(self, key):
                 values.pop(key, None)
         return values

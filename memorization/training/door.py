@@ -9,6 +9,7 @@ from memorization.data.subsets import ROLES
 from memorization.errors import WrongUse
 from memorization.machine import processes
 from memorization.machine.screen import caution
+from memorization.training.board import import_writer
 from memorization.training.diagnostics import is_one_class
 from models.alignment_penalty import penalize_alignment
 from models.private_loss import check_private
@@ -80,6 +81,8 @@ def try_method(make_method, channels, trained):
             penalize_alignment(method, trained.training.alignment_penalty)(*views)
         if trained.training.privacy:
             check_private(method, name)
+        if trained.training.tensorboard:
+            import_writer()
         if pictures_every and not hasattr(method, "pictures"):
             draws = f"{pictures_every}, but {name} draws none; set it to 0"
             raise ValueError(f"training.pictures_every: {draws}")

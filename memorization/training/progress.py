@@ -13,6 +13,7 @@ from memorization.errors import WrongUse, escape
 from memorization.machine import processes
 from memorization.machine.files import exists
 from memorization.machine.screen import caution, say
+from memorization.training.board import Board
 from memorization.training.log import Log
 from memorization.training.privacy import state_guarantee
 from memorization.training.run_files import note_machine
@@ -41,6 +42,7 @@ class Progress:
             self.step, self.losses = _resume(task, method, optimizer)
             note_machine(task.run, task.place, task.device, is_resumed=self.step > 0)
             self.log = Log(task.folder, finished_epochs=self.epoch)
+        self.board = Board(task.folder) if task.settings.tensorboard else None
         self.clock = Clock(first_step=self.step)
         self.first_epoch = self.epoch
         self.period = epochs_between_lines(task.settings.epochs, task.settings.knn_every)
@@ -104,6 +106,8 @@ class Progress:
         """Save, and write encoder.pt."""
         self._save()
         self._save_encoder("encoder.pt")
+        if self.board:
+            self.board.close()
         if self.task.settings.privacy:
             say(f"{self.task.name}: {state_guarantee(self.task, self.step)}")
 
@@ -175,6 +179,8 @@ class Progress:
         images_per_second = steps * self.task.settings.batch_size / seconds
         speed = {"images_per_second": round(images_per_second, 1), "seconds": round(seconds, 3)}
         self.log.append(line | speed)
+        if self.board:
+            self.board.append(line | speed)
         epoch, last = line["epoch"], self.task.settings.epochs
         if epoch % self.period and epoch not in (self.first_epoch + 1, last):
             return
