@@ -6,7 +6,6 @@ const images = report.images ?? {};
 const columns = report.columns ?? [];
 const columnOf = Object.fromEntries(columns.map((column) => [column.key, column]));
 const rowCount = images.index?.length ?? 0;
-for (const detail of Object.values(report.details ?? {})) detail.neighbors = detail.neighbors.map(readNeighbor);
 const allRows = Array.from({ length: rowCount }, (_, row) => row);
 
 /** A value of an image, null if it has none. */
@@ -14,7 +13,8 @@ function valueOf(row, key) {
   return images[key]?.[row] ?? null;
 }
 
-/** A neighbour as an object. What the columns of its row say is not written a second time. */
+/** A neighbour, a list of the values of neighbor_keys, as an object. One that has a row takes from it
+ * what the columns of images say. */
 function readNeighbor(values) {
   const neighbor = Object.fromEntries(report.neighbor_keys.map((key, place) => [key, values[place] ?? null]));
   const { row } = neighbor;

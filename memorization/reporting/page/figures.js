@@ -97,7 +97,8 @@ function plotFigure(place) {
   if (figure.y2) layout.yaxis2 = { ...makeAxis(figure.y2), overlaying: "y", side: "right", showgrid: false };
   for (const line of figure.lines ?? []) addLine(layout, line);
   const traces = figure.matrix ? [makeMatrix(figure.matrix)] : figure.traces.map(makeTrace);
-  layout.showlegend = traces.length > 1;
+  if (figure.matrix) layout.yaxis.autorange = "reversed"; // the first row stands at the top
+  layout.showlegend = traces.filter((trace) => trace.showlegend !== false).length > 1;
   if (traces.some((trace) => trace.type === "bar")) layout.barmode = "group";
   return window.Plotly.react(canvas, traces, layout, PLOT_CONFIG);
 }
@@ -138,6 +139,7 @@ const KINDS = {
     fill: "toself",
     fillcolor: transparent(color, 0.2),
     hoverinfo: "skip",
+    showlegend: false, // the figure's text says what it is
   }),
 };
 
@@ -167,7 +169,10 @@ function errorBars({ x, y, low, high, horizontal }, color) {
   return { [horizontal ? "error_x" : "error_y"]: bars };
 }
 
+const DARKEST = 0.3; // small numbers stay pale, so that chance does not look like a pattern
+
 function makeMatrix({ x, y, z, text }) {
+  const highest = z.flat().reduce((most, value) => Math.max(most, value ?? 0), DARKEST);
   return {
     type: "heatmap",
     x: x.map(plainText),
@@ -179,6 +184,8 @@ function makeMatrix({ x, y, z, text }) {
     xgap: 2,
     ygap: 2,
     colorscale: [[0, colorOf("matrix-low")], [1, colorOf("matrix-high")]],
-    colorbar: { thickness: 12, outlinewidth: 0 },
+    zmin: 0,
+    zmax: highest,
+    showscale: false,
   };
 }

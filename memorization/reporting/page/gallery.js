@@ -1,6 +1,7 @@
 // The gallery: controls that choose and order images, pages of them, and a download.
 
 const gallery = { rows: [], page: 0, listeners: [], fields: {}, nodes: {} };
+const outstandingKey = report.outstanding ?? "q";
 const PAGE_SIZES = [24, 60, 120, 240];
 
 function startGallery() {
@@ -48,7 +49,8 @@ function makeControls() {
 }
 
 function orderOf(key) {
-  return columnOf[key]?.high_first === false ? "ascending" : "descending";
+  const { kind, high_first: highFirst } = columnOf[key];
+  return kind === "p" || highFirst === false ? "ascending" : "descending";
 }
 
 function makeInput(name, title, properties) {
@@ -68,9 +70,11 @@ function makeMenu(name, title, choices, chosen) {
 
 function makeStatus() {
   gallery.nodes.status = element("p", { id: "shown", className: "status", role: "status" });
+  const frames = "A frame: the score is rare among images that no encoder was trained on (q < 0.1).";
+  const note = images[outstandingKey] ? element("p", { className: "note" }, frames) : null;
   const button = element("button", { type: "button", id: "download-images" }, "Download these as CSV");
   button.addEventListener("click", () => save(report.downloads.images, imageLines(gallery.rows)));
-  return element("div", { className: "bar" }, gallery.nodes.status, button);
+  return element("div", { className: "bar" }, gallery.nodes.status, button, note);
 }
 
 function makePager() {
@@ -164,7 +168,7 @@ function makeCard(row) {
 
 /** Whether an image's score is rare among images that no encoder saw: q < .1. */
 function standsOut(row) {
-  const q = valueOf(row, report.outstanding ?? "q");
+  const q = valueOf(row, outstandingKey);
   return q !== null && q < 0.1;
 }
 

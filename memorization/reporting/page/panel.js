@@ -41,6 +41,7 @@ function fillPanel(row) {
       makeMainFacts(row),
     ),
     makeRank(row),
+    makeSeeds(row),
     makeViews(details),
     makeNeighbors(details),
     makeAllFacts(row),
@@ -100,24 +101,49 @@ function makeRank(row) {
   bar.style.right = `calc(100% - ${percent(high)})`;
   const mark = element("span", { className: "mark" });
   mark.style.left = percent(rank);
-  const sentence = `Rank ${rank} of ${most}; its interval is ${low} to ${high}.`;
+  const sentence = `Rank ${rank} of ${most}; 95 % interval ${low} to ${high}, by the reliability of the ranking.`;
   return element("div", { className: "rank" }, element("h3", {}, "Rank among candidates"),
     element("div", { className: "track", role: "img", "aria-label": sentence }, bar, mark),
     element("p", { className: "note" }, sentence));
 }
 
+/** Marks: the score of an image in every pair, on the line of all pairs' scores. */
+function makeSeeds(row) {
+  const scores = report.per_seed?.[row];
+  if (!scores || scores.length < 2) return null;
+  panel.range ??= rangeOf(report.per_seed.flat());
+  const [low, high] = panel.range;
+  const marks = scores.filter((score) => score !== null).map((score) => {
+    const mark = element("span", { className: "mark" });
+    mark.style.left = `${(100 * (score - low)) / (high - low || 1)}%`;
+    return mark;
+  });
+  const zero = element("span", { className: "zero" });
+  zero.style.left = `${(100 * (0 - low)) / (high - low || 1)}%`;
+  const each = scores.map((score, place) => `${report.seeds?.[place] ?? place}: ${formatNumber(score, {})}`);
+  const sentence = `Score by seed: ${each.join(", ")}. The thin line is 0; the scale ends at the lowest and the highest of all candidates.`;
+  return element("div", {}, element("h3", {}, "Score in each pair of encoders"),
+    element("div", { className: "track thin", role: "img", "aria-label": sentence }, zero, ...marks),
+    element("p", { className: "note" }, sentence));
+}
+
+function rangeOf(values) {
+  return values.reduce(([low, high], value) => [Math.min(low, value ?? 0), Math.max(high, value ?? 0)], [0, 0]);
+}
+
 function makeViews({ views }) {
-  const title = element("h3", {}, "Views, as scored");
-  if (!views?.length) return element("div", {}, title, element("p", { className: "note" }, report.no_views_note ?? "No view is embedded."));
-  const items = views.map((tile, view) => element("li", {}, tilePicture(tile, `View ${view + 1}`)));
-  return element("div", {}, title, element("ul", { className: "strip" }, ...items),
-    element("p", { className: "note" }, report.views_note ?? ""));
+  const note = views?.length ? report.views_note : report.no_views_note;
+  if (!note) return null;
+  const items = (views ?? []).map((tile, view) => element("li", {}, tilePicture(tile, `View ${view + 1}`)));
+  return element("div", {}, element("h3", {}, "Views, as scored"),
+    items.length ? element("ul", { className: "strip" }, ...items) : null,
+    element("p", { className: "note" }, note));
 }
 
 function makeNeighbors({ neighbors }) {
   const title = element("h3", {}, "Nearest neighbours, by pixels");
   if (!neighbors?.length) return element("div", {}, title, element("p", { className: "note" }, "None were looked for."));
-  return element("div", {}, title, element("ul", { className: "strip neighbors" }, ...neighbors.map(makeNeighbor)),
+  return element("div", {}, title, element("ul", { className: "strip neighbors" }, ...neighbors.map(readNeighbor).map(makeNeighbor)),
     element("p", { className: "note" }, report.neighbors_note ?? ""));
 }
 

@@ -59,7 +59,8 @@ function pictureOf(row, alt) {
 /** Paint the strips of pictures that stand in the page's text. */
 function paintStrips() {
   for (const place of document.querySelectorAll("span.tile[data-tile]")) {
-    const { sheet, tile, alt } = place.dataset;
-    place.replaceWith(tilePicture([Number(sheet), Number(tile)], alt ?? ""));
+    const { sheet, tile } = place.dataset;
+    const alt = place.getAttribute("aria-label") ?? "";
+    place.replaceWith(tilePicture([Number(sheet), Number(tile)], alt));
   }
 }

@@ -12,12 +12,14 @@ function startScatter() {
     className: "canvas", tabIndex: 0, role: "application", "aria-label": `Scatter plot of images. ${keys}`,
   });
   scatter.preview = element("div", { className: "preview", role: "status" });
-  place.replaceChildren(
+  const parts = [
     element("div", { className: "filters" }, makeAxisMenu("f", "Across"), makeAxisMenu("g", "Upwards")),
     scatter.canvas,
     scatter.preview,
+    report.band ? element("p", { className: "note" }, `${report.band.meaning}.`) : null,
     element("p", { className: "note" }, `A click on a point opens the image. ${keys} Faint points are images that the filters leave out.`),
-  );
+  ];
+  place.replaceChildren(...parts.filter((part) => part !== null));
   scatter.canvas.addEventListener("keydown", moveByKey);
   let waiting;
   onChoice(() => {
@@ -105,7 +107,7 @@ function makeBand(traces) {
     const value = report.band[name];
     return {
       type: "scatter", mode: "lines", x: [low, high], y: [low + value, high + value], hoverinfo: "skip",
-      name: plainText(report.band.meaning), showlegend: name === "low",
+      showlegend: false,
       line: { color, width: 1, dash: name === "middle" ? "solid" : "dash" },
     };
   });

@@ -3,6 +3,7 @@
 startGallery();
 startTables();
 paintStrips();
+performance.mark("usable");
 requestAnimationFrame(() => setTimeout(() => {
   startScatter();
   startFigures();
