@@ -3,6 +3,8 @@
 # make test   run the tests
 # make test-optional
 #             the tests that need the packages of requirements-optional.txt, which are installed
+# make test-browser
+#             the tests of report.html in a headless Chromium, which is installed from Debian's packages where that is possible
 # make lint   check the style of the code: ruff
 # make faults kill trainings at random moments, and see that they end as if nothing had happened; give the scripts hostile files
 #             and disks that fail
@@ -14,7 +16,7 @@ PYTHON ?= python3
 INSTALLED := .venv/installed
 RUN := .venv/bin/python
 
-.PHONY: demo test test-optional lint faults bench validity data
+.PHONY: demo test test-optional test-browser lint faults bench validity data
 
 demo: $(INSTALLED) data
 	$(RUN) train_simclr.py --config configs/demo.yaml
@@ -29,6 +31,14 @@ test: $(INSTALLED)
 test-optional: $(INSTALLED)
 	.venv/bin/pip install -q -r requirements-optional.txt lightly
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile $$(grep -rl importorskip tests)
+
+# Without Chromium these tests are skipped, each with the reason.
+test-browser: $(INSTALLED)
+	.venv/bin/pip install -q -r tests/browser/requirements.txt
+	@command -v chromium-headless-shell || command -v chromium || command -v chromium-browser || command -v google-chrome \
+	|| { [ "$$(id -u)" = 0 ] && command -v apt-get && apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium-headless-shell; } \
+	|| true
+	$(RUN) -m pytest -rs -n auto --maxprocesses 2 --dist loadfile tests/browser
 
 lint: $(INSTALLED)
 	.venv/bin/ruff check .

@@ -52,6 +52,7 @@ from models.mae import MAE, MAESettings
 from models.settings import MethodSettings
 from models.vit import patchify, unpatchify
 
+pytest_plugins = ["opened_pages"]  # fixtures of tests/browser
 pytest.register_assert_rewrite("hostile")  # so that its asserts show values too
 
 EXPERIMENT = {

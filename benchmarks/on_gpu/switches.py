@@ -18,11 +18,14 @@ from benchmarks.training import SETTINGS, OurTraining, make_method
 from memorization.optimizers import make_optimizer
 
 ROUNDS, STEPS = (1, 2) if os.environ.get("TINY") else (3, 10)
-SWITCHES = {
-    "this project": {},
+OURS = {"this project": {}}
+EAGER = OURS | {
     "cuDNN timed": {"timed": True},
     "fused optimizer": {"fused": True},
     "one pass": {"one_pass": True},  # of simclr alone
+}
+COMPILED = OURS | {
+    "compiled": {"mode": "default"},
     "compiled, cuDNN timed": {"mode": "default", "timed": True},
     "CUDA graphs, cuDNN timed": {"mode": "reduce-overhead", "timed": True},
 }
@@ -37,8 +40,7 @@ class Switched(OurTraining):
 
     def __init__(self, case, split, device, timed=False, fused=False, one_pass=False, mode=None):
         super().__init__(case, split, device)
-        self.timed = timed
-        self.batches = STEPS * self.batches
+        self.timed, self.on_gpu = timed, device.type == "cuda"
         if one_pass:
             self.method = make_method(case, one_pass=True)
             self.method.to(device, memory_format=torch.channels_last)
@@ -47,13 +49,15 @@ class Switched(OurTraining):
         if fused:
             for group in self.optimizer.param_groups:
                 group.update(fused=True, foreach=False)
-        if mode and device.type == "cuda":
+        if mode and self.on_gpu:
             self.forward = torch.compile(self.method, mode=mode)
 
     def epoch(self):
         torch.backends.cudnn.benchmark = self.timed
         try:
-            super().epoch()
+            for _ in range(STEPS):
+                torch.compiler.cudagraph_mark_step_begin()
+                super().epoch()
         finally:
             torch.backends.cudnn.benchmark = False
 
@@ -61,17 +65,19 @@ class Switched(OurTraining):
 def main():
     device = chosen_device(__doc__)
     results = []
-    for case in cases_on_gpu(device):
-        results.append(compare(case, device))
-        save("switches", results, device)
+    # compiling takes minutes: last
+    for switches in (EAGER, COMPILED):
+        for case in cases_on_gpu(device):
+            results.append(compare(case, switches, device))
+            save("switches", results, device)
 
 
-def compare(case, device):
-    """A contest of the switches on a Case."""
+def compare(case, switches, device):
+    """A contest of the switches that a Case has."""
     split = random_split(case.batch_size, case.channels, case.size, device)
     contestants = [
         try_out(name, partial(Switched, case, split, device, **thrown))
-        for name, thrown in SWITCHES.items()
+        for name, thrown in switches.items()
         if "one_pass" not in thrown or case.method == "simclr"
     ]
     return contest(str(case), "images", filter(None, contestants), device, ROUNDS)
