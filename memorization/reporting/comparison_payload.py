@@ -156,7 +156,7 @@ def _agreement_part(summary):
                 values[a][b] = values[b][a] = row[f"{prefix}halves_{key}"]
             chance = number(summary.chance[key], ".2f")
             title = f"{words[0].upper()}{words[1:]}, {of}"
-            meaning = f"{words} of each two rankings of {of}; by chance {chance}."
+            meaning = f"Of each two rankings of {of}; by chance {chance}."
             blocks.append(heat_map(f"agreement-{prefix}{key}", title, meaning, names, values))
     external = "External images are not memorized: what agrees there is no memory."
     return part("agreement", "How well the rankings agree", *blocks, note(external))

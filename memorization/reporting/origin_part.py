@@ -5,18 +5,18 @@ import json
 from memorization.errors import shorten
 from memorization.machine.files import exists, parse_json, read_text, refuse_broken
 from memorization.machine.strict_yaml import dump_yaml
-from memorization.reporting.blocks import clean, code, facts, note, part, table, text
-from memorization.reporting.result_folders import command, command_of
+from memorization.reporting.blocks import clean, code, facts, fold, part, table, text
+from memorization.reporting.result_folders import command, command_again
 
 MOST_CONFIG = 20_000  # characters
 
 
-def origin_parts(run, scored, sections):
+def origin_parts(run, scored, found):
     """Parts on the experiment, the commands that repeat it, and its versions.
 
-    run: a Run; scored: its ScoredRun, or None; sections: the measurements that were made.
+    run: a Run; scored: its ScoredRun, or None; found: {section: its FoundResults}.
     """
-    return [_experiment_part(run), _commands_part(run, sections), _versions_part(run, scored)]
+    return [_experiment_part(run), _commands_part(run, found), _versions_part(run, scored)]
 
 
 def _experiment_part(run):
@@ -47,12 +47,14 @@ def _scheme_in_words(scheme):
     return "f sees the candidates, g the independent images, and both the shared ones"
 
 
-def _commands_part(run, sections):
+def _commands_part(run, found):
     if run.config.training is None:
         first = command(run, "import_encoders.py")
     else:
         first = command(run, f"train_{run.config.method['name']}.py")
-    lines = [first, *(command_of(run, section) for section in sections)]
+    lines = [first]
+    for section, results in found.items():
+        lines += [command_again(run, section, result) for result in results]
     words = text("The same commands in a checkout of this project repeat the results.")
     return part("repeat", "Commands to repeat it", words, code(lines))
 
@@ -84,13 +86,17 @@ def _versions_part(run, scored):
         table("versions-table", "The machines that trained the encoders", columns, rows)
         if rows
         else None,
-        table(
-            "fingerprints",
-            "SHA-256 of what was trained on and measured",
-            {"what": None, "SHA-256": None},
-            [[name, value] for name, value in fingerprints],
+        fold(
+            "Fingerprints",
+            [
+                table(
+                    "fingerprints",
+                    "SHA-256 of what was trained on and measured; equal ones mean equal bytes",
+                    {"what": None, "SHA-256": None},
+                    [[name, value] for name, value in fingerprints],
+                )
+            ],
         ),
-        note("Equal fingerprints mean equal bytes."),
     )
 
 

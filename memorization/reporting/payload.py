@@ -134,7 +134,6 @@ def _subtitle(run, scored):
 def _topics(run, scored, found, outcomes):
     """The topics of a run's page, in order."""
     checkpoints = find_checkpoints(run, "scores")
-    made = [section for section in SUMMARIES if found[section]]
     how_much, which, is_real = [], [], []
     if scored is None:
         no_scores = missing(WITHOUT_SCORES, command_of(run, "scores"))
@@ -169,7 +168,7 @@ def _topics(run, scored, found, outcomes):
             "Does it matter?",
             [parts[name] for name in ("dejavu", "membership", "probe", "removal")],
         ),
-        topic("how-it-was-made", "How it was made", origin_parts(run, scored, made)),
+        topic("how-it-was-made", "How it was made", origin_parts(run, scored, found)),
     ]
     return [one for one in topics if one["parts"]]
 

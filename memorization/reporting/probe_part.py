@@ -11,14 +11,15 @@ from memorization.reporting.blocks import (
     without_numbers,
 )
 
-COLORS = {"candidate": "candidate", "independent": "independent"}
-OTHERS = "shared"
+WORDS = {"candidate": "f", "independent": "g"}
+OTHERS = "text"  # the colour of encoders that are not of the run
 
 
 def probe_blocks(result, place):
     """Accuracies of probes. result: a FoundResult; place: its number among the results."""
     summary = result.summary
-    blocks = [text(f"How well do frozen representations tell classes apart? {summary.kind}.")]
+    question = "How well can classes be told by what the encoders represent? Measured by a "
+    blocks = [text(f"{question}{summary.kind}.")]
     for dataset, of in summary.over_pairs.items():
         values = [f"{number(role.mean, '.1%')}" for role in (of.candidate, of.independent)]
         test = of.paired.get("f > g")
@@ -51,23 +52,26 @@ def per_class_accuracy(result, dataset):
 
 
 def _draw(name, dataset, rows):
-    """Top-1 accuracy of every encoder as a bar."""
-    traces = []
-    roles = {row.encoder: row.encoder.partition(" ")[0] for row in rows}
-    for role in dict.fromkeys(roles.values()):
-        of_role = [row for row in rows if roles[row.encoder] == role]
-        color = COLORS.get(role, OTHERS)
-        words = {"candidate": "f", "independent": "g"}.get(role, role)
-        means = [row.top_1.mean for row in of_role]
-        low = [row.top_1.mean - (row.top_1.std or 0) for row in of_role]
-        high = [row.top_1.mean + (row.top_1.std or 0) for row in of_role]
-        names = [clean(row.encoder) for row in of_role]
-        more = {"low": low, "high": high}
-        traces.append(trace("bars", words, color, names, means, **more))
+    """Top-1 accuracy of every encoder, those of a seed above each other."""
+    lines = {}
+    for row in rows:
+        role, _, seed = row.encoder.partition(" ")
+        of_run = role in WORDS
+        words = WORDS[role] if of_run else "for comparison"
+        line = lines.setdefault(words, {"x": [], "y": [], "low": [], "high": []})
+        std = row.top_1.std or 0
+        line["x"].append(clean(seed if of_run else row.encoder))
+        line["y"].append(row.top_1.mean)
+        line["low"].append(row.top_1.mean - std)
+        line["high"].append(row.top_1.mean + std)
+    colors = dict(zip(WORDS.values(), WORDS))
+    traces = [
+        trace("points", words, colors.get(words, OTHERS), **line) for words, line in lines.items()
+    ]
     drawn = figure(
         name,
         f"Linear probes on {dataset}",
-        "Top-1 accuracy on the test images, a bar for each encoder; error bars: standard "
+        "Top-1 accuracy on the test images, a point for each encoder; error bars: standard "
         "deviation over probes.",
         {"x": axis("encoder", "category"), "y": axis("top-1 accuracy", form="percent")},
         traces,

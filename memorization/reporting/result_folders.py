@@ -1,5 +1,6 @@
 """The results that lie in a run folder: which there are, and what their summaries say."""
 
+import json
 import re
 import shlex
 from dataclasses import dataclass
@@ -26,7 +27,6 @@ SUMMARIES = {
     "probe": ProbeSummary,
     "removal": CurveSummary,
 }
-OPTIONS = {"removal": ["--retrain"]}  # of the command that makes results
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +56,12 @@ def find_results(run, section):
 
 def find_checkpoints(run, section):
     """The FoundResults of earlier checkpoints that were measured with the run's own settings, in
-    the order of their epochs.
+    the order of their epochs, and that of the end behind them; empty if there are no earlier ones.
     """
     folders = _result_folders(run.folder / section)
     names = [name for name in folders if CHECKPOINT.fullmatch(name)]
+    if names and exists(run.folder / section / SUMMARY):
+        names.append("")
     results = [_read(run.folder / section, name, SUMMARIES[section]) for name in names]
     return sorted(results, key=lambda result: result.summary.checkpoint.epoch or 0)
 
@@ -80,12 +82,41 @@ def _read(folder, name, schema):
 
 def command_of(run, section, *options):
     """The command that makes the results of a measurement of a Run."""
-    script = type(getattr(run.config, section)).SCRIPT
-    return command(run, script, *OPTIONS.get(section, []), *options)
+    return command(run, type(getattr(run.config, section)).SCRIPT, *options)
+
+
+def command_again(run, section, result):
+    """The command that makes a FoundResult of a Run again, with its settings where they are not
+    those of the run.
+    """
+    own, options = run.output(section), []
+    for key, value in own.settings_in(result.summary.settings).items():
+        if value != own.settings[key]:
+            options += [f"--{key}", *_words(value)]
+    seeds = _seeds_in(result.summary)
+    if section != "removal" and seeds and set(seeds) != set(run.seeds):
+        options += ["--seeds", *map(str, seeds)]
+    return command_of(run, section, *options)
+
+
+def _seeds_in(summary):
+    """The seeds of a summary, a list; empty if they are not listed as such."""
+    seeds = summary.seeds if isinstance(summary.seeds, list) else []
+    return [getattr(seed, "seed", seed) for seed in seeds]
+
+
+def _words(value):
+    """A setting as words of a command line."""
+    if isinstance(value, list) and value and not isinstance(value[0], dict):
+        return [str(part) for part in value]
+    return [value if isinstance(value, str) else json.dumps(value)]
 
 
 def command(run, script, *options):
-    """A command of this project that takes the config of a Run."""
+    """A command of this project that takes the config of a Run. script: its name, and more words
+    that it needs.
+    """
     path = f"{run.name.rstrip('/')}/config.yaml"
     moved = [] if read_run_config(run.name).run == run.name else ["--run", run.name]
-    return shlex.join(["python", script, "--config", path, *moved, *options])
+    name, *more = script.split()
+    return shlex.join(["python", name, "--config", path, *moved, *more, *options])

@@ -94,8 +94,8 @@ def _repeats(summary):
             "memorized: that takes several pairs."
         )
     of = summary.ranking_reliability["candidate"]
-    reliability = f"{of['predicted']:.2f} (95 % interval over images "
-    reliability += f"{interval(of['predicted_interval_95'], '.2f')})"
+    ends = [max(end, 0.0) for end in of["predicted_interval_95"]]  # a negative one means none
+    reliability = f"{of['predicted']:.2f} (95 % interval over images {interval(ends, '.2f')})"
     common = f"{100 * of['predicted_overlap_of_first_tenth']:.0f} %"
     return (
         f"The ranking of single images has a reliability of {reliability}, where 1 is perfect: "

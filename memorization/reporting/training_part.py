@@ -117,5 +117,8 @@ def _scores(run, checkpoints):
     if run.config.training.checkpoint_epochs:
         what = "The kept checkpoints are not scored, so there is no curve of memorization."
         return [missing(what, command_of(run, "scores", "--checkpoint", "all"))]
-    kept = "No checkpoints were kept, so memorization over training is not known. Train with"
-    return [note(kept), code(["training.checkpoint_epochs: [...]"])]
+    epochs = run.config.training.epochs
+    some = sorted({max(1, epochs * part // 4) for part in (1, 2, 3)})
+    kept = "No checkpoints were kept, so memorization over training is not known. A training with "
+    kept += "this setting keeps some:"
+    return [note(kept), code([f"training: {{checkpoint_epochs: {some}}}"])]

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from conftest import CPU, fake_images, train, write_experiment
+from reported import make_page
 
 import dejavu
 import import_encoders
@@ -300,3 +301,10 @@ def test_an_imported_run_is_opened_by_python(imported):
     opened = open_run("", ["--config", path])
     assert opened.trained_roles == ROLES and opened.pair(1).epoch is None
     assert opened.config.epochs is None
+
+
+def test_imported_runs_have_pages(imported, alone, tmp_path):
+    page = make_page(tmp_path, "--config", imported[0])
+    assert "import_encoders.py" in page.text and None not in page.data["pictures"]["tile"][:40]
+    page = make_page(tmp_path, "--config", alone[0])
+    assert "There are no memorization scores" in page.text and page.sheets == []

@@ -4,16 +4,22 @@ that are not there.
 
 import re
 import shlex
+import shutil
 import tomllib
 from pathlib import Path
 
 import pytest
 from compared import derive_run, with_noise
-from conftest import ROOT
+from conftest import ONE_REMOVAL, QUICK_PROBE, ROOT, ask, score
 from reported import make_page, read_page
 
 import layer_memorization
+import linear_probing_train
+import membership_inference
+import memorization_scores
+import remove_samples
 import report
+import unit_memorization
 from memorization.reporting import html
 
 SECTIONS = {
@@ -60,6 +66,49 @@ def test_a_run_without_scores_says_so_and_shows_the_rest(pool_copy, tmp_path):
     assert "There are no memorization scores, so no images are shown" in page.text
     assert "memorization_scores.py" in command_in(page, "scores")
     assert "training-loss" in page.data["figures"] and page.sheets == []
+
+
+def test_a_result_of_other_settings_names_the_command_that_makes_it_again(
+    pool_copy, tmp_path, no_pictures
+):
+    path, run = pool_copy
+    score(path, "--run", str(run), "--scores.views", "5", "--seeds", "1")
+    written = (run / "scores/views_5_seeds_1/scores.csv").read_bytes()
+    page = make_page(tmp_path, run)
+    assert "There are others: scores/views_5_seeds_1" in page.text
+    commands = command_in(page, "repeat").splitlines()
+    (again,) = (shlex.split(line) for line in commands if "--scores.views 5" in line)
+    shutil.rmtree(run / "scores/views_5_seeds_1")
+    memorization_scores.main([*again[2:], "--threads", "1", "--device", "cpu"])
+    assert (run / "scores/views_5_seeds_1/scores.csv").read_bytes() == written
+
+
+def test_a_page_shows_every_measurement(halves_copy, in_process, no_pictures, tmp_path):
+    path, run = halves_copy
+    arguments = ["--config", path, "--run", str(run)]
+    remove_samples.main([*arguments, *ONE_REMOVAL])
+    arguments += ["--seeds", "0"]
+    ask(path, run, "--seeds", "0")
+    linear_probing_train.main([*arguments, *QUICK_PROBE])
+    unit_memorization.main([*arguments, "--units.views", "3"])
+    layer_memorization.main(arguments)
+    membership_inference.main([*arguments, "--membership.attacks", "alignment"])
+    page = make_page(tmp_path, run)
+    assert "This command makes it" not in page.text
+    figures = ["removal-0-0", "dejavu-0", "probe-0-0", "units-0", "layers-0", "training-loss"]
+    assert set(figures) <= set(page.data["figures"])
+    assert page.column("outcome").count(None) < len(page.column("outcome"))
+    assert [len(page.table(f"{name}-table")) > 1 for name in ("removal-0", "units-0")]
+    assert "accuracy of f" in page.table("per-class")[0]
+
+
+def test_scores_of_checkpoints_are_a_curve(run_copy, no_pictures, tmp_path):
+    path, run = run_copy
+    assert "memorization_scores.py" in command_in(make_page(tmp_path, run), "training")
+    score(path, "--run", str(run), "--checkpoint", "all")
+    curves = make_page(tmp_path, run).data["figures"]["training-scores"]["traces"]
+    assert [curve["name"] for curve in curves][:2] == ["shared images", "candidates"]
+    assert curves[0]["x"] == [2, 3]
 
 
 def test_the_page_lies_in_the_run_folder(pool_copy, capsys):

@@ -60,7 +60,7 @@ def test_the_headline_has_the_reliability_of_the_ranking_with_its_interval(page,
     local = summary["single_images"]["headline"] == "score_local"
     of = summary["reliability_local" if local else "reliability"]["candidate"]
     low, high = of["predicted_interval_95"]
-    interval = f"(95 % interval over images {low:.2f} to {high:.2f})".replace("-", "\u2212")
+    interval = f"(95 % interval over images {max(low, 0):.2f} to {max(high, 0):.2f})"
     assert f"a reliability of {of['predicted']:.2f} {interval}" in page.text
 
 
