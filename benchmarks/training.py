@@ -34,6 +34,7 @@ from benchmarks.peers import (
     worker_pipeline,
 )
 from memorization.data.augmentations import Draw, View, training_views
+from memorization.data.prefetching import make_ahead
 from memorization.optimizers import make_optimizer
 from memorization.settings import TrainingSettings
 from memorization.training import train_step
@@ -41,13 +42,14 @@ from models.encoders import EncoderSettings, encoder_settings, make_encoder
 from models.settings import MethodSettings
 
 RESNET18 = encoder_settings(name="resnet18")
+SMALL_DECODER = ("decoder_dim", 192), ("decoder_depth", 4), ("decoder_heads", 3)  # mae_cifar10
 OF_DEMO = encoder_settings(name="resnet_small", width=32)
 
 
 @dataclass(frozen=True)
 class Case:
     """What is trained. steps: a round; size: height and width of the images, pixels; mask_ratio: of
-    the views.
+    the views; settings: of the method, pairs, if not its defaults.
     """
 
     method: str
@@ -58,6 +60,7 @@ class Case:
     channels: int = 3
     rounds: int = ROUNDS
     mask_ratio: float = 0.0
+    settings: tuple = ()
 
     @property
     def views(self):
@@ -89,6 +92,7 @@ CASES = {
             batch_size=1024,
             steps=10,
             mask_ratio=0.75,
+            settings=SMALL_DECODER,
         ),
     ],
 }
@@ -190,6 +194,7 @@ def make_method(case, **settings):
     """The method of a case with an encoder. settings: of the method, if not its defaults."""
     method, schema = find_method(case.method)
     encoder = make_encoder(case.encoder, case.channels, case.size)
+    settings = dict(case.settings) | settings
     return method(encoder, **schema(name=case.method, **settings).arguments(SETTINGS))
 
 
@@ -214,8 +219,8 @@ class OurTraining:
         train_step(self.method, self.optimizer, views, SETTINGS, share=0.0, forward=self.forward)
 
     def epoch(self):
-        for batch in self.batches:
-            self.step(self.views(batch))
+        for views in make_ahead(map(self.views, self.batches), self.device):
+            self.step(views)
 
     def limits(self, rate):
         """What bounds a step, a dict: the share of its views, its floating-point operations a

@@ -80,6 +80,7 @@ def read_experiment(argv, doc, schema, is_shown, actions, flags):
         for key, setting in settings.items()
         if words[key] is not None
     }
+    _check_sections(options)
     chosen = {name: words[name] for name in {**actions, **flags}}
     return Experiment(words["config"], values, options, chosen)
 
@@ -186,6 +187,8 @@ def settings_of(schema, prefix=""):
         if schemas:
             settings |= _settings_of_all(schemas, f"{prefix}{name}.")
         elif section := _only_section(one.annotation):
+            if prefix and types.NoneType in _alternatives(one.annotation):
+                settings[prefix + name] = one  # null leaves it out
             settings |= settings_of(section, f"{prefix}{name}.")
         elif one.annotation is not Any:
             settings[prefix + name] = one
@@ -217,6 +220,14 @@ def _settings_of_all(schemas, prefix):
     description = next(iter(schemas.values())).model_fields["name"].description
     name = FieldInfo(annotation=Literal[tuple(schemas)], description=description)
     return settings | {f"{prefix}name": name}
+
+
+def _check_sections(options):
+    """Raise WrongUse if options set keys of a section that another one leaves out."""
+    for section in (key for key, value in options.items() if value is None):
+        for key in options:
+            if key.startswith(f"{section}."):
+                raise WrongUse(f"command line: --{section} null is not allowed beside --{key}")
 
 
 def _value(key, typed, annotation):
@@ -267,7 +278,8 @@ def _type_name(annotation):
     for one in _alternatives(annotation):
         is_choice = typing.get_origin(one) is Literal
         names += map(str, typing.get_args(one)) if is_choice else [one.__name__.upper()]
-    return "|".join(name for name in names if name != "NONETYPE")
+    is_section = _only_section(annotation) is not None
+    return "null" if is_section else "|".join(name for name in names if name != "NONETYPE")
 
 
 def _meaning(setting):

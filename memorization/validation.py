@@ -195,14 +195,18 @@ def section_in(annotation):
 def put_over(values, options):
     """Nested dicts with options, {dotted key: value}, put over their values.
 
-    A section that is no dict stays as it is: the schema refuses it.
+    A section that is null gets the options of its keys. One that is something else stays as it is:
+    the schema refuses it.
     """
     values = copy.deepcopy(values)
     for key, value in options.items():
         *sections, name = key.split(".")
         section = values
         for part in sections:
-            section = section.setdefault(part, {}) if isinstance(section, dict) else section
+            if isinstance(section, dict):
+                if section.get(part) is None:
+                    section[part] = {}
+                section = section[part]
         if isinstance(section, dict):
             section[name] = value
     return values

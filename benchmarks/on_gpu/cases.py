@@ -3,12 +3,18 @@
 import os
 from dataclasses import replace
 
-from benchmarks.training import RESNET18, Case
+from benchmarks.training import RESNET18, SMALL_DECODER, Case
 from models.encoders import encoder_settings
 
 CASES = [
     Case("simclr", RESNET18, batch_size=512),
-    Case("mae", encoder_settings(name="vit_tiny", patch=2), batch_size=1024, mask_ratio=0.75),
+    Case(
+        "mae",
+        encoder_settings(name="vit_tiny", patch=2),
+        batch_size=1024,
+        mask_ratio=0.75,
+        settings=SMALL_DECODER,
+    ),
     Case("byol", RESNET18, batch_size=512),
     Case("simclr", RESNET18, batch_size=1024),
 ]

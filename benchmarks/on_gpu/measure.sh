@@ -3,11 +3,12 @@
 #
 #   rates        20 s   versions, the card, the rates of products and copies
 #   tests       120 s   the tests that need a GPU; each prints how far the GPU is from the CPU
-#   profile      40 s   training steps: the host's time beside the device's, the longest kernels
-#   switches    150 s   what cuDNN's choice, fused optimizers, torch.compile and CUDA graphs bring
-#   benchmarks  120 s   views, scores and neighbours a second, by the project's benchmarks
-#   pair        200 s   simclr_fashion_mnist.yaml for fewer epochs: pair, scores, Deja Vu, probe
+#   pair        150 s   simclr_fashion_mnist.yaml for fewer epochs: pair, scores, Deja Vu, probe
+#   profile      30 s   training steps: the host's time beside the device's, the longest kernels
+#   benchmarks  150 s   views, scores and neighbours a second, by the project's benchmarks
 #   memory       60 s   the memory that a step of each config takes
+#   switches    150 s   what cuDNN's choice, fused optimizers, torch.compile and CUDA graphs bring
+#   compiled    120 s   the tests of compiled methods
 #
 # All of them in this order if none is named. Each has its own limit and log (FOLDER/STAGE.log); none
 # stops another; all end within LIMIT seconds (540). Logs end with what to read first, printed at the
@@ -16,7 +17,7 @@ set -u
 : "${OUT:?the folder for what comes back}" "${DEVICE:=cuda}" "${LIMIT:=540}" "${TINY:=}"
 : "${PYTHON:=python3}" "${RATE:=15000}"
 deadline=$(($(date +%s) + LIMIT))
-[ $# -gt 0 ] || set -- rates tests profile switches benchmarks pair memory
+[ $# -gt 0 ] || set -- rates tests pair profile benchmarks memory switches compiled
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$OUT"
@@ -44,9 +45,17 @@ run() { timed "$PYTHON" -m "benchmarks.$1" --device "$DEVICE"; }
 
 rates() { run on_gpu.rates; }
 
-tests() {
-    "$PYTHON" -m pytest -m gpu -n 6 -rsP -p no:cacheprovider tests/machine/test_{on_gpu,precision,batches,waiting,transformers}.py |
-        grep -vE '^(-|_|=)* *(Captured|$)|^ +(candidate|independent|shared|external)'
+tests() { run_tests "not compiled"; }
+
+compiled() { run_tests compiled; }
+
+run_tests() {
+    local files
+    files=$(grep -lE 'mark[.]gpu' tests/*/test_*.py)
+    # figures of tests that passed come last
+    OMP_NUM_THREADS=2 "$PYTHON" -m pytest -m gpu -k "$1" -n 4 -v -rsP -W ignore \
+        -p no:cacheprovider -p no:benchmark $files |
+        grep --line-buffered -vE '^(-|_|=)* *(Captured|$)|^ +(candidate|independent|shared|external)'
     return "${PIPESTATUS[0]}"
 }
 
@@ -67,25 +76,25 @@ small=""
     --subsets.external 64 --training.batch_size 64 --encoder.name resnet_small"
 
 pair() {
-    # as many epochs as fit 60 s by RATE
-    local epochs run="$work/pair" few="" probe="--probe.seeds 0 --probe.epochs 30"
-    epochs=$((60 * RATE / (2 * 44544)))
+    # as many epochs as fit 40 s by RATE
+    local epochs run="$work/pair" fewer="" probe="--probe.seeds 0 --probe.epochs 30"
+    epochs=$((40 * RATE / (2 * 44544)))
     [ "$epochs" -ge 4 ] || epochs=4
     if [ -n "$TINY" ]; then
-        epochs=2 few="--scores.views 3"
+        epochs=2 fewer="--scores.views 3"
         probe="--probe.seeds 0 --probe.epochs 3 --probe.warmup_epochs 1 --probe.train_images 400"
     fi
     timed "$PYTHON" train_simclr.py --config "$config" --run "$run" --data.root "$data" \
         --device "$DEVICE" $small --training.epochs "$epochs" --training.knn_every "$epochs" \
         --training.checkpoint_epochs '[]' || return
+    head -c 600 "$run"/seed_0/*/log.jsonl
     local of_run="--config $run/config.yaml"
-    timed "$PYTHON" memorization_scores.py $of_run $few
-    timed "$PYTHON" memorization_scores.py $of_run $few --scores.precision bf16
+    timed "$PYTHON" memorization_scores.py $of_run $fewer --scores.precision bf16
+    timed "$PYTHON" memorization_scores.py $of_run $fewer --scores.per_subset 2000
     timed "$PYTHON" dejavu.py $of_run ${TINY:+--dejavu.public_images 300 --dejavu.views 2}
     timed "$PYTHON" linear_probing_train.py $of_run $probe
     mkdir -p runs/benchmarks
     cp -r "$run/scores" runs/benchmarks/pair_scores
-    tail -n 3 "$run"/seed_0/*/log.jsonl
 }
 
 memory() { run on_gpu.memory_of_configs; }
@@ -100,9 +109,9 @@ timed() {
 
 # --- one after the other --------------------------------------------------------------------------
 
-declare -A most=([rates]=20 [tests]=120 [profile]=40 [switches]=150 [benchmarks]=120 [pair]=200
-    [memory]=60)
-export -f rates tests profile switches benchmarks pair memory run timed
+declare -A most=([rates]=20 [tests]=120 [pair]=150 [profile]=30 [benchmarks]=150 [memory]=60
+    [switches]=150 [compiled]=120)
+export -f rates tests run_tests pair profile benchmarks memory switches compiled run timed
 export config small work data RATE
 
 for stage in "$@"; do

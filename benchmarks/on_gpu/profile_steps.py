@@ -14,13 +14,13 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import profile
 
-from benchmarks.contest import chosen_device, save, wait_for
+from benchmarks.contest import chosen_device, save, seconds, wait_for
 from benchmarks.on_gpu.cases import cases_on_gpu
 from benchmarks.peers import random_split
 from benchmarks.training import OurTraining
 
 STEPS = 2 if os.environ.get("TINY") else 20
-LONGEST, SHOWN = 25, 110  # kernels; characters of their names
+LONGEST, SHOWN = 16, 90  # kernels; characters of their names
 RANGES = ("ProfilerStep", "Optimizer.")  # shown among the kernels that they hold
 
 
@@ -36,25 +36,25 @@ def main():
 def measure(case, training, device):
     """What bounds the steps of a Case, a dict of plain types."""
     (batch,) = training.batches
-
-    def run():
-        for _ in range(STEPS):
-            training.step(training.views(batch))
-
-    run()
-    whole = seconds_a_step(run, device)
+    training.batches = STEPS * [batch]
+    training.epoch()
+    whole = seconds(training.epoch, device) / STEPS
     views = training.views(batch)
     host = {
         "views": host_seconds(lambda: training.views(batch), device),
         "network": host_seconds(lambda: training.step(views), device),
     }
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    host["views by one thread"] = host_seconds(lambda: training.views(batch), device)
+    torch.set_num_threads(threads)
     print(f"\n{case}: {1e3 * whole:.2f} ms a step, {case.batch_size / whole:,.0f} images/s")
     calls = ", ".join(f"{name} {1e3 * each:.2f} ms" for name, each in host.items())
     print(f"  the host calls the operations of a step in: {calls}")
     if device.type == "cuda":
         print(f"  memory: {torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB at most")
     with profile() as profiler:
-        run()
+        training.epoch()
         wait_for(device)
     kernels = [event for event in profiler.events() if is_kernel(event, device)]
     busy = busy_seconds(kernels) / STEPS
@@ -68,14 +68,6 @@ def measure(case, training, device):
         "busy_seconds": busy,
         "kernels": len(kernels) / STEPS,
     }
-
-
-def seconds_a_step(run, device):
-    wait_for(device)
-    start = time.perf_counter()
-    run()
-    wait_for(device)
-    return (time.perf_counter() - start) / STEPS
 
 
 def host_seconds(work, device):

@@ -18,14 +18,11 @@ from benchmarks.training import SETTINGS, OurTraining, make_method
 from memorization.optimizers import make_optimizer
 
 ROUNDS, STEPS = (1, 2) if os.environ.get("TINY") else (3, 10)
-OURS = {"this project": {}}
-EAGER = OURS | {
+SWITCHES = {
+    "this project": {},
     "cuDNN timed": {"timed": True},
     "fused optimizer": {"fused": True},
     "one pass": {"one_pass": True},  # of simclr alone
-}
-COMPILED = OURS | {
-    "compiled": {"mode": "default"},
     "compiled, cuDNN timed": {"mode": "default", "timed": True},
     "CUDA graphs, cuDNN timed": {"mode": "reduce-overhead", "timed": True},
 }
@@ -40,7 +37,8 @@ class Switched(OurTraining):
 
     def __init__(self, case, split, device, timed=False, fused=False, one_pass=False, mode=None):
         super().__init__(case, split, device)
-        self.timed, self.on_gpu = timed, device.type == "cuda"
+        self.timed = timed
+        self.batches = STEPS * self.batches
         if one_pass:
             self.method = make_method(case, one_pass=True)
             self.method.to(device, memory_format=torch.channels_last)
@@ -49,15 +47,13 @@ class Switched(OurTraining):
         if fused:
             for group in self.optimizer.param_groups:
                 group.update(fused=True, foreach=False)
-        if mode and self.on_gpu:
+        if mode and device.type == "cuda":
             self.forward = torch.compile(self.method, mode=mode)
 
     def epoch(self):
         torch.backends.cudnn.benchmark = self.timed
         try:
-            for _ in range(STEPS):
-                torch.compiler.cudagraph_mark_step_begin()
-                super().epoch()
+            super().epoch()
         finally:
             torch.backends.cudnn.benchmark = False
 
@@ -65,19 +61,17 @@ class Switched(OurTraining):
 def main():
     device = chosen_device(__doc__)
     results = []
-    # compiling takes minutes: last
-    for switches in (EAGER, COMPILED):
-        for case in cases_on_gpu(device):
-            results.append(compare(case, switches, device))
-            save("switches", results, device)
+    for case in cases_on_gpu(device):
+        results.append(compare(case, device))
+        save("switches", results, device)
 
 
-def compare(case, switches, device):
-    """A contest of the switches that a Case has."""
+def compare(case, device):
+    """A contest of the switches on a Case."""
     split = random_split(case.batch_size, case.channels, case.size, device)
     contestants = [
         try_out(name, partial(Switched, case, split, device, **thrown))
-        for name, thrown in switches.items()
+        for name, thrown in SWITCHES.items()
         if "one_pass" not in thrown or case.method == "simclr"
     ]
     return contest(str(case), "images", filter(None, contestants), device, ROUNDS)

@@ -1,10 +1,32 @@
-"""Images for the next steps, fetched by a thread during a step."""
+"""What the next steps need, made by a thread during a step."""
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import torch
+
 AHEAD = 2  # batches
+
+
+def make_ahead(items, device):
+    """The items of an iterator. For a GPU a thread makes the next one meanwhile: the host takes
+    longer to call a step's operations than the GPU to do them.
+    """
+    if device.type != "cuda":
+        yield from items
+        return
+
+    def use_device():
+        if device.index is not None:  # a thread begins with the first GPU
+            torch.cuda.set_device(device)
+
+    items, end = iter(items), object()
+    with ThreadPoolExecutor(1, "making_ahead", initializer=use_device) as thread:
+        waiting = thread.submit(next, items, end)
+        while (item := waiting.result()) is not end:
+            waiting = thread.submit(next, items, end)
+            yield item
 
 
 def prefetch(split, batches):

@@ -6,7 +6,7 @@ from memorization.measuring.membership import LISTS, POOLED
 from memorization.measuring.membership_rates import RATES
 
 NAMED = 5  # duplicates on the screen
-WIDTH, GUARD, NAMES, AUCS = 40, 14, 24, 38  # of columns
+WIDTH, GUARD, NAMES, AUCS, RATE = 40, 14, 24, 38, 27  # of columns
 INDENT = 6
 GUARDS = {
     "raw pixels": "raw pixels",
@@ -74,14 +74,41 @@ def _print_attacks(summary):
     for comparison, attacks in comparisons.items():
         pooled = POOLED in next(iter(attacks.values()))
         first = f"{'AUC f':>6}{'g':>6}  f and g" if pooled else "AUC of f"
-        say(f"\n{comparison:>{NAMES}} {first:<{AUCS}} advantage  found at 1 % false positives")
-        for attack, groups in attacks.items():
-            of = groups[POOLED] if pooled else groups["f"]
-            apart = [f"{groups[name]['auc']['value']:>6.3f}" for name in ("f", "g") if pooled]
-            result = "".join(apart) + "  " * pooled + _auc(of["auc"])
-            found = _found(of["rates"]["0.01"])
-            say(f"{attack:>{NAMES}} {result:<{AUCS}} {of['advantage']:>+9.3f}  {found}")
-        _say_what_is_not_shown(attacks)
+        say(f"\n{comparison:>{NAMES}} {first:<{AUCS}} advantage")
+        groups_of = {name: of[POOLED] if pooled else of["f"] for name, of in attacks.items()}
+        for attack, of in groups_of.items():
+            apart = [attacks[attack][name]["auc"]["value"] for name in ("f", "g") if pooled]
+            result = "".join(f"{value:>6.3f}" for value in apart) + "  " * pooled + _auc(of["auc"])
+            say(f"{attack:>{NAMES}} {result:<{AUCS}} {of['advantage']:>+9.3f}")
+        print_rates({attack: of["rates"] for attack, of in groups_of.items()})
+
+
+def print_rates(rates_of):
+    """How many members are found at each false positive rate, and which rates cannot be shown.
+    rates_of: {attack: its rates}.
+    """
+    shown = {}
+    for rate in RATES:
+        known = [rates[f"{rate:g}"] for rates in rates_of.values() if rates[f"{rate:g}"]]
+        if known:
+            shown[rate] = known[0]
+    words = [
+        f"{100 * rate:g} %" if rate else f"0 of {of['others_to_choose']}"
+        for rate, of in shown.items()
+    ]
+    words[0] += " false positives"
+    first = f"found of {shown[0.0]['members']:.0f} members at"
+    say(f"{first:>{NAMES}} {_in_columns(words)}")
+    for attack, rates in rates_of.items():
+        say(f"{attack:>{NAMES}} {_in_columns([_found(rates[f'{rate:g}']) for rate in shown])}")
+    for rate in RATES:
+        if rate not in shown:
+            needed = f"{2 / rate:,.0f} others are needed, half of them to choose the threshold"
+            say(f"{'':>{INDENT}}{100 * rate:g} % false positives cannot be shown: {needed}")
+
+
+def _in_columns(words):
+    return " ".join(f"{word:<{RATE}}" for word in words).rstrip()
 
 
 def _found(rates):
@@ -90,16 +117,7 @@ def _found(rates):
         return "not shown"
     of = rates["true_positive_rate"]
     low, high = (100 * bound for bound in of["interval_95"])
-    share = f"{100 * of['value']:.1f} % ({low:.1f} to {high:.1f})"
-    return f"{share}: {rates['exposed']:.1f} of {rates['members']:.0f}"
-
-
-def _say_what_is_not_shown(attacks):
-    groups = [of for attack in attacks.values() for of in attack.values()]
-    for rate in RATES:
-        if any(of["rates"][f"{rate:g}"] is None for of in groups):
-            needed = f"{2 / rate:,.0f} others are needed, half of them to choose the threshold"
-            say(f"{'':>{INDENT}}{100 * rate:g} % false positives cannot be shown: {needed}")
+    return f"{100 * of['value']:.1f} % ({low:.1f} to {high:.1f}): {rates['exposed']:.1f}"
 
 
 def _print_exposure(summary):

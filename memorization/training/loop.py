@@ -5,7 +5,7 @@ import torch.nn as nn
 from tqdm import tqdm
 
 from memorization.data.augmentations import Draw, training_views
-from memorization.data.prefetching import prefetch
+from memorization.data.prefetching import make_ahead, prefetch
 from memorization.data.randomness import permutation
 from memorization.figures import draw_pictures
 from memorization.machine import processes
@@ -74,9 +74,8 @@ def batches(task, epoch, first_step):
         positions = order.split(batch_size)[first_step:steps]
     indices = [task.training_set[processes.shard(batch)] for batch in positions]
     fetched, hidden = prefetch(task.images.train, indices), processes.hidden_bar()
-    bar = tqdm(fetched, f"epoch {epoch + 1}", len(indices), leave=False, disable=hidden)
-    for batch, split in bar:
-        yield draw_views(task, batch, split, epoch)
+    views = make_ahead((draw_views(task, *each, epoch) for each in fetched), task.device)
+    yield from tqdm(views, f"epoch {epoch + 1}", len(indices), leave=False, disable=hidden)
 
 
 def draw_views(task, indices, split, epoch):
@@ -95,9 +94,9 @@ def train_step(method, optimizer, views, settings, share, forward=None):
     """
     device = views[0].pixels.device
     in_bf16 = uses_bf16(settings.precision, device)
+    optimizer.zero_grad(set_to_none=True)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bf16):
         loss = (method if forward is None else forward)(*views)
-    optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if settings.clip_gradient:
         nn.utils.clip_grad_norm_(method.parameters(), settings.clip_gradient)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -11,7 +12,8 @@ from conftest import columns_of, log_of, read_table
 import membership_inference
 from memorization.measuring.membership import MembershipSummary
 from memorization.measuring.membership_attacks import ATTACKS
-from memorization.measuring.membership_printing import print_guards
+from memorization.measuring.membership_printing import print_guards, print_rates
+from memorization.measuring.membership_rates import RATES, Trial, rates_at
 from memorization.measuring.membership_training import knn_over_training
 
 BY_ITSELF = ["index", "split", "subset", "label", "alignment_loss_f", "stderr_views", "p"]
@@ -88,6 +90,37 @@ def test_the_guards_are_printed_before_the_attacks(pool, tmp_path, capsys, no_pi
     screen = capsys.readouterr().out
     assert 0 < screen.index("guards: ") < screen.index("attacks on one encoder at a time")
     assert "1 % false positives cannot be shown: 200 others are needed" in screen
+
+
+def trial_of(n_others):
+    """The Trial of 100 members, a third of them above all others."""
+    signal = np.concatenate([np.arange(100) * 3 / 2, np.arange(n_others) * 100 / n_others])
+    return Trial(signal, np.arange(100), np.arange(100, 100 + n_others))
+
+
+@pytest.mark.parametrize("n_others, columns, missing", [
+    (2000, ["1 % false positives", "0.1 %", "0 of 1000"], []),
+    (200, ["1 % false positives", "0 of 100"], ["0.1 %"]),
+    (100, ["0 of 50 false positives"], ["1 %", "0.1 %"]),
+])  # fmt: skip
+def test_members_found_are_printed_for_every_rate_that_can_be_shown(
+    n_others, columns, missing, capsys
+):
+    chooses = np.arange(100 + n_others) % 2 == 0
+    rates = {f"{rate:g}": rates_at(rate, [trial_of(n_others)], chooses) for rate in RATES}
+    print_rates({"alignment": rates})
+    header, found, *lines = capsys.readouterr().out.splitlines()
+    assert re.split("  +", header.strip()) == [
+        f"found of 100 members at {columns[0]}",
+        *columns[1:],
+    ]
+    name, *words = re.split(r" +(?=\d+\.\d %)", found.strip())
+    assert name == "alignment" and len(words) == len(columns)
+    for text, of in zip(words, filter(None, rates.values()), strict=True):
+        share = of["true_positive_rate"]["value"]
+        low, high = (100 * bound for bound in of["true_positive_rate"]["interval_95"])
+        assert text == f"{100 * share:.1f} % ({low:.1f} to {high:.1f}): {100 * share:.1f}"
+    assert [line.partition(" false")[0].strip() for line in lines] == missing
 
 
 @pytest.mark.parametrize("n, words", [(1, "1 image stands in"), (2, "2 images stand in")])

@@ -1,10 +1,11 @@
+import threading
 from dataclasses import replace
 
 import pytest
 import torch
 
 from memorization.data.images import Split
-from memorization.data.prefetching import AHEAD, prefetch
+from memorization.data.prefetching import AHEAD, make_ahead, prefetch
 
 PIXELS = torch.arange(40 * 3 * 4 * 4).view(40, 3, 4, 4).to(torch.uint8)
 BATCHES = list(torch.randperm(40, generator=torch.Generator().manual_seed(0)).split(8))
@@ -59,6 +60,32 @@ def test_an_error_of_fetching_comes_out_and_leaving_early_ends_the_thread():
     left_early = prefetch(split, BATCHES)
     next(left_early)
     left_early.close()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_items_made_ahead_come_in_their_order_and_on_a_cpu_when_they_are_asked_for(device):
+    begun = []
+    items = make_ahead((begun.append(i) or i for i in range(5)), torch.device(device))
+    assert next(items) == 0
+    seen = [begun[:] for _ in items]
+    assert begun == [0, 1, 2, 3, 4]
+    for done, so_far in enumerate(seen, start=2):
+        assert done <= len(so_far) <= min(5, done + 1 if device == "cuda" else done)
+
+
+def test_an_error_of_what_is_made_ahead_comes_out_and_leaving_early_ends_the_thread():
+    def broken():
+        yield 1
+        raise ValueError("broken")
+
+    items = make_ahead(broken(), torch.device("cuda"))
+    assert next(items) == 1
+    with pytest.raises(ValueError, match="broken"):
+        next(items)
+    endless = make_ahead(iter(int, 1), torch.device("cuda"))
+    next(endless)
+    endless.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("making_ahead")]
 
 
 def test_pixels_stay_where_they_are_told_to(monkeypatch):

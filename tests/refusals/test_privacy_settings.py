@@ -6,11 +6,17 @@ import pytest
 import torch.nn as nn
 from conftest import METHODS
 
+from memorization.config import read_config
 from memorization.machine import processes
 from models.private_loss import check_private
 
 PRIVACY = {"noise_multiplier": 1.0, "clip": 0.1, "delta": 0.001}
 MAE = METHODS["mae"].changes
+
+
+def read(path, *options):
+    """The Config of a script that trains MAE."""
+    return read_config("", ["--config", path, *options], METHODS["mae"].schema)
 
 
 def refuse(refusal, path, method="mae", options=()):
@@ -38,6 +44,28 @@ def test_a_wrong_value_is_named(changes, words, write_config, refusal, tmp_path)
 def test_a_part_alone_is_refused(write_config, refusal):
     line = refuse(refusal, write_config(MAE), options=["--training.privacy.clip", "1"])
     assert "training.privacy.noise_multiplier: is missing" in line
+
+
+def test_the_command_line_leaves_privacy_out_by_null(write_config):
+    path = write_config(MAE | {"training.privacy": PRIVACY})
+    assert read(path, "--training.privacy", "null").training.privacy is None
+    assert read(path).training.privacy.clip == 0.1
+
+
+def test_the_command_line_puts_privacy_in_the_place_of_null(write_config):
+    path = write_config(MAE | {"training.privacy": None})
+    options = [word for key in PRIVACY for word in (f"--training.privacy.{key}", str(PRIVACY[key]))]
+    assert read(path, *options).training.privacy.model_dump() == PRIVACY
+
+
+@pytest.mark.parametrize("options, words", [
+    (["null", "--training.privacy.clip", "1"],
+     "command line: --training.privacy null is not allowed beside --training.privacy.clip"),
+    (["off"], "command line: training.privacy: 'off' is not allowed"),
+])  # fmt: skip
+def test_privacy_that_is_left_out_and_set_is_refused(options, words, write_config, refusal):
+    path = write_config(MAE | {"training.privacy": PRIVACY})
+    assert words in refuse(refusal, path, options=["--training.privacy", *options])
 
 
 @pytest.mark.parametrize(
