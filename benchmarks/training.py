@@ -46,10 +46,23 @@ SMALL_DECODER = ("decoder_dim", 192), ("decoder_depth", 4), ("decoder_heads", 3)
 OF_DEMO = encoder_settings(name="resnet_small", width=32)
 
 
+def find_method(name):
+    """The module of a method and the schema of its settings, both in models/<name>.py."""
+    file = importlib.import_module(f"models.{name}")
+    classes = [value for value in vars(file).values() if isinstance(value, type)]
+    (schema,) = (
+        value
+        for value in classes
+        if issubclass(value, MethodSettings) and value is not MethodSettings
+    )
+    return getattr(file, schema.__name__.removesuffix("Settings")), schema
+
+
 @dataclass(frozen=True)
 class Case:
     """What is trained. steps: a round; size: height and width of the images, pixels; mask_ratio: of
-    the views; settings: of the method, pairs, if not its defaults.
+    the views; views: their number, by default those that the method takes, or two if it takes any;
+    settings: of the method, pairs, if not its defaults.
     """
 
     method: str
@@ -60,13 +73,14 @@ class Case:
     channels: int = 3
     rounds: int = ROUNDS
     mask_ratio: float = 0.0
+    views: int | None = None
     settings: tuple = ()
 
-    @property
-    def views(self):
-        """The number of views that the method takes, or two if it takes any number."""
-        arguments = inspect.getfullargspec(find_method(self.method)[0].forward)
-        return 2 if arguments.varargs else len(arguments.args) - 1
+    def __post_init__(self):
+        if self.views is None:
+            arguments = inspect.getfullargspec(find_method(self.method)[0].forward)
+            views = 2 if arguments.varargs else len(arguments.args) - 1
+            object.__setattr__(self, "views", views)
 
     def __str__(self):
         patch = self.encoder.patch_size
@@ -80,7 +94,7 @@ class Case:
 CASES = {
     "cpu": [
         Case("simclr", RESNET18),
-        Case("mae", encoder_settings(name="vit_tiny", patch=4), mask_ratio=0.75),
+        Case("mae", encoder_settings(name="vit_tiny", patch=4), mask_ratio=0.75, views=1),
         Case("simclr", OF_DEMO, steps=32, size=28, channels=1, rounds=9),
     ],
     "cuda": [
@@ -92,6 +106,7 @@ CASES = {
             batch_size=1024,
             steps=10,
             mask_ratio=0.75,
+            views=1,
             settings=SMALL_DECODER,
         ),
     ],
@@ -127,18 +142,6 @@ def all_cases(device):
         if name not in {case.method for case in cases}:
             cases.append(Case(name, RESNET18, **SIZES[device]))
     return cases
-
-
-def find_method(name):
-    """The module of a method and the schema of its settings, both in models/<name>.py."""
-    file = importlib.import_module(f"models.{name}")
-    classes = [value for value in vars(file).values() if isinstance(value, type)]
-    (schema,) = (
-        value
-        for value in classes
-        if issubclass(value, MethodSettings) and value is not MethodSettings
-    )
-    return getattr(file, schema.__name__.removesuffix("Settings")), schema
 
 
 def epochs_of(case, ours, lightly):

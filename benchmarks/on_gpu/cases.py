@@ -13,6 +13,7 @@ CASES = [
         encoder_settings(name="vit_tiny", patch=2),
         batch_size=1024,
         mask_ratio=0.75,
+        views=1,
         settings=SMALL_DECODER,
     ),
     Case("byol", RESNET18, batch_size=512),

@@ -53,8 +53,10 @@ def to_device_together(groups, device):
     """Lists of tensors on the device, which a GPU takes in one copy. groups: lists on the CPU."""
     if device.type == "cpu":
         return groups
-    tensors = [tensor.contiguous() for group in groups for tensor in group]
-    contents = [tensor.view(-1).view(torch.uint8) for tensor in tensors]
+    tensors = [tensor for group in groups for tensor in group]
+    # a copy, since a tensor of one element counts as contiguous whatever its strides
+    copies = [tensor.clone(memory_format=torch.contiguous_format) for tensor in tensors]
+    contents = [copy.view(-1).view(torch.uint8) for copy in copies]
     # Every tensor begins at a multiple of eight bytes, as its type may need.
     padded = [F.pad(content, (0, -len(content) % 8)) for content in contents]
     sent = to_device(torch.cat(padded), device).split([len(content) for content in padded])

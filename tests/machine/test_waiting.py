@@ -145,11 +145,12 @@ def test_tensors_of_all_types_and_shapes_arrive_in_one_copy_as_they_are(monkeypa
         [torch.arange(3), torch.tensor([True, False, True])],
         [],
         [torch.rand(2, 3).T, torch.rand(2, 0), torch.rand(5, dtype=torch.float64)],
+        [torch.rand(4, 1, dtype=torch.float64).T[:, 2], torch.rand(4, 3)[1:2, 2]],  # of one element
     ]
     sent = []
     monkeypatch.setattr(device, "to_device", lambda tensor, _: sent.append(tensor) or tensor)
     arrived = device.to_device_together(groups, torch.device("meta"))
-    assert len(sent) == 1 and [len(group) for group in arrived] == [2, 0, 3]
+    assert len(sent) == 1 and [len(group) for group in arrived] == [2, 0, 3, 2]
     for tensor, received in zip(sum(groups, []), sum(arrived, [])):
         assert received.dtype == tensor.dtype and torch.equal(received, tensor)
 
