@@ -87,17 +87,23 @@ class Opened:
     requests: list = field(default_factory=list)
 
 
+# What is not seen is not drawn. Without plotly, which takes a second, tests are quicker.
+BLIND = "window.IntersectionObserver = class { observe() {} unobserve() {} disconnect() {} };"
+
+
 @pytest.fixture
 def open_page(browser):
-    """open_page(file, width=1200, scheme="light") -> Opened: the file in a window of its own, as
-    soon as its gallery has a picture.
+    """open_page(file, width=1200, scheme="light", plots=True) -> Opened: the file in a window of
+    its own, as soon as its gallery has a picture.
     """
     contexts = []
 
-    def open_file(file, width=1200, scheme="light"):
+    def open_file(file, width=1200, scheme="light", plots=True):
         viewport = {"width": width, "height": 900}
         context = browser.new_context(viewport=viewport, color_scheme=scheme)
         contexts.append(context)
+        if not plots:
+            context.add_init_script(BLIND)
         opened = Opened(context.new_page())
         page = opened.page
         page.set_default_timeout(20_000)
@@ -126,7 +132,16 @@ def name_of(card):
 @pytest.fixture
 def page(open_page, report_file):
     """The report, open; a test fails if the page said an error or asked for anything outside."""
-    opened = open_page(report_file)
+    yield from watch(open_page(report_file))
+
+
+@pytest.fixture
+def plain_page(open_page, report_file):
+    """The same without plots."""
+    yield from watch(open_page(report_file, plots=False))
+
+
+def watch(opened):
     yield opened.page
     assert opened.errors == []
     outside = [url for url in opened.requests if not url.startswith(("file:", "data:", "blob:"))]

@@ -1,4 +1,4 @@
-"""What axe-core finds: nothing serious, in light and dark, narrow and wide, with and without an
+"""What axe-core finds: nothing, narrow and wide, in light and dark, with and without an
 open panel. axe.min.js is version 4.14.1 of the npm package axe-core, under the MPL 2.0, for tests.
 """
 
@@ -29,8 +29,7 @@ def draw_all(page):
         figure.locator(".main-svg").first.wait_for()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [400, 1600])
+@pytest.mark.parametrize(("width", "scheme"), [(400, "light"), (1600, "dark")])
 def test_axe_finds_nothing(open_page, report_file, width, scheme):
     page = open_page(report_file, width, scheme).page
     draw_all(page)

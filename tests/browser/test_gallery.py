@@ -7,6 +7,11 @@ import pytest
 from conftest import read_table
 
 
+@pytest.fixture
+def page(plain_page):
+    return plain_page
+
+
 def values(page):
     """The values below the pictures that are shown; what has none must come last."""
     texts = page.locator(".card .value").all_inner_texts()

@@ -4,6 +4,11 @@ import pytest
 from opened_pages import name_of
 
 
+@pytest.fixture
+def page(plain_page):
+    return plain_page
+
+
 def title(page):
     return page.inner_text("#panel-title")
 

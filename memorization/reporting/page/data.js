@@ -13,10 +13,12 @@ function valueOf(row, key) {
   return images[key]?.[row] ?? null;
 }
 
-/** A neighbour, a list of the values of neighbor_keys, as an object. One that has a row takes from it
- * what the columns of images say. */
+/** A neighbour as an object, from the list of its values. If it has a row, the columns of that row
+ * say the rest. */
 function readNeighbor(values) {
-  const neighbor = Object.fromEntries(report.neighbor_keys.map((key, place) => [key, values[place] ?? null]));
+  const neighbor = Object.fromEntries(
+    report.neighbor_keys.map((key, place) => [key, values[place] ?? null]),
+  );
   const { row } = neighbor;
   if (row === null) return neighbor;
   for (const key of ["split", "index", "subset", "label"]) neighbor[key] = valueOf(row, key);

@@ -16,13 +16,16 @@ function loadPlotly() {
 
 /** Draw every figure when it comes near to the window, and again when light and dark change. */
 function startFigures() {
-  const observer = new IntersectionObserver((entries) => {
-    for (const { target, isIntersecting } of entries) {
-      if (!isIntersecting) continue;
-      observer.unobserve(target);
-      draw(target, () => plotFigure(target));
-    }
-  }, { rootMargin: "600px" });
+  const observer = new IntersectionObserver(
+    (entries) => {
+      for (const { target, isIntersecting } of entries) {
+        if (!isIntersecting) continue;
+        observer.unobserve(target);
+        draw(target, () => plotFigure(target));
+      }
+    },
+    { rootMargin: "600px" },
+  );
   for (const figure of document.querySelectorAll("figure[data-figure]")) observer.observe(figure);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     for (const plot of drawn.values()) plot();
@@ -42,7 +45,12 @@ function colorOf(name) {
 
 /** A colour #rrggbb with an opacity of 0 to 1. */
 function transparent(color, opacity) {
-  return color + Math.round(255 * opacity).toString(16).padStart(2, "0");
+  return (
+    color +
+    Math.round(255 * opacity)
+      .toString(16)
+      .padStart(2, "0")
+  );
 }
 
 /** A text for plotly, which takes a few tags for markup. */
@@ -65,7 +73,11 @@ function makeLayout() {
     font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: colorOf("text") },
     margin: { l: 56, r: 16, t: 8, b: 48 },
     legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
-    hoverlabel: { bgcolor: colorOf("raised"), bordercolor: colorOf("line"), font: { color: colorOf("text") } },
+    hoverlabel: {
+      bgcolor: colorOf("raised"),
+      bordercolor: colorOf("line"),
+      font: { color: colorOf("text") },
+    },
     dragmode: false,
     shapes: [],
     annotations: [],
@@ -94,7 +106,8 @@ function plotFigure(place) {
   const figure = report.figures[place.dataset.figure];
   const canvas = place.querySelector(".canvas");
   const layout = { ...makeLayout(), xaxis: makeAxis(figure.x), yaxis: makeAxis(figure.y) };
-  if (figure.y2) layout.yaxis2 = { ...makeAxis(figure.y2), overlaying: "y", side: "right", showgrid: false };
+  if (figure.y2)
+    layout.yaxis2 = { ...makeAxis(figure.y2), overlaying: "y", side: "right", showgrid: false };
   for (const line of figure.lines ?? []) addLine(layout, line);
   const traces = figure.matrix ? [makeMatrix(figure.matrix)] : figure.traces.map(makeTrace);
   if (figure.matrix) layout.yaxis.autorange = "reversed"; // the first row stands at the top
@@ -117,14 +130,38 @@ function addLine(layout, { axis, value, text }) {
     line: { color: muted, width: 1, dash: "dash" },
   });
   if (!text) return;
-  const place = axis === "x" ? { x: value, y: 1, yref: "paper", yanchor: "top" } : { x: 1, xref: "paper", y: value, yanchor: "bottom" };
-  layout.annotations.push({ ...place, text: plainText(text), showarrow: false, xanchor: axis === "x" ? "left" : "right", font: { size: 11, color: muted } });
+  const place =
+    axis === "x"
+      ? { x: value, y: 1, yref: "paper", yanchor: "top" }
+      : { x: 1, xref: "paper", y: value, yanchor: "bottom" };
+  layout.annotations.push({
+    ...place,
+    text: plainText(text),
+    showarrow: false,
+    xanchor: axis === "x" ? "left" : "right",
+    font: { size: 11, color: muted },
+  });
 }
 
 const KINDS = {
-  line: (trace, color) => ({ ...base(trace, color), mode: "lines", line: { color, width: 2, dash: trace.dash ? "dot" : "solid" } }),
-  points: (trace, color) => ({ ...base(trace, color), mode: trace.joined ? "lines+markers" : "markers", marker: { color, size: 7 }, ...errorBars(trace, color) }),
-  bars: (trace, color) => ({ ...base(trace, color), type: "bar", orientation: trace.horizontal ? "h" : "v", marker: { color }, ...errorBars(trace, colorOf("text")) }),
+  line: (trace, color) => ({
+    ...base(trace, color),
+    mode: "lines",
+    line: { color, width: 2, dash: trace.dash ? "dot" : "solid" },
+  }),
+  points: (trace, color) => ({
+    ...base(trace, color),
+    mode: trace.joined ? "lines+markers" : "markers",
+    marker: { color, size: 7 },
+    ...errorBars(trace, color),
+  }),
+  bars: (trace, color) => ({
+    ...base(trace, color),
+    type: "bar",
+    orientation: trace.horizontal ? "h" : "v",
+    marker: { color },
+    ...errorBars(trace, colorOf("text")),
+  }),
   steps: ({ x, y, ...trace }, color) => ({
     ...base({ ...trace, x: [x[0], ...x], y: [0, ...y, 0] }, color),
     mode: "lines",
@@ -148,9 +185,16 @@ function makeTrace(trace) {
 }
 
 function base({ name, x, y, axis }) {
-  const texts = (values) => values.map((value) => (typeof value === "string" ? plainText(value) : value));
+  const texts = (values) =>
+    values.map((value) => (typeof value === "string" ? plainText(value) : value));
   const yaxis = axis === 2 ? { yaxis: "y2" } : {};
-  return { type: "scatter", name: plainText(shorten(name ?? "", 60)), x: texts(x), y: texts(y), ...yaxis };
+  return {
+    type: "scatter",
+    name: plainText(shorten(name ?? "", 60)),
+    x: texts(x),
+    y: texts(y),
+    ...yaxis,
+  };
 }
 
 /** low and high are the ends of the bars, in the units of the axis. */
@@ -183,7 +227,10 @@ function makeMatrix({ x, y, z, text }) {
     hoverinfo: "x+y+z",
     xgap: 2,
     ygap: 2,
-    colorscale: [[0, colorOf("matrix-low")], [1, colorOf("matrix-high")]],
+    colorscale: [
+      [0, colorOf("matrix-low")],
+      [1, colorOf("matrix-high")],
+    ],
     zmin: 0,
     zmax: highest,
     showscale: false,

@@ -7,7 +7,12 @@ const PAGE_SIZES = [24, 60, 120, 240];
 function startGallery() {
   const place = document.getElementById("gallery");
   if (!place || !rowCount) return;
-  place.replaceChildren(makeControls(), makeStatus(), element("ul", { id: "cards", className: "cards" }), makePager());
+  place.replaceChildren(
+    makeControls(),
+    makeStatus(),
+    element("ul", { id: "cards", className: "cards" }),
+    makePager(),
+  );
   if (report.pictures.note) place.append(element("p", { className: "note" }, report.pictures.note));
   chooseRows();
 }
@@ -19,20 +24,50 @@ function onChoice(listen) {
 }
 
 function makeControls() {
-  const form = element("form", { id: "filters", className: "filters", role: "search", "aria-label": "Images" });
+  const form = element("form", {
+    id: "filters",
+    className: "filters",
+    role: "search",
+    "aria-label": "Images",
+  });
   const numbers = columns.filter((column) => column.type === "number" || column.type === "integer");
-  const present = (key) => [...new Set(images[key] ?? [])].filter((value) => value !== null && value !== -1);
-  const labels = present("label").sort((a, b) => a - b).map((label) => [label, className(label)]);
+  const present = (key) =>
+    [...new Set(images[key] ?? [])].filter((value) => value !== null && value !== -1);
+  const labels = present("label")
+    .sort((a, b) => a - b)
+    .map((label) => [label, className(label)]);
   const subsets = present("subset").map((name) => [name, report.subsets[name]?.title ?? name]);
   const outcomes = Object.keys(report.outcomes ?? {}).map((name) => [name, name]);
   const start = report.headline_score;
   form.append(
-    makeInput("text", "Find", { type: "search", placeholder: "index, class or file", spellcheck: false }),
-    makeMenu("subset", "Subset", [["", "all"], ...subsets], subsets.some(([name]) => name === "candidate") ? "candidate" : ""),
+    makeInput("text", "Find", {
+      type: "search",
+      placeholder: "index, class or file",
+      spellcheck: false,
+    }),
+    makeMenu(
+      "subset",
+      "Subset",
+      [["", "all"], ...subsets],
+      subsets.some(([name]) => name === "candidate") ? "candidate" : "",
+    ),
     makeMenu("label", "Class", [["", "all"], ...labels], ""),
     makeMenu("outcome", "Deja Vu", [["", "all"], ...outcomes], ""),
-    makeMenu("sort", "Sort by", numbers.map((column) => [column.key, column.title]), start),
-    makeMenu("order", "Order", [["descending", "highest first"], ["ascending", "lowest first"]], orderOf(start)),
+    makeMenu(
+      "sort",
+      "Sort by",
+      numbers.map((column) => [column.key, column.title]),
+      start,
+    ),
+    makeMenu(
+      "order",
+      "Order",
+      [
+        ["descending", "highest first"],
+        ["ascending", "lowest first"],
+      ],
+      orderOf(start),
+    ),
     makeInput("low", "At least", { type: "number", step: "any", inputMode: "decimal" }),
     makeInput("high", "At most", { type: "number", step: "any", inputMode: "decimal" }),
     element("button", { type: "reset" }, "Reset"),
@@ -70,9 +105,14 @@ function makeMenu(name, title, choices, chosen) {
 
 function makeStatus() {
   gallery.nodes.status = element("p", { id: "shown", className: "status", role: "status" });
-  const frames = "A frame: the score is rare among images that no encoder was trained on (q < 0.1).";
+  const frames =
+    "A frame: the score is rare among images that no encoder was trained on (q < 0.1).";
   const note = images[outstandingKey] ? element("p", { className: "note" }, frames) : null;
-  const button = element("button", { type: "button", id: "download-images" }, "Download these as CSV");
+  const button = element(
+    "button",
+    { type: "button", id: "download-images" },
+    "Download these as CSV",
+  );
   button.addEventListener("click", () => save(report.downloads.images, imageLines(gallery.rows)));
   return element("div", { className: "bar" }, gallery.nodes.status, button, note);
 }
@@ -80,23 +120,43 @@ function makeStatus() {
 function makePager() {
   const { nodes } = gallery;
   const button = (name, text, label, page) => {
-    nodes[name] = element("button", { type: "button", id: `page-${name}`, "aria-label": label }, text);
+    nodes[name] = element(
+      "button",
+      { type: "button", id: `page-${name}`, "aria-label": label },
+      text,
+    );
     nodes[name].addEventListener("click", () => turnTo(page()));
   };
   button("first", "\u00ab", "First page", () => 0);
   button("previous", "\u2039 Previous", "Previous page", () => gallery.page - 1);
   button("next", "Next \u203a", "Next page", () => gallery.page + 1);
   button("last", "\u00bb", "Last page", () => Infinity);
-  nodes.number = element("input", { id: "page-number", type: "number", min: 1, step: 1, "aria-label": "Page" });
+  nodes.number = element("input", {
+    id: "page-number",
+    type: "number",
+    min: 1,
+    step: 1,
+    "aria-label": "Page",
+  });
   nodes.number.addEventListener("change", () => turnTo(nodes.number.valueAsNumber - 1));
   nodes.count = element("span");
-  const sizes = PAGE_SIZES.map((size) => element("option", { value: String(size) }, `${size} a page`));
+  const sizes = PAGE_SIZES.map((size) =>
+    element("option", { value: String(size) }, `${size} a page`),
+  );
   nodes.size = element("select", { id: "page-size", "aria-label": "Images a page" }, ...sizes);
   nodes.size.value = "60";
   nodes.size.addEventListener("change", () => turnTo(0));
   const number = element("span", { className: "page-number" }, nodes.number, nodes.count);
-  return element("nav", { className: "pager", "aria-label": "Pages of images" },
-    nodes.first, nodes.previous, number, nodes.next, nodes.last, nodes.size);
+  return element(
+    "nav",
+    { className: "pager", "aria-label": "Pages of images" },
+    nodes.first,
+    nodes.previous,
+    number,
+    nodes.next,
+    nodes.last,
+    nodes.size,
+  );
 }
 
 /** Choose the images that pass the filters, in the order of the sort menu. */
@@ -104,7 +164,9 @@ function chooseRows() {
   const { sort, order } = gallery.fields;
   const direction = order.value === "ascending" ? 1 : -1;
   gallery.rows = allRows.filter(makeFilter());
-  gallery.rows.sort((a, b) => compare(valueOf(a, sort.value), valueOf(b, sort.value), direction) || a - b);
+  gallery.rows.sort(
+    (a, b) => compare(valueOf(a, sort.value), valueOf(b, sort.value), direction) || a - b,
+  );
   turnTo(0);
   for (const listen of gallery.listeners) listen(gallery.rows);
 }
@@ -155,7 +217,9 @@ function makeCard(row) {
   const value = formatValue(row, column);
   const name = classOf(row) ?? valueOf(row, "file") ?? `index ${valueOf(row, "index")}`;
   const hidden = { "aria-hidden": "true" };
-  const card = element("button", { type: "button", className: "card", "aria-haspopup": "dialog" },
+  const card = element(
+    "button",
+    { type: "button", className: "card", "aria-haspopup": "dialog" },
     pictureOf(row, `${describe(row)}: ${column.title} ${value}`),
     element("span", { className: "value", ...hidden }, value),
     element("span", { className: "name", title: name, ...hidden }, name),
@@ -175,10 +239,11 @@ function standsOut(row) {
 /** The columns of images as lines of a CSV file, with the class's name beside its number. */
 function imageLines(rows) {
   const header = columns.flatMap(({ key, type }) => (type === "class" ? [key, "class"] : [key]));
-  const cells = (row) => columns.flatMap(({ key, type }) => {
-    const value = valueOf(row, key);
-    const text = value === null ? "" : typeof value === "number" ? String(value) : csvText(value);
-    return type === "class" ? [text, csvText(className(value) ?? "")] : [text];
-  });
+  const cells = (row) =>
+    columns.flatMap(({ key, type }) => {
+      const value = valueOf(row, key);
+      const text = value === null ? "" : typeof value === "number" ? String(value) : csvText(value);
+      return type === "class" ? [text, csvText(className(value) ?? "")] : [text];
+    });
   return [header, ...rows.map(cells)];
 }

@@ -8,12 +8,17 @@ function openPanel(row) {
   fillPanel(row);
   if (!panel.dialog.open) panel.dialog.showModal();
   panel.dialog.scrollTop = 0;
-  const button = ["panel-previous", "panel-next"].includes(pressed) && document.getElementById(pressed);
+  const button =
+    ["panel-previous", "panel-next"].includes(pressed) && document.getElementById(pressed);
   (button && !button.disabled ? button : document.getElementById("panel-title")).focus();
 }
 
 function makePanel() {
-  const dialog = element("dialog", { id: "panel", className: "panel", "aria-labelledby": "panel-title" });
+  const dialog = element("dialog", {
+    id: "panel",
+    className: "panel",
+    "aria-labelledby": "panel-title",
+  });
   document.body.append(dialog);
   dialog.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -36,7 +41,9 @@ function fillPanel(row) {
   const details = report.details?.[row] ?? {};
   const parts = [
     makePanelHead(row),
-    element("div", { className: "summary" },
+    element(
+      "div",
+      { className: "summary" },
       element("div", { className: "portrait" }, pictureOf(row, describe(row))),
       makeMainFacts(row),
     ),
@@ -58,11 +65,24 @@ function makePanelHead(row) {
   };
   const isListed = place >= 0;
   const title = element("h2", { id: "panel-title", tabIndex: -1 }, describe(row));
-  const where = isListed ? `${(place + 1).toLocaleString("en")} of ${gallery.rows.length.toLocaleString("en")} chosen images` : "";
-  return element("header", {}, element("div", {}, title, element("p", { className: "note" }, where)),
-    element("div", { className: "buttons" },
+  const where = isListed
+    ? `${(place + 1).toLocaleString("en")} of ${gallery.rows.length.toLocaleString("en")} chosen images`
+    : "";
+  return element(
+    "header",
+    {},
+    element("div", {}, title, element("p", { className: "note" }, where)),
+    element(
+      "div",
+      { className: "buttons" },
       button("panel-previous", "\u2039", "Previous image", () => openNext(-1), place <= 0),
-      button("panel-next", "\u203a", "Next image", () => openNext(1), !isListed || place === gallery.rows.length - 1),
+      button(
+        "panel-next",
+        "\u203a",
+        "Next image",
+        () => openNext(1),
+        !isListed || place === gallery.rows.length - 1,
+      ),
       button("panel-close", "\u2715", "Close", () => panel.dialog.close(), false),
     ),
   );
@@ -71,15 +91,28 @@ function makePanelHead(row) {
 /** The values that say most of an image, beside its picture. */
 function makeMainFacts(row) {
   const { f, g } = report.axes ?? {};
-  const keys = [report.headline_score, report.outstanding, "stderr", f?.key, g?.key, "outcome", "outcome_seeds"];
-  return makeFacts(row, columns.filter(({ key }) => keys.includes(key)));
+  const keys = [
+    report.headline_score,
+    report.outstanding,
+    "stderr",
+    f?.key,
+    g?.key,
+    "outcome",
+    "outcome_seeds",
+  ];
+  return makeFacts(
+    row,
+    columns.filter(({ key }) => keys.includes(key)),
+  );
 }
 
 function makeFacts(row, shown) {
   const facts = shown
     .filter(({ key }) => valueOf(row, key) !== null)
     .map((column) => {
-      const meaning = column.meaning ? element("span", { className: "note" }, column.meaning) : null;
+      const meaning = column.meaning
+        ? element("span", { className: "note" }, column.meaning)
+        : null;
       const value = element("span", { className: "value" }, formatValue(row, column));
       return element("div", {}, element("dt", {}, column.title), element("dd", {}, value, meaning));
     });
@@ -102,9 +135,13 @@ function makeRank(row) {
   const mark = element("span", { className: "mark" });
   mark.style.left = percent(rank);
   const sentence = `Rank ${rank} of ${most}; 95 % interval ${low} to ${high}, by the reliability of the ranking.`;
-  return element("div", { className: "rank" }, element("h3", {}, "Rank among candidates"),
+  return element(
+    "div",
+    { className: "rank" },
+    element("h3", {}, "Rank among candidates"),
     element("div", { className: "track", role: "img", "aria-label": sentence }, bar, mark),
-    element("p", { className: "note" }, sentence));
+    element("p", { className: "note" }, sentence),
+  );
 }
 
 /** Marks: the score of an image in every pair, on the line of all pairs' scores. */
@@ -113,38 +150,70 @@ function makeSeeds(row) {
   if (!scores || scores.length < 2) return null;
   panel.range ??= rangeOf(report.per_seed.flat());
   const [low, high] = panel.range;
-  const marks = scores.filter((score) => score !== null).map((score) => {
-    const mark = element("span", { className: "mark" });
-    mark.style.left = `${(100 * (score - low)) / (high - low || 1)}%`;
-    return mark;
-  });
+  const marks = scores
+    .filter((score) => score !== null)
+    .map((score) => {
+      const mark = element("span", { className: "mark" });
+      mark.style.left = `${(100 * (score - low)) / (high - low || 1)}%`;
+      return mark;
+    });
   const zero = element("span", { className: "zero" });
   zero.style.left = `${(100 * (0 - low)) / (high - low || 1)}%`;
-  const each = scores.map((score, place) => `${report.seeds?.[place] ?? place}: ${formatNumber(score, {})}`);
+  const each = scores.map(
+    (score, place) => `${report.seeds?.[place] ?? place}: ${formatNumber(score, {})}`,
+  );
   const sentence = `Score by seed: ${each.join(", ")}. The thin line is 0; the scale ends at the lowest and the highest of all candidates.`;
-  return element("div", {}, element("h3", {}, "Score in each pair of encoders"),
-    element("div", { className: "track thin", role: "img", "aria-label": sentence }, zero, ...marks),
-    element("p", { className: "note" }, sentence));
+  return element(
+    "div",
+    {},
+    element("h3", {}, "Score in each pair of encoders"),
+    element(
+      "div",
+      { className: "track thin", role: "img", "aria-label": sentence },
+      zero,
+      ...marks,
+    ),
+    element("p", { className: "note" }, sentence),
+  );
 }
 
 function rangeOf(values) {
-  return values.reduce(([low, high], value) => [Math.min(low, value ?? 0), Math.max(high, value ?? 0)], [0, 0]);
+  return values.reduce(
+    ([low, high], value) => [Math.min(low, value ?? 0), Math.max(high, value ?? 0)],
+    [0, 0],
+  );
 }
 
 function makeViews({ views }) {
   const note = views?.length ? report.views_note : report.no_views_note;
   if (!note) return null;
-  const items = (views ?? []).map((tile, view) => element("li", {}, tilePicture(tile, `View ${view + 1}`)));
-  return element("div", {}, element("h3", {}, "Views, as scored"),
+  const items = (views ?? []).map((tile, view) =>
+    element("li", {}, tilePicture(tile, `View ${view + 1}`)),
+  );
+  return element(
+    "div",
+    {},
+    element("h3", {}, "Views, as scored"),
     items.length ? element("ul", { className: "strip" }, ...items) : null,
-    element("p", { className: "note" }, note));
+    element("p", { className: "note" }, note),
+  );
 }
 
 function makeNeighbors({ neighbors }) {
   const title = element("h3", {}, "Nearest neighbours, by pixels");
-  if (!neighbors?.length) return element("div", {}, title, element("p", { className: "note" }, "None were looked for."));
-  return element("div", {}, title, element("ul", { className: "strip neighbors" }, ...neighbors.map(readNeighbor).map(makeNeighbor)),
-    element("p", { className: "note" }, report.neighbors_note ?? ""));
+  if (!neighbors?.length)
+    return element("div", {}, title, element("p", { className: "note" }, "None were looked for."));
+  return element(
+    "div",
+    {},
+    title,
+    element(
+      "ul",
+      { className: "strip neighbors" },
+      ...neighbors.map(readNeighbor).map(makeNeighbor),
+    ),
+    element("p", { className: "note" }, report.neighbors_note ?? ""),
+  );
 }
 
 function makeNeighbor(neighbor) {

@@ -19,7 +19,10 @@ function decodeSheet(sheet) {
   if (!sheets.has(sheet)) {
     const picture = new Image();
     picture.src = document.getElementById(`sheet-${sheet}`).textContent.trim();
-    sheets.set(sheet, picture.decode().then(() => picture));
+    sheets.set(
+      sheet,
+      picture.decode().then(() => picture),
+    );
     shrink(sheets, MOST_SHEETS);
   }
   return sheets.get(sheet);
@@ -44,7 +47,11 @@ async function tileUri([sheet, place]) {
 function tilePicture(tile, alt) {
   if (!tile) {
     const label = `${alt}; picture not embedded`;
-    return element("span", { className: "tile absent", role: "img", "aria-label": label }, "no picture");
+    return element(
+      "span",
+      { className: "tile absent", role: "img", "aria-label": label },
+      "no picture",
+    );
   }
   const { size } = report.sheet_info[tile[0]];
   const picture = element("img", { className: "tile", alt, width: size, height: size });

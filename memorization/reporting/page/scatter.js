@@ -1,6 +1,7 @@
 // The scatter plot of all images. A click on a point opens its image; so does Enter at the point
 // that the arrow keys have chosen. Images that the gallery's filters leave out are faint.
 
+const MOST_POINTS = 8000; // of the chosen images
 const MOST_FAINT = 3000;
 const scatter = { canvas: null, axes: {}, rows: [], current: null };
 
@@ -9,15 +10,29 @@ function startScatter() {
   if (!place || !rowCount || !report.axes) return;
   const keys = "Arrow keys move from point to point, Enter opens the image.";
   scatter.canvas = element("div", {
-    className: "canvas", tabIndex: 0, role: "application", "aria-label": `Scatter plot of images. ${keys}`,
+    className: "canvas",
+    tabIndex: 0,
+    role: "application",
+    "aria-label": `Scatter plot of images. ${keys}`,
   });
   scatter.preview = element("div", { className: "preview", role: "status" });
+  scatter.note = element("p", { className: "note" });
   const parts = [
-    element("div", { className: "filters" }, makeAxisMenu("f", "Across"), makeAxisMenu("g", "Upwards")),
+    element(
+      "div",
+      { className: "filters" },
+      makeAxisMenu("f", "Across"),
+      makeAxisMenu("g", "Upwards"),
+    ),
     scatter.canvas,
     scatter.preview,
     report.band ? element("p", { className: "note" }, `${report.band.meaning}.`) : null,
-    element("p", { className: "note" }, `A click on a point opens the image. ${keys} Faint points are images that the filters leave out.`),
+    element(
+      "p",
+      { className: "note" },
+      `A click on a point opens the image. ${keys} Faint points are images that the filters leave out.`,
+    ),
+    scatter.note,
   ];
   place.replaceChildren(...parts.filter((part) => part !== null));
   scatter.canvas.addEventListener("keydown", moveByKey);
@@ -26,11 +41,14 @@ function startScatter() {
     clearTimeout(waiting);
     waiting = setTimeout(() => drawn.has(place) && plotScatter(), 150);
   });
-  const observer = new IntersectionObserver((entries) => {
-    if (!entries.some((entry) => entry.isIntersecting)) return;
-    observer.disconnect();
-    draw(place, plotScatter).then(listenToPoints);
-  }, { rootMargin: "300px" });
+  const observer = new IntersectionObserver(
+    (entries) => {
+      if (!entries.some((entry) => entry.isIntersecting)) return;
+      observer.disconnect();
+      draw(place, plotScatter).then(listenToPoints);
+    },
+    { rootMargin: "300px" },
+  );
   observer.observe(place);
 }
 
@@ -56,12 +74,20 @@ function pointOf(row) {
   return x === null || y === null ? null : [x, y];
 }
 
+/** At most so many of some rows, evenly from all of them. */
+function thin(rows, most) {
+  if (rows.length <= most) return rows;
+  return Array.from({ length: most }, (_, place) => rows[Math.floor((place * rows.length) / most)]);
+}
+
 async function plotScatter() {
   const chosen = new Set(gallery.rows);
-  const others = allRows.filter((row) => !chosen.has(row) && pointOf(row));
-  const step = Math.max(1, others.length / MOST_FAINT);
-  const faint = Array.from({ length: Math.floor(others.length / step) }, (_, number) => others[Math.floor(number * step)]);
-  scatter.rows = gallery.rows.filter(pointOf);
+  const [points, others] = [true, false].map((isChosen) =>
+    allRows.filter((row) => chosen.has(row) === isChosen && pointOf(row)),
+  );
+  scatter.rows = thin(points, MOST_POINTS);
+  const faint = thin(others, MOST_FAINT);
+  sayWhatIsDrawn(points.length, others.length);
   const traces = [];
   for (const subset of Object.keys(report.subsets)) {
     const of = (rows) => rows.filter((row) => valueOf(row, "subset") === subset);
@@ -79,6 +105,15 @@ async function plotScatter() {
   const filled = traces.filter((trace) => trace.x.length);
   filled.push(...makeBand(filled), makeRing());
   await window.Plotly.react(scatter.canvas, filled, layout, PLOT_CONFIG);
+}
+
+function sayWhatIsDrawn(points, others) {
+  const drawnOf = (count, most) =>
+    `${Math.min(count, most).toLocaleString("en")} of ${count.toLocaleString("en")}`;
+  const parts = [];
+  if (points > MOST_POINTS) parts.push(`${drawnOf(points, MOST_POINTS)} chosen images`);
+  if (others > MOST_FAINT) parts.push(`${drawnOf(others, MOST_FAINT)} others`);
+  scatter.note.textContent = parts.length ? `Drawn are ${parts.join(" and ")}.` : "";
 }
 
 function makePoints(rows, subset, opacity, title) {
@@ -101,12 +136,17 @@ function makeBand(traces) {
   const { f, g } = scatter.axes;
   if (!report.band || f.value !== report.axes.f.key || g.value !== report.axes.g.key) return [];
   let [low, high] = [Infinity, -Infinity];
-  for (const { x } of traces) for (const value of x) [low, high] = [Math.min(low, value), Math.max(high, value)];
+  for (const { x } of traces)
+    for (const value of x) [low, high] = [Math.min(low, value), Math.max(high, value)];
   const color = colorOf("text");
   return ["low", "middle", "high"].map((name) => {
     const value = report.band[name];
     return {
-      type: "scatter", mode: "lines", x: [low, high], y: [low + value, high + value], hoverinfo: "skip",
+      type: "scatter",
+      mode: "lines",
+      x: [low, high],
+      y: [low + value, high + value],
+      hoverinfo: "skip",
       showlegend: false,
       line: { color, width: 1, dash: name === "middle" ? "solid" : "dash" },
     };
@@ -117,16 +157,27 @@ function makeBand(traces) {
 function makeRing() {
   const point = scatter.current === null ? null : pointOf(scatter.current);
   return {
-    type: "scatter", mode: "markers", showlegend: false, hoverinfo: "skip",
-    x: point ? [point[0]] : [], y: point ? [point[1]] : [],
+    type: "scatter",
+    mode: "markers",
+    showlegend: false,
+    hoverinfo: "skip",
+    x: point ? [point[0]] : [],
+    y: point ? [point[1]] : [],
     marker: { symbol: "circle-open", size: 16, color: colorOf("text"), line: { width: 3 } },
   };
 }
 
 function listenToPoints() {
-  const rowOf = (event) => event.points.map((point) => point.customdata).find((row) => Number.isInteger(row));
-  scatter.canvas.on("plotly_click", (event) => rowOf(event) !== undefined && openPanel(rowOf(event)));
-  scatter.canvas.on("plotly_hover", (event) => rowOf(event) !== undefined && showPreview(rowOf(event)));
+  const rowOf = (event) =>
+    event.points.map((point) => point.customdata).find((row) => Number.isInteger(row));
+  scatter.canvas.on(
+    "plotly_click",
+    (event) => rowOf(event) !== undefined && openPanel(rowOf(event)),
+  );
+  scatter.canvas.on(
+    "plotly_hover",
+    (event) => rowOf(event) !== undefined && showPreview(rowOf(event)),
+  );
 }
 
 function showPreview(row) {
@@ -134,7 +185,10 @@ function showPreview(row) {
     const column = columnOf[scatter.axes[name].value];
     return `${column.title} ${formatValue(row, column)}`;
   });
-  scatter.preview.replaceChildren(pictureOf(row, ""), element("span", {}, `${describe(row)}: ${text.join(", ")}`));
+  scatter.preview.replaceChildren(
+    pictureOf(row, ""),
+    element("span", {}, `${describe(row)}: ${text.join(", ")}`),
+  );
 }
 
 /** Right and left go to the next point across, up and down to the next one upwards. */
@@ -153,6 +207,7 @@ function moveTo(axis, step) {
   const next = place < 0 ? (step > 0 ? 0 : ordered.length - 1) : place + step;
   scatter.current = ordered[Math.min(Math.max(next, 0), ordered.length - 1)];
   const { x, y } = makeRing();
-  window.Plotly?.restyle(scatter.canvas, { x: [x], y: [y] }, [scatter.canvas.data.length - 1]);
+  const { data } = scatter.canvas; // once it is drawn
+  if (data) window.Plotly.restyle(scatter.canvas, { x: [x], y: [y] }, [data.length - 1]);
   showPreview(scatter.current);
 }

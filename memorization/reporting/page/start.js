@@ -4,7 +4,9 @@ startGallery();
 startTables();
 paintStrips();
 performance.mark("usable");
-requestAnimationFrame(() => setTimeout(() => {
-  startScatter();
-  startFigures();
-}));
+requestAnimationFrame(() =>
+  setTimeout(() => {
+    startScatter();
+    startFigures();
+  }),
+);

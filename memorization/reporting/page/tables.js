@@ -7,7 +7,9 @@ function startTables() {
   for (const button of document.querySelectorAll("button[data-csv]")) {
     const name = button.dataset.csv;
     button.hidden = false;
-    button.addEventListener("click", () => save(`${name}.csv`, tableLines(document.getElementById(name))));
+    button.addEventListener("click", () =>
+      save(`${name}.csv`, tableLines(document.getElementById(name))),
+    );
   }
 }
 
@@ -27,7 +29,10 @@ function makeSortable(table, header) {
 
 function sortTable(body, header, direction) {
   const isNumber = header.dataset.type === "number";
-  const keyed = [...body.rows].map((row) => [cellValue(row.cells[header.cellIndex], isNumber), row]);
+  const keyed = [...body.rows].map((row) => [
+    cellValue(row.cells[header.cellIndex], isNumber),
+    row,
+  ]);
   keyed.sort(([a], [b]) => compare(a, b, direction));
   body.append(...keyed.map(([, row]) => row));
 }
