@@ -9,6 +9,7 @@ from memorization.reliability import (
     components,
     expected_overlap,
     predicted_reliability,
+    rank_intervals,
     reliability_of_mean,
     seeds_for,
     spearman_brown,
@@ -154,3 +155,23 @@ def test_an_image_without_a_score_in_one_seed_is_left_out():
     scores[1, 3] = errors[2, 7] = np.nan
     assert agreement(scores) == agreement(np.delete(scores, 3, axis=1))
     assert components(scores, errors) == components(*less)
+
+
+@pytest.mark.parametrize("reliability", [0.0, 0.25, 0.75, 0.95])
+def test_intervals_of_ranks_hold_the_true_rank_in_95_of_100_cases(reliability):
+    chance, held = np.random.default_rng(0), []
+    for _ in range(5):
+        true = np.sqrt(reliability) * chance.normal(size=400)
+        measured = true + np.sqrt(1 - reliability) * chance.normal(size=400)
+        ranks = 1 + np.argsort(np.argsort(-true))
+        low, high = rank_intervals(0.1 + 0.02 * measured, reliability).T
+        held.append((low <= ranks) & (ranks <= high))
+    assert np.mean(held) == pytest.approx(0.95, abs=0.015)
+
+
+def test_a_perfect_ranking_has_no_doubt_and_one_without_reliability_tells_nothing():
+    scores = np.random.default_rng(1).normal(size=200)
+    ranks = 1 + np.argsort(np.argsort(-scores))
+    assert (rank_intervals(scores, 1.2) == ranks[:, None]).all()
+    low, high = rank_intervals(scores, -0.3).T
+    assert low.max() < 20 and high.min() > 180
