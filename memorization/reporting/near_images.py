@@ -2,7 +2,7 @@
 
 import csv
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from memorization.data.subsets import SUBSETS
 from memorization.machine.files import exists, read_text, refuse_broken
 
 NEIGHBORS = 4  # of each candidate
-MOST_COMPARED = 100_000  # images of all subsets, beyond which no neighbours are looked for
+MOST_COMPARED = 2 << 30  # bytes of pixels, beyond which shared images are left out, or all
 MOST_SEARCHED = 5000  # images among which duplicates are searched for if they are not listed
 MOST_TEXT = 1 << 28
 FILE = "duplicates.csv"
@@ -51,14 +51,18 @@ class Neighbors:
 
 
 def find_neighbors(run, indices):
-    """The Neighbors of candidates, None if the subsets have too many images. run: a Run; indices:
-    (C,) int64, in the training set.
+    """The Neighbors of candidates, None if the subsets have too many images. Shared images are left
+    out if there are too many with them. run: a Run; indices: (C,) int64, in the training set.
     """
-    subsets, images = run.subsets, run.images
+    images, left_out = run.images, ""
+    subsets = run.subsets
+    if _bytes_of(subsets, images) > MOST_COMPARED:
+        subsets = replace(subsets, shared=subsets.shared[:0])
+        left_out = " Shared images were not compared."
+    if _bytes_of(subsets, images) > MOST_COMPARED:
+        return None
     sizes = {name: len(getattr(subsets, name)) for name in SUBSETS}
     n_images = sum(sizes.values())
-    if n_images > MOST_COMPARED:
-        return None
     subset = np.repeat(list(SUBSETS), list(sizes.values()))
     split = np.repeat(list(SUBSETS.values()), list(sizes.values()))
     index = np.concatenate([np.sort(getattr(subsets, name)) for name in SUBSETS])
@@ -83,7 +87,14 @@ def find_neighbors(run, indices):
         groups = np.arange(n_images)
         source = f"Images are nearly equal up to a distance of {CLOSE}; others were not looked for."
     is_near = (groups[nearest] == groups[rows][:, None]) | (distances <= CLOSE)
+    source += left_out
     return Neighbors(split, index, subset, nearest, distances, is_same, is_near, source)
+
+
+def _bytes_of(subsets, images):
+    """The size of the pixels of all images of Subsets."""
+    n_images = sum(len(getattr(subsets, name)) for name in SUBSETS)
+    return n_images * images.channels * images.train.size**2
 
 
 def _listed_groups(path, split, index):
@@ -95,6 +106,7 @@ def _listed_groups(path, split, index):
     with refuse_broken(path, "not a whole list of duplicates"):
         firsts = {}
         for row in csv.DictReader(io.StringIO(read_text(path, MOST_TEXT))):
-            place = place_of[row["split"], int(row["index"])]
-            groups[place] = firsts.setdefault(row["group"], place)
+            place = place_of.get((row["split"], int(row["index"])))
+            if place is not None:  # of shared images that are left out
+                groups[place] = firsts.setdefault(row["group"], place)
     return groups

@@ -17,7 +17,7 @@ from memorization.data.subsets import Subsets
 from memorization.measuring.compared_runs import read_scored
 from memorization.measuring.deja_vu_summary import WORDS
 from memorization.measuring.scores import draw_views
-from memorization.reporting import payload, pictures, sprites
+from memorization.reporting import near_images, payload, pictures, sprites
 from memorization.reporting.deja_vu_part import outcomes_of_images
 from memorization.reporting.image_rows import order_rows
 from memorization.reporting.near_images import find_neighbors
@@ -189,6 +189,16 @@ def test_nearly_equal_images_are_those_of_the_list_of_the_run(tmp_path):
     lines += ["0,near,0.1,train,0,candidate,1", f"0,near,0.1,{split},{index},x,1"]
     (tmp_path / "duplicates.csv").write_text("\n".join(lines) + "\n")
     assert find_neighbors(run, np.array([0])).is_near[0].tolist() == [False, False, True, False]
+
+
+def test_of_very_many_images_the_shared_ones_are_left_out_first(tmp_path, monkeypatch):
+    run, size = OfTwins(tmp_path), 3 * 8 * 8
+    monkeypatch.setattr(near_images, "MOST_COMPARED", 25 * size)
+    neighbors = find_neighbors(run, np.array([3]))
+    assert {"candidate", "independent", "external"} == set(neighbors.subset)
+    assert "Shared images were not compared" in neighbors.source
+    monkeypatch.setattr(near_images, "MOST_COMPARED", 15 * size)
+    assert find_neighbors(run, np.array([3])) is None
 
 
 def test_as_many_pictures_as_fit_are_taken():
