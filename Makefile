@@ -9,6 +9,7 @@
 # make faults kill trainings at random moments, and see that they end as if nothing had happened; give the scripts hostile files
 #             and disks that fail
 # make bench  time this project beside others, 20 to 40 minutes on two CPU cores; results in runs/benchmarks
+# make gpu    what to run on a GPU machine, in nine minutes; logs and results in runs/gpu
 # make validity
 #             train encoders on planted images, and see whether scores find what is memorized and nothing else: up to 40 minutes on two
 #             CPU cores; results in runs/benchmarks
@@ -16,7 +17,7 @@ PYTHON ?= python3
 INSTALLED := .venv/installed
 RUN := .venv/bin/python
 
-.PHONY: demo test test-optional test-browser lint faults bench validity data
+.PHONY: demo test test-optional test-browser lint faults bench gpu validity data
 
 demo: $(INSTALLED) data
 	$(RUN) train_simclr.py --config configs/demo.yaml
@@ -49,6 +50,9 @@ faults: $(INSTALLED)
 
 bench: $(INSTALLED)
 	for question in augmentations scoring layers training big_data neighbors probe scaling; do $(RUN) -m benchmarks.$$question || exit 1; done
+
+gpu: $(INSTALLED)
+	OUT=runs/gpu PYTHON=$(RUN) bash benchmarks/on_gpu/measure.sh
 
 validity: $(INSTALLED) data
 	$(RUN) -m benchmarks.validity

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# For a GPU machine without a network, in the project's root:   bash benchmarks/on_gpu/prepare.sh PACKAGE ...
+# For a GPU machine without a network, in the project's root:
+#
+#     bash benchmarks/on_gpu/prepare.sh PACKAGE ...
 #
 # Fills two folders, to be copied there beside the project; git ignores them from now on:
 #   .whl/       wheels of what requirements.txt names, for Python 3.12, but for the packages named
-#               here, which that machine has
-#               here, which that machine has; EXTRA="kornia" brings other packages along
+#               here, which that machine has; EXTRA="kornia kornia_rs" brings others along, without
+#               what they need
 #   .gpu-data/  the files of Fashion-MNIST, packed, from the Debian package dataset-fashion-mnist
 set -euo pipefail
 exclude=$(git rev-parse --git-path info/exclude)
