@@ -57,7 +57,8 @@ def print_summary(summary, folder):
     for attack, why in summary.left_out.items():
         reasons.setdefault(why, []).append(attack)
     for why, attacks in reasons.items():
-        say(f"left out: {', '.join(attacks)}, as each {why}")
+        who = "each" if len(attacks) > 1 else "it"
+        say(f"left out: {', '.join(attacks)}, as {who} {why}")
     _print_attacks(summary)
     _print_exposure(summary)
     say(f"\nthe results are in {escape(folder)}: membership.csv, summary.json, roc.png")
