@@ -57,10 +57,12 @@ def test_arrow_keys_and_buttons_go_to_the_next_image_as_sorted(panel):
     names = [name_of(card) for card in panel.locator(".card").all()]
     assert title(panel) == names[2]
     panel.keyboard.press("ArrowRight")
-    assert title(panel) == names[3]
-    panel.click("#panel-next")
+    panel.keyboard.press("ArrowRight")
     assert title(panel) == names[4]
+    panel.click("#panel-next")
+    assert title(panel) == names[5]
     assert panel.evaluate("document.activeElement.id") == "panel-next"
+    panel.keyboard.press("ArrowLeft")
     panel.keyboard.press("ArrowLeft")
     panel.click("#panel-previous")
     panel.click("#panel-previous")

@@ -1,7 +1,11 @@
 """The page as a whole: it opens offline and soon, fits any width, and names in data stay text."""
 
+import shutil
+
 import pytest
 from opened_pages import HOSTILE
+
+import report
 
 OUTSIDE = "http://example.com"
 
@@ -55,6 +59,25 @@ def test_hostile_names_stay_text(page):
         figure.locator(".main-svg").first.wait_for()
     assert page.evaluate("window.attacked") is None
     assert page.locator("main b, main i, #panel b, #panel i, img:not(.tile)").count() == 0
+
+
+def test_a_comparison_opens_and_names_of_runs_stay_text(open_page, hostile_run, tmp_path):
+    names = ["<b>one<b>", "<img src=x onerror=window.attacked=1>"]
+    for name in names:
+        shutil.copytree(hostile_run[1], tmp_path / name)
+    output = tmp_path / "two.html"
+    report.main([*(str(tmp_path / name) for name in names), "--output", str(output)])
+    opened = open_page(output)
+    page = opened.page
+    for figure in page.locator("figure[data-figure]").all():
+        figure.scroll_into_view_if_needed()
+        figure.locator(".main-svg").first.wait_for()
+    page.locator(".card").first.click()
+    assert opened.errors == []
+    assert page.evaluate("window.attacked") is None
+    assert page.locator("main b, img:not(.tile)").count() == 0
+    for name in names:
+        assert page.locator("figure svg text", has_text=name).count() > 0
 
 
 def test_a_table_sorts_by_a_click_and_by_the_enter_key(page):

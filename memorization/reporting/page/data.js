@@ -54,6 +54,7 @@ function formatValue(row, column) {
   if (column.type === "class") return className(value) ?? "none";
   if (column.type === "subset") return report.subsets[value]?.title ?? value;
   if (value === null) return "none";
+  if (column.type === "outcome") return `${value} (${report.outcomes[value]})`;
   return typeof value === "number" ? formatNumber(value, column) : String(value);
 }
 

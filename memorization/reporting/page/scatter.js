@@ -15,7 +15,8 @@ function startScatter() {
     role: "application",
     "aria-label": `Scatter plot of images. ${keys}`,
   });
-  scatter.preview = element("div", { className: "preview", role: "status" });
+  const hint = element("span", { className: "note" }, "The image of a point is shown here.");
+  scatter.preview = element("div", { className: "preview", role: "status" }, hint);
   scatter.note = element("p", { className: "note" });
   const parts = [
     element(
