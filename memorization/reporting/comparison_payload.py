@@ -42,6 +42,7 @@ from memorization.reporting.payload import (
 from memorization.reporting.pictures import Pictures
 from memorization.reporting.result_folders import FoundResult
 from memorization.reporting.score_parts import NOT_ONE_IMAGE, meanings_of, share_beyond_chance
+from memorization.reporting.titles import title_of
 
 STRIP = 8  # images of a band
 COLORS = 8  # series1, series2, ... of the page
@@ -73,7 +74,7 @@ def payload_of_comparison(runs, names):
     data |= {"classes": [clean(name) for name in runs[0].images.classes]} | images
     data["downloads"] = {"images": "comparison_images.csv"}
     subtitle = f"{len(runs)} runs on the same {len(scored[0].index('candidate')):,} candidates of "
-    subtitle += clean(runs[0].images.name)
+    subtitle += title_of(runs[0].images.name)
     return Payload(" and ".join(map(clean, names)), subtitle, topics, data, sheets)
 
 
@@ -110,7 +111,9 @@ def _runs_part(summary, scored, rankings):
     keys = [key for key, _ in TABLE.values()]
     rows = []
     for run in summary.runs:
-        rows.append([run["run"], run["method"], run["encoder"], *(run[key] for key in keys)])
+        rows.append(
+            [run["run"], title_of(run["method"]), run["encoder"], *(run[key] for key in keys)]
+        )
     traces = []
     for place, run in enumerate(scored):
         of_run = [

@@ -131,7 +131,7 @@ def _add_ranks(columns, rows, scores, summary):
         return
     reliability = summary.ranking_reliability["candidate"]["predicted"]
     intervals = rank_intervals(scores[:n_ranked], reliability).astype(int)
-    for key, ends, words in zip(("rank_low", "rank_high"), intervals.T, ("lowest", "highest")):
+    for key, ends, words in zip(("rank_low", "rank_high"), intervals.T, ("best", "worst")):
         meaning = f"{words} rank that the image may have in truth: 95 % interval by the reliability"
         title = f"rank, {'from' if key == 'rank_low' else 'to'}"
         columns.add(key, [*ends.tolist(), *rest], title, "integer", meaning, high_first=False)

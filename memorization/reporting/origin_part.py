@@ -7,6 +7,7 @@ from memorization.machine.files import exists, parse_json, read_text, refuse_bro
 from memorization.machine.strict_yaml import dump_yaml
 from memorization.reporting.blocks import clean, code, facts, fold, part, table, text
 from memorization.reporting.result_folders import command, command_again
+from memorization.reporting.titles import title_of
 
 MOST_CONFIG = 20_000  # characters
 
@@ -21,11 +22,11 @@ def origin_parts(run, scored, found):
 
 def _experiment_part(run):
     trained = run.config
-    method = trained.method["name"] if trained.method else "imported encoders"
+    method = trained.method["name"] if trained.method else "import"
     rows = [
-        ("method", clean(method)),
+        ("method", title_of(method)),
         ("encoder", clean(trained.encoder.label)),
-        ("data set", clean(trained.data.name)),
+        ("data set", title_of(trained.data.name)),
         ("scheme", run.subsets.scheme, _scheme_in_words(run.subsets.scheme)),
         ("seeds", ", ".join(map(str, run.seeds))),
     ]

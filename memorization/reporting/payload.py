@@ -44,6 +44,7 @@ from memorization.reporting.score_parts import (
 from memorization.reporting.score_parts import (
     classes_part as class_counts_part,
 )
+from memorization.reporting.titles import title_of
 from memorization.reporting.training_part import training_part
 
 MOST_BYTES = 24_500_000  # of a page
@@ -122,10 +123,11 @@ def scored_run(run, result):
 
 
 def _subtitle(run, scored):
-    method = run.config.method["name"] if run.config.method else "imported encoders"
+    method = run.config.method["name"] if run.config.method else "import"
     seeds = len(run.seeds if scored is None else scored.summary.seeds)
     pairs = "1 pair of encoders" if seeds == 1 else f"{seeds} pairs of encoders"
-    return f"{clean(method)}, {clean(run.config.encoder.label)}, {clean(run.images.name)}, {pairs}"
+    encoder = clean(run.config.encoder.label)
+    return f"{title_of(method)}, {encoder}, {title_of(run.images.name)}, {pairs}"
 
 
 # --- topics ---------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from memorization.reporting.blocks import (
     trace,
     without_numbers,
 )
+from memorization.reporting.titles import title_of
 
 WORDS = {"candidate": "f", "independent": "g"}
 OTHERS = "text"  # the colour of encoders that are not of the run
@@ -24,7 +25,7 @@ def probe_blocks(result, place):
         values = [f"{number(role.mean, '.1%')}" for role in (of.candidate, of.independent)]
         test = of.paired.get("f > g")
         p = "" if test is None else f" (paired over {test.n} seeds: p {number(test.p, '.2g')})"
-        both = f"On {clean(dataset)}: f {values[0]}, g {values[1]}{p}."
+        both = f"On {title_of(dataset)}: f {values[0]}, g {values[1]}{p}."
         blocks.append(text(both))
     columns = {"data set": None, "encoder": None, "top-1 accuracy": ".2%", "std": ".2%"}
     columns |= {"kNN, k = 20": ".2%", "training images": "d"}
@@ -34,7 +35,7 @@ def probe_blocks(result, place):
         rows.append([row.dataset, row.encoder, *accuracy, row.train_images])
     for number_of_set, dataset in enumerate(dict.fromkeys(row.dataset for row in summary.results)):
         of_set = [row for row in summary.results if row.dataset == dataset]
-        blocks.append(_draw(f"probe-{place}-{number_of_set}", clean(dataset), of_set))
+        blocks.append(_draw(f"probe-{place}-{number_of_set}", title_of(dataset), of_set))
     caption = "Accuracies of every encoder; std over probes"
     return [*blocks, table(f"probe-{place}-table", caption, columns, rows)]
 

@@ -2,7 +2,6 @@
 
 from memorization.reporting.blocks import (
     axis,
-    clean,
     figure,
     note,
     number,
@@ -10,6 +9,7 @@ from memorization.reporting.blocks import (
     trace,
     without_numbers,
 )
+from memorization.reporting.titles import title_of
 
 COLORS = {
     "memorized": "candidate",
@@ -46,7 +46,7 @@ def removal_blocks(result, place):
             without_numbers(
                 figure(
                     f"removal-{place}-{number_of_set}",
-                    f"What removal costs on {clean(dataset)}",
+                    f"What removal costs on {title_of(dataset)}",
                     "Top-1 accuracy of linear probes on encoders that were trained without some "
                     f"images; {level['text']}. Error bars: deviation over seeds and draws.",
                     {

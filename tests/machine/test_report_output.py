@@ -94,7 +94,7 @@ def test_a_page_shows_every_measurement(halves_copy, in_process, no_pictures, tm
     layer_memorization.main(arguments)
     membership_inference.main([*arguments, "--membership.attacks", "alignment"])
     page = make_page(tmp_path, run)
-    assert "This command makes it" not in page.text
+    assert "The command for it" not in page.text
     figures = ["removal-0-0", "dejavu-0", "probe-0-0", "units-0", "layers-0", "training-loss"]
     assert set(figures) <= set(page.data["figures"])
     assert page.column("outcome").count(None) < len(page.column("outcome"))

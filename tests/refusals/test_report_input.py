@@ -95,7 +95,13 @@ def hostile_page():
     name = clean(HOSTILE)
     blocks = [text(name), table("t", name, {name: None, "n": ".1f"}, [[HOSTILE, 1.0]])]
     topics = [topic("how-much", name, [part("p", name, *blocks)])]
-    data = {"classes": [name], "images": {"file": [name]}, "figures": {}, HOSTILE: HOSTILE}
+    data = {
+        "is_comparison": False,
+        "classes": [name],
+        "images": {"file": [name]},
+        "figures": {},
+        HOSTILE: HOSTILE,
+    }
     return render(Payload(name, name, topics, data)).decode()
 
 
