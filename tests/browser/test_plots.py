@@ -1,5 +1,7 @@
 """The plots, and the scatter's points by mouse and by keyboard."""
 
+import re
+
 import pytest
 
 
@@ -33,6 +35,7 @@ def test_a_click_on_a_point_opens_its_image(scatter):
             const trace = canvas.data.findLast((trace) => trace.customdata?.length);
             const [x, y] = [trace.x[0], trace.y[0]];
             return {
+                values: [x, y],
                 x: box.left + xaxis._offset + xaxis.d2p(x),
                 y: box.top + yaxis._offset + yaxis.d2p(y),
             };
@@ -40,7 +43,9 @@ def test_a_click_on_a_point_opens_its_image(scatter):
     )
     scatter.mouse.move(place["x"], place["y"])
     scatter.wait_for_selector(".preview img[src]")
-    name = scatter.inner_text(".preview").split(": L_align")[0]
+    text = scatter.inner_text(".preview")
+    assert re.findall(r"0\.\d{4}", text) == [f"{value:.4f}" for value in place["values"]]
+    name = text.split(": L_align")[0]
     scatter.mouse.click(place["x"], place["y"])
     scatter.wait_for_selector("#panel[open]")
     assert row_of_title(scatter) == name
