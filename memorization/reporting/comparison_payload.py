@@ -22,6 +22,7 @@ from memorization.reporting.blocks import (
     figure,
     headline,
     heat_map,
+    interval,
     note,
     number,
     part,
@@ -41,7 +42,12 @@ from memorization.reporting.payload import (
 )
 from memorization.reporting.pictures import Pictures
 from memorization.reporting.result_folders import FoundResult
-from memorization.reporting.score_parts import NOT_ONE_IMAGE, meanings_of, share_beyond_chance
+from memorization.reporting.score_parts import (
+    NOT_ONE_IMAGE,
+    ends_of_reliability,
+    meanings_of,
+    share_beyond_chance,
+)
 from memorization.reporting.titles import title_of
 
 STRIP = 8  # images of a band
@@ -95,12 +101,26 @@ def _in_short(scored):
         of = run.summary.ranking_reliability
         known = "one pair, so single images are not known"
         if of:
-            known = f"reliability of the ranking {of['candidate']['predicted']:.2f}"
+            known = f"reliability of the ranking {of['candidate']['predicted']:.2f}, 95 % interval "
+            known += f"over images {interval(ends_of_reliability(run.summary), '.2f')}"
         sentences.append(
             f"{run.name}: {100 * share:.0f} % of {n:,} images score higher than 95 % of the images "
             f"that no encoder was trained on, where chance gives 5 % ({known})."
         )
-    return part("headline", "In short", headline(*sentences), note(NOT_ONE_IMAGE))
+    return part("headline", "In short", headline(*sentences), _what_differs(scored))
+
+
+def _what_differs(scored):
+    """A note on what runs differ in beside what they are compared for."""
+    sentences = []
+    if len({len(run.summary.seeds) for run in scored}) > 1:
+        sentences.append(
+            "The runs have different numbers of seeds. With more seeds more images stand out, d is "
+            "larger and a ranking is more reliable; only d of a seed does not depend on it."
+        )
+    if len({run.summary.settings.get("views") for run in scored}) > 1:
+        sentences.append("They were scored by different numbers of views.")
+    return note(*sentences, NOT_ONE_IMAGE)
 
 
 def _runs_part(summary, scored, rankings):

@@ -94,14 +94,20 @@ def _repeats(summary):
             "memorized: that takes several pairs."
         )
     of = summary.ranking_reliability["candidate"]
-    ends = [max(end, 0.0) for end in of["predicted_interval_95"]]  # a negative one means none
-    reliability = f"{of['predicted']:.2f} (95 % interval over images {interval(ends, '.2f')})"
+    ends = interval(ends_of_reliability(summary), ".2f")
+    reliability = f"{of['predicted']:.2f} (95 % interval over images {ends})"
     common = f"{100 * of['predicted_overlap_of_first_tenth']:.0f} %"
     return (
         f"The ranking of single images has a reliability of {reliability}, where 1 is perfect: "
         f"{n_seeds} other pairs of encoders would have about {common} of the first tenth in common "
         "with it, where chance gives 10 %."
     )
+
+
+def ends_of_reliability(summary):
+    """The 95 % interval of the reliability of the ranking; a negative reliability means none."""
+    of = summary.ranking_reliability["candidate"]
+    return [max(end, 0.0) for end in of["predicted_interval_95"]]
 
 
 def _caveat(run):
@@ -112,7 +118,7 @@ def _caveat(run):
     _, n = share_beyond_chance(run)
     left_out = int(run.select("candidate").sum()) - n
     if left_out:
-        by += f" {left_out} candidates have none and are left out: no such image is like them."
+        by += f" {left_out} candidates are unlike all such images, have none, and are left out."
     return note(by, NOT_ONE_IMAGE)
 
 
@@ -164,7 +170,7 @@ def _histograms(run):
         values = scores[subsets == name]
         heights = np.histogram(values, edges, density=True)[0]
         traces.append(trace("steps", TITLES[name], name, edges.tolist(), heights.tolist()))
-        means.append(f"{TITLES[name]} {values.mean():.4f}")
+        means.append(f"{TITLES[name]} {number(float(values.mean()), '.4f')}")
     return figure(
         "histogram",
         "How much each image is memorized",

@@ -297,6 +297,14 @@ def test_several_runs_are_compared_as_compare_runs_does(pool, tmp_path):
     assert len(page.data["figures"]["agreement-tau"]["matrix"]["z"]) == 2
 
 
+def test_a_comparison_says_that_numbers_of_seeds_differ(pool, tmp_path):
+    single = {"seeds": [0], "reliability": None, "reliability_local": None, "over_seeds": None}
+    run = derive_run(pool[1], tmp_path / "one", one_seed, **single)
+    text = make_page(tmp_path, pool[1], run).text
+    assert "The runs have different numbers of seeds" in text
+    assert "one: " in text and "(one pair, so single images are not known)" in text
+
+
 def test_results_of_other_settings_are_found(pool_copy):
     _, folder = pool_copy
     (folder / "scores/views_5").mkdir()
