@@ -33,7 +33,7 @@ def interval(ends, form):
     return NOTHING if ends is None else " to ".join(number(end, form) for end in ends)
 
 
-def rounded(value):
+def round_off(value):
     """A number with DIGITS significant digits; None for None, NaN and infinity."""
     if value is None or not math.isfinite(value):
         return None
@@ -72,7 +72,7 @@ def fold(title, blocks):
     return {"kind": "fold", "title": title, "blocks": blocks}
 
 
-def missing(what, command):
+def missing_result(what, command):
     """A part without results. what: a sentence; command: that makes them."""
     return {"kind": "missing", "text": what, "command": command}
 
@@ -118,7 +118,7 @@ def trace(kind, name, color, x, y=(), **more):
     """
     lists = {"x": x, "y": y} | {key: more.pop(key) for key in ("low", "high") if key in more}
     numbers = {
-        key: [value if isinstance(value, str) else rounded(value) for value in values]
+        key: [value if isinstance(value, str) else round_off(value) for value in values]
         for key, values in lists.items()
     }
     return {"kind": kind, "name": clean(name), "color": color} | numbers | more
@@ -129,14 +129,14 @@ def figure(name, title, description, axes, traces, lines=()):
 
     name: its id; description: what is seen, in words; axes: {"x": axis, "y": axis}, and "y2" for a
     second one; traces: of `trace`; lines: dicts of axis ("x" or "y"), value and text. The table of
-    its numbers is left out if it would be long; see `without_numbers`.
+    its numbers is left out if it would be long; see `leave_out_numbers`.
     """
     content = {"title": title, "description": description} | axes
     content |= {"traces": traces, "lines": list(lines)}
     return {"kind": "figure", "name": name, "content": content, "numbers": _numbers(name, content)}
 
 
-def without_numbers(figure_block):
+def leave_out_numbers(figure_block):
     """A figure without the table of its numbers, which stand in another table."""
     return figure_block | {"numbers": None}
 
@@ -144,7 +144,7 @@ def without_numbers(figure_block):
 def heat_map(name, title, description, names, values):
     """A figure of numbers for every two of some names. values: lists of rows, None for nothing."""
     names = [clean(one) for one in names]
-    matrix = {"x": names, "y": names, "z": [[rounded(value) for value in row] for row in values]}
+    matrix = {"x": names, "y": names, "z": [[round_off(value) for value in row] for row in values]}
     matrix["text"] = [[number(value, ".2f") for value in row] for row in values]
     content = {"title": title, "description": description, "matrix": matrix}
     rows = [[one, *row] for one, row in zip(names, values)]

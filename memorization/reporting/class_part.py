@@ -1,5 +1,7 @@
 """The table of classes: how much each is memorized, and what f knows of it."""
 
+from collections import Counter
+
 import numpy as np
 
 from memorization.measuring.deja_vu_summary import WORDS
@@ -17,8 +19,8 @@ def classes_part(run, classes, outcomes, accuracies):
     labels, is_candidate = run.table["label"], run.select("candidate")
     if not classes or not (labels[is_candidate] >= 0).any():
         return None
-    found = {name for name, _ in outcomes.values()}
-    names = [name for name in OUTCOME_NAMES if name in found]
+    counts = Counter(name for name, _ in outcomes.values())
+    names = [name for name in OUTCOME_NAMES if counts[name]]
     columns = {"class": None, "candidates": "d", "mean score": ".4f", "std error": ".4f"}
     columns |= {"mean of external": ".4f", "candidates - external": ".4f", "q < 0.1": "d"}
     columns |= {f"Deja Vu: {name}": ".1%" for name in names}
@@ -56,5 +58,5 @@ def _numbers(run, of_class, external):
 
 def _shares(indices, outcomes, names):
     """The share of each outcome among images that have one."""
-    found = [outcomes[index][0] for index in indices.tolist() if index in outcomes]
-    return [found.count(name) / len(found) if found else None for name in names]
+    of_class = [outcomes[index][0] for index in indices.tolist() if index in outcomes]
+    return [of_class.count(name) / len(of_class) if of_class else None for name in names]

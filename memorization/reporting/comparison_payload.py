@@ -23,6 +23,7 @@ from memorization.reporting.blocks import (
     headline,
     heat_map,
     interval,
+    leave_out_numbers,
     note,
     number,
     part,
@@ -30,7 +31,6 @@ from memorization.reporting.blocks import (
     text,
     topic,
     trace,
-    without_numbers,
 )
 from memorization.reporting.image_rows import Columns, add_places, order_rows
 from memorization.reporting.payload import (
@@ -99,13 +99,13 @@ def _in_short(scored):
     for run in scored:
         share, n = share_beyond_chance(run)
         of = run.summary.ranking_reliability
-        known = "one pair, so single images are not known"
+        state = "one pair, so single images are not known"
         if of:
-            known = f"reliability of the ranking {of['candidate']['predicted']:.2f}, 95 % interval "
-            known += f"over images {interval(ends_of_reliability(run.summary), '.2f')}"
+            state = f"reliability of the ranking {of['candidate']['predicted']:.2f}, 95 % interval "
+            state += f"over images {interval(ends_of_reliability(run.summary), '.2f')}"
         sentences.append(
             f"{run.name}: {100 * share:.0f} % of {n:,} images score higher than 95 % of the images "
-            f"that no encoder was trained on, where chance gives 5 % ({known})."
+            f"that no encoder was trained on, where chance gives 5 % ({state})."
         )
     return part("headline", "In short", headline(*sentences), _what_differs(scored))
 
@@ -213,7 +213,7 @@ def _accuracy_part(runs):
         )
         for place, run in probed
     ]
-    drawn = figure(
+    plot = figure(
         "accuracy",
         "Accuracy and memorization",
         "Top-1 accuracy of linear probes on f against Cohen's d of one seed, a point a run; error "
@@ -221,7 +221,7 @@ def _accuracy_part(runs):
         {"x": axis("d of one seed"), "y": axis("top-1 accuracy", form="percent")},
         traces,
     )
-    return part("accuracy-part", "Accuracy", without_numbers(drawn))
+    return part("accuracy-part", "Accuracy", leave_out_numbers(plot))
 
 
 def _commands_part(runs):

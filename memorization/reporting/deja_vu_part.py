@@ -41,22 +41,24 @@ def deja_vu_blocks(result, place):
     low = [share.mean - (share.std or 0) for share in shares]
     high = [share.mean + (share.std or 0) for share in shares]
     means = [share.mean for share in shares]
-    listed = ", ".join(f"{name} {number(mean, '.1%')}" for name, mean in zip(names, means))
-    drawn = figure(
+    listing = ", ".join(f"{name} {number(mean, '.1%')}" for name, mean in zip(names, means))
+    plot = figure(
         f"dejavu-{place}",
         "Outcomes of Deja Vu",
-        f"Shares of images by outcome: {listed}. Error bars: standard deviation over seeds.",
+        f"Shares of images by outcome: {listing}. Error bars: standard deviation over seeds.",
         {"x": axis("outcome", "category"), "y": axis("share of images", form="percent")},
         [trace("bars", "share of images", "candidate", names, means, low=low, high=high)],
     )
-    asked = f"f is asked for the class of an image by a part of it (query {summary.query}), "
-    asked += f"and compared with {'g' if summary.trained_on is None else 'a classifier of parts'}."
+    question = f"f is asked for the class of an image by a part of it (query {summary.query}), "
+    question += (
+        f"and compared with {'g' if summary.trained_on is None else 'a classifier of parts'}."
+    )
     chance = f"By chance {number(summary.chance, '.1%')} of the guesses are right; always the most "
     chance += f"frequent class, {number(summary.majority.accuracy, '.1%')}."
     table_of_scores = table(
         f"dejavu-{place}-table", f"{words.score}: {words.equation}", columns, rows
     )
-    blocks = [text(asked, chance), table_of_scores, drawn]
+    blocks = [text(question, chance), table_of_scores, plot]
     if summary.caveat:
         blocks.append(note(f"{summary.caveat[0].upper()}{summary.caveat[1:]}."))
     return [*blocks, note(f"Searched in {summary.representation}.")]

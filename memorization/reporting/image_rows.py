@@ -7,7 +7,7 @@ import numpy as np
 
 from memorization.data.subsets import SUBSETS, first_by_hash
 from memorization.reliability import rank_intervals
-from memorization.reporting.blocks import clean, rounded
+from memorization.reporting.blocks import clean, round_off
 
 MOST_OTHERS = 5000  # rows of each subset beside the candidates
 MOST_PER_SEED = 10**5  # scores of single seeds in the page
@@ -47,8 +47,8 @@ def order_rows(table, scores):
         if subset != "candidate":
             of_subset = np.flatnonzero(table["subset"] == subset)
             index = table["index"][of_subset]
-            kept = np.isin(index, first_by_hash(index, MOST_OTHERS, split))
-            parts.append(of_subset[kept])
+            is_listed = np.isin(index, first_by_hash(index, MOST_OTHERS, split))
+            parts.append(of_subset[is_listed])
     places = np.concatenate(parts)
     columns = {name: table[name][places] for name in ("split", "index", "subset", "label")}
     return Rows(places, n_candidates=len(candidates), **columns)
@@ -69,7 +69,7 @@ class Columns:
         described = {"key": key, "title": title, "type": type_name, "meaning": meaning} | more
         self.descriptions.append({"in_gallery": False, "high_first": True} | described)
         if type_name == "number":
-            values = [rounded(value) for value in np.asarray(values, dtype=float).tolist()]
+            values = [round_off(value) for value in np.asarray(values, dtype=float).tolist()]
         self.values[key] = list(values)
 
 
@@ -141,11 +141,11 @@ def add_outcomes(columns, rows, outcomes):
     """Columns of the outcome of Deja Vu. outcomes: {index in the training set: (outcome, of how
     many seeds)}.
     """
-    found = [
+    of_rows = [
         outcomes.get(index, (None, None)) if split == "train" else (None, None)
         for split, index in zip(rows.split.tolist(), rows.index.tolist())
     ]
-    names, seeds = zip(*found) if found else ((), ())
+    names, seeds = zip(*of_rows) if of_rows else ((), ())
     meaning = "the most frequent outcome of Deja Vu over the seeds"
     columns.add("outcome", names, "Deja Vu", "outcome", meaning, in_gallery=True)
     columns.add("outcome_seeds", seeds, "Deja Vu in", "text", "in how many seeds it came out so")
@@ -159,4 +159,4 @@ def scores_by_seed(rows, run):
     scores = run.table[key][:, rows.places[: rows.n_candidates]].T
     if scores.shape[1] == 1 or scores.size > MOST_PER_SEED:
         return None
-    return [[rounded(value) for value in of_image] for of_image in scores.tolist()]
+    return [[round_off(value) for value in of_image] for of_image in scores.tolist()]

@@ -8,12 +8,12 @@ from memorization.reporting.blocks import (
     facts,
     figure,
     interval,
+    leave_out_numbers,
     note,
     number,
     table,
     text,
     trace,
-    without_numbers,
 )
 
 SUBSETS = {
@@ -51,15 +51,15 @@ def layers_part(result, place):
             f"95 % interval over images {interval(growth.get('interval_95'), '.2f')}",
         )
     ]
-    drawn = figure(
+    plot = figure(
         f"layers-{place}",
         "Memorization by depth",
         f"LayerMem of the layers from input to output. {last} Bands: 95 % intervals over images.",
         {"x": axis("depth of the layer"), "y": axis("LayerMem")},
         traces,
     )
-    drawn = without_numbers(drawn)
-    return [facts(rows), drawn, _table_of_layers(summary, place), note(_sentence(summary.meaning))]
+    plot = leave_out_numbers(plot)
+    return [facts(rows), plot, _table_of_layers(summary, place), note(_sentence(summary.meaning))]
 
 
 def _table_of_layers(summary, place):
@@ -100,7 +100,7 @@ def units_part(result, place):
     if top:
         words = "units that an image fires most, with its memorization score"
         rows.append((f"rank correlation: {words}", number(top["mean"], "+.2f"), _spread(top)))
-    drawn = figure(
+    plot = figure(
         f"units-{place}",
         "UnitMem by layer",
         "Mean UnitMem of the units of each layer, from input to output, mean over seeds.",
@@ -115,7 +115,7 @@ def units_part(result, place):
     caption = "Mean UnitMem of every layer; dead units are those of the first seed"
     blocks = [
         facts(rows),
-        without_numbers(drawn),
+        leave_out_numbers(plot),
         table(f"units-{place}-table", caption, columns, body),
     ]
     return [*blocks, *_pruning(summary.pruning, place), note(_sentence(summary.meaning))]

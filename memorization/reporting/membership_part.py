@@ -17,8 +17,8 @@ def membership_blocks(result, place):
             of = groups[POOLED] if POOLED in groups else groups["f"]
             low, high = of["auc"]["interval_95"]
             at = of["rates"].get("0.01")
-            found = None if at is None else at["true_positive_rate"]["value"]
-            auc = [of["auc"]["value"], low, high, of["advantage"], found]
+            hits = None if at is None else at["true_positive_rate"]["value"]
+            auc = [of["auc"]["value"], low, high, of["advantage"], hits]
             rows.append([comparison, attack, *auc])
     blocks = [text(question), _table_of_losses(summary, place)]
     if rows:
@@ -46,19 +46,21 @@ def guards_blocks(result):
     guards, shared = result.summary.guards, result.summary.duplicates or {}
     if not guards:
         return []
-    rows, differing = [], []
+    rows, differences = [], []
     for guard, pairs in guards.items():
         for pair, of in pairs.items():
             rows.append([guard, pair, of["value"], *of["interval_95"]])
             if of["differs"]:
                 auc = f"AUC {number(of['value'], '.3f')}, {interval(of['interval_95'], '.3f')}"
-                differing.append(f"{pair} by {guard} ({auc})")
+                differences.append(f"{pair} by {guard} ({auc})")
     columns = {"guard": None, "pair of lists": None, "AUC": ".3f", "from": ".3f", "to": ".3f"}
     caption = "Can lists be told apart without a trained encoder? AUC, .5 if not"
     blocks = [table("guards", caption, columns, rows)]
-    if differing:
-        told = "; ".join(map(clean, differing))
-        blocks.append(warning(f"These lists differ in something that is not membership: {told}."))
+    if differences:
+        listing = "; ".join(map(clean, differences))
+        blocks.append(
+            warning(f"These lists differ in something that is not membership: {listing}.")
+        )
     for pair, groups in shared.items():
         stand = f"{clean(pair)}: {len(groups)} images stand in both lists, equal or nearly equal."
         blocks.append(note(stand))

@@ -54,11 +54,11 @@ def find_neighbors(run, indices):
     """The Neighbors of candidates, None if the subsets have too many images. Shared images are left
     out if there are too many with them. run: a Run; indices: (C,) int64, in the training set.
     """
-    images, left_out = run.images, ""
+    images, exception = run.images, ""
     subsets = run.subsets
     if _bytes_of(subsets, images) > MOST_COMPARED:
         subsets = replace(subsets, shared=subsets.shared[:0])
-        left_out = " Shared images were not compared."
+        exception = " Shared images were not compared."
     if _bytes_of(subsets, images) > MOST_COMPARED:
         return None
     sizes = {name: len(getattr(subsets, name)) for name in SUBSETS}
@@ -76,9 +76,9 @@ def find_neighbors(run, indices):
     nearest, distances = nearest_images(fingerprints, rows, count, torch.device("cpu"))
     pixels = number_digests(digests)
     is_same = pixels[nearest] == pixels[rows][:, None]
-    listed = run.folder / FILE
-    if exists(listed):
-        groups = _listed_groups(listed, split, index)
+    path = run.folder / FILE
+    if exists(path):
+        groups = _listed_groups(path, split, index)
         source = f"They are the pairs that {FILE} lists."
     elif n_images <= MOST_SEARCHED:
         groups = find_duplicates(digests, fingerprints, torch.device("cpu")).groups
@@ -87,7 +87,7 @@ def find_neighbors(run, indices):
         groups = np.arange(n_images)
         source = f"Images are nearly equal up to a distance of {CLOSE}; others were not looked for."
     is_near = (groups[nearest] == groups[rows][:, None]) | (distances <= CLOSE)
-    source += left_out
+    source += exception
     return Neighbors(split, index, subset, nearest, distances, is_same, is_near, source)
 
 

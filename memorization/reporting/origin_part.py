@@ -12,12 +12,12 @@ from memorization.reporting.titles import title_of
 MOST_CONFIG = 20_000  # characters
 
 
-def origin_parts(run, scored, found):
+def origin_parts(run, scored, results):
     """Parts on the experiment, the commands that repeat it, and its versions.
 
-    run: a Run; scored: its ScoredRun, or None; found: {section: its FoundResults}.
+    run: a Run; scored: its ScoredRun, or None; results: {section: its FoundResults}.
     """
-    return [_experiment_part(run), _commands_part(run, found), _versions_part(run, scored)]
+    return [_experiment_part(run), _commands_part(run, results), _versions_part(run, scored)]
 
 
 def _experiment_part(run):
@@ -38,8 +38,8 @@ def _experiment_part(run):
             pool = name == "candidate" and run.subsets.scheme == "crossover"
             rows.append((f"{'pool' if pool else name} images", f"{count:,}"))
     settings = dump_yaml(trained.model_dump())
-    folded = code([shorten(clean_lines(settings), MOST_CONFIG)], title="config.yaml")
-    return part("experiment", "The experiment", facts(rows), folded)
+    file = code([shorten(clean_lines(settings), MOST_CONFIG)], title="config.yaml")
+    return part("experiment", "The experiment", facts(rows), file)
 
 
 def _scheme_in_words(scheme):
@@ -48,14 +48,14 @@ def _scheme_in_words(scheme):
     return "f sees the candidates, g the independent images, and both the shared ones"
 
 
-def _commands_part(run, found):
+def _commands_part(run, results):
     if run.config.training is None:
         first = command(run, "import_encoders.py")
     else:
         first = command(run, f"train_{run.config.method['name']}.py")
     lines = [first]
-    for section, results in found.items():
-        lines += [command_again(run, section, result) for result in results]
+    for section, of_section in results.items():
+        lines += [command_again(run, section, result) for result in of_section]
     words = text("The same commands in a checkout of this project repeat the results.")
     return part("repeat", "Commands to repeat it", words, code(lines))
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from memorization.machine.files import refuse_broken
 from memorization.measuring.compared_runs import ScoredRun, read_scored
-from memorization.reporting.blocks import clean, fold, missing, note, part, rounded, topic
+from memorization.reporting.blocks import clean, fold, missing_result, note, part, round_off, topic
 from memorization.reporting.class_part import classes_part
 from memorization.reporting.deja_vu_part import (
     deja_vu_blocks,
@@ -91,13 +91,13 @@ def payload_of_run(run):
     """The Payload of one Run. Raises WrongUse if a result is broken, or if the data set is not
     there.
     """
-    found = {section: find_results(run, section) for section in SUMMARIES}
-    scored = scored_run(run, found["scores"][0]) if found["scores"] else None
-    outcomes = outcomes_of_images(found["dejavu"][0]) if found["dejavu"] else {}
+    results = {section: find_results(run, section) for section in SUMMARIES}
+    scored = scored_run(run, results["scores"][0]) if results["scores"] else None
+    outcomes = outcomes_of_images(results["dejavu"][0]) if results["dejavu"] else {}
     images, sheets = {}, []
     if scored is not None:
-        images, sheets = _images(run, scored, found["dejavu"], outcomes)
-    topics = _topics(run, scored, found, outcomes)
+        images, sheets = _images(run, scored, results["dejavu"], outcomes)
+    topics = _topics(run, scored, results, outcomes)
     data = {"title": clean(run.name), "is_comparison": False, "figures": figures_of(topics)}
     data |= {"classes": [clean(name) for name in run.images.classes]} | images
     name = clean(run.folder.resolve().name)
@@ -133,29 +133,29 @@ def _subtitle(run, scored):
 # --- topics ---------------------------------------------------------------------------------------
 
 
-def _topics(run, scored, found, outcomes):
+def _topics(run, scored, results, outcomes):
     """The topics of a run's page, in order."""
     checkpoints = find_checkpoints(run, "scores")
     how_much, which, is_real = [], [], []
     if scored is None:
-        no_scores = missing(WITHOUT_SCORES, command_of(run, "scores"))
+        no_scores = missing_result(WITHOUT_SCORES, command_of(run, "scores"))
         how_much.append(part("scores", "Scores", no_scores))
     else:
-        folder = found["scores"][0].folder
+        folder = results["scores"][0].folder
         with refuse_broken(folder, "not a whole summary of scores"):
-            how_much += [headline_part(scored), _with_source(scores_part(scored), run, found)]
+            how_much += [headline_part(scored), _with_source(scores_part(scored), run, results)]
             which.append({"name": "images", "title": "Images", "blocks": [{"kind": "images"}]})
             accuracies = {}
-            if found["probe"]:
-                accuracies = per_class_accuracy(found["probe"][0], run.config.data.name)
+            if results["probe"]:
+                accuracies = per_class_accuracy(results["probe"][0], run.config.data.name)
             names = run.images.classes
             which.append(classes_part(scored, names, outcomes, accuracies))
             is_real += [reliability_part(scored), class_counts_part(scored)]
-    if found["membership"]:
-        blocks = guards_blocks(found["membership"][0])
+    if results["membership"]:
+        blocks = guards_blocks(results["membership"][0])
         if blocks:
             is_real.append(part("guards", "Guards", *blocks))
-    parts = {section: _measurement_part(run, found, section) for section in MEASUREMENTS}
+    parts = {section: _measurement_part(run, results, section) for section in MEASUREMENTS}
     topics = [
         topic("how-much", "How much?", how_much),
         topic("which-images", "Which images?", which),
@@ -170,28 +170,28 @@ def _topics(run, scored, found, outcomes):
             "Does it matter?",
             [parts[name] for name in ("dejavu", "membership", "probe", "removal")],
         ),
-        topic("how-it-was-made", "How it was made", origin_parts(run, scored, found)),
+        topic("how-it-was-made", "How it was made", origin_parts(run, scored, results)),
     ]
     return [one for one in topics if one["parts"]]
 
 
-def _with_source(made, run, found):
+def _with_source(scores, run, results):
     """A part of scores with a note on the folder that they are of, if there are several."""
-    first, *others = found["scores"]
+    first, *others = results["scores"]
     if first.name or others:
-        listed = f"These are the scores in {clean(first.folder.relative_to(run.folder))}"
+        place = f"These are the scores in {clean(first.folder.relative_to(run.folder))}."
         more = ", ".join(clean(one.folder.relative_to(run.folder)) for one in others)
-        made["blocks"].append(note(f"{listed}.", f"There are others: {more}." if others else ""))
-    return made
+        scores["blocks"].append(note(place, f"There are others: {more}." if others else ""))
+    return scores
 
 
-def _measurement_part(run, found, section):
+def _measurement_part(run, results, section):
     """The part of a measurement, with all its results one after the other."""
     title, nothing, blocks_of = MEASUREMENTS[section]
-    if not found[section]:
-        return part(section, title, missing(nothing, command_of(run, section)))
+    if not results[section]:
+        return part(section, title, missing_result(nothing, command_of(run, section)))
     blocks = []
-    for place, result in enumerate(found[section]):
+    for place, result in enumerate(results[section]):
         with refuse_broken(result.folder, "not a whole summary of a result"):
             of_result = blocks_of(result, place)
         folder = clean(result.folder.relative_to(run.folder))
@@ -209,8 +209,8 @@ def figures_of(topics):
     return {
         block["name"]: block["content"]
         for one in topics
-        for made in one["parts"]
-        for block in _unfold(made["blocks"])
+        for of_topic in one["parts"]
+        for block in _unfold(of_topic["blocks"])
         if block["kind"] == "figure"
     }
 
@@ -288,6 +288,6 @@ def _axes(scored):
 def _band(scored):
     table, external = scored.table, scored.select("external")
     differences = (table["alignment_loss_g"] - table["alignment_loss_f"])[external]
-    low, middle, high = (rounded(float(end)) for end in np.quantile(differences, BAND))
+    low, middle, high = (round_off(float(end)) for end in np.quantile(differences, BAND))
     meaning = "95 % of the external images lie between the dashed lines"
     return {"low": low, "middle": middle, "high": high, "meaning": meaning}

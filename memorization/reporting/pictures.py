@@ -11,7 +11,13 @@ from memorization.data.augmentations import Draw
 from memorization.measuring.scores import ScoreSettings
 from memorization.reporting.blocks import clean
 from memorization.reporting.near_images import find_neighbors
-from memorization.reporting.sprites import Sprites, fitting_size, shrink, shrunk, views_of
+from memorization.reporting.sprites import (
+    Sprites,
+    fitting_size,
+    shrink_images,
+    shrink_pictures,
+    views_of,
+)
 
 SHOWN_VIEWS = 6  # of each image
 MOST_WITH_NEIGHBORS = 5000  # candidates, those at both ends of the ranking
@@ -69,11 +75,11 @@ class Pictures:
         train, n = self.run.images.train, self.rows.n_candidates
         most = FOR_CANDIDATES * self.sprites.most_bytes
         self.size = fitting_size(train, self.rows.index[:n], most)
-        ends = from_both_ends(n)
-        places = self.sprites.add(shrunk(train, self.rows.index[:n], self.size))
+        ends = order_from_both_ends(n)
+        places = self.sprites.add(shrink_images(train, self.rows.index[:n], self.size))
         if len(places) < n:
             self.sprites = Sprites(self.sprites.most_bytes)
-            places = self.sprites.add(shrunk(train, self.rows.index[ends], self.size))
+            places = self.sprites.add(shrink_images(train, self.rows.index[ends], self.size))
         else:
             ends = np.arange(n)
         for row, place in zip(ends.tolist(), places):
@@ -83,8 +89,8 @@ class Pictures:
     def _note_size(self, n, n_embedded):
         sentences = []
         if self.size < self.run.images.train.size:
-            shown = f"Pictures are shrunk from {self.run.images.train.size} to {self.size} pixels."
-            sentences.append(shown)
+            size = f"Pictures are shrunk from {self.run.images.train.size} to {self.size} pixels."
+            sentences.append(size)
         if n_embedded < n:
             some = f"Of {n:,} candidates the {n_embedded:,} at both ends of the ranking have a "
             sentences.append(f"{some}picture here: more do not fit into the page.")
@@ -92,7 +98,7 @@ class Pictures:
 
     def _add_neighbors(self):
         """Note the nearest neighbours of candidates; their pictures come later."""
-        rows = np.sort(from_both_ends(self.rows.n_candidates)[:MOST_WITH_NEIGHBORS])
+        rows = np.sort(order_from_both_ends(self.rows.n_candidates)[:MOST_WITH_NEIGHBORS])
         neighbors = find_neighbors(self.run, self.rows.index[rows])
         if neighbors is None:
             many = "Nearest neighbours were not looked for: the subsets have too many images."
@@ -100,8 +106,8 @@ class Pictures:
             return
         for at, row in enumerate(rows.tolist()):
             of_row = zip(*(values[at].tolist() for values in neighbors.of_candidates))
-            listed = [self._describe(neighbors, *values) for values in of_row]
-            self.details[row] = {"neighbors": listed}
+            nearest = [self._describe(neighbors, *values) for values in of_row]
+            self.details[row] = {"neighbors": nearest}
         self.notes["neighbors"] = (
             "Nearest among all images of the subsets, mirrored ones too, by gray images of 12 x 12 "
             f"pixels without their mean and scale; the distance is at most 2. {neighbors.source}"
@@ -129,13 +135,13 @@ class Pictures:
         """
         details = {}
         for row, detail in self.details.items():
-            listed = []
+            plain = []
             for one in detail["neighbors"]:
                 values = [one[key] for key in (NEIGHBOR if one["row"] is None else OF_ROW)]
                 while values[-1] is None:
                     values.pop()
-                listed.append(values)
-            details[str(row)] = detail | {"neighbors": listed}
+                plain.append(values)
+            details[str(row)] = detail | {"neighbors": plain}
         return details
 
     def _add_ends(self, viewing):
@@ -143,12 +149,12 @@ class Pictures:
         both ends of the ranking, as many as fit. viewing: a Viewing.
         """
         n, count = self.rows.n_candidates, min(SHOWN_VIEWS, viewing.views)
-        near = [row for row in self.details if self._has_near(row)]
-        first = self._add_pictures_of_neighbors(near)
-        ends, with_views = from_both_ends(n), 0
+        rows_of_copies = [row for row in self.details if self._has_copy(row)]
+        fits = self._add_pictures_of_neighbors(rows_of_copies)
+        ends, with_views = order_from_both_ends(n), 0
         for start in range(0, n, BATCH):
             rows = ends[start : start + BATCH].tolist()
-            if not first or not self._add_views(rows, viewing, count):
+            if not fits or not self._add_views(rows, viewing, count):
                 break
             with_views += len(rows)
             if not self._add_pictures_of_neighbors(rows):
@@ -163,7 +169,7 @@ class Pictures:
             "do not fit into the page."
         )
 
-    def _has_near(self, row):
+    def _has_copy(self, row):
         return any(one["kind"] for one in self.details[row]["neighbors"])
 
     def _add_views(self, rows, viewing, count):
@@ -171,7 +177,7 @@ class Pictures:
         train = self.run.images.train
         views = views_of(train, self.rows.index[rows], viewing.recipes, count, viewing.draw)
         n_views = views.shape[1]
-        places = self.sprites.add(shrink(views.reshape(-1, *views.shape[2:])))
+        places = self.sprites.add(shrink_pictures(views.reshape(-1, *views.shape[2:])))
         for at, row in enumerate(rows):
             of_row = places[at * n_views : (at + 1) * n_views]
             if len(of_row) == n_views:
@@ -190,7 +196,7 @@ class Pictures:
         fits = True
         for split, indices in new.items():
             if indices:
-                pixels = shrunk(getattr(self.run.images, split), list(indices), self.size)
+                pixels = shrink_images(getattr(self.run.images, split), list(indices), self.size)
                 places = self.sprites.add(pixels)
                 fits = fits and len(places) == len(indices)
                 for index, place in zip(indices, places):
@@ -220,19 +226,19 @@ class Pictures:
                 and (split.name, int(self.rows.index[row])) not in self._places
             ]
             if rows:
-                pixels = shrunk(split, self.rows.index[rows], self.size)
+                pixels = shrink_images(split, self.rows.index[rows], self.size)
                 for row, place in zip(rows, self.sprites.add(pixels)):
                     self.tile[row] = place
         for detail in self.details.values():
             for one in detail["neighbors"]:
                 one["picture"] = self._place_of(one)
-        missing = sum(place is None for place in self.tile[self.rows.n_candidates :])
-        if missing:
-            more = f"{missing:,} images of other subsets have no picture here."
+        n_missing = sum(place is None for place in self.tile[self.rows.n_candidates :])
+        if n_missing:
+            more = f"{n_missing:,} images of other subsets have no picture here."
             self.notes["pictures"] = f"{self.notes['pictures']} {more}".strip()
 
 
-def from_both_ends(n):
+def order_from_both_ends(n):
     """0, n - 1, 1, n - 2, ...: (n,) int64."""
     order = np.empty(n, dtype=np.int64)
     order[::2] = np.arange((n + 1) // 2)

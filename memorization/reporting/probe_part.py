@@ -4,11 +4,11 @@ from memorization.reporting.blocks import (
     axis,
     clean,
     figure,
+    leave_out_numbers,
     number,
     table,
     text,
     trace,
-    without_numbers,
 )
 from memorization.reporting.titles import title_of
 
@@ -69,7 +69,7 @@ def _draw(name, dataset, rows):
     traces = [
         trace("points", words, colors.get(words, OTHERS), **line) for words, line in lines.items()
     ]
-    drawn = figure(
+    plot = figure(
         name,
         f"Linear probes on {dataset}",
         "Top-1 accuracy on the test images, a point for each encoder; error bars: standard "
@@ -77,4 +77,4 @@ def _draw(name, dataset, rows):
         {"x": axis("encoder", "category"), "y": axis("top-1 accuracy", form="percent")},
         traces,
     )
-    return without_numbers(drawn)
+    return leave_out_numbers(plot)

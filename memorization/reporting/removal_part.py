@@ -3,11 +3,11 @@
 from memorization.reporting.blocks import (
     axis,
     figure,
+    leave_out_numbers,
     note,
     number,
     table,
     trace,
-    without_numbers,
 )
 from memorization.reporting.titles import title_of
 
@@ -43,7 +43,7 @@ def removal_blocks(result, place):
         level = {"axis": "y", "value": whole.mean}
         level["text"] = f"nothing removed: {number(whole.mean, '.1%')}"
         blocks.append(
-            without_numbers(
+            leave_out_numbers(
                 figure(
                     f"removal-{place}-{number_of_set}",
                     f"What removal costs on {title_of(dataset)}",

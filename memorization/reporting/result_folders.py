@@ -117,6 +117,6 @@ def command(run, script, *options):
     that it needs.
     """
     path = f"{run.name.rstrip('/')}/config.yaml"
-    moved = [] if read_run_config(run.name).run == run.name else ["--run", run.name]
+    place = [] if read_run_config(run.name).run == run.name else ["--run", run.name]
     name, *more = script.split()
-    return shlex.join(["python", name, "--config", path, *moved, *more, *options])
+    return shlex.join(["python", name, "--config", path, *place, *more, *options])

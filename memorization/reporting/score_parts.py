@@ -116,9 +116,9 @@ def _caveat(run):
         by = "Images are ranked by their local score: the score less what images of their kind "
         by += "score that no encoder was trained on."
     _, n = share_beyond_chance(run)
-    left_out = int(run.select("candidate").sum()) - n
-    if left_out:
-        by += f" {left_out} candidates are unlike all such images, have none, and are left out."
+    n_unlike = int(run.select("candidate").sum()) - n
+    if n_unlike:
+        by += f" {n_unlike} candidates are unlike all such images, have none, and are left out."
     return note(by, NOT_ONE_IMAGE)
 
 
@@ -266,14 +266,14 @@ def classes_part(run):
     subsets = [name for name in SUBSETS if name in counts]
     columns = {"class": None} | {TITLES[name]: "d" for name in subsets}
     rows = [[name, *(counts[subset].get(name, 0) for subset in subsets)] for name in names]
-    said = None
+    verdict = None
     if test:
         p = number(test["p"], ".2g")
-        said = text(f"Do the subsets differ in their classes? Chi-square test: p {p}.")
+        verdict = text(f"Do the subsets differ in their classes? Chi-square test: p {p}.")
         if test["p"] is not None and test["p"] < DOUBTFUL:
-            said = warning(
+            verdict = warning(
                 f"The subsets differ in their classes (p {p}): a difference between their scores "
                 "may be one between kinds of images."
             )
     of_subsets = table("class-counts", "Images of each class", columns, rows)
-    return part("confounders", "Are the subsets alike?", said, of_subsets)
+    return part("confounders", "Are the subsets alike?", verdict, of_subsets)

@@ -80,12 +80,15 @@ def fitting_size(split, indices, most_bytes):
         sizes = [split.size, *sizes]
     sample = indices[:: max(1, len(indices) // SAMPLE)]
     for size in sizes:
-        if len(sheet_text(shrunk(split, sample, size))) * len(indices) / len(sample) <= most_bytes:
+        if (
+            len(sheet_text(shrink_images(split, sample, size))) * len(indices) / len(sample)
+            <= most_bytes
+        ):
             return size
     return sizes[-1]
 
 
-def shrunk(split, indices, size):
+def shrink_images(split, indices, size):
     """The images of a Split as pictures of a size, (n, size, size, C) uint8. indices: (n,)."""
     indices = torch.as_tensor(indices)
     if size == split.size:
@@ -111,7 +114,7 @@ def views_of(split, indices, recipes, count, draw):
     return np.stack(pictures, axis=1)
 
 
-def shrink(pictures, most=SIZES[0]):
+def shrink_pictures(pictures, most=SIZES[0]):
     """Pictures (n, S, S, C) uint8 with at most so many pixels a side."""
     if pictures.shape[1] <= most:
         return pictures

@@ -4,7 +4,7 @@ import numpy as np
 
 from memorization.data.subsets import ROLES
 from memorization.machine.files import exists
-from memorization.reporting.blocks import axis, code, figure, missing, note, part, trace
+from memorization.reporting.blocks import axis, code, figure, missing_result, note, part, trace
 from memorization.reporting.result_folders import command_of
 from memorization.reporting.score_parts import TITLES
 from memorization.training.log import whole_lines
@@ -22,7 +22,7 @@ def training_part(run, checkpoints):
     logs = {role: _read_logs(run, role) for role in ROLES}
     logs = {role: of_seeds for role, of_seeds in logs.items() if of_seeds}
     if not logs:
-        return part("training", "Training", missing("There are no training logs.", None))
+        return part("training", "Training", missing_result("There are no training logs.", None))
     return part(
         "training", "Training", _losses(logs), _accuracies(logs), *_scores(run, checkpoints)
     )
@@ -105,7 +105,7 @@ def _scores(run, checkpoints):
             high = [mean + error for mean, error in zip(means, errors)]
             more = {"low": low, "high": high, "joined": True}
             traces.append(trace("points", TITLES[name], name, epochs, means, **more))
-        drawn = figure(
+        plot = figure(
             "training-scores",
             "Memorization over training",
             "Mean memorization scores of the subsets at checkpoints; error bars are standard "
@@ -113,12 +113,14 @@ def _scores(run, checkpoints):
             {"x": axis("epoch"), "y": axis("mean memorization score")},
             traces,
         )
-        return [drawn]
+        return [plot]
     if run.config.training.checkpoint_epochs:
         what = "The kept checkpoints are not scored, so there is no curve of memorization."
-        return [missing(what, command_of(run, "scores", "--checkpoint", "all"))]
+        return [missing_result(what, command_of(run, "scores", "--checkpoint", "all"))]
     epochs = run.config.training.epochs
     some = sorted({max(1, epochs * part // 4) for part in (1, 2, 3)})
-    kept = "No checkpoints were kept, so memorization over training is not known. A training with "
-    kept += "this setting keeps some:"
-    return [note(kept), code([f"training: {{checkpoint_epochs: {some}}}"])]
+    advice = (
+        "No checkpoints were kept, so memorization over training is not known. A training with "
+    )
+    advice += "this setting keeps some:"
+    return [note(advice), code([f"training: {{checkpoint_epochs: {some}}}"])]

@@ -21,7 +21,7 @@ from memorization.reporting import near_images, payload, pictures, sprites
 from memorization.reporting.deja_vu_part import outcomes_of_images
 from memorization.reporting.image_rows import order_rows
 from memorization.reporting.near_images import find_neighbors
-from memorization.reporting.pictures import from_both_ends
+from memorization.reporting.pictures import order_from_both_ends
 from memorization.reporting.result_folders import find_results
 from memorization.reporting.sprites import Sprites, sheet_text
 from memorization.run import read_run
@@ -218,14 +218,14 @@ def test_if_not_all_fit_the_images_at_both_ends_of_the_ranking_have_pictures(
     has = [tile is not None for tile in page.data["pictures"]["tile"]][:64]
     n = sum(has)
     assert 0 < n < 64
-    ends = from_both_ends(64)
+    ends = order_from_both_ends(64)
     assert all(has[row] for row in ends[:n])
     assert f"Of 64 candidates the {n} at both ends of the ranking" in page.data["pictures"]["note"]
 
 
-def test_from_both_ends_takes_the_first_the_last_the_second():
-    assert from_both_ends(5).tolist() == [0, 4, 1, 3, 2]
-    assert from_both_ends(4).tolist() == [0, 3, 1, 2]
+def test_order_from_both_ends_takes_the_first_the_last_the_second():
+    assert order_from_both_ends(5).tolist() == [0, 4, 1, 3, 2]
+    assert order_from_both_ends(4).tolist() == [0, 3, 1, 2]
 
 
 def test_large_pictures_are_shrunk_until_they_fit(monkeypatch):
@@ -234,8 +234,13 @@ def test_large_pictures_are_shrunk_until_they_fit(monkeypatch):
     monkeypatch.setattr(sprites, "SIZES", (6, 4))
     assert sprites.fitting_size(images.train, np.arange(20), 10**6) == 6
     assert sprites.fitting_size(images.train, np.arange(20), 100) == 4
-    assert sprites.shrunk(images.train, np.arange(3), 4).shape == (3, 4, 4, 3)
-    assert sprites.shrink(np.zeros((2, 200, 200, 3), dtype=np.uint8), 64).shape == (2, 64, 64, 3)
+    assert sprites.shrink_images(images.train, np.arange(3), 4).shape == (3, 4, 4, 3)
+    assert sprites.shrink_pictures(np.zeros((2, 200, 200, 3), dtype=np.uint8), 64).shape == (
+        2,
+        64,
+        64,
+        3,
+    )
 
 
 def test_the_outcome_of_an_image_is_the_most_frequent_one(tmp_path):
