@@ -93,7 +93,7 @@ async function plotScatter() {
   for (const subset of Object.keys(report.subsets)) {
     const of = (rows) => rows.filter((row) => valueOf(row, "subset") === subset);
     const title = report.subsets[subset].title;
-    traces.unshift(makePoints(of(faint), subset, 0.25, title)); // below the chosen ones
+    traces.unshift(makePoints(of(faint), subset, 0.35, title)); // below the chosen ones
     traces.push(makePoints(of(scatter.rows), subset, 0.8, title));
   }
   const layout = {
