@@ -92,7 +92,8 @@ def add_scores(columns, rows, run):
     """Columns of scores. run: a ScoredRun."""
     table, column = run.table, run.summary.headline
     of = {name: values[rows.places] for name, values in table.items() if values.ndim == 1}
-    score = "L_align without the image less L_align with it; positive means memorized"
+    words = words_of_losses(table["subset"])
+    score = f"L_align {words['g']} less L_align {words['f']}; positive means memorized"
     columns.add("score", of["score"], "score", "number", score, digits=4, in_gallery=True)
     local = "score less what external images of its kind score"
     columns.add(
@@ -112,11 +113,19 @@ def add_scores(columns, rows, run):
         q = f"p of the {name}, corrected for the number of candidates"
         columns.add(f"p{suffix}", of[f"p{suffix}"], f"p ({name})", "number", p, kind="p")
         columns.add(f"q{suffix}", of[f"q{suffix}"], f"q ({name})", "number", q, kind="p")
-    with_f, with_g = ("with the image", "without the image")
-    for name, words in (("f", with_f), ("g", with_g)):
+    for name, words in words_of_losses(table["subset"]).items():
         key = f"alignment_loss_{name}"
-        loss = f"L_align of the encoder {words}: a distance, small means well aligned"
+        loss = "mean distance between views of the image: small means well aligned"
         columns.add(key, of[key], f"L_align {words}", "number", loss, digits=4, high_first=False)
+
+
+def words_of_losses(subset):
+    """{"f": what the losses of the encoder with the image are of, "g": and of the one without it}.
+    In a crossover these are f for some seeds, and g for others. subset: (n,) names.
+    """
+    if (subset == "independent").any():
+        return {"f": "of f", "g": "of g"}
+    return {"f": "with the image", "g": "without the image"}
 
 
 def _add_ranks(columns, rows, scores, summary):

@@ -21,6 +21,7 @@ from memorization.reporting.image_rows import (
     add_scores,
     order_rows,
     scores_by_seed,
+    words_of_losses,
 )
 from memorization.reporting.layer_parts import layers_part, units_part
 from memorization.reporting.membership_part import guards_blocks, membership_blocks
@@ -276,12 +277,9 @@ def data_of_pictures(pictures):
 
 
 def _axes(scored):
-    is_fixed = (scored.table["subset"] == "independent").any()
-    titles = ("of f", "of g") if is_fixed else ("with the image", "without the image")
-    keys = ("alignment_loss_f", "alignment_loss_g")
+    words = words_of_losses(scored.table["subset"])
     return {
-        name: {"key": key, "title": f"L_align {words}"}
-        for name, key, words in zip("fg", keys, titles)
+        name: {"key": f"alignment_loss_{name}", "title": f"L_align {words[name]}"} for name in "fg"
     }
 
 

@@ -149,7 +149,7 @@ def _contrasts(summary):
         rows.append((name, number(contrast["value"], ".5f"), between))
     test = summary.given_this_pair["welch"]["candidate > external"]
     free = test.get("d_free_of_views")
-    of_views = f"{number(free, '.2f')} free of the noise of views"
+    of_views = "" if free is None else f"{number(free, '.2f')} free of the noise of views"
     rows.append(("Cohen's d, candidates against external", number(test["d"], ".2f"), of_views))
     p = "given these encoders, one-sided Welch test"
     rows.append(("p, candidates > external", number(test["p"], ".2g"), p))

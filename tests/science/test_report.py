@@ -90,6 +90,15 @@ def test_every_scored_image_is_in_the_page_with_its_numbers(page, pool):
             assert math.isnan(written) if value is None else value == pytest.approx(written, 1e-5)
 
 
+def test_losses_are_named_by_what_they_are_of(page, scored_run, tmp_path):
+    titles = [page.data["axes"][name]["title"] for name in "fg"]
+    assert titles == ["L_align with the image", "L_align without the image"]
+    fixed = make_page(tmp_path, scored_run[1]).data
+    assert [fixed["axes"][name]["title"] for name in "fg"] == ["L_align of f", "L_align of g"]
+    shown = {column["key"]: column["title"] for column in fixed["columns"]}
+    assert shown["alignment_loss_g"] == "L_align of g"
+
+
 def test_candidates_come_first_and_by_their_rank(page):
     column, subset = page.data["headline_score"], page.column("subset")
     n = subset.count("candidate")
