@@ -217,7 +217,8 @@ def read_config(doc, argv=None, method=None, actions=None, flags=None, sections=
         folder = dataclasses.replace(
             experiment, values=_only_run(experiment.values), options=_only_run(experiment.options)
         )
-        config = read_run_config(folder.validate(RunFolder).run).for_measuring(experiment)
+        run, is_import = folder.validate(RunFolder).run, "import" in experiment.all_values
+        config = read_run_config(run, is_import).for_measuring(experiment)
     else:
         config = experiment.validate(schema).for_training(experiment)
         _check_encoder(config.encoder, experiment)
@@ -244,12 +245,12 @@ def read_import_config(doc, argv=None):
     return config.for_training(experiment)
 
 
-def read_run_config(run):
+def read_run_config(run, is_import=False):
     """The Config that a run folder was trained with, its method section a plain dict.
 
-    Raises WrongUse if there is none.
+    is_import: see `read_run_file`. Raises WrongUse if there is none.
     """
-    path, values = read_run_file(run)
+    path, values = read_run_file(run, is_import)
     return validate(Config, values, path)
 
 

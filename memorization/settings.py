@@ -272,15 +272,19 @@ def read_trained(run):
     return validate(Trained, {key: values[key] for key in TRAINED if key in values}, path)
 
 
-def read_run_file(run):
+def read_run_file(run, is_import=False):
     """The path of config.yaml in a run folder, and the mapping in it.
 
-    Raises WrongUse if there is none.
+    is_import: whether others trained its encoders, for the message. Raises WrongUse if there is no
+    such file.
     """
     path = Path(run).expanduser() / "config.yaml"
     if not exists(path):
-        missing = f"no trained run here ({path} is missing)"
-        raise WrongUse(f"{run}: {missing}; train it first, with the same config")
+        if is_import:
+            missing, first = "no imported encoders here", "run import_encoders.py first"
+        else:
+            missing, first = "no trained run here", "train it first"
+        raise WrongUse(f"{run}: {missing} ({path} is missing); {first}, with the same config")
     return path, read_yaml(path)
 
 

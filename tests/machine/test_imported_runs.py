@@ -92,6 +92,24 @@ def imported(weights, tmp_path_factory):
 ROLES = ("candidate", "independent")
 
 
+@pytest.mark.parametrize(
+    "script",
+    [
+        dejavu,
+        layer_memorization,
+        linear_probing_train,
+        membership_inference,
+        memorization_scores,
+        remove_samples,
+        unit_memorization,
+    ],
+)
+def test_measuring_before_the_import_names_the_script_that_imports(script, tmp_path, refusal):
+    path = write_import(tmp_path, of_lightning("f.ckpt"), of_lightning("g.ckpt"))
+    line = refusal(script.main, ["--config", path])
+    assert "no imported encoders here" in line and "run import_encoders.py first" in line
+
+
 def test_a_pair_of_our_own_scores_alike_once_it_is_imported(imported, scored_run):
     own, other = (run / "scores" for run in (scored_run[1], imported[1]))
     assert (own / "scores.csv").read_bytes() == (other / "scores.csv").read_bytes()
