@@ -33,7 +33,7 @@ OPTIONS = {
     "output": ("FILE", None, "where to write (default: report.html in the run folder)"),
     "data.root": ("FOLDER", None, "the data set, if it is not where the run found it"),
 }
-PAGE = "report.html"
+PAGE, ENDINGS = "report.html", (".html", ".htm")  # no file of a run has such a name
 
 
 @one_line_errors
@@ -73,6 +73,9 @@ def run_folders(words):
         except ValueError as error:
             raise WrongUse(f"command line: {error}") from None
     check_different(paths)
+    if words["output"] and Path(words["output"]).suffix not in ENDINGS:
+        endings = " or ".join(ENDINGS)
+        raise WrongUse(f"command line: --output is {words['output']}, but must end in {endings}")
     return paths
 
 

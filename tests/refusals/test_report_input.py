@@ -40,6 +40,15 @@ def test_a_run_is_needed(refuse, pool, tmp_path):
     assert "the same run as" in refuse(pool[1], f"{pool[1]}/../{pool[1].name}")
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "page", ""])
+def test_a_page_takes_the_place_of_no_other_file(pool_copy, refusal, name):
+    run = pool_copy[1]
+    config = (run / "config.yaml").read_bytes()
+    line = refusal(report.main, [str(run), "--output", f"{run}/{name}"])
+    assert "but must end in .html or .htm" in line
+    assert (run / "config.yaml").read_bytes() == config and not (run / "page").exists()
+
+
 def test_a_config_without_a_run_is_refused(refuse, tmp_path):
     (tmp_path / "empty.yaml").write_text("seeds: [0]\n")
     assert "empty.yaml: run is missing" in refuse("--config", tmp_path / "empty.yaml")
