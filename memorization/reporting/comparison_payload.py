@@ -3,6 +3,7 @@ compare_runs.py computes them.
 """
 
 import dataclasses
+import shlex
 
 import numpy as np
 
@@ -225,7 +226,7 @@ def _accuracy_part(runs):
 
 
 def _commands_part(runs):
-    again = " ".join(["python compare_runs.py", *(clean(run.name) for run in runs)])
+    again = shlex.join(["python", "compare_runs.py", *(run.name for run in runs)])
     words = text("This command writes the same numbers as tables and pictures.")
     return part("repeat", "Commands to repeat it", words, code([again]))
 

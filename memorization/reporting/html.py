@@ -41,7 +41,7 @@ def render(payload):
         script="\n".join(_own_file(f"{name}.js") for name in SCRIPTS),
         plotly=_without_end_of_script(get_plotlyjs(), "plotly"),
     )
-    return content.encode()
+    return content.encode(errors="backslashreplace")  # paths may hold bytes that are not UTF-8
 
 
 def json_in_html(value):

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import tomllib
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def page(pool, tmp_path_factory):
 def command_in(page, section):
     """The command that a part of a page shows."""
     content = re.search(rf'<section class="part" id="{section}".*?</section>', page.content, re.S)
-    return re.search(r"<code>(.*?)</code>", content[0], re.S)[1]
+    return unescape(re.search(r"<code>(.*?)</code>", content[0], re.S)[1])
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -125,6 +126,20 @@ def test_a_config_stands_for_its_run(pool, tmp_path):
     assert make_page(tmp_path, "--config", pool[0]).content == (
         make_page(tmp_path, pool[1]).content
     )
+
+
+def test_commands_quote_the_names_of_runs(pool, tmp_path):
+    run = derive_run(pool[1], tmp_path / "a b;$(id)")
+    words = shlex.split(command_in(make_page(tmp_path, run), "repeat").splitlines()[0])
+    assert words[2:4] == ["--config", f"{run}/config.yaml"]
+    words = shlex.split(command_in(make_page(tmp_path, run, pool[1]), "repeat"))
+    assert words == ["python", "compare_runs.py", str(run), str(pool[1])]
+
+
+def test_the_name_of_a_run_may_hold_bytes_that_are_not_utf_8(pool, tmp_path):
+    run = derive_run(pool[1], tmp_path / "bad\udcff")
+    page = make_page(tmp_path, run)
+    assert page.data["title"].endswith("bad\ufffd") and "bad\\udcff" in page.text
 
 
 def test_a_page_of_several_runs_lies_in_the_working_directory(pool, tmp_path, monkeypatch):
