@@ -131,8 +131,9 @@ def draw_training(table, logs, path):
     table: of `follow_training`; logs: the lines of every encoder's log.jsonl.
     """
     figure, (upper, lower) = subplots(2, 1, figsize=(7.5, 7), sharex=True)
-    attacks = {name: of for name, of in table.items() if isinstance(of, dict)}
-    for attack, of in attacks.items():
+    for attack, of in table.items():
+        if not isinstance(of, dict):
+            continue
         color, dashes = ATTACK_COLORS[attack], "--" if attack == "encodermi_threshold" else "-"
         error = np.abs(of["interval"].T - of["auc"])
         style = POINTS | {"color": color, "linestyle": dashes, "label": attack}
@@ -146,8 +147,11 @@ def draw_training(table, logs, path):
         right = axes.twinx()
         right.plot(epochs, 100 * accuracies, color=GRAY, marker="s", markersize=3, linestyle=":")
         right.set_ylabel("kNN accuracy, % (dotted)")
-    upper.set(title="Membership over training: own images against $S_E$", ylabel="AUC")
+    title = "Membership over training: own images against $S_E$ (error bars: 95 % intervals)"
+    upper.set(title=title, ylabel="AUC")
     lower.set(xlabel="epoch", ylabel="found at 1 % false positives, %")
     mark_whole_numbers(lower.xaxis)
-    upper.legend(**LEGEND)
+    attacks = upper.get_legend_handles_labels()
+    # below both panels: within one it would hide an error bar
+    figure.legend(*attacks, loc="upper center", bbox_to_anchor=(0.5, 0.04), ncols=3, **LEGEND)
     return figure

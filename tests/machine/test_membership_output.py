@@ -12,6 +12,7 @@ from conftest import columns_of, log_of, read_table
 import membership_inference
 from memorization.measuring.membership import MembershipSummary
 from memorization.measuring.membership_attacks import ATTACKS
+from memorization.measuring.membership_figures import draw_training
 from memorization.measuring.membership_printing import print_guards, print_rates
 from memorization.measuring.membership_rates import RATES, Trial, rates_at
 from memorization.measuring.membership_training import knn_over_training
@@ -205,6 +206,20 @@ def test_all_checkpoints_are_attacked_and_followed_over_training(run_copy, capsy
         100 * np.mean([log[epoch - 1]["knn_accuracy"] for log in logs]) for epoch in (2, 3)
     ]
     assert table["kNN accuracy, %"] == [f"{accuracy:.1f}" for accuracy in accuracies]
+
+
+def test_the_legend_of_a_training_curve_hides_no_error_bar():
+    epochs, names = np.array([50, 100]), list(ATTACKS)
+    interval = np.array([[0.4, 0.9], [0.4, 0.9]])
+    of = {"auc": np.array([0.6, 0.7]), "interval": interval, "found": np.array([0.1, 0.2])}
+    table = {"epoch": epochs, "knn_accuracy": np.full(2, 0.5)} | dict.fromkeys(names, of)
+    logs = [[{"epoch": 50, "knn_accuracy": 0.5}, {"epoch": 100, "knn_accuracy": 0.6}]]
+    figure = draw_training.__wrapped__(table, logs, None)
+    (legend,) = figure.legends
+    figure.draw_without_rendering()
+    assert [text.get_text() for text in legend.get_texts()] == names
+    assert not any(legend.get_window_extent().overlaps(axes.bbox) for axes in figure.axes)
+    assert not any(axes.get_legend() for axes in figure.axes)
 
 
 def test_an_accuracy_counts_if_every_encoder_has_it():
