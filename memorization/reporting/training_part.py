@@ -4,7 +4,16 @@ import numpy as np
 
 from memorization.data.subsets import ROLES
 from memorization.machine.files import exists
-from memorization.reporting.blocks import axis, code, figure, missing_result, note, part, trace
+from memorization.reporting.blocks import (
+    axis,
+    code,
+    figure,
+    missing_result,
+    note,
+    part,
+    trace,
+    warning,
+)
 from memorization.reporting.result_folders import command_of
 from memorization.reporting.score_parts import TITLES
 from memorization.training.log import whole_lines
@@ -23,9 +32,30 @@ def training_part(run, checkpoints):
     logs = {role: of_seeds for role, of_seeds in logs.items() if of_seeds}
     if not logs:
         return part("training", "Training", missing_result("There are no training logs.", None))
+    state, scores = _unfinished(run), _scores(run, checkpoints)
     return part(
-        "training", "Training", _losses(logs), _accuracies(logs), *_scores(run, checkpoints)
+        "training", "Training", state, _losses(logs, state is None), _accuracies(logs), *scores
     )
+
+
+def _unfinished(run):
+    """A warning that encoders are not trained to the end; None if all are."""
+    folders = [run.folder_of(seed, role) for seed in run.seeds for role in ROLES]
+    n_finished = sum(_is_finished(folder, run.config.training.epochs) for folder in folders)
+    if n_finished == len(folders):
+        return None
+    return warning(
+        f"The training is not finished: {n_finished} of {len(folders)} encoders are. Curves show "
+        "the epochs that all encoders of a line have reached."
+    )
+
+
+def _is_finished(folder, epochs):
+    """Whether an encoder is there, or was: its log is whole. epochs: of the training."""
+    if exists(folder / "encoder.pt") or not exists(folder / "log.jsonl"):
+        return exists(folder / "encoder.pt")
+    log = whole_lines(folder / "log.jsonl")
+    return bool(log) and log[-1]["epoch"] == epochs
 
 
 def _read_logs(run, role):
@@ -64,9 +94,9 @@ def _curves(logs, key, words):
     return traces
 
 
-def _losses(logs):
+def _losses(logs, is_finished):
     traces = _curves(logs, "loss", "training loss")
-    last = [log[-1]["loss"] for log in logs["candidate"]] if "candidate" in logs else []
+    last = [log[-1]["loss"] for log in logs.get("candidate", [])] if is_finished else []
     end = f" At the end that of f is {np.mean(last):.4g}." if last else ""
     seeds = "Lines are means over seeds, bands reach from the lowest to the highest."
     return figure(

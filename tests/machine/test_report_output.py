@@ -69,6 +69,18 @@ def test_a_run_without_scores_says_so_and_shows_the_rest(pool_copy, tmp_path):
     assert "training-loss" in page.data["figures"] and page.sheets == []
 
 
+def test_a_training_that_is_not_finished_is_said_to_be_so(run_copy, tmp_path):
+    run = run_copy[1]
+    for encoder in run.glob("seed_*/*/encoder.pt"):
+        encoder.unlink()
+    assert "At the end that of f is" in make_page(tmp_path, run).text  # they were there
+    path = run / "seed_1/independent/log.jsonl"
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    text = make_page(tmp_path, run).text
+    assert "The training is not finished: 3 of 4 encoders are." in text
+    assert "At the end" not in text
+
+
 def test_a_result_of_other_settings_names_the_command_that_makes_it_again(
     pool_copy, tmp_path, no_pictures
 ):
