@@ -162,7 +162,8 @@ function makeSeeds(row) {
   const each = scores.map(
     (score, place) => `${report.seeds?.[place] ?? place}: ${formatNumber(score, {})}`,
   );
-  const sentence = `Score by seed: ${each.join(", ")}. The thin line is 0; the scale ends at the lowest and the highest of all candidates.`;
+  const { title } = columnOf[report.headline_score];
+  const sentence = `The ${title} by seed: ${each.join(", ")}. The thin line is 0; the scale ends at the lowest and the highest of all candidates.`;
   return element(
     "div",
     {},
