@@ -237,9 +237,7 @@ def describe_run(run, rankings):
     welch = run.summary.given_this_pair["welch"]["candidate > external"]
     paired = (run.summary.over_seeds or {}).get("paired", {}).get("candidate > external", {})
     per_seed = Spread(**mean_and_spread([cohens_d(*pair) for pair in zip(*of.values())]))
-    reliability = run.summary.reliability
-    if column == "score_local":
-        reliability = run.summary.reliability_local
+    reliability = reliability_by(run, column)
     q = table[column.replace("score", "q")][run.select("candidate")]
     candidates = table[column][run.select("candidate", rankings.candidate)]
     rare, accuracy = rare_score(run, column), run.accuracy or Spread(mean=None, std=None, n=0)
@@ -267,6 +265,13 @@ def describe_run(run, rankings):
         "accuracy_std": accuracy.std,
         "probe_images": run.probe_images,
     }
+
+
+def reliability_by(run, column):
+    """What the summary of a ScoredRun says of how well the ranking by a column repeats; None of one
+    seed.
+    """
+    return run.summary.reliability_local if column == "score_local" else run.summary.reliability
 
 
 def _number(value):

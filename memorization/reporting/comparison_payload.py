@@ -12,6 +12,7 @@ from memorization.measuring.compared_runs import check_same_candidates, read_acc
 from memorization.measuring.comparison import (
     bands_of,
     common_rankings,
+    reliability_by,
     summarize,
     thresholds_of,
 )
@@ -47,7 +48,6 @@ from memorization.reporting.score_parts import (
     NOT_ONE_IMAGE,
     ends_of_reliability,
     meanings_of,
-    share_beyond_chance,
 )
 from memorization.reporting.titles import title_of
 
@@ -66,7 +66,11 @@ def payload_of_comparison(runs, names):
     summary = summarize(scored, rankings, {})
     images, sheets, tile_of = _images(runs[0], scored, rankings)
     topics = [
-        topic("how-much", "How much?", [_in_short(scored), _runs_part(summary, scored, rankings)]),
+        topic(
+            "how-much",
+            "How much?",
+            [_in_short(scored, rankings, summary.runs), _runs_part(summary, scored, rankings)],
+        ),
         topic("is-it-real", "The same images?", [_agreement_part(summary)]),
         topic(
             "which-images",
@@ -95,25 +99,31 @@ def _scored(run, name):
     )
 
 
-def _in_short(scored):
-    sentences = []
-    for run in scored:
-        share, n = share_beyond_chance(run)
-        of = run.summary.ranking_reliability
+def _in_short(scored, rankings, rows):
+    """A sentence for each run. rows: of the table of runs, with the same numbers."""
+    sentences, n = [], len(rankings.candidate)
+    for run, row in zip(scored, rows):
+        of = reliability_by(run, rankings.column)
         state = "one pair, so single images are not known"
         if of:
             state = f"reliability of the ranking {of['candidate']['predicted']:.2f}, 95 % interval "
-            state += f"over images {interval(ends_of_reliability(run.summary), '.2f')}"
+            state += f"over images {interval(ends_of_reliability(of['candidate']), '.2f')}"
+        share = 100 * row["above_external_95"]
         sentences.append(
-            f"{run.name}: {100 * share:.0f} % of {n:,} images score higher than 95 % of the images "
-            f"that no encoder was trained on, where chance gives 5 % ({state})."
+            f"{run.name}: {share:.0f} % of {n:,} images score higher than 95 % of the images that "
+            f"no encoder was trained on, where chance gives 5 % ({state})."
         )
-    return part("headline", "In short", headline(*sentences), _what_differs(scored))
+    return part("headline", "In short", headline(*sentences), _what_differs(scored, rankings))
 
 
-def _what_differs(scored):
+def _what_differs(scored, rankings):
     """A note on what runs differ in beside what they are compared for."""
-    sentences = []
+    sentences = [f"Images are ranked by {rankings.column}."]
+    if rankings.left_out["candidate"]:
+        sentences.append(
+            f"{rankings.left_out['candidate']} candidates are left out: a run has no local score "
+            "of them."
+        )
     if len({len(run.summary.seeds) for run in scored}) > 1:
         sentences.append(
             "The runs have different numbers of seeds. With more seeds more images stand out, d is "

@@ -94,7 +94,7 @@ def _repeats(summary):
             "memorized: that takes several pairs."
         )
     of = summary.ranking_reliability["candidate"]
-    ends = interval(ends_of_reliability(summary), ".2f")
+    ends = interval(ends_of_reliability(of), ".2f")
     reliability = f"{of['predicted']:.2f} (95 % interval over images {ends})"
     common = f"{100 * of['predicted_overlap_of_first_tenth']:.0f} %"
     return (
@@ -104,9 +104,10 @@ def _repeats(summary):
     )
 
 
-def ends_of_reliability(summary):
-    """The 95 % interval of the reliability of the ranking; a negative reliability means none."""
-    of = summary.ranking_reliability["candidate"]
+def ends_of_reliability(of):
+    """The 95 % interval of the reliability of a ranking; a negative reliability means none. of:
+    what a summary says of it.
+    """
     return [max(end, 0.0) for end in of["predicted_interval_95"]]
 
 

@@ -311,6 +311,23 @@ def test_several_runs_are_compared_as_compare_runs_does(pool, tmp_path):
     assert len(page.data["figures"]["agreement-tau"]["matrix"]["z"]) == 2
 
 
+def test_the_sentences_of_a_comparison_are_of_the_images_that_its_table_is_of(pool, tmp_path):
+    def forget_local_scores(arrays):
+        offset = arrays["local_offset"].copy()
+        offset[:, np.flatnonzero(arrays["subset"] == "candidate")[:20]] = np.nan
+        return arrays | {"local_offset": offset}
+
+    page = make_page(tmp_path, pool[1], derive_run(pool[1], tmp_path / "b", forget_local_scores))
+    candidates = zip(page.column("subset"), page.column("run_0"), page.column("run_1"))
+    scores = [pair for subset, *pair in candidates if subset == "candidate"]
+    n_ranked = sum(None not in pair for pair in scores)
+    assert n_ranked <= 44 and f"{64 - n_ranked} candidates are left out" in page.text
+    heads, *rows = page.table("runs-table")
+    for name, row in zip((pool[1].name, "b"), rows):
+        share = float(row[heads.index("> 95 % S_E")].split()[0])
+        assert f"{name}: {share:.0f} % of {n_ranked} images score higher" in page.text
+
+
 def test_a_comparison_says_that_numbers_of_seeds_differ(pool, tmp_path):
     single = {"seeds": [0], "reliability": None, "reliability_local": None, "over_seeds": None}
     run = derive_run(pool[1], tmp_path / "one", one_seed, **single)
