@@ -106,7 +106,9 @@ def _in_short(scored, rankings, rows):
         of = reliability_by(run, rankings.column)
         state = "one pair, so single images are not known"
         if of:
-            state = f"reliability of the ranking {of['candidate']['predicted']:.2f}, 95 % interval "
+            state = (
+                f"reliability of the ranking {number(row['reliability'], '.2f')}, 95 % interval "
+            )
             state += f"over images {interval(ends_of_reliability(of['candidate']), '.2f')}"
         share = 100 * row["above_external_95"]
         sentences.append(

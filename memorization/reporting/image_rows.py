@@ -139,6 +139,8 @@ def _add_ranks(columns, rows, scores, summary):
     if not summary.ranking_reliability:
         return
     reliability = summary.ranking_reliability["candidate"]["predicted"]
+    if reliability is None:  # all scores are equal
+        return
     intervals = rank_intervals(scores[:n_ranked], reliability).astype(int)
     for key, ends, words in zip(("rank_low", "rank_high"), intervals.T, ("best", "worst")):
         meaning = f"{words} rank that the image may have in truth: 95 % interval by the reliability"

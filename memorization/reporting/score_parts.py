@@ -94,6 +94,8 @@ def _repeats(summary):
             "memorized: that takes several pairs."
         )
     of = summary.ranking_reliability["candidate"]
+    if of["predicted"] is None:
+        return "The scores of all images are equal: there is no ranking of single images."
     ends = interval(ends_of_reliability(of), ".2f")
     reliability = f"{of['predicted']:.2f} (95 % interval over images {ends})"
     common = f"{100 * of['predicted_overlap_of_first_tenth']:.0f} %"
@@ -105,9 +107,11 @@ def _repeats(summary):
 
 
 def ends_of_reliability(of):
-    """The 95 % interval of the reliability of a ranking; a negative reliability means none. of:
-    what a summary says of it.
+    """The 95 % interval of the reliability of a ranking, None if it is not known; a negative
+    reliability means none. of: what a summary says of it.
     """
+    if None in of["predicted_interval_95"]:
+        return None
     return [max(end, 0.0) for end in of["predicted_interval_95"]]
 
 

@@ -73,6 +73,20 @@ def test_of_one_pair_the_page_says_that_single_images_are_not_known(pool, tmp_pa
     assert "rank_low" not in page.data["images"]
 
 
+def test_scores_that_are_all_equal_have_no_ranking(pool, tmp_path):
+    """As those of collapsed encoders: a summary has null for what cannot be computed."""
+    summary, unknown = json.loads((pool[1] / "scores/summary.json").read_text()), {}
+    for key in ("reliability", "reliability_local"):
+        of = summary[key]["candidate"] | {"predicted": None, "predicted_interval_95": [None] * 2}
+        of |= {"predicted_overlap_of_first_tenth": None}
+        unknown[key] = summary[key] | {"candidate": of}
+    run = derive_run(pool[1], tmp_path / "equal", **unknown)
+    page = make_page(tmp_path, run)
+    assert "there is no ranking of single images" in page.text
+    assert "rank_low" not in page.data["images"]
+    assert "reliability of the ranking –, 95 % interval" in make_page(tmp_path, run, pool[1]).text
+
+
 def test_an_effect_that_may_be_nothing_is_not_called_one(pool, tmp_path):
     contrast = {"value": 0.001, "interval_95": [-0.002, 0.004]}
     changed = {"free_of_the_offset": {"candidate - external": contrast}}
