@@ -26,6 +26,16 @@ def test_every_figure_is_drawn_when_it_comes_into_view(page):
         assert figure.locator(".canvas").get_attribute("aria-label")
 
 
+def test_the_ticks_of_shares_that_differ_little_are_told_apart(page):
+    page.locator("[data-figure=dejavu-0]").scroll_into_view_if_needed()
+    page.locator("[data-figure=dejavu-0] .main-svg").first.wait_for()
+    canvas = "document.querySelector('[data-figure=dejavu-0] .canvas')"
+    page.evaluate(f"window.Plotly.relayout({canvas}, {{'yaxis.range': [0.509, 0.512]}})")
+    ticks = page.locator("[data-figure=dejavu-0] .ytick text").all_text_contents()
+    assert len(ticks) > 2 and len(set(ticks)) == len(ticks)
+    assert "51%" in ticks
+
+
 def test_a_click_on_a_point_opens_its_image(scatter):
     place = scatter.evaluate(
         """() => {

@@ -94,7 +94,7 @@ function makeAxis({ title, type, format, categories } = {}) {
     fixedrange: true,
   };
   if (type) axis.type = type;
-  if (format === "percent") axis.tickformat = ".0%";
+  if (format === "percent") axis.tickformat = "~%"; // as many digits as it takes
   if (categories) {
     axis.categoryorder = "array";
     axis.categoryarray = categories.map(plainText);
