@@ -254,7 +254,7 @@ def _stand_out(summary):
         return None
     counts, n = images[summary.headline], images["candidates"]
     for level in ("0.1", "0.05"):
-        false = f"a share of {level} of them is expected to be false"
+        false = f"at most {number(float(level), '.0%')} of them are expected to be false"
         rows.append((f"candidates with q < {level}", f"{counts[f'q < {level}']} of {n}", false))
     unlike = counts.get("unlike_all_external")
     if unlike:

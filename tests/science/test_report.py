@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -62,6 +63,11 @@ def test_the_headline_has_the_reliability_of_the_ranking_with_its_interval(page,
     low, high = of["predicted_interval_95"]
     interval = f"(95 % interval over images {max(low, 0):.2f} to {max(high, 0):.2f})"
     assert f"a reliability of {of['predicted']:.2f} {interval}" in page.text
+
+
+def test_q_is_said_to_bound_the_share_of_false_discoveries(page):
+    shares = re.findall(r"candidates with q < (\S+) \d+ of 64 at most (\d+) % of them", page.text)
+    assert shares == [("0.1", "10"), ("0.05", "5")]
 
 
 def test_of_one_pair_the_page_says_that_single_images_are_not_known(pool, tmp_path):
