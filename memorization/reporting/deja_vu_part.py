@@ -16,6 +16,7 @@ from memorization.reporting.blocks import (
     text,
     trace,
 )
+from memorization.results import check_files
 
 COLORS = {
     "memorized": "candidate",
@@ -75,7 +76,7 @@ def meanings_of_outcomes(summary):
 
 def outcomes_of_images(result):
     """{index: (its most frequent outcome over seeds, "3 of 4 seeds")} of the attacked images, in
-    the words of the comparison. result: a FoundResult.
+    the words of the comparison. result: a FoundResult. Raises WrongUse if dejavu.csv is not of it.
     """
     path, words = result.folder / "dejavu.csv", result.summary.words.outcomes
     if not exists(path):
@@ -84,6 +85,7 @@ def outcomes_of_images(result):
     with refuse_broken(path, "not a whole table of Deja Vu"):
         for row in csv.DictReader(io.StringIO(read_text(path, MOST_BYTES))):
             counts.setdefault(int(row["index"]), Counter())[words[row["outcome"]]] += 1
+    check_files(result.folder, result.summary.files, "dejavu.py")
     order = list(words.values())
     outcomes = {}
     for index, of_image in counts.items():

@@ -11,8 +11,10 @@ from reported import make_page
 import report
 from memorization.errors import WrongUse
 from memorization.machine import processes
+from memorization.measuring.deja_vu_summary import WORDS
 from memorization.reporting import html
 from memorization.reporting.blocks import clean, part, table, text, topic
+from memorization.reporting.deja_vu_part import outcomes_of_images
 from memorization.reporting.html import json_in_html, render
 from memorization.reporting.payload import Payload
 
@@ -85,6 +87,21 @@ def test_a_summary_that_lacks_a_key_is_refused(refuse, run):
     del summary["free_of_the_offset"]["candidate - external"]
     path.write_text(json.dumps(summary))
     assert "not a whole summary of scores" in refuse(run)
+
+
+def test_a_table_of_deja_vu_that_is_not_of_its_summary_is_refused(tmp_path):
+    """Such as one that lost its last lines."""
+    lines = ["seed,index,outcome", "0,7,correlated", "1,7,memorized", ""]
+    (tmp_path / "dejavu.csv").write_text("\n".join(lines))
+
+    class Found:
+        folder = tmp_path
+
+        class summary:
+            words, files = WORDS["independent"], {"dejavu.csv": "0" * 64}
+
+    with pytest.raises(WrongUse, match="files of different results: dejavu.csv is"):
+        outcomes_of_images(Found)
 
 
 def test_runs_on_other_candidates_are_not_compared(refuse, pool, scored_run):

@@ -281,7 +281,7 @@ def test_the_outcome_of_an_image_is_the_most_frequent_one(tmp_path):
         folder = tmp_path
 
         class summary:
-            words = WORDS["independent"]
+            words, files = WORDS["independent"], {}
 
     assert outcomes_of_images(Found) == {
         7: ("memorized", "2 of 3 seeds"),
