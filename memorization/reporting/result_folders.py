@@ -117,6 +117,9 @@ def command(run, script, *options):
     that it needs.
     """
     path = f"{run.name.rstrip('/')}/config.yaml"
-    place = [] if read_run_config(run.name).run == run.name else ["--run", run.name]
+    trained = read_run_config(run.name)
+    place = [] if trained.run == run.name else ["--run", run.name]
+    if trained.data.root != run.config.data.root:
+        place += ["--data.root", run.config.data.root]
     name, *more = script.split()
     return shlex.join(["python", name, "--config", path, *place, *more, *options])

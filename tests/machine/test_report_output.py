@@ -148,6 +148,14 @@ def test_commands_quote_the_names_of_runs(pool, tmp_path):
     assert words == ["python", "compare_runs.py", str(run), str(pool[1])]
 
 
+def test_commands_say_where_the_data_are_if_they_were_moved(pool, tmp_path):
+    for options, count in ((), 0), (("--data.root", "moved here"), 1):
+        page = make_page(tmp_path, pool[1], *options)
+        for section in ("repeat", "membership"):
+            words = shlex.split(command_in(page, section).splitlines()[0])
+            assert words.count("--data.root") == words.count("moved here") == count
+
+
 def test_the_name_of_a_run_may_hold_bytes_that_are_not_utf_8(pool, tmp_path):
     run = derive_run(pool[1], tmp_path / "bad\udcff")
     page = make_page(tmp_path, run)
