@@ -20,10 +20,9 @@ from memorization.machine.command import one_line_errors
 from memorization.machine.files import exists, read_text, refuse_broken
 from memorization.machine.screen import say
 from memorization.measuring.compared_runs import (
-    ScoredRun,
+    add_accuracy,
     check_same_candidates,
-    read_accuracy,
-    read_scored,
+    read_scored_run,
 )
 from memorization.measuring.comparison import (
     FORMAT,
@@ -59,7 +58,7 @@ def main(argv=None):
     result = output(words["output"])
     runs = [read_run(path, words["data.root"]) for path in words["RUN"]]
     names = short_names(words["RUN"])
-    scored = [read_scored_run(run, name, words["scores"]) for run, name in zip(runs, names)]
+    scored = [scored_run(run, name, words["scores"]) for run, name in zip(runs, names)]
     check_same_candidates(scored)
     rankings = common_rankings(scored)
     summary = summarize(scored, rankings, {"scores": words["scores"]})
@@ -114,25 +113,10 @@ def output(folder):
     return result
 
 
-def read_scored_run(run, name, scores):
+def scored_run(run, name, scores):
     """The ScoredRun of a Run. scores: the name of a folder in scores/; None for scores/ itself."""
     folder = run.folder / "scores" / (scores or "")
-    summary, table = read_scored(folder, run.subsets)
-    accuracy, probe_images = None, None
-    if summary.checkpoint.name == "encoder":  # the one that probes are of
-        accuracy, probe_images = read_accuracy(run.folder / "probe", run.config.data.name)
-    method = run.config.method
-    return ScoredRun(
-        name=name,
-        path=run.name,
-        method=method["name"] if method else "import",
-        encoder=run.config.encoder.label,
-        data=run.subsets.data,
-        summary=summary,
-        table=table,
-        accuracy=accuracy,
-        probe_images=probe_images,
-    )
+    return add_accuracy(read_scored_run(run, name, folder), run)
 
 
 def say_what_is_missing(summary, probed):

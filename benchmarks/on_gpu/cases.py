@@ -3,22 +3,11 @@
 import os
 from dataclasses import replace
 
-from benchmarks.training import RESNET18, SMALL_DECODER, Case
+from benchmarks import training
+from benchmarks.training import RESNET18, Case
 from models.encoders import encoder_settings
 
-CASES = [
-    Case("simclr", RESNET18, batch_size=512),
-    Case(
-        "mae",
-        encoder_settings(name="vit_tiny", patch=2),
-        batch_size=1024,
-        mask_ratio=0.75,
-        views=1,
-        settings=SMALL_DECODER,
-    ),
-    Case("byol", RESNET18, batch_size=512),
-    Case("simclr", RESNET18, batch_size=1024),
-]
+CASES = [*training.CASES["cuda"], Case("byol", RESNET18, batch_size=512)]
 TINY_ENCODERS = {
     "resnet18": encoder_settings(name="resnet_small", width=8),
     "vit_tiny": encoder_settings(name="vit_mini", width=32, depth=1, patch=8),

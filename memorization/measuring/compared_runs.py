@@ -1,6 +1,6 @@
 """Runs that are compared: their scores, in the same order, and the accuracy of their encoders."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,6 +45,33 @@ class ScoredRun:
     def index(self, subset):
         """The indices of a subset, ascending, (n,) int64."""
         return self.table["index"][self.select(subset)]
+
+
+def read_scored_run(run, name, folder):
+    """The ScoredRun of a Run, without accuracies. name: in tables and pictures; folder: of the
+    scores. Raises WrongUse as `read_scored` does.
+    """
+    summary, table = read_scored(folder, run.subsets)
+    method = run.config.method
+    return ScoredRun(
+        name=name,
+        path=run.name,
+        method=method["name"] if method else "import",
+        encoder=run.config.encoder.label,
+        data=run.subsets.data,
+        summary=summary,
+        table=table,
+        accuracy=None,
+        probe_images=None,
+    )
+
+
+def add_accuracy(scored, run):
+    """A ScoredRun with the accuracy of its Run's probes, if they are of the scored encoders."""
+    if scored.summary.checkpoint.name != "encoder":
+        return scored
+    accuracy, probe_images = read_accuracy(run.folder / "probe", run.config.data.name)
+    return replace(scored, accuracy=accuracy, probe_images=probe_images)
 
 
 def read_scored(folder, subsets):

@@ -2,13 +2,15 @@
 compare_runs.py computes them.
 """
 
-import dataclasses
 import shlex
 
 import numpy as np
 
-from memorization.measuring.candidate_scores import read_scores_summary
-from memorization.measuring.compared_runs import check_same_candidates, read_accuracy
+from memorization.measuring.compared_runs import (
+    add_accuracy,
+    check_same_candidates,
+    read_scored_run,
+)
 from memorization.measuring.comparison import (
     bands_of,
     common_rankings,
@@ -40,10 +42,8 @@ from memorization.reporting.payload import (
     bytes_for_pictures,
     data_of_pictures,
     figures_of,
-    scored_run,
 )
 from memorization.reporting.pictures import Pictures
-from memorization.reporting.result_folders import FoundResult
 from memorization.reporting.score_parts import (
     NOT_ONE_IMAGE,
     ends_of_reliability,
@@ -60,7 +60,10 @@ def payload_of_comparison(runs, names):
 
     Raises WrongUse if a run has no scores, or scores of other candidates.
     """
-    scored = [_scored(run, name) for run, name in zip(runs, names)]
+    scored = [
+        add_accuracy(read_scored_run(run, clean(name), run.folder / "scores"), run)
+        for run, name in zip(runs, names)
+    ]
     check_same_candidates(scored)
     rankings = common_rankings(scored)
     summary = summarize(scored, rankings, {})
@@ -87,16 +90,6 @@ def payload_of_comparison(runs, names):
     subtitle = f"{len(runs)} runs on the same {len(scored[0].index('candidate')):,} candidates of "
     subtitle += title_of(runs[0].images.name)
     return Payload(" and ".join(map(clean, names)), subtitle, topics, data, sheets)
-
-
-def _scored(run, name):
-    """The ScoredRun of a Run, with the accuracy of its probes."""
-    folder = run.folder / "scores"
-    scored = scored_run(run, FoundResult("", folder, read_scores_summary(folder)))
-    accuracy, probe_images = read_accuracy(run.folder / "probe", run.config.data.name)
-    return dataclasses.replace(
-        scored, name=clean(name), accuracy=accuracy, probe_images=probe_images
-    )
 
 
 def _in_short(scored, rankings, rows):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from memorization.machine.files import refuse_broken
-from memorization.measuring.compared_runs import ScoredRun, read_scored
+from memorization.measuring.compared_runs import read_scored_run
 from memorization.reporting.blocks import clean, fold, missing_result, note, part, round_off, topic
 from memorization.reporting.class_part import classes_part
 from memorization.reporting.deja_vu_part import (
@@ -93,34 +93,18 @@ def payload_of_run(run):
     there.
     """
     results = {section: find_results(run, section) for section in SUMMARIES}
-    scored = scored_run(run, results["scores"][0]) if results["scores"] else None
+    name, scored = clean(run.folder.resolve().name), None
+    if results["scores"]:
+        scored = read_scored_run(run, name, results["scores"][0].folder)
     outcomes = outcomes_of_images(results["dejavu"][0]) if results["dejavu"] else {}
     images, sheets = {}, []
     if scored is not None:
         images, sheets = _images(run, scored, results["dejavu"], outcomes)
     topics = _topics(run, scored, results, outcomes)
     data = {"title": clean(run.name), "is_comparison": False, "figures": figures_of(topics)}
-    data |= {"classes": [clean(name) for name in run.images.classes]} | images
-    name = clean(run.folder.resolve().name)
+    data |= {"classes": list(map(clean, run.images.classes))} | images
     data["downloads"] = {"images": f"{name}_images.csv"}
     return Payload(name, _subtitle(run, scored), topics, data, sheets)
-
-
-def scored_run(run, result):
-    """The ScoredRun of a FoundResult of scores."""
-    summary, table = read_scored(result.folder, run.subsets)
-    method = run.config.method
-    return ScoredRun(
-        name=clean(run.folder.resolve().name),
-        path=run.name,
-        method=method["name"] if method else "import",
-        encoder=run.config.encoder.label,
-        data=run.subsets.data,
-        summary=summary,
-        table=table,
-        accuracy=None,
-        probe_images=None,
-    )
 
 
 def _subtitle(run, scored):
