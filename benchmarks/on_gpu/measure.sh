@@ -77,7 +77,7 @@ small=""
 
 pair() {
     # as many epochs as fit 40 s by RATE
-    local epochs run="$work/pair" fewer="" probe="--probe.seeds 0 --probe.epochs 30"
+    local epochs run="$work/pair" fewer="" probe="--probe.seeds 0 --probe.epochs 30" code=0
     epochs=$((40 * RATE / (2 * 44544)))
     [ "$epochs" -ge 4 ] || epochs=4
     if [ -n "$TINY" ]; then
@@ -89,12 +89,13 @@ pair() {
         --training.checkpoint_epochs '[]' || return
     head -c 600 "$run"/seed_0/*/log.jsonl
     local of_run="--config $run/config.yaml"
-    timed "$PYTHON" memorization_scores.py $of_run $fewer --scores.precision bf16
-    timed "$PYTHON" memorization_scores.py $of_run $fewer --scores.per_subset 2000
-    timed "$PYTHON" dejavu.py $of_run ${TINY:+--dejavu.public_images 300 --dejavu.views 2}
-    timed "$PYTHON" linear_probing_train.py $of_run $probe
+    timed "$PYTHON" memorization_scores.py $of_run $fewer --scores.precision bf16 || code=1
+    timed "$PYTHON" memorization_scores.py $of_run $fewer --scores.per_subset 2000 || code=1
+    timed "$PYTHON" dejavu.py $of_run ${TINY:+--dejavu.public_images 300 --dejavu.views 2} || code=1
+    timed "$PYTHON" linear_probing_train.py $of_run $probe || code=1
     mkdir -p runs/benchmarks
-    cp -r "$run/scores" runs/benchmarks/pair_scores
+    cp -r "$run/scores" runs/benchmarks/pair_scores || code=1
+    return $code
 }
 
 memory() { run on_gpu.memory_of_configs; }

@@ -28,6 +28,8 @@ def main():
     device = chosen_device(__doc__)
     results = {}
     for case in cases_on_gpu(device):
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         split = random_split(case.batch_size, case.channels, case.size, device)
         results[str(case)] = measure(case, OurTraining(case, split, device), device)
     save("profile_steps", results, device)

@@ -2,6 +2,8 @@
 one pass for both views, fused optimizers, torch.compile, and CUDA graphs.
 
     python -m benchmarks.on_gpu.switches [--device cpu]
+
+On a CPU, where this program is only tried, nothing is compiled.
 """
 
 import os
