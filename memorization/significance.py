@@ -9,6 +9,8 @@ import numpy as np
 from scipy import stats
 
 BOOTSTRAP_RESAMPLES = 2000
+LEVEL = 0.95  # of intervals
+RARE = 0.95  # quantile of the scores of S_E, at which the memorized images are counted
 MOST_AT_ONCE = 10**7  # numbers of resampled images
 
 
@@ -161,7 +163,13 @@ def bootstrap_interval(statistic, *samples, seed=0):
 
     statistic: takes the samples as arrays (..., n) and an `axis`. Returns [low, high].
     """
-    result = stats.bootstrap(
+    interval = _bootstrap(statistic, samples, seed).confidence_interval
+    return [float(interval.low), float(interval.high)]
+
+
+def _bootstrap(statistic, samples, seed):
+    """scipy's result of a bootstrap; see `bootstrap_interval`."""
+    return stats.bootstrap(
         samples,
         statistic,
         n_resamples=BOOTSTRAP_RESAMPLES,
@@ -170,7 +178,6 @@ def bootstrap_interval(statistic, *samples, seed=0):
         method="percentile",
         rng=np.random.default_rng(seed),
     )
-    return [float(result.confidence_interval.low), float(result.confidence_interval.high)]
 
 
 def resampled_means(values, seed=0):
@@ -190,3 +197,57 @@ def percentile_interval(resampled):
     resampled: (resamples, ...).
     """
     return np.percentile(resampled, [2.5, 97.5], axis=0)
+
+
+# --- shares ---------------------------------------------------------------------------------------
+
+
+def clopper_pearson(share, n):
+    """The 95 % interval of a rate, [low, high] (Clopper and Pearson 1934). share: observed among n
+    images; share * n need not be whole if it is a mean over encoders.
+    """
+    k, tail = share * n, (1 - LEVEL) / 2
+    low = stats.beta.ppf(tail, k, n - k + 1) if k > 0 else 0.0
+    high = stats.beta.ppf(1 - tail, k + 1, n - k) if k < n else 1.0
+    return [float(low), float(high)]
+
+
+def interval_of_share(candidates, external):
+    """The 95 % interval of the share of candidates whose mean score is above the 95th percentile of
+    that of S_E, [low, high]. By chance the share is 5 %.
+
+    candidates: (S, n) scores by every seed; external: (S, m); both without NaN. The interval is for
+    other images and other seeds. Its variance is a sum of two: that of a bootstrap of the
+    candidates and of S_E, as the percentile is uncertain, too; and that of a jackknife, which
+    leaves out one seed after the other. Degrees of freedom are those of Welch and Satterthwaite.
+    Chance in the score of one image by one seed is in both variances, so the interval is too wide
+    rather than too narrow. It is never narrower than Clopper and Pearson's. Of fewer than two
+    images in a list it is [0, 1].
+    """
+    (seeds, n), m = candidates.shape, external.shape[1]
+    if min(n, m) < 2:
+        return [0.0, 1.0]
+    means = candidates.mean(0), external.mean(0)
+    share = float(_share_above_rare(*means))
+    low, high = clopper_pearson(share, n)
+    of_images = _bootstrap(_share_above_rare, means, seed=0).standard_error ** 2
+    of_seeds = (seeds - 1) * np.var(_shares_without_a_seed(candidates, external))
+    variance = of_images + of_seeds
+    if variance:
+        freedom = variance**2 / (of_images**2 / (n - 1) + of_seeds**2 / max(1, seeds - 1))
+        half = float(stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(variance))
+        low, high = min(low, max(0.0, share - half)), max(high, min(1.0, share + half))
+    return [low, high]
+
+
+def _shares_without_a_seed(candidates, external):
+    """The share of all seeds but one, (S,); that of the only seed if there is one."""
+    seeds = np.arange(len(candidates))
+    rest = [seeds[seeds != seed] for seed in seeds] if len(seeds) > 1 else [seeds]
+    return [_share_above_rare(candidates[some].mean(0), external[some].mean(0)) for some in rest]
+
+
+def _share_above_rare(candidates, external, axis=-1):
+    """Share of the candidates above the 95th percentile of S_E. Both: (..., n)."""
+    rare = np.quantile(external, RARE, axis=axis, keepdims=True)
+    return (candidates > rare).mean(axis)

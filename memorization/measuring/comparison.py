@@ -15,13 +15,12 @@ from memorization.machine.files import refuse_broken
 from memorization.measuring.score_tables import csv_of
 from memorization.reliability import TOP, compare_rankings
 from memorization.results import Number, Spread, Summary
-from memorization.significance import cohens_d, mean_and_spread
+from memorization.significance import RARE, cohens_d, interval_of_share, mean_and_spread
 
 FORMAT = "comparison of runs 1"
 PER_SEED = {"score": "per_seed", "score_local": "per_seed_local"}
 MOST_HALVINGS = 50  # ways of drawing disjoint seeds that are averaged
 MOST_DRAWS = 1000  # after which no further way is looked for
-RARE = 0.95  # quantile of the scores of S_E, at which the memorized images are counted
 Q_LEVEL = 0.1  # of q, at which they are counted, too
 STEP, DIGITS = 0.01, 2  # between thresholds on the range scale, and of them
 PREFIXES = {"candidate": "", "external": "external_"}  # of names of columns
@@ -196,6 +195,23 @@ def rare_score(run, column):
     return float(np.nanquantile(run.table[column][run.select("external")], RARE))
 
 
+def share_beyond_chance(run, column, indices=None):
+    """How many candidates of a ScoredRun score higher than 95 % of S_E: a dict of their share, its
+    interval_95, see `interval_of_share`, and n, of how many. indices: of the candidates; by default
+    those that have a score.
+    """
+    lists = []
+    for rows in (run.select("candidate", indices), run.select("external")):
+        lists.append(run.table[PER_SEED[column]][:, rows & ~np.isnan(run.table[column])])
+    scores = run.table[column][run.select("candidate", indices)]
+    scores, rare = scores[~np.isnan(scores)], np.array([rare_score(run, column)])
+    return {
+        "share": float(share_above(scores, rare)[0]),
+        "interval_95": interval_of_share(*lists),
+        "n": len(scores),
+    }
+
+
 def scale_of(run, column):
     """max - min of all scores of a run, by which the range scale divides; 1 if all are equal."""
     scores = run.table[column]
@@ -239,8 +255,8 @@ def describe_run(run, rankings):
     per_seed = Spread(**mean_and_spread([cohens_d(*pair) for pair in zip(*of.values())]))
     reliability = reliability_by(run, column)
     q = table[column.replace("score", "q")][run.select("candidate")]
-    candidates = table[column][run.select("candidate", rankings.candidate)]
-    rare, accuracy = rare_score(run, column), run.accuracy or Spread(mean=None, std=None, n=0)
+    above = share_beyond_chance(run, column, rankings.candidate)
+    accuracy = run.accuracy or Spread(mean=None, std=None, n=0)
     return {
         "run": run.name,
         "method": run.method,
@@ -257,13 +273,15 @@ def describe_run(run, rankings):
         "p": _number(welch["p"]),
         "p_over_seeds": _number(paired.get("p")),
         "column": column,
-        "external_95": rare,
-        "above_external_95": float(share_above(candidates, np.array([rare]))[0]),
+        "external_95": rare_score(run, column),
+        "above_external_95": above["share"],
         "q_below_0.1": int((q < Q_LEVEL).sum()),
         "reliability": _number(reliability["candidate"]["predicted"]) if reliability else None,
         "accuracy": accuracy.mean,
         "accuracy_std": accuracy.std,
         "probe_images": run.probe_images,
+        "above_external_95_low": above["interval_95"][0],
+        "above_external_95_high": above["interval_95"][1],
     }
 
 

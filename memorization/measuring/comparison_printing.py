@@ -13,10 +13,13 @@ TABLE = {
     "d of a seed": ("d_of_one_seed", ".2f"),
     "p": ("p", ".1g"),
     "> 95 % S_E": ("above_external_95", ".1%"),
+    "from": ("above_external_95_low", ".1%"),
+    "to": ("above_external_95_high", ".1%"),
     "q < .1": ("q_below_0.1", "d"),
     "reliability": ("reliability", ".2f"),
     "accuracy": ("accuracy", ".1%"),
 }
+OF_OTHERS = "for other images and other seeds"  # what this interval is of
 LONGEST = 24  # characters of a name
 MATRICES = {"tau": "Kendall's tau", "overlap": "first tenth in common"}
 
@@ -48,6 +51,7 @@ def _print_runs(summary):
     say("means, d and p are of score, over all seeds; d free: of the noise of views")
     of_column = f"> 95 % S_E, q < .1 and reliability are of {summary.column}"
     say(f"{of_column}; accuracy: of linear probes on f")
+    say(f"from, to: 95 % interval of > 95 % S_E, {OF_OTHERS}")
 
 
 def _print_ranking(summary):

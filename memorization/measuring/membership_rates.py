@@ -6,14 +6,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 from scipy.stats import rankdata
 
-from memorization.significance import mean_and_spread
+from memorization.significance import LEVEL, clopper_pearson, mean_and_spread
 
 RATES = (0.01, 0.001, 0.0)  # false positive rates at which the true positive rate is reported
 RESAMPLES, BATCH = 1000, 50  # of the bootstrap, and how many of them are worked on together
-LEVEL = 0.95  # of intervals
 FEWEST = 10  # images of a list that is compared: fewer cannot be halved, or divided into folds
 
 
@@ -143,16 +141,6 @@ def threshold_at(others, rate):
         return None
     allowed = math.floor(rate * len(others) + 1e-9)
     return np.sort(others)[len(others) - 1 - allowed]
-
-
-def clopper_pearson(share, n):
-    """The 95 % interval of a rate, [low, high] (Clopper and Pearson 1934). share: observed among n
-    images; share * n need not be whole if it is a mean over encoders.
-    """
-    k, tail = share * n, (1 - LEVEL) / 2
-    low = stats.beta.ppf(tail, k, n - k + 1) if k > 0 else 0.0
-    high = stats.beta.ppf(1 - tail, k + 1, n - k) if k < n else 1.0
-    return [float(low), float(high)]
 
 
 def rates_at(rate, trials, chooses, share=1.0):

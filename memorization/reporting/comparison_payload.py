@@ -18,7 +18,7 @@ from memorization.measuring.comparison import (
     summarize,
     thresholds_of,
 )
-from memorization.measuring.comparison_printing import MATRICES, TABLE
+from memorization.measuring.comparison_printing import MATRICES, OF_OTHERS, TABLE
 from memorization.reporting.blocks import (
     axis,
     clean,
@@ -103,10 +103,11 @@ def _in_short(scored, rankings, rows):
                 f"reliability of the ranking {number(row['reliability'], '.2f')}, 95 % interval "
             )
             state += f"over images {interval(ends_of_reliability(of['candidate']), '.2f')}"
-        share = 100 * row["above_external_95"]
+        ends = [row[f"above_external_95_{end}"] for end in ("low", "high")]
+        share = f"{number(row['above_external_95'], '.0%')} (95 % interval {interval(ends, '.0%')})"
         sentences.append(
-            f"{run.name}: {share:.0f} % of {n:,} images score higher than 95 % of the images that "
-            f"no encoder was trained on, where chance gives 5 % ({state})."
+            f"{run.name}: {share} of {n:,} images score higher than 95 % of the images that no "
+            f"encoder was trained on, where chance gives 5 % ({state})."
         )
     return part("headline", "In short", headline(*sentences), _what_differs(scored, rankings))
 
@@ -167,7 +168,8 @@ def _runs_part(summary, scored, rankings):
         table("runs-table", "The runs beside each other", columns, rows),
         note(
             f"Means, d and p are of score, over all seeds. > 95 % S_E, q < .1 and reliability are "
-            f"of {summary.column}; accuracy is of linear probes on f."
+            f"of {summary.column}; accuracy is of linear probes on f. From, to: 95 % interval of "
+            f"> 95 % S_E, {OF_OTHERS}."
         ),
         curves,
     )

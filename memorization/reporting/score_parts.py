@@ -3,7 +3,7 @@
 import numpy as np
 
 from memorization.data.subsets import SUBSETS
-from memorization.measuring.comparison import rare_score, share_above
+from memorization.measuring.comparison import share_beyond_chance
 from memorization.reporting.blocks import (
     axis,
     facts,
@@ -53,25 +53,17 @@ def meanings_of(subsets):
     return meanings
 
 
-def share_beyond_chance(run):
-    """(share, n): of n candidates that are ranked, the share with a higher score than 95 % of the
-    external images. run: a ScoredRun.
-    """
-    column = run.summary.headline
-    scores = run.table[column][run.select("candidate")]
-    scores = scores[~np.isnan(scores)]
-    rare = np.array([rare_score(run, column)])
-    return float(share_above(scores, rare)[0]), len(scores)
-
-
 def headline_part(run):
     """What the page begins with: how much is memorized, and how far single images are known. run: a
     ScoredRun.
     """
     summary = run.summary
-    share, n = share_beyond_chance(run)
+    beyond = share_beyond_chance(run, summary.headline)
     contrast = summary.free_of_the_offset["candidate - external"]
-    first = f"Of {n:,} images that encoders were trained on, {100 * share:.0f} % have a higher "
+    share = number(beyond["share"], ".0%")
+    others = "other images" if len(summary.seeds) == 1 else "other images and pairs of encoders"
+    share += f" (95 % interval for {others} {interval(beyond['interval_95'], '.0%')})"
+    first = f"Of {beyond['n']:,} images that encoders were trained on, {share} have a higher "
     first += "memorization score than 95 % of the images that no encoder was trained on. By "
     first += "chance, 5 % would."
     of_mean = f"{number(contrast['value'], '.4f')} (95 % interval over images "
@@ -82,7 +74,12 @@ def headline_part(run):
         second += "images show that neither saw."
     else:
         second += f"not measurably better than encoders that were not: on average by {of_mean}."
-    return part("headline", "In short", headline(first, second, _repeats(summary)), _caveat(run))
+    return part(
+        "headline",
+        "In short",
+        headline(first, second, _repeats(summary)),
+        _caveat(run, beyond["n"]),
+    )
 
 
 def _repeats(summary):
@@ -115,12 +112,12 @@ def ends_of_reliability(of):
     return [max(end, 0.0) for end in of["predicted_interval_95"]]
 
 
-def _caveat(run):
+def _caveat(run, n):
+    """How images are ranked, and what a score is not, a note. n: candidates that have a rank."""
     by = "Images are ranked by their score."
     if run.summary.headline == "score_local":
         by = "Images are ranked by their local score: the score less what images of their kind "
         by += "score that no encoder was trained on."
-    _, n = share_beyond_chance(run)
     n_unlike = int(run.select("candidate").sum()) - n
     if n_unlike:
         by += f" {n_unlike} candidates are unlike all such images, have none, and are left out."

@@ -16,6 +16,7 @@ from memorization.measuring.comparison import (
     share_above,
     thresholds_of,
 )
+from memorization.significance import interval_of_share
 
 N = 3000
 
@@ -234,6 +235,8 @@ def test_a_run_in_numbers_by_hand():
     assert row["d_of_one_seed_std"] == pytest.approx(np.std(of_seeds, ddof=1))
     assert row["external_95"] == pytest.approx(1.9)
     assert row["above_external_95"] == 0.5  # of 1.5 and 4.5
+    ends = [row["above_external_95_low"], row["above_external_95_high"]]
+    assert ends == interval_of_share(candidate, external)
     assert row["q_below_0.1"] == 1  # of 0 and 1/3
     assert (row["d"], row["p"], row["reliability"], row["accuracy"]) == (0.25, 0.5, None, None)
 

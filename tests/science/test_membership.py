@@ -35,7 +35,6 @@ from memorization.measuring.membership_rates import (
     Trial,
     advantage,
     auc_of,
-    clopper_pearson,
     interval_of,
     rates_at,
     resample_aucs,
@@ -44,6 +43,7 @@ from memorization.measuring.membership_rates import (
 )
 from memorization.measuring.score_tables import rows_to_score
 from memorization.measuring.scores import Scoring
+from memorization.significance import clopper_pearson
 
 NOISY = [ViewRecipe(size=8, noise=0.1)]
 SCORING = Scoring(views=5)

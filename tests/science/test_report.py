@@ -26,6 +26,7 @@ from memorization.reporting.pictures import order_from_both_ends
 from memorization.reporting.result_folders import find_results
 from memorization.reporting.sprites import Sprites, sheet_text
 from memorization.run import read_run
+from memorization.significance import interval_of_share
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +51,25 @@ def test_the_headline_counts_candidates_above_the_95th_percentile_of_external_im
     candidates = [score for score in of["candidate"] if not math.isnan(score)]
     rare = np.nanquantile(of["external"], 0.95)
     share = np.mean([score > rare for score in candidates])
-    assert f"Of {len(candidates)} images that encoders were trained on, {100 * share:.0f} %" in (
-        page.text
-    )
+    first = f"Of {len(candidates)} images that encoders were trained on, {100 * share:.0f} % "
+    assert first in page.text
     assert "By chance, 5 % would" in page.text
+
+
+def test_the_share_in_the_headline_has_its_interval(page, pool, tmp_path):
+    _, table = read_scored(pool[1] / "scores", read_run(str(pool[1])).subsets)
+    per_seed = table[
+        "per_seed_local" if page.data["headline_score"] == "score_local" else "per_seed"
+    ]
+    is_known = ~np.isnan(per_seed).any(0)
+    lists = [per_seed[:, (table["subset"] == of) & is_known] for of in ("candidate", "external")]
+    low, high = interval_of_share(*lists)
+    ends = f"{100 * low:.0f} % to {100 * high:.0f} %)"
+    assert f"(95 % interval for other images and pairs of encoders {ends}" in page.text
+    others = derive_run(pool[1], tmp_path / "other", with_noise(1))
+    row = make_page(tmp_path, pool[1], others).table("runs-table")
+    shown = dict(zip(*row[:2]))
+    assert [shown["from"], shown["to"]] == [f"{100 * low:.1f} %", f"{100 * high:.1f} %"]
 
 
 def test_the_headline_has_the_reliability_of_the_ranking_with_its_interval(page, pool):
@@ -344,8 +360,10 @@ def test_the_sentences_of_a_comparison_are_of_the_images_that_its_table_is_of(po
     assert n_ranked <= 44 and f"{64 - n_ranked} candidates are left out" in page.text
     heads, *rows = page.table("runs-table")
     for name, row in zip((pool[1].name, "b"), rows):
-        share = float(row[heads.index("> 95 % S_E")].split()[0])
-        assert f"{name}: {share:.0f} % of {n_ranked} images score higher" in page.text
+        in_table = [float(row[heads.index(head)][:-2]) for head in ("> 95 % S_E", "from", "to")]
+        share = rf"{name}: (\d+) % \(95 % interval (\d+) % to (\d+) %\)"
+        (in_words,) = re.findall(f"{share} of {n_ranked} images score higher", page.text)
+        assert list(map(float, in_words)) == pytest.approx(in_table, abs=0.55)
 
 
 def test_a_comparison_says_that_numbers_of_seeds_differ(pool, tmp_path):

@@ -6,7 +6,13 @@ from numpy.testing import assert_array_equal
 from scipy import stats
 
 from memorization import significance
-from memorization.significance import false_share, p_against, p_within, q_values
+from memorization.significance import (
+    false_share,
+    interval_of_share,
+    p_against,
+    p_within,
+    q_values,
+)
 
 A, B = np.array([1.0, 2.0, 3.0, 6.0]), np.array([0.0, 1.0, 2.0])
 
@@ -142,3 +148,73 @@ def test_the_share_of_false_ones_by_hand():
     assert math.isnan(false_share([math.nan], 1))
     with pytest.raises(ValueError, match="k is 0"):
         false_share(p, 0)
+
+
+# --- the share of candidates above the 95th percentile of S_E -------------------------------------
+
+
+def scores_of_seeds(rng, effects, candidates=64, external=128):
+    """Scores of candidates (S, n) and of S_E (S, m). effects: (S,), what is added to candidates."""
+    of_candidates = rng.normal(size=(len(effects), candidates)) + np.reshape(effects, (-1, 1))
+    return of_candidates, rng.normal(size=(len(effects), external))
+
+
+def share(candidates, external):
+    return (candidates > np.quantile(external, 0.95)).mean()
+
+
+def width(candidates, external):
+    low, high = interval_of_share(candidates, external)
+    return high - low
+
+
+def test_the_interval_of_a_share_is_that_of_resampled_images_and_of_left_out_seeds():
+    rng = np.random.default_rng(0)
+    candidates, external = scores_of_seeds(rng, [0.4, 0.5, 0.6, 0.7, 0.8], 200, 300)
+    means, resampled = (candidates.mean(0), external.mean(0)), []
+    for _ in range(4000):
+        resampled.append(share(*(rng.choice(values, len(values)) for values in means)))
+    left_out = []
+    for seed in range(5):
+        rest = [other for other in range(5) if other != seed]
+        left_out.append(share(candidates[rest].mean(0), external[rest].mean(0)))
+    of_seeds = 4 / 5 * sum((value - np.mean(left_out)) ** 2 for value in left_out)
+    of_images = np.var(resampled)
+    total = of_images + of_seeds
+    freedom = total**2 / (of_images**2 / 199 + of_seeds**2 / 4)
+    half = stats.t.ppf(0.975, freedom) * math.sqrt(total)
+    expected = [share(*means) - half, share(*means) + half]
+    assert of_seeds > 0.3 * of_images
+    assert interval_of_share(candidates, external) == pytest.approx(expected, abs=0.012)
+
+
+@pytest.mark.parametrize("effect", [0.0, 2.0])
+def test_the_interval_of_a_share_holds_the_true_share(effect):
+    rng, held = np.random.default_rng(0), []
+    expected = stats.norm.sf(stats.norm.ppf(0.95) - effect)
+    for _ in range(40):
+        low, high = interval_of_share(*scores_of_seeds(rng, [effect], external=512))
+        held.append(low <= expected <= high)
+    assert np.mean(held) >= 0.95 - 2 * math.sqrt(0.95 * 0.05 / 40)
+
+
+def test_a_percentile_of_few_external_images_makes_the_interval_of_a_share_wide():
+    rng = np.random.default_rng(0)
+    candidates, external = scores_of_seeds(rng, [1.5], candidates=400, external=4000)
+    assert width(candidates, external[:, :40]) > 1.5 * width(candidates, external)
+
+
+def test_seeds_that_differ_make_the_interval_of_a_share_wide():
+    rng = np.random.default_rng(0)
+    candidates, external = scores_of_seeds(rng, [1.5] * 4, candidates=400, external=400)
+    strengths = np.array([[-1.0], [1.0], [-0.5], [0.5]])  # their mean is 0: the share is the same
+    assert width(candidates + strengths, external) > 1.5 * width(candidates, external)
+
+
+def test_a_share_of_all_or_of_none_still_has_an_interval():
+    external = np.zeros((3, 50))
+    none, all_above = external[:, :20], external[:, :20] + 1
+    least = stats.binomtest(20, 20).proportion_ci(0.95, "exact").low
+    assert interval_of_share(all_above, external) == pytest.approx([least, 1])
+    assert interval_of_share(none, external) == pytest.approx([0, 1 - least])
+    assert interval_of_share(all_above[:, :1], external) == [0, 1]
