@@ -4,11 +4,11 @@
     python report.py runs/demo
     python report.py runs/demo runs/demo_byol --output runs/two_methods.html
 
-Reads what lies in the run folder, and the data set: scores, layers, units, Deja Vu, membership,
-linear probes, removal and training logs. No encoder is opened. A part without results names the
-command that makes them. Writes report.html into the run folder, a page in one file that needs no
-network. Of several runs on the same candidates it compares the scores, as compare_runs.py does, and
-writes report.html into the working directory.
+Reads what lies in the run folder: scores, layers, units, Deja Vu, membership, linear probes, removal
+and training logs; and the data set, if there are scores. No encoder is opened. A part without
+results names the command that makes them. Writes report.html into the run folder, a page in one
+file that needs no network. Of several runs on the same candidates it compares the scores, as
+compare_runs.py does, and writes report.html into the working directory.
 """
 
 import time
@@ -40,10 +40,10 @@ PAGE, ENDINGS = "report.html", (".html", ".htm")  # no file of a run has such a 
 def main(argv=None):
     start = time.monotonic()
     words = read_words(argv, __doc__, RUNS, OPTIONS)
-    paths = run_folders(words)
+    paths, is_import = run_folders(words)
     output = Path(words["output"] or default_output(paths)).expanduser()
     check_writable(output.parent)
-    runs = [read_run(path, words["data.root"]) for path in paths]
+    runs = [read_run(path, words["data.root"], is_import) for path in paths]
     payload = (
         payload_of_comparison(runs, short_names(paths))
         if len(runs) > 1
@@ -57,14 +57,17 @@ def main(argv=None):
 
 
 def run_folders(words):
-    """The run folders that a command line names, texts. Raises WrongUse if there is none."""
+    """The run folders that a command line names, texts, and whether a config says that others
+    trained the encoders. Raises WrongUse if there is no folder.
+    """
     if processes.count() > 1:
         raise WrongUse(f"report.py is one process, but torchrun started {processes.count()}")
-    paths = list(words["RUN"])
+    paths, is_import = list(words["RUN"]), False
     if words["config"] is not None:
         if paths:
             raise WrongUse("command line: --config or run folders, not both")
-        paths = [run_of(words["config"])]
+        run, is_import = read_config_of_run(words["config"])
+        paths = [run]
     if not paths:
         raise WrongUse("command line: a run folder is needed, or --config FILE")
     for path in [*paths, *filter(None, [words["output"], words["data.root"]])]:
@@ -76,17 +79,19 @@ def run_folders(words):
     if words["output"] and Path(words["output"]).suffix not in ENDINGS:
         endings = " or ".join(ENDINGS)
         raise WrongUse(f"command line: --output is {words['output']}, but must end in {endings}")
-    return paths
+    return paths, is_import
 
 
-def run_of(path):
-    """The run folder that the YAML file of an experiment names, a text."""
+def read_config_of_run(path):
+    """The run folder that the YAML file of an experiment names, a text, and whether it says that
+    others trained the encoders.
+    """
     values = read_yaml(path)
     if "run" not in values:
         raise WrongUse(f"{path}: run is missing")
     if not isinstance(values["run"], str):
         raise WrongUse(f"{path}: run is {values['run']!r}, but must be the path of a folder")
-    return values["run"]
+    return values["run"], "import" in values
 
 
 def default_output(paths):

@@ -42,13 +42,13 @@ def open_run(doc, argv=None, section="scores", actions=None, flags=None):
     return run
 
 
-def read_run(folder, root=None):
+def read_run(folder, root=None, is_import=False):
     """The Run in a run folder as its config.yaml says, on the CPU, for what reads its results.
 
-    folder: a text; root: of the data set, if it is not where it was in training. Raises WrongUse if
-    the folder is no run.
+    folder: a text; root: of the data set, if it is not where it was in training; is_import: whether
+    others trained its encoders, for the message. Raises WrongUse if the folder is no run.
     """
-    settings = read_run_config(folder)
+    settings = read_run_config(folder, is_import)
     data = settings.data if root is None else settings.data.model_copy(update={"root": root})
     settings = settings.model_copy(update={"run": folder, "data": data})
     device = choose_device("cpu", settings.threads)

@@ -72,9 +72,12 @@ def fold(title, blocks):
     return {"kind": "fold", "title": title, "blocks": blocks}
 
 
-def missing_result(what, command):
-    """A part without results. what: a sentence; command: that makes them."""
-    return {"kind": "missing", "text": what, "command": command}
+def missing_result(what, command, after=""):
+    """A part without results. what: a sentence; command: that makes them, None if none can; after:
+    what comes before the command can work, such as "After the training".
+    """
+    words = f"{after}, the command for it:" if after else "The command for it:"
+    return {"kind": "missing", "text": f"{what} {words}" if command else what, "command": command}
 
 
 def facts(rows):

@@ -6,7 +6,7 @@ from memorization.errors import shorten
 from memorization.machine.files import exists, parse_json, read_text, refuse_broken
 from memorization.machine.strict_yaml import dump_yaml
 from memorization.reporting.blocks import clean, code, facts, fold, part, table, text
-from memorization.reporting.result_folders import command, command_again
+from memorization.reporting.result_folders import command_again, command_of_encoders
 from memorization.reporting.titles import title_of
 
 MOST_CONFIG = 20_000  # characters
@@ -49,11 +49,7 @@ def _scheme_in_words(scheme):
 
 
 def _commands_part(run, results):
-    if run.config.training is None:
-        first = command(run, "import_encoders.py")
-    else:
-        first = command(run, f"train_{run.config.method['name']}.py")
-    lines = [first]
+    lines = [command_of_encoders(run)]
     for section, of_section in results.items():
         lines += [command_again(run, section, result) for result in of_section]
     words = text("The same commands in a checkout of this project repeat the results.")

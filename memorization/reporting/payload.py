@@ -6,7 +6,7 @@ import numpy as np
 
 from memorization.machine.files import refuse_broken
 from memorization.measuring.compared_runs import read_scored_run
-from memorization.reporting.blocks import clean, fold, missing_result, note, part, round_off, topic
+from memorization.reporting.blocks import clean, fold, note, part, round_off, topic
 from memorization.reporting.class_part import classes_part
 from memorization.reporting.deja_vu_part import (
     deja_vu_blocks,
@@ -31,9 +31,9 @@ from memorization.reporting.probe_part import per_class_accuracy, probe_blocks
 from memorization.reporting.removal_part import removal_blocks
 from memorization.reporting.result_folders import (
     SUMMARIES,
-    command_of,
     find_checkpoints,
     find_results,
+    missing,
 )
 from memorization.reporting.score_parts import (
     TITLES,
@@ -89,20 +89,20 @@ class Payload:
 
 
 def payload_of_run(run):
-    """The Payload of one Run. Raises WrongUse if a result is broken, or if the data set is not
-    there.
+    """The Payload of one Run. Raises WrongUse if a result is broken, or if there are scores, but
+    not the data set.
     """
     results = {section: find_results(run, section) for section in SUMMARIES}
     name, scored = clean(run.folder.resolve().name), None
     if results["scores"]:
         scored = read_scored_run(run, name, results["scores"][0].folder)
     outcomes = outcomes_of_images(results["dejavu"][0]) if results["dejavu"] else {}
-    images, sheets = {}, []
+    images, sheets = {"classes": []}, []
     if scored is not None:
         images, sheets = _images(run, scored, results["dejavu"], outcomes)
     topics = _topics(run, scored, results, outcomes)
     data = {"title": clean(run.name), "is_comparison": False, "figures": figures_of(topics)}
-    data |= {"classes": list(map(clean, run.images.classes))} | images
+    data |= images
     data["downloads"] = {"images": f"{name}_images.csv"}
     return Payload(name, _subtitle(run, scored), topics, data, sheets)
 
@@ -112,7 +112,7 @@ def _subtitle(run, scored):
     seeds = len(run.seeds if scored is None else scored.summary.seeds)
     pairs = "1 pair of encoders" if seeds == 1 else f"{seeds} pairs of encoders"
     encoder = clean(run.config.encoder.label)
-    return f"{title_of(method)}, {encoder}, {title_of(run.images.name)}, {pairs}"
+    return f"{title_of(method)}, {encoder}, {title_of(run.config.data.name)}, {pairs}"
 
 
 # --- topics ---------------------------------------------------------------------------------------
@@ -123,8 +123,7 @@ def _topics(run, scored, results, outcomes):
     checkpoints = find_checkpoints(run, "scores")
     how_much, which, is_real = [], [], []
     if scored is None:
-        no_scores = missing_result(WITHOUT_SCORES, command_of(run, "scores"))
-        how_much.append(part("scores", "Scores", no_scores))
+        how_much.append(part("scores", "Scores", missing(run, "scores", WITHOUT_SCORES)))
     else:
         folder = results["scores"][0].folder
         with refuse_broken(folder, "not a whole summary of scores"):
@@ -174,7 +173,7 @@ def _measurement_part(run, results, section):
     """The part of a measurement, with all its results one after the other."""
     title, nothing, blocks_of = MEASUREMENTS[section]
     if not results[section]:
-        return part(section, title, missing_result(nothing, command_of(run, section)))
+        return part(section, title, missing(run, section, nothing))
     blocks = []
     for place, result in enumerate(results[section]):
         with refuse_broken(result.folder, "not a whole summary of a result"):
@@ -225,6 +224,7 @@ def _images(run, scored, dejavu, outcomes):
     meanings = meanings_of(scored.table["subset"])
     titles = TITLES | ({} if "independent" in meanings else {"candidate": "pool: candidates"})
     data = {
+        "classes": list(map(clean, run.images.classes)),
         "headline_score": column,
         "outstanding": column.replace("score", "q"),
         "subsets": {

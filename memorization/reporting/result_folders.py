@@ -15,6 +15,7 @@ from memorization.measuring.probing import ProbeSummary
 from memorization.measuring.removal_curve import CurveSummary
 from memorization.measuring.score_summary import ScoresSummary
 from memorization.measuring.unit_summary import UnitsSummary
+from memorization.reporting.blocks import missing_result
 from memorization.results import SUMMARY
 
 CHECKPOINT = re.compile(r"epoch_\d{4,}")  # folders of results of an earlier checkpoint
@@ -83,6 +84,34 @@ def _read(folder, name, schema):
 def command_of(run, section, *options):
     """The command that makes the results of a measurement of a Run."""
     return command(run, type(getattr(run.config, section)).SCRIPT, *options)
+
+
+def missing(run, section, what, *options):
+    """The block of a measurement of a Run without results: what, a sentence, and the command that
+    makes them, if it can. options: of the command.
+    """
+    roles, trained = getattr(run.config, section).roles, run.config.training is not None
+    if section == "removal" and not trained:
+        return missing_result(f"{what} Others trained the encoders.", None)
+    if not set(roles) <= set(run.trained_roles):
+        return missing_result(f"{what} It takes g, which this run does not have.", None)
+    after = ""
+    if not all(_encoder_is_there(run, seed, role) for seed in run.seeds for role in roles):
+        after = "After the training" if trained else "After the import"
+    elif section == "removal" and not exists(run.scores_output().folder / SUMMARY):
+        after = "After the memorization scores"
+    return missing_result(what, command_of(run, section, *options), after)
+
+
+def _encoder_is_there(run, seed, role):
+    return exists(run.folder_of(seed, role) / "encoder.pt")
+
+
+def command_of_encoders(run):
+    """The command that makes the encoders of a Run."""
+    if run.config.training is None:
+        return command(run, "import_encoders.py")
+    return command(run, f"train_{run.config.method['name']}.py")
 
 
 def command_again(run, section, result):

@@ -14,7 +14,7 @@ from memorization.reporting.blocks import (
     trace,
     warning,
 )
-from memorization.reporting.result_folders import command_of
+from memorization.reporting.result_folders import command_of_encoders, missing
 from memorization.reporting.score_parts import TITLES
 from memorization.training.log import whole_lines
 
@@ -31,23 +31,26 @@ def training_part(run, checkpoints):
     logs = {role: _read_logs(run, role) for role in ROLES}
     logs = {role: of_seeds for role, of_seeds in logs.items() if of_seeds}
     if not logs:
-        return part("training", "Training", missing_result("There are no training logs.", None))
+        no_logs = missing_result("There are no training logs.", command_of_encoders(run))
+        return part("training", "Training", no_logs)
     state, scores = _unfinished(run), _scores(run, checkpoints)
-    return part(
-        "training", "Training", state, _losses(logs, state is None), _accuracies(logs), *scores
-    )
+    plots = _losses(logs, not state), _accuracies(logs)
+    return part("training", "Training", *state, *plots, *scores)
 
 
 def _unfinished(run):
-    """A warning that encoders are not trained to the end; None if all are."""
+    """A warning that encoders are not trained to the end, and the command that goes on; an empty
+    list if all are.
+    """
     folders = [run.folder_of(seed, role) for seed in run.seeds for role in ROLES]
     n_finished = sum(_is_finished(folder, run.config.training.epochs) for folder in folders)
     if n_finished == len(folders):
-        return None
-    return warning(
+        return []
+    state = warning(
         f"The training is not finished: {n_finished} of {len(folders)} encoders are. Curves show "
-        "the epochs that all encoders of a line have reached."
+        "the epochs that all encoders of a line have reached. This command goes on:"
     )
+    return [state, code([command_of_encoders(run)])]
 
 
 def _is_finished(folder, epochs):
@@ -146,7 +149,7 @@ def _scores(run, checkpoints):
         return [plot]
     if run.config.training.checkpoint_epochs:
         what = "The kept checkpoints are not scored, so there is no curve of memorization."
-        return [missing_result(what, command_of(run, "scores", "--checkpoint", "all"))]
+        return [missing(run, "scores", what, "--checkpoint", "all")]
     epochs = run.config.training.epochs
     some = sorted({max(1, epochs * part // 4) for part in (1, 2, 3)})
     advice = (

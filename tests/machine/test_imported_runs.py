@@ -18,6 +18,7 @@ import linear_probing_train
 import membership_inference
 import memorization_scores
 import remove_samples
+import report
 import unit_memorization
 from memorization.checkpoint import load_encoder, load_pair, read_checkpoint, untrained_encoder
 from memorization.machine.files import exists
@@ -95,6 +96,7 @@ ROLES = ("candidate", "independent")
 @pytest.mark.parametrize(
     "script",
     [
+        report,
         dejavu,
         layer_memorization,
         linear_probing_train,
@@ -107,6 +109,7 @@ ROLES = ("candidate", "independent")
 def test_measuring_before_the_import_names_the_script_that_imports(script, tmp_path, refusal):
     path = write_import(tmp_path, of_lightning("f.ckpt"), of_lightning("g.ckpt"))
     line = refusal(script.main, ["--config", path])
+    assert not (tmp_path / "run").exists()
     assert "no imported encoders here" in line and "run import_encoders.py first" in line
 
 
@@ -326,3 +329,8 @@ def test_imported_runs_have_pages(imported, alone, tmp_path):
     assert "import_encoders.py" in page.text and None not in page.data["pictures"]["tile"][:40]
     page = make_page(tmp_path, "--config", alone[0])
     assert "There are no memorization scores" in page.text and page.sheets == []
+    assert page.text.count("It takes g, which this run does not have.") == 2  # scores and layers
+    assert "was not tried. Others trained the encoders." in page.text
+    for script in ("memorization_scores.py", "layer_memorization.py", "remove_samples.py"):
+        assert script not in page.text
+    assert "unit_memorization.py" in page.text and "dejavu.py" in page.text

@@ -22,6 +22,7 @@ import remove_samples
 import report
 import unit_memorization
 from memorization.reporting import html
+from memorization.run import read_run
 
 SECTIONS = {
     "membership": "membership_inference.py",
@@ -42,6 +43,12 @@ def command_in(page, section):
     """The command that a part of a page shows."""
     content = re.search(rf'<section class="part" id="{section}".*?</section>', page.content, re.S)
     return unescape(re.search(r"<code>(.*?)</code>", content[0], re.S)[1])
+
+
+def words_before_command(page, section):
+    """The last words before the command that a part of a page shows."""
+    content = re.search(rf'<section class="part" id="{section}".*?</section>', page.content, re.S)
+    return re.search(r"[^.]*:(?=</p>\s*<pre)", content[0])[0].strip()
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -67,6 +74,40 @@ def test_a_run_without_scores_says_so_and_shows_the_rest(pool_copy, tmp_path):
     assert "There are no memorization scores, so no images are shown" in page.text
     assert "memorization_scores.py" in command_in(page, "scores")
     assert "training-loss" in page.data["figures"] and page.sheets == []
+
+
+def test_a_run_without_scores_has_its_page_without_its_data(pool, tmp_path):
+    run = derive_run(pool[1], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/scores")
+    page = make_page(tmp_path, run, "--data.root", "nowhere")
+    assert "SimCLR, resnet_small, made-up images, 2 pairs of encoders" in page.text
+    assert "There are no memorization scores" in page.text
+
+
+def test_a_command_that_cannot_work_yet_is_said_to_come_later(pool, tmp_path):
+    """Here the second g is missing, as it is if a training was interrupted."""
+    run = tmp_path / "run"
+    shutil.copytree(pool[1], run, ignore=shutil.ignore_patterns("scores"))
+    assert words_before_command(make_page(tmp_path, run), "scores") == "The command for it:"
+    later = "After the memorization scores, the command for it:"
+    assert words_before_command(make_page(tmp_path, run), "removal") == later
+    last = run / f"seed_{read_run(str(run)).seeds[-1]}/independent"
+    (last / "encoder.pt").unlink()
+    log = last / "log.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    page = make_page(tmp_path, run)
+    for section in ("scores", "layers", "dejavu", "removal"):
+        later = "After the training, the command for it:"
+        assert words_before_command(page, section) == later
+    for section in ("membership", "units", "probe"):  # measured of f alone
+        assert words_before_command(page, section) == "The command for it:"
+    assert "This command goes on:" in page.text
+    assert shlex.split(command_in(page, "training"))[1] == "train_simclr.py"
+
+
+def test_a_training_that_has_not_begun_names_its_command(pool, tmp_path):
+    run = derive_run(pool[1], tmp_path / "run")
+    assert shlex.split(command_in(make_page(tmp_path, run), "training"))[1] == "train_simclr.py"
 
 
 def test_a_training_that_is_not_finished_is_said_to_be_so(run_copy, tmp_path):
