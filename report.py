@@ -4,10 +4,10 @@
     python report.py runs/demo
     python report.py runs/demo runs/demo_byol --output runs/two_methods.html
 
-Reads what lies in the run folder: scores, layers, units, Deja Vu, membership, linear probes, removal
-and training logs; and the data set, if there are scores. No encoder is opened. A part without
-results names the command that makes them. Writes report.html into the run folder, a page in one
-file that needs no network. Of several runs on the same candidates it compares the scores, as
+Reads what lies in the run folder: scores, layers, units, Deja Vu, membership, linear probes,
+removal and training logs; and the data set, if there are scores. No encoder is opened. A part
+without results names the command that makes them. Writes report.html into the run folder, a page in
+one file that needs no network. Of several runs on the same candidates it compares the scores, as
 compare_runs.py does, and writes report.html into the working directory.
 """
 

@@ -194,8 +194,9 @@ def read_config(doc, argv=None, method=None, actions=None, flags=None, sections=
     script that trains. Without it the script measures: what was trained is then taken from the run
     folder, and a value of the experiment that differs is refused. actions: {name: help} of the
     options beside the settings, strings that land in config.actions; flags: of those without a
-    value, true or false there. sections: of a script that measures, those that --help shows. Raises
-    WrongUse, one line that names file, key, value and what is allowed.
+    value, true or false there. sections: of a script that measures, those that it reads. The file
+    has all sections, but an option of another one is refused. Raises WrongUse, one line that names
+    file, key, value and what is allowed.
     """
     schema = Config
     if method is not None:
@@ -214,6 +215,7 @@ def read_config(doc, argv=None, method=None, actions=None, flags=None, sections=
         _check_method(experiment, method)
     experiment, lines = _drop_what_cannot_apply(experiment)
     if method is None:
+        _check_options(experiment.options, sections)
         folder = dataclasses.replace(
             experiment, values=_only_run(experiment.values), options=_only_run(experiment.options)
         )
@@ -252,6 +254,18 @@ def read_run_config(run, is_import=False):
     """
     path, values = read_run_file(run, is_import)
     return validate(Config, values, path)
+
+
+def _check_options(options, sections):
+    """Raise WrongUse if an option of a measuring script is of a measurement that it does not read.
+
+    options: {dotted key: value} of the command line; sections: those that the script reads.
+    """
+    for key in options:
+        section = key.split(".")[0]
+        if section in MEASUREMENTS and section not in sections:
+            script, *_ = Config.model_fields[section].annotation.SCRIPT.split()
+            raise WrongUse(f"command line: --{key}: {script} reads it, this script does not")
 
 
 def _check_method(experiment, method):

@@ -31,19 +31,23 @@ def separate_duplicates(subsets, images, settings, device):
     in both halves of a crossover's seed. Groups of a manifest are kept whole, too.
 
     subsets, images: of `prepare_subsets`; settings: SubsetSettings; device: on which images are
-    compared. Raises WrongUse if the images do not suffice.
+    compared. Raises WrongUse if the images do not suffice. A file of subsets is not drawn anew, as
+    those of remove_samples.py are of a run whose duplicates were separated.
     """
-    while not settings.file:
+    if settings.file:
+        places = "subsets.file says where each image belongs"
+        say(f"subsets.separate_duplicates: true has no effect: {places}")
+        return subsets, images
+    while True:
         with processes.first_before_others():
             links = _find_links(subsets, images, device)
         grouped = _join_images(images, *processes.broadcast(links))
         if grouped is None:
-            break
+            return subsets, images
         images = grouped
         subsets = draw_subsets(settings, images)
         with processes.first_before_others():
             subsets, images = prepare_subsets(subsets, images, settings)
-    return subsets, images
 
 
 @on_first_process

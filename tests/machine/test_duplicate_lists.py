@@ -262,6 +262,20 @@ def test_without_duplicates_nothing_is_drawn_anew():
     assert subsets is plain and same is images
 
 
+def test_a_file_of_subsets_is_not_drawn_anew_and_the_screen_says_so(folder, capsys):
+    """As where an image belongs was decided before; remove_samples.py trains so again."""
+    whole = {"subsets.shared": 40, "subsets.external": 30, "subsets.separate_duplicates": True}
+    path = four_classes_config(folder, whole)
+    train(path)
+    line = "subsets.separate_duplicates: true has no effect: subsets.file says"
+    assert line not in capsys.readouterr().out
+    subsets = folder / "run/subsets.npz"
+    train(path, "--run", str(folder / "again"), "--subsets.file", str(subsets))
+    assert capsys.readouterr().out.count(line) == 1
+    ones, others = load_subsets(subsets), load_subsets(folder / "again/subsets.npz")
+    assert ones.fingerprint == others.fingerprint
+
+
 def test_two_processes_list_and_draw_what_one_does(folder):
     options = ["--subsets.separate_duplicates", "true"]
     changes = {

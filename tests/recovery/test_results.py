@@ -257,9 +257,15 @@ def test_more_seeds_and_encoders_trained_again_replace_a_result_with_a_line(tmp_
 
 @pytest.fixture
 def run_of(scored_run):
-    """run_of(*options) -> the Run of a measuring script for the scored run, with seeds 0 and 1."""
+    """run_of(*options, section="scores") -> the Run of the script of a measurement for the scored
+    run, with seeds 0 and 1.
+    """
     path, run = scored_run
-    return lambda *options: open_run("", ["--config", path, "--run", str(run), *options])
+
+    def open_scored_run(*options, section="scores"):
+        return open_run("", ["--config", path, "--run", str(run), *options], section)
+
+    return open_scored_run
 
 
 @pytest.mark.parametrize(
@@ -294,8 +300,8 @@ def test_scores_lie_in_a_folder_named_after_what_differs_from_the_run(options, n
     ],
 )
 def test_deja_vu_lies_in_a_folder_named_after_what_matters_for_its_query(options, name, run_of):
-    run = run_of(*options.split())
-    assert run.output("dejavu").folder == run.folder / name
+    run = run_of(*options.split(), section="dejavu")
+    assert run.output().folder == run.folder / name
 
 
 @pytest.mark.parametrize("file", ["boxes.csv", "boxes/a/1.xml"])
@@ -304,10 +310,8 @@ def test_boxes_are_told_apart_by_their_content(file, run_of, tmp_path):
     path.parent.mkdir(parents=True, exist_ok=True)
     for content in ("10", "20", "10"):  # of one size
         path.write_text(content)
-        run = run_of(
-            "--dejavu.query", "boxes", "--dejavu.boxes", str(tmp_path / file.split("/")[0])
-        )
-        names.append(run.output("dejavu").folder.name)
+        options = ["--dejavu.query", "boxes", "--dejavu.boxes", str(tmp_path / file.split("/")[0])]
+        names.append(run_of(*options, section="dejavu").output().folder.name)
     assert names[0] == names[2] != names[1] and all(
         re.fullmatch("boxes_[0-9a-f]{8}", name) for name in names
     )
@@ -332,17 +336,16 @@ def test_the_order_of_seeds_makes_no_other_result(run_of):
     ],
 )
 def test_probes_lie_in_a_folder_named_after_what_differs(options, name, run_of):
-    run = run_of(*options.split())
-    assert run.output("probe").folder == run.folder / name
+    run = run_of(*options.split(), section="probe")
+    assert run.output().folder == run.folder / name
 
 
 def test_a_long_name_ends_in_a_hash(run_of):
     rates = [[str(rate / 7) for rate in range(first, first + 12)] for first in (1, 2)]
-    names = [run_of("--probe.learning_rates", *some).output("probe").folder.name for some in rates]
-    assert (
-        all(len(name) == 100 and name.startswith("learning_rates_") for name in names)
-        and names[0] != names[1]
-    )
+    options = [["--probe.learning_rates", *some] for some in rates]
+    names = [run_of(*some, section="probe").output().folder.name for some in options]
+    assert all(len(name) == 100 and name.startswith("learning_rates_") for name in names)
+    assert names[0] != names[1]
 
 
 def test_scores_by_other_settings_leave_those_of_the_run_alone(scored_run, tmp_path, capsys):

@@ -14,17 +14,21 @@ import yaml
 from conftest import EXPERIMENT, METHODS, random_bytes, write_experiment, write_fashion_mnist
 
 import dejavu
+import layer_memorization
 import linear_probing_train
+import membership_inference
 import memorization_scores
 import remove_samples
 import train_byol
 import train_simclr
+import unit_memorization
 from memorization.checkpoint import read_checkpoint, save_checkpoint
 from memorization.data.catalogue import DATASETS, DataSettings
 from memorization.data.fake import make_fake_arrays
 from memorization.data.images import open_images
 from memorization.data.subsets import SubsetSettings, draw_subsets, load_subsets, save_subsets
 from memorization.measuring import retraining
+from memorization.run import open_run
 
 MEASURING = {
     memorization_scores: [],
@@ -34,6 +38,26 @@ MEASURING = {
         *("--probe.warmup_epochs", "0", "--probe.learning_rates", "1"),
     ],
     remove_samples: ["--removal.counts", "4", "--removal.candidates_only", "true"],
+}
+# Scripts, and the sections that each of them reads.
+READ = {
+    memorization_scores: ["scores"],
+    layer_memorization: ["layers", "scores"],
+    unit_memorization: ["units", "scores", "probe"],
+    dejavu: ["dejavu", "scores"],
+    linear_probing_train: ["probe"],
+    membership_inference: ["membership"],
+    remove_samples: ["removal", "probe", "scores"],
+}
+SCRIPTS = {sections[0]: f"{script.__name__}.py" for script, sections in READ.items()}
+OPTIONS = {
+    "scores": ["--scores.views", "5"],
+    "layers": ["--layers.images", "20"],
+    "units": ["--units.images", "20"],
+    "dejavu": ["--dejavu.k", "5"],
+    "probe": ["--probe.epochs", "11"],
+    "membership": ["--membership.views", "4"],
+    "removal": ["--removal.draws", "2"],
 }
 OF_SCORES = (dejavu, remove_samples)  # the scripts that read scores
 FAKE = DataSettings(name="fake", size=16)
@@ -189,6 +213,24 @@ def test_a_given_value_that_differs_from_the_run_is_refused(
             json.dumps(value) if isinstance(value, list) else str(value),
             by=scripts,
         )
+
+
+@pytest.mark.parametrize("script, sections", READ.items(), ids=lambda value: str(value)[:30])
+def test_an_option_of_another_measurement_is_refused(script, sections, scored_run, refusal):
+    """It would be read by nobody. The same setting in the file is of another script's."""
+    path, run = scored_run
+    for section, option in OPTIONS.items():
+        if section not in sections:
+            line = refusal(script.main, ["--config", path, "--run", str(run), *option])
+            own = SCRIPTS[section]
+            assert f"command line: {option[0]}: {own} reads it, this script does not" in line
+
+
+def test_options_of_what_a_measurement_is_built_on_are_read(scored_run):
+    options = [*OPTIONS["probe"], *OPTIONS["scores"], *OPTIONS["units"]]
+    run = open_run("", ["--config", scored_run[0], "--run", str(scored_run[1]), *options], "units")
+    config = run.config
+    assert (config.probe.epochs, config.scores.views, config.units.images) == (11, 5, 20)
 
 
 def test_a_method_setting_is_no_option_of_a_measuring_script(scored_run, refused):
