@@ -8,6 +8,7 @@ in another order.
 
 import math
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
@@ -15,9 +16,9 @@ import torch
 
 from memorization.data.randomness import sample_keys, stream, uniform
 from memorization.data.recipes import ViewRecipe
-from memorization.data.transforms import HUE, normalize, places_of_hue, transform
+from memorization.data.transforms import normalize, places_of_hue, transform
 from memorization.machine import threads
-from memorization.machine.device import to_device, to_device_together
+from memorization.machine.device import to_device
 
 # Pixels that a CPU transforms at a time: they fit into its cache, and outweigh the cost of calling
 # operations. On a GPU a call costs more, and memory less.
@@ -76,9 +77,12 @@ class Draw:
     epoch: int = 0
     patch: int | None = None
 
-    def keys(self, split, view, indices):
-        """One key an image, (B,) int64. split: the name of one; indices: (B,) int64."""
-        return sample_keys(stream(self.seed, self.purpose, split, self.epoch, view), indices)
+    def keys(self, split, views, indices):
+        """One key for each image of each view, (V B,) int64, view by view. split: the name of one;
+        views: V numbers; indices: (B,) int64.
+        """
+        streams = [stream(self.seed, self.purpose, split, self.epoch, view) for view in views]
+        return sample_keys(torch.tensor(streams)[:, None], indices).flatten()
 
 
 def augment(images, indices, recipe, normalization, draw, view=0):
@@ -134,7 +138,7 @@ def _make_views(images, indices, recipe, normalization, draw, numbers):
     one view after the other.
     """
     indices, n_views = torch.as_tensor(indices), len(numbers)
-    keys = torch.cat([draw.keys(images.name, view, indices) for view in numbers])
+    keys = draw.keys(images.name, numbers, indices)
 
     def draw_part(part):
         return draw_parameters(recipe, keys[part], images.size)
@@ -169,14 +173,18 @@ def _fill(views, images, indices, parameters, recipe, normalization):
     B, C, size, _ = views.shape
     order = places_of_hue(parameters, C).argsort(stable=True) if recipe.jitter else torch.arange(B)
     indices, parameters = indices[order], parameters[order]
-    constants = [order, *map(torch.tensor, normalization)]
-    ((order, mean, std),) = to_device_together([constants], views.device)
+    mean, std = map(torch.tensor, normalization)
     chunk = B
     if views.device.type == "cpu":
         chunk = max(1, CHUNK_BYTES // (4 * C * max(size, images.size) ** 2))
     for rows in _equal_slices(B, math.ceil(B / chunk)):
-        pixels = transform(images.gather(indices[rows]), parameters[rows], recipe)
-        views.index_copy_(0, order[rows], normalize(pixels, mean, std))
+        put = partial(_put_normalized, views), [order[rows], mean, std]
+        transform(images.gather(indices[rows]), parameters[rows], recipe, put)
+
+
+def _put_normalized(views, pixels, rows, mean, std):
+    """Normalize pixels into these rows of the views."""
+    views.index_copy_(0, rows, normalize(pixels, mean, std))
 
 
 def _equal_slices(n_rows, parts):
@@ -227,7 +235,7 @@ def cropped_images(images, indices, rectangles, size, normalization):
     the images.
     """
     recipe = ViewRecipe(size=size)
-    keys = Draw(0, "query").keys(images.name, 0, indices)
+    keys = Draw(0, "query").keys(images.name, [0], indices)
     sides = dict(zip(("top", "left", "height", "width"), rectangles.unbind(1)))
     crops = replace(draw_parameters(recipe, keys, images.size), **sides)
     return View(_make_pixels(images, indices, recipe, normalization, crops.__getitem__))
@@ -242,9 +250,9 @@ def draw_parameters(recipe, keys, source_size):
     """
     u = uniform(keys, _SLOTS)  # (B, slots)
     top, left, height, width = _draw_crop(recipe, u, source_size)
-    strength = torch.tensor(recipe.jitter_strength, dtype=torch.float64)
-    low, high = (1 - strength).clamp(min=0), 1 + strength
-    low[HUE], high[HUE] = -strength[HUE], strength[HUE]
+    *strengths, hue = recipe.jitter_strength
+    low = torch.tensor([*(max(0.0, 1 - s) for s in strengths), -hue], dtype=torch.float64)
+    high = torch.tensor([*(1 + s for s in strengths), hue], dtype=torch.float64)
     sigma_low, sigma_high = recipe.blur_sigma
     turns = torch.tensor(recipe.rotate) // 90
     return Parameters(

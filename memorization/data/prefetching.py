@@ -6,12 +6,15 @@ from dataclasses import replace
 
 import torch
 
+from memorization.machine.threads import use_one_thread_in
+
 AHEAD = 2  # batches
 
 
 def make_ahead(items, device):
     """The items of an iterator. For a GPU a thread makes the next one meanwhile: the host takes
-    longer to call a step's operations than the GPU to do them.
+    longer to call a step's operations than the GPU to do them. What the thread computes on the host
+    is small, and faster on one thread of the CPU.
     """
     if device.type != "cuda":
         yield from items
@@ -23,6 +26,7 @@ def make_ahead(items, device):
 
     items, end = iter(items), object()
     with ThreadPoolExecutor(1, "making_ahead", initializer=use_device) as thread:
+        use_one_thread_in(thread)
         waiting = thread.submit(next, items, end)
         while (item := waiting.result()) is not end:
             waiting = thread.submit(next, items, end)

@@ -47,7 +47,10 @@ def stream(seed, purpose, split="train", epoch=0, view=0):
 
 
 def sample_keys(stream, indices):
-    """One key a sample. stream: an int from `stream`; indices: (B,) int64. Returns (B,) int64."""
+    """One key a sample, (B,) int64. stream: an int from `stream`; indices: (B,) int64.
+
+    Of several streams, a tensor of (V, 1), it returns (V, B).
+    """
     return _mix(_mix(indices + 1) ^ stream)
 
 
@@ -58,7 +61,7 @@ def uniform(keys, slots):
     Returns (B, S) float64.
     """
     words = _mix(keys[:, None] + (slots[None, :] + 1) * _to_int64(_GOLDEN))  # (B, S)
-    return _shift_right(words, 11).double() * 2.0**-53
+    return _shift_right(words, 11).double().mul_(2.0**-53)
 
 
 def permutation(n, seed, purpose, split="train", epoch=0):
@@ -69,14 +72,14 @@ def permutation(n, seed, purpose, split="train", epoch=0):
 
 def _mix(x):
     """splitmix64's finaliser on int64, which wraps around as uint64 does."""
-    x = (x ^ _shift_right(x, 30)) * _to_int64(_FIRST)
-    x = (x ^ _shift_right(x, 27)) * _to_int64(_SECOND)
-    return x ^ _shift_right(x, 31)
+    x = _shift_right(x, 30).bitwise_xor_(x).mul_(_to_int64(_FIRST))
+    x = _shift_right(x, 27).bitwise_xor_(x).mul_(_to_int64(_SECOND))
+    return _shift_right(x, 31).bitwise_xor_(x)
 
 
 def _shift_right(x, bits):
-    """Logical shift: int64's own shift would copy the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    """Logical shift, a new tensor: int64's own shift would copy the sign."""
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _mix_int(x):

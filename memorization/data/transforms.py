@@ -18,13 +18,15 @@ NOWHERE, UNTOUCHED = 4, -1  # instead of the place of hue in the order
 _FIRST_NOISE_SLOT = 64
 
 
-def transform(pixels, parameters, recipe):
+def transform(pixels, parameters, recipe, *last):
     """Apply drawn parameters, which are sent to the device of the pixels in one copy.
 
-    pixels: (B, C, H, W) uint8; parameters: Parameters, on the CPU. Returns (B, C, size, size)
-    float32 in [0, 1], before normalization.
+    pixels: (B, C, H, W) uint8; parameters: Parameters, on the CPU; last: steps to be done after
+    those of the recipe, each an operation and the tensors on the CPU that it takes after the
+    pixels. Returns what comes out of the last step, without such (B, C, size, size) float32 in [0,
+    1], before normalization.
     """
-    operations, tensors = zip(*_steps(parameters, recipe, pixels.shape[1]))
+    operations, tensors = zip(*_steps(parameters, recipe, pixels.shape[1]), *last)
     x = pixels
     for operation, sent in zip(operations, to_device_together(tensors, pixels.device)):
         x = operation(x, *sent)
@@ -45,7 +47,7 @@ def _steps(parameters, recipe, channels):
             steps.append((partial(_apply_to_rows, operation), tensors))
 
     steps.append(crop_step(parameters, recipe.size))
-    for turns in (1, 2, 3):
+    for turns in sorted({angle // 90 for angle in recipe.rotate} - {0}):
         turn = partial(torch.rot90, k=turns, dims=(2, 3))
         add_for_chosen(turn, parameters.quarter_turns == turns)
     if recipe.jitter:
@@ -103,29 +105,31 @@ def jitter_step(parameters, channels):
     factors = parameters.factors.gather(1, order)  # (B, places)
     of_gray = torch.where(order == SATURATION, 1 - factors, 0.0)
     of_mean = torch.where(order == CONTRAST, 1 - factors, 0.0)
-    coefficients = torch.stack([factors, of_gray, of_mean]).float()  # (3, B, places)
-    hue_places = places_of_hue(parameters, channels)
-    changes = []
-    for place in range(order.shape[1]):
-        for is_hue, run in _runs(torch.where(parameters.jitter, hue_places == place, UNTOUCHED)):
-            if is_hue != UNTOUCHED:
-                changes.append((place, is_hue, run))
+    coefficients = torch.stack([factors, of_gray, of_mean]).float()[..., None, None, None]
+    places = list(range(order.shape[1]))
+    place, hue_place = torch.tensor(places)[:, None], places_of_hue(parameters, channels)
+    has_hue = (hue_place >= 0) & (hue_place < len(places))
+    # The images that are changed at each place before hue, in hue, and at each place after it.
+    chosen = torch.cat([hue_place > place, has_hue[None], has_hue & (hue_place < place)])
+    place_of_row = [*places, None, *places]
+    changes = [(place_of_row[row], images) for row, images in _runs(chosen)]
     return partial(color_jitter, changes=changes), [coefficients, parameters.factors[:, HUE]]
 
 
 def color_jitter(x, coefficients, shift, changes):
     """Brightness, contrast, saturation and hue, in each image's own order.
 
-    x: (B, C, H, W) in [0, 1], changed in place; coefficients: (3, B, places), of `mix_gray`; shift:
-    (B,), of `shift_hue`; changes: (place in the order, whether it is hue, slice of images) of each.
-    Neighbouring images that have hue at the same place of their order are changed together: the
-    other three are one operation with other coefficients.
+    x: (B, C, H, W) in [0, 1], changed in place; coefficients: (3, B, places, 1, 1, 1), of
+    `mix_gray`; shift: (B,), of `shift_hue`; changes: (place in the order, or None for hue; slice of
+    images) of each. Brightness, contrast and saturation are one operation with other coefficients.
+    Neighbouring images are changed together: first what comes before their hue, then the hue of
+    all, then what comes after it.
     """
-    for place, is_hue, run in changes:
-        if is_hue:
-            shift_hue(x[run], shift[run])
+    for place, images in changes:
+        if place is None:
+            shift_hue(x[images], shift[images])
         else:
-            mix_gray(x[run], *coefficients[:, run, place])
+            mix_gray(x[images], *coefficients[:, images, place])
     return x
 
 
@@ -133,14 +137,11 @@ def mix_gray(x, of_pixel, of_gray, of_mean):
     """of_pixel x + of_gray gray(x) + of_mean mean(gray(x)), clamped to [0, 1]: brightness, contrast
     or saturation.
 
-    x: (B, C, H, W) in [0, 1], changed in place; of_pixel, of_gray, of_mean: (B,), on its device.
-    One channel has no other gray.
+    x: (B, C, H, W) in [0, 1], changed in place; of_pixel, of_gray, of_mean: (B, 1, 1, 1), on its
+    device. One channel has no other gray.
     """
-    of_pixel, of_gray, of_mean = (
-        coefficient.view(-1, 1, 1, 1) for coefficient in (of_pixel, of_gray, of_mean)
-    )
     gray = _gray(x)
-    offset = of_mean * gray.flatten(2).mean(2)[:, :, None, None]
+    offset = of_mean * gray.mean((2, 3), keepdim=True)
     if x.shape[1] == 3:
         offset = gray.mul_(of_gray).add_(offset)
     return x.mul_(of_pixel).add_(offset).clamp_(0, 1)
@@ -163,7 +164,7 @@ def shift_hue(x, shift):
     # chroma - |g - b| if it is lowest.
     hue = (green + blue).sub_(red).add_(highest).sub_(lowest, alpha=2).copysign_(green - blue)
     # (B, 3), seen from each channel's corner, -3 to 3
-    corners = 2 * torch.arange(3, device=x.device)
+    corners = torch.arange(0, 6, 2, device=x.device)
     turned = (6 * shift[:, None] - corners + 3) % 6 - 3
     torch.mul(chroma[:, None], turned.float()[:, :, None, None], out=x)
     # 3 chroma less the shorter way to the channel's corner
@@ -199,7 +200,7 @@ def weighted_lines(x, lines, weights):
     B, C, H, W = x.shape
     T, K = lines.shape[1:]
     # The first line of each channel, among the lines of all images.
-    first = H * torch.arange(B * C, device=x.device).view(B, C, 1, 1)
+    first = torch.arange(0, B * C * H, H, device=x.device).view(B, C, 1, 1)
     lines = (first + lines[:, None]).reshape(-1, K)
     weights = weights[:, None].expand(B, C, T, K).reshape(-1, K).contiguous()
     # If x is not contiguous, torch adds in another order, and rounds unlike in other batches.
@@ -215,14 +216,14 @@ def places_of_hue(parameters, channels):
     return torch.where(parameters.jitter, place, UNTOUCHED)
 
 
-def _runs(values):
-    """Each run of equal values in a row, as (value, slice). values: (B,), on the CPU."""
-    values, lengths = torch.unique_consecutive(values, return_counts=True)
-    stop = lengths.cumsum(0)
-    return [
-        (value, slice(*ends))
-        for value, *ends in zip(values.tolist(), (stop - lengths).tolist(), stop.tolist())
-    ]
+def _runs(chosen):
+    """Each run of true values in the rows of a table, as (row, slice), row by row. chosen: (rows,
+    columns) bool, on the CPU.
+    """
+    padded = F.pad(chosen, (1, 1))
+    # Of each run, where it starts and where it stops.
+    edges = (padded[:, 1:] != padded[:, :-1]).nonzero().tolist()
+    return [(row, slice(start, stop)) for (row, start), (_, stop) in zip(edges[::2], edges[1::2])]
 
 
 def _interpolation(start, length, source, target, reverse):

@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from memorization.errors import WrongUse
 from memorization.machine import meeting, processes
@@ -54,14 +53,13 @@ def to_device_together(groups, device):
     if device.type == "cpu":
         return groups
     tensors = [tensor for group in groups for tensor in group]
-    # a copy, since a tensor of one element counts as contiguous whatever its strides
-    copies = [tensor.clone(memory_format=torch.contiguous_format) for tensor in tensors]
-    contents = [copy.view(-1).view(torch.uint8) for copy in copies]
+    contents = [tensor.numpy().tobytes() for tensor in tensors]
     # Every tensor begins at a multiple of eight bytes, as its type may need.
-    padded = [F.pad(content, (0, -len(content) % 8)) for content in contents]
-    sent = to_device(torch.cat(padded), device).split([len(content) for content in padded])
+    padded = [content + bytes(8 - len(content) % 8) for content in contents]
+    joined = torch.frombuffer(bytearray().join(padded), dtype=torch.uint8)
+    sent = to_device(joined, device).split([len(content) for content in padded])
     tensors = iter(
-        part[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        part.view(tensor.dtype)[: tensor.numel()].view(tensor.shape)
         for part, tensor in zip(sent, tensors)
     )
     return [list(islice(tensors, len(group))) for group in groups]

@@ -45,6 +45,16 @@ def map_in_threads(work, parts, device):
     return list(map(work, parts) if threads == 1 else _pool(threads).map(work_on, parts))
 
 
+def use_one_thread_in(executor):
+    """Make torch run the operations of an executor's only thread single-threaded, and of no other.
+
+    executor: a ThreadPoolExecutor of one thread.
+    """
+    before = torch.get_num_threads()
+    executor.submit(_use_one_thread).result()
+    torch.set_num_threads(before)  # else threads that begin later would take one, too
+
+
 def encode_in_parts(encode, views):
     """[encode(view.pixels, view.visible) for view in views], in fewer or more calls.
 

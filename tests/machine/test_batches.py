@@ -205,9 +205,9 @@ def test_a_large_batch_is_shared_among_as_many_threads_as_torch_has_each_of_them
 ):
     images, seen = made_up_split(20, 3, 8), []
 
-    def watched(pixels, parameters, recipe):
+    def watched(pixels, parameters, recipe, *last):
         seen.append((threading.get_ident(), torch.get_num_threads(), len(pixels)))
-        return transform(pixels, parameters, recipe)
+        return transform(pixels, parameters, recipe, *last)
 
     monkeypatch.setattr(augmentations, "transform", watched)
     torch.set_num_threads(threads)

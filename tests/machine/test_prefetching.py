@@ -88,6 +88,20 @@ def test_an_error_of_what_is_made_ahead_comes_out_and_leaving_early_ends_the_thr
     assert not [t for t in threading.enumerate() if t.name.startswith("making_ahead")]
 
 
+def test_what_is_made_ahead_is_computed_by_one_thread_and_all_else_by_as_many_as_before(one_thread):
+    def threads_of_a_new_thread():
+        numbers = []
+        thread = threading.Thread(target=lambda: numbers.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        return numbers[0]
+
+    torch.set_num_threads(3)
+    items = ((torch.get_num_threads(), threads_of_a_new_thread()) for _ in range(3))
+    for item in make_ahead(items, torch.device("cuda")):
+        assert item == (1, 3) and torch.get_num_threads() == 3
+
+
 def test_pixels_stay_where_they_are_told_to(monkeypatch):
     moved = []
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * PIXELS.nbytes, 0))

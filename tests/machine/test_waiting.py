@@ -128,7 +128,7 @@ def is_array(value):
     return isinstance(value, torch.Tensor) and value.ndim > 0
 
 
-@pytest.mark.parametrize("mask_ratio, copies", [(0.0, 3), (0.5, 4)])
+@pytest.mark.parametrize("mask_ratio, copies", [(0.0, 2), (0.5, 3)])
 def test_drawn_parameters_cross_to_the_device_in_few_copies_a_batch(mask_ratio, copies):
     meta, images = torch.device("meta"), open_images(DataSettings(name="fake", size=16))
     split = replace(images.train, pixels=images.train.pixels.to(meta), device=meta)
@@ -136,8 +136,31 @@ def test_drawn_parameters_cross_to_the_device_in_few_copies_a_batch(mask_ratio, 
     draw = Draw(0, "training", patch=4)
     with Copies() as crossing:
         training_views(split, torch.arange(32), [recipe], images.normalization, draw)
-    # which images, their parameters, where each view goes, and the keys of masks
+    # which images; their parameters and where each view goes; and the keys of masks
     assert len(crossing.shapes) == copies, crossing.shapes
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operations that the host calls."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += 1
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("n_images", [8, 512])
+def test_the_host_calls_few_operations_for_the_views_of_a_step(n_images):
+    """However many images there are. On a GPU the calls are what takes time."""
+    meta, images = torch.device("meta"), open_images(DataSettings(name="fake", size=16))
+    split = replace(images.train, pixels=images.train.pixels.to(meta), device=meta)
+    recipe = {key: EVERYTHING[key] for key in ("size", "crop_scale", "flip", "jitter", "grayscale")}
+    recipe = ViewRecipe(**recipe, count=2)
+    with Calls() as calls:
+        indices, draw = torch.arange(n_images), Draw(0, "training")
+        training_views(split, indices, [recipe], images.normalization, draw)
+    assert calls.count <= 500
 
 
 def test_tensors_of_all_types_and_shapes_arrive_in_one_copy_as_they_are(monkeypatch):

@@ -41,6 +41,14 @@ def first_numbers(streams):
     return uniform(torch.cat(keys), torch.tensor([0]))[:, 0]
 
 
+def test_keys_in_several_streams_at_once_are_those_in_each():
+    indices = torch.tensor([7, 0, 7, 2**40])
+    streams = [stream(seed, "scoring", view=view) for seed in range(3) for view in range(2)]
+    together = sample_keys(torch.tensor(streams)[:, None], indices)
+    assert torch.equal(together, torch.stack([sample_keys(each, indices) for each in streams]))
+    assert len(together.unique()) == 6 * 3
+
+
 # Each draws the numbers of 2,000 neighbours that differ in one part of their key.
 NEIGHBOURS = {
     "samples": lambda: uniform(keys_of(2000, 0, "training"), torch.tensor([0]))[:, 0],
