@@ -13,12 +13,15 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
+import torch.nn as nn  # noqa: E402
 from conftest import METHODS  # noqa: E402
 
 from memorization.config import read_config  # noqa: E402
 from memorization.machine.command import one_line_errors  # noqa: E402
 from memorization.training import ROLE_ACTION, loop, open_training_images, train_pair  # noqa: E402
 from models.encoders import make_encoder  # noqa: E402
+
+FIRST_LAYERS = nn.Conv2d, nn.Linear  # of an encoder: a convolution, or a map of patches
 
 
 @one_line_errors
@@ -30,7 +33,8 @@ def main(argv):
 
     def make_method():
         encoder = make_encoder(config.encoder, images.channels, config.augmentation.size)
-        encoder.embed.register_forward_pre_hook(
+        first = next(part for part in encoder.modules() if isinstance(part, FIRST_LAYERS))
+        first.register_forward_pre_hook(
             lambda module, pixels: tuple(values.double() for values in pixels)
         )
         arguments = config.method.arguments(config.training)

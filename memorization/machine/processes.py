@@ -7,14 +7,12 @@ Outside of torchrun there is one process, which is the first, and nothing here d
 import functools
 import os
 import re
-import sys
 import time
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -216,44 +214,6 @@ def gather_rows(values):
     parts = [torch.empty_like(values) for _ in range(count())]
     dist.all_gather(parts, values.contiguous())
     return torch.cat(parts)
-
-
-def find_unshared_norm(module, device):
-    """The name of a batch norm that would see only this process's part of a batch, or None.
-
-    On GPUs the processes share what a norm sees (see `share_norms`), on CPUs they cannot.
-    """
-    if count() > 1 and device.type != "cuda":
-        for name, part in module.named_modules():
-            if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                return name
-    return None
-
-
-def find_own_norm(module):
-    """The name of a batch norm of a class of its own, which `share_norms` would make a plain one,
-    or None.
-    """
-    plain = (nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward)
-    for name, part in module.named_modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
-            if type(part).forward not in plain and not _is_of_timm(part):
-                return name
-    return None
-
-
-def share_norms(module):
-    """The module, with batch norms that see the whole batch on all GPUs."""
-    if count() == 1:
-        return module
-    if any(map(_is_of_timm, module.modules())):
-        # timm's norms hold their activation, which torch's conversion would lose
-        return sys.modules["timm.layers"].convert_sync_batchnorm(module)
-    return nn.SyncBatchNorm.convert_sync_batchnorm(module)
-
-
-def _is_of_timm(module):
-    return type(module).__module__.startswith("timm.layers.")
 
 
 def share_gradients(module):

@@ -9,6 +9,7 @@ from memorization.data.subsets import ROLES
 from memorization.errors import WrongUse
 from memorization.machine import processes
 from memorization.machine.screen import caution
+from memorization.machine.shared_norms import find_own_norm
 from memorization.training.board import import_writer
 from memorization.training.diagnostics import is_one_class
 from models.alignment_penalty import penalize_alignment
@@ -106,18 +107,10 @@ def check_device(make_method, trained, device):
     if settings.batch_size % n_processes:
         multiple = f"{settings.batch_size} is not a multiple of the {n_processes} processes"
         raise WrongUse(f"training.batch_size: {multiple}")
-    method = make_method()
-    norm = processes.find_own_norm(method) if n_processes > 1 else None
+    norm = find_own_norm(make_method()) if n_processes > 1 else None
     if norm:
         own = f"{trained.encoder.name} has a batch norm of a class of its own ({norm})"
         raise WrongUse(f"encoder.name: {own}, which {n_processes} processes cannot share")
-    norm = processes.find_unshared_norm(method, device)
-    if norm:
-        raise WrongUse(
-            f"encoder.name: {trained.encoder.name} with method {trained.method.name} has a batch "
-            f"norm ({norm}), which {n_processes} processes can share on GPUs only; on CPUs take a "
-            "vit_... and method.head_norm layer or none, or one process"
-        )
     if settings.data_device == "cuda" and device.type != "cuda":
         other = f"training is on the {device.type}; set it to auto"
         raise WrongUse(f"training.data_device: 'cuda' is not allowed: {other}")

@@ -10,6 +10,7 @@ from memorization.data.randomness import permutation
 from memorization.figures import draw_pictures
 from memorization.machine import processes
 from memorization.machine.device import uses_bf16
+from memorization.machine.shared_norms import share_norms
 from memorization.optimizers import make_optimizer, set_learning_rate
 from memorization.training.diagnostics import measure_encoder
 from memorization.training.privacy import draw_positions, noise_seed
@@ -28,7 +29,7 @@ def train_encoder(make_method, task, stop):
     settings = task.settings
     torch.manual_seed(task.seed)
     method = penalize_alignment(make_method(), settings.alignment_penalty)
-    method = processes.share_norms(method)
+    method = share_norms(method)
     method = method.to(task.device, memory_format=torch.channels_last)
     optimizer = make_optimizer(method, settings)
     progress = Progress(task, method, optimizer, stop)

@@ -14,7 +14,6 @@ from torch import nn
 import memorization_scores
 import train_simclr
 from memorization.checkpoint import load_encoder
-from memorization.machine import processes
 from memorization.machine.threads import encode_in_parts
 from models.encoders import encoder_settings
 from models.foreign import ForeignEncoder, TokenEncoder
@@ -283,28 +282,6 @@ class _View(tuple):
 
     def __new__(cls, *parts):
         return super().__new__(cls, parts)
-
-
-@torch.no_grad()
-def test_norms_that_processes_share_keep_the_activation_of_timm(monkeypatch):
-    pytest.importorskip("timm")
-    encoder = make("timm", 3, 32, model="mobilenetv3_small_050").train()
-    pixels = random_pixels(8, 3, 32)
-    expected = encoder(pixels)
-    monkeypatch.setattr(processes, "count", lambda: 2)
-    assert processes.find_own_norm(encoder) is None
-    shared = processes.share_norms(encoder)
-    assert any(isinstance(module, nn.SyncBatchNorm) for module in shared.modules())
-    assert torch.allclose(shared(pixels), expected, atol=1e-5)
-
-
-def test_a_norm_of_ones_own_is_found():
-    class Own(nn.BatchNorm2d):
-        def forward(self, x):
-            return super().forward(x).relu()
-
-    assert processes.find_own_norm(nn.Sequential(nn.BatchNorm2d(3), Own(3))) == "1"
-    assert processes.find_own_norm(nn.Sequential(nn.BatchNorm2d(3))) is None
 
 
 @pytest.mark.parametrize("encoder", [
