@@ -1,7 +1,7 @@
 """Batch norms that see the whole batch of several processes.
 
 torch's SyncBatchNorm does so on GPUs only. It allows parts of unequal size, for which the host
-waits for the GPU in every norm of every step. Here all parts have one size: `training.batch_size`
+waits for the GPU in each norm of each step. Here all parts have one size: `training.batch_size`
 is a multiple of the number of processes, and the last partial batch of an epoch is dropped.
 """
 
@@ -20,8 +20,8 @@ def find_own_norm(module):
     """The name of a batch norm with a forward pass of its own, which processes cannot share, or
     None.
     """
-    for name, part in _find_norms(module):
-        if type(part).forward not in _shared_class_of():
+    for name, norm in _find_norms(module):
+        if type(norm).forward not in _shared_classes():
             return name
     return None
 
@@ -31,31 +31,31 @@ def share_norms(module):
     SharedBatchNorm in place, with the parameters, buffers and hooks that it has.
     """
     if processes.count() > 1:
-        for _, part in list(_find_norms(module)):
-            part.__class__ = _shared_class_of()[type(part).forward]
+        for _, norm in _find_norms(module):
+            norm.__class__ = _shared_classes()[type(norm).forward]
     return module
 
 
 def _find_norms(module):
-    for name, part in module.named_modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
-            yield name, part
+    """The batch norms of a module, [(name, norm)]."""
+    kind = nn.modules.batchnorm._BatchNorm
+    return [(name, part) for name, part in module.named_modules() if isinstance(part, kind)]
 
 
-def _shared_class_of():
+def _shared_classes():
     """{forward pass of a batch norm: the class that does the same with the whole batch}."""
-    shared = {
+    classes = {
         nn.modules.batchnorm._BatchNorm.forward: SharedBatchNorm,
         nn.SyncBatchNorm.forward: SharedBatchNorm,
     }
     if "timm.layers" in sys.modules:
-        shared[sys.modules["timm.layers"].BatchNormAct2d.forward] = SharedBatchNormAct
-    return shared
+        classes[sys.modules["timm.layers"].BatchNormAct2d.forward] = SharedBatchNormAct
+    return classes
 
 
 class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """A batch norm (Ioffe and Szegedy 2015) that in training normalizes by the mean and variance of
-    the batch's parts in all processes, which have one size. In eval mode it is torch's.
+    the whole batch, of which each process has a part of the same size. In eval mode it is torch's.
     """
 
     def forward(self, x):
@@ -70,7 +70,7 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     @torch.no_grad()
     def _track(self, mean, variance, count):
-        """Update the running statistics. count: number of values that the variance is of."""
+        """Update the running statistics. count: number of values of a channel in the batch."""
         self.num_batches_tracked.add_(1)
         momentum = self.momentum
         if momentum is None:  # the mean over all batches, without a wait for their number
@@ -113,8 +113,8 @@ def share_statistics(x):
 
 
 class _Normalize(torch.autograd.Function):
-    """Normalizes by a mean and a variance that are those of the x of all processes, as its gradient
-    knows (Ioffe and Szegedy 2015, section 3).
+    """(x - mean) / sqrt(variance + eps) * weight + bias. The gradient is that of a mean and variance
+    computed from the x of all processes (Ioffe and Szegedy 2015, section 3).
     """
 
     @staticmethod
@@ -129,18 +129,18 @@ class _Normalize(torch.autograd.Function):
         x, weight, mean, variance = context.saved_tensors
         inverse = (variance + context.eps).rsqrt()
         scale = torch.ones_like(mean) if weight is None else weight
-        # of the weight: the sum of gradient * normalized x; of the bias: the sum of gradient
+        # sums over this process's part: of gradient * normalized x, and of gradient
         _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
             gradient, x, scale, None, None, mean, inverse, True, context.eps, [False, True, True]
         )
         of_x = None
         if context.needs_input_grad[0]:
-            means = torch.stack((of_weight, of_bias))  # (2, C)
-            dist.all_reduce(means)
-            means /= processes.count() * x.numel() // len(mean)
-            # scale / deviation * (gradient - mean(gradient) - normalized x * mean(gradient * it))
+            sums = torch.stack((of_weight, of_bias))  # (2, C)
+            dist.all_reduce(sums)
+            count = processes.count() * x.numel() // len(mean)
+            # scale * (gradient - mean(gradient) - normalized x * mean(gradient * normalized x))
             scale = scale * inverse
-            slope, offset = -scale * means
+            slope, offset = sums * (scale / -count)
             of_x = F.batch_norm(x, mean, variance, slope, offset, eps=context.eps)
             of_x.addcmul_(gradient, scale.view(-1, *[1] * (x.dim() - 2)))
         needs_weight, needs_bias = context.needs_input_grad[1:3]

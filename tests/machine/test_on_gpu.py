@@ -6,6 +6,8 @@
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.nn as nn
 from conftest import METHODS, WHERE, log_without_times, score, train
 from torch._dynamo.utils import counters
 
@@ -17,6 +19,7 @@ from memorization.data.prefetching import prefetch
 from memorization.data.recipes import ViewRecipe
 from memorization.encoder import Encoder
 from memorization.machine.device import use_exact_arithmetic
+from memorization.machine.shared_norms import SharedBatchNorm
 from memorization.measuring.linear_classifier import fit_probe
 from memorization.measuring.probing import ProbeSettings
 from memorization.measuring.representations import Examples
@@ -147,6 +150,34 @@ def test_gradients_and_momenta_lie_in_memory_as_their_parameters_do(make_trial):
         for value in (parameter.grad, *trial.optimizer.state[parameter].values()):
             if value is not None and value.shape == parameter.shape:
                 assert layout(value) == layout(parameter), name
+
+
+@pytest.fixture
+def group_of_one():
+    """The processes of a job of which this is the only one."""
+    backend = "nccl" if GPU.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_norm_that_processes_share_is_that_of_a_cpu(dtype, layout, group_of_one):
+    shared, plain = SharedBatchNorm(48).to(GPU), nn.BatchNorm2d(48).double()
+    x = (3 + random_vectors(64, 48, 8, 8)).to(dtype).to(memory_format=layout)
+    factors = random_vectors(65, 48, 8, 8)[1:].to(dtype).to(memory_format=layout)
+    results = []
+    for norm, pixels in (shared, x.to(GPU)), (plain, x.double()):
+        pixels.requires_grad_()
+        output = norm(pixels)
+        output.backward(factors.to(output))
+        gradients = [pixels.grad, norm.weight.grad, norm.bias.grad]
+        results.append([output.detach(), *gradients, norm.running_mean, norm.running_var])
+    off = [gap(*pair) for pair in zip(*results, strict=True)]
+    print(", ".join(f"{each:.1e}" for each in off))
+    assert results[0][0].is_contiguous(memory_format=layout) and results[0][0].dtype == dtype
+    assert max(off) <= (1e-5 if dtype == torch.float32 else 0.01)
 
 
 def test_images_in_the_hosts_memory_become_the_views_of_those_on_the_gpu():

@@ -93,7 +93,7 @@ def test_two_processes_train_what_one_trains_and_what_they_began_one_ends(method
         )
         assert next(iter(found.values())).dtype == torch.float64
         for name in expected:
-            assert (found[name] - expected[name]).abs().max() < 1e-6, (role, name)
+            assert (found[name] - expected[name]).abs().max() < 1e-9, (role, name)
 
 
 def test_several_processes_measure_what_one_measures(scored_run, tmp_path):
