@@ -113,8 +113,8 @@ def share_statistics(x):
 
 
 class _Normalize(torch.autograd.Function):
-    """(x - mean) / sqrt(variance + eps) * weight + bias. The gradient is that of a mean and variance
-    computed from the x of all processes (Ioffe and Szegedy 2015, section 3).
+    """(x - mean) / sqrt(variance + eps) * weight + bias. The gradient is that of a mean and a
+    variance computed from the x of all processes (Ioffe and Szegedy 2015, section 3).
     """
 
     @staticmethod
