@@ -133,16 +133,14 @@ class _Normalize(torch.autograd.Function):
         _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
             gradient, x, scale, None, None, mean, inverse, True, context.eps, [False, True, True]
         )
-        of_x = None
-        if context.needs_input_grad[0]:
-            sums = torch.stack((of_weight, of_bias))  # (2, C)
-            dist.all_reduce(sums)
-            count = processes.count() * x.numel() // len(mean)
-            # scale * (gradient - mean(gradient) - normalized x * mean(gradient * normalized x))
-            scale = scale * inverse
-            slope, offset = sums * (scale / -count)
-            of_x = F.batch_norm(x, mean, variance, slope, offset, eps=context.eps)
-            of_x.addcmul_(gradient, scale.view(-1, *[1] * (x.dim() - 2)))
+        sums = torch.stack((of_weight, of_bias))  # (2, C)
+        dist.all_reduce(sums)
+        count = processes.count() * x.numel() // len(mean)
+        # scale * (gradient - mean(gradient) - normalized x * mean(gradient * normalized x))
+        scale = scale * inverse
+        slope, offset = sums * (scale / -count)
+        of_x = F.batch_norm(x, mean, variance, slope, offset, eps=context.eps)
+        of_x.addcmul_(gradient, scale.view(-1, *[1] * (x.dim() - 2)))
         needs_weight, needs_bias = context.needs_input_grad[1:3]
         of_parameters = of_weight if needs_weight else None, of_bias if needs_bias else None
         return of_x, *of_parameters, None, None, None
