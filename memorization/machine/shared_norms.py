@@ -63,10 +63,10 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training:
             return super().forward(x)
         self._check_input_dim(x)
-        mean, variance = share_statistics(x.detach())
+        statistics = share_statistics(x.detach())
         if self.track_running_stats:
-            self._track(mean, variance, count=processes.count() * x.numel() // len(mean))
-        return _Normalize.apply(x, self.weight, self.bias, mean, variance, self.eps)
+            self._track(*statistics, count=processes.count() * x.numel() // x.shape[1])
+        return _Normalize.apply(x, self.weight, self.bias, statistics, self.eps)
 
     @torch.no_grad()
     def _track(self, mean, variance, count):
@@ -118,7 +118,8 @@ class _Normalize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(context, x, weight, bias, mean, variance, eps):
+    def forward(context, x, weight, bias, statistics, eps):
+        mean, variance = statistics
         context.save_for_backward(x, weight, mean, variance)
         context.eps = eps
         return F.batch_norm(x, mean, variance, weight, bias, eps=eps)
@@ -143,4 +144,4 @@ class _Normalize(torch.autograd.Function):
         of_x.addcmul_(gradient, scale.view(-1, *[1] * (x.dim() - 2)))
         needs_weight, needs_bias = context.needs_input_grad[1:3]
         of_parameters = of_weight if needs_weight else None, of_bias if needs_bias else None
-        return of_x, *of_parameters, None, None, None
+        return of_x, *of_parameters, None, None
