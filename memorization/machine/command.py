@@ -2,7 +2,9 @@
 exit code.
 """
 
+import atexit
 import functools
+import gc
 import os
 import sys
 import warnings
@@ -10,6 +12,10 @@ import warnings
 from memorization.errors import Caution, Interrupted, WrongUse, exhausted_memory, one_line
 from memorization.machine import processes
 from memorization.machine.screen import loss_of_screen, open_screens
+
+# At its end Python looks for garbage among all that torch has made. That takes a second or two, and
+# frees nothing that does not end with the process.
+atexit.register(gc.freeze)
 
 
 def one_line_errors(main):

@@ -2,6 +2,8 @@ import os
 import warnings
 
 import pytest
+from conftest import ROOT
+from started import run_script
 
 import train_simclr
 from memorization.errors import MOST_SHOWN, Caution, Interrupted, WrongUse, escape, shorten
@@ -78,3 +80,10 @@ def test_what_the_system_refuses_anywhere_is_one_line_with_its_reason(capsys):
         ended.value.code == 2
         and capsys.readouterr().err == "error: /proc/version/below: Not a directory\n"
     )
+
+
+def test_a_script_does_not_look_through_its_libraries_for_garbage_when_it_ends(tmp_path):
+    begin = "import atexit, gc\natexit.register(lambda: print(len(gc.get_objects())))\n"
+    (tmp_path / "script.py").write_text(begin + "import train_simclr\n")  # what is first ends last
+    ended = run_script(tmp_path / "script.py", PYTHONPATH=str(ROOT))
+    assert ended.returncode == 0 and int(ended.stdout) < 100, ended.stderr
