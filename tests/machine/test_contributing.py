@@ -2,11 +2,8 @@
 
 import difflib
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ import pytest
 import yaml
 from conftest import EXPERIMENT, METHODS
 from PIL import Image
+from started import run_script
 
 ROOT = Path(__file__).parents[2]
 METHOD = '''"""Alignment and uniformity (Wang and Isola 2020, arXiv 2005.10242)."""
@@ -94,10 +92,8 @@ def copy(tmp_path):
     return tmp_path
 
 
-def run(copy, script, *options):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, script, "--config", "new.yaml", *options]
-    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+def run(copy, script):
+    done = run_script(copy / script, "--config", "new.yaml", folder=copy)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -153,8 +149,9 @@ def collect_tests(copy):
         shutil.copytree(ROOT / name, copy / name, ignore=leave_out)
     shutil.copy(ROOT / "pyproject.toml", copy)
     files = [str(path) for path in copy.glob("tests/*/*.py") if '("method' in path.read_text()]
-    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "--collect-only", *files]
-    done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+    pytest_itself = Path(pytest.__file__).with_name("__main__.py")
+    options = ["-o", "addopts=", "-q", "--collect-only"]
+    done = run_script(pytest_itself, *options, *files, folder=copy)
     assert done.returncode == 0, done.stdout
     tests = {path.stem.removeprefix("train_"): set() for path in copy.glob("train_*.py")}
     for line in done.stdout.splitlines():

@@ -3,10 +3,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from conftest import METHODS, write_experiment
+from conftest import METHODS, ROOT, write_experiment
+from started import Started, run_script
 
 import memorization_scores
 import remove_samples
@@ -15,8 +15,6 @@ from memorization.machine.interruption import PIPE_OF_PARENT, stop_requests
 from memorization.machine.locks import sole_process
 from memorization.measuring import retraining
 from memorization.training import loop as training
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -90,13 +88,21 @@ with stop_requests() as stop:
 """
 
 
+def start_parent(folder, child):
+    """The process of a script that runs this code as a child process, which is at work: it has
+    written "ready" into the folder.
+    """
+    (folder / "parent.py").write_text(PARENT)
+    parent = Started(folder / "parent.py", folder, child, PYTHONPATH=str(ROOT))
+    while parent.poll() is None and not (folder / "ready").exists():
+        time.sleep(0.02)
+    assert parent.poll() is None, parent.stderr
+    return parent
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_child_stops_with_its_parent_however_that_ends(number, tmp_path):
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, tmp_path, CHILD], cwd=ROOT, start_new_session=True
-    )
-    while parent.poll() is None and not (tmp_path / "ready").exists():
-        time.sleep(0.02)
+    parent = start_parent(tmp_path, CHILD)
     parent.send_signal(number)  # to the parent alone
     parent.wait(60)
     for _ in range(500):
@@ -109,14 +115,7 @@ def test_a_child_stops_with_its_parent_however_that_ends(number, tmp_path):
 
 def test_a_second_ctrl_c_takes_the_child_along(tmp_path):
     stubborn = CHILD.replace("while not stop.number", "while True")
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, tmp_path, stubborn],
-        cwd=ROOT,
-        start_new_session=True,
-        stderr=subprocess.DEVNULL,
-    )
-    while parent.poll() is None and not (tmp_path / "ready").exists():
-        time.sleep(0.02)
+    parent = start_parent(tmp_path, stubborn)
     for _ in range(2):
         parent.send_signal(signal.SIGINT)
         time.sleep(1)
@@ -195,16 +194,14 @@ def test_a_retraining_that_is_told_to_stop_passes_it_on_and_ends_once_it_is_save
     path = write_experiment(tmp_path, changes)  # long enough to be told before it ends
     train_simclr.main(["--config", path])
     memorization_scores.main(["--config", path])
-    remove = [sys.executable, remove_samples.__file__, "--config", path, "--retrain"]
     started = tmp_path / "run/removal/least_4_draw0/environment.json"
-    process = subprocess.Popen(remove, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = Started(remove_samples.__file__, "--config", path, "--retrain")
     while process.poll() is None and not started.exists():
         time.sleep(0.01)
-    process.terminate()
-    error = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + signal.SIGTERM, error
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM, process.stderr
     assert (
-        error.splitlines()[-1]
+        process.stderr.splitlines()[-1]
         == "stopped: SIGTERM: what was retrained so far is kept; the same command goes on from here"
     )
     assert not list((tmp_path / "run/removal").rglob("lock")) and not list(
@@ -248,22 +245,14 @@ def test_a_retraining_whose_parent_was_killed_ends_and_can_be_restarted_at_once(
     path = write_experiment(tmp_path, changes)
     train_simclr.main(["--config", path])
     memorization_scores.main(["--config", path])
-    remove = [
-        sys.executable,
-        remove_samples.__file__,
-        "--config",
-        path,
-        "--retrain",
-        "--jobs",
-        "0/1",
-    ]
+    remove = [remove_samples.__file__, "--config", path, "--retrain", "--jobs", "0/1"]
     started = tmp_path / "run/removal/least_4_draw0/environment.json"
-    process = subprocess.Popen(remove, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = Started(*remove)
     while process.poll() is None and not started.exists():
         time.sleep(0.01)
-    process.kill()
+    process.send_signal(signal.SIGKILL)
     process.wait()
-    ended = subprocess.run(remove, capture_output=True, text=True)
+    ended = run_script(*remove)
     assert ended.returncode == 0, ended.stderr
     assert "candidate: going on after step" in ended.stdout
     assert (tmp_path / "run/removal/least_4_draw0/seed_0/candidate/encoder.pt").exists()

@@ -1,13 +1,12 @@
 import dataclasses
 import json
 import multiprocessing
-import subprocess
-import sys
 
 import pytest
 import torch
 import yaml
 from conftest import train
+from started import Started
 
 import train_simclr
 from memorization.config import read_config
@@ -110,13 +109,10 @@ def test_of_two_trainings_that_start_at_once_with_different_settings_one_is_refu
 
 def test_whole_trainings_of_single_seeds_start_at_once_into_one_new_run(write_config, tmp_path):
     path = write_config({"training.epochs": 1})
-    command = [sys.executable, train_simclr.__file__, "--config", path, "--seeds"]
-    started = [
-        subprocess.Popen([*command, str(seed)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        for seed in range(2)
-    ]
-    errors = [process.communicate()[1].decode() for process in started]
-    assert [process.returncode for process in started] == [0, 0], errors
+    command = [train_simclr.__file__, "--config", path, "--seeds"]
+    started = [Started(*command, seed) for seed in range(2)]
+    codes = [process.wait() for process in started]
+    assert codes == [0, 0], [process.stderr for process in started]
     assert seeds_of(tmp_path / "run") == [0, 1]
     assert len(json.loads((tmp_path / "run/environment.json").read_text())) == 4
     assert len(list((tmp_path / "run").glob("seed_*/*/encoder.pt"))) == 4

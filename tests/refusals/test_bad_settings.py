@@ -3,12 +3,10 @@ exit code 2, and nothing is written.
 """
 
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from conftest import METHODS, write_experiment
+from started import run_script
 
 import dejavu
 import linear_probing_train
@@ -520,9 +518,7 @@ PROCESSES = [
 def test_a_process_ends_with_one_line_and_exit_code_2(name, options, words, in_folder, scored_run):
     path = config_for(name, in_folder, scored_run)
     before = files(in_folder, scored_run[1])
-    script = Path(SCRIPTS[name].__file__)
-    command = [sys.executable, script, "--config", path, *options]
-    ended = subprocess.run(command, capture_output=True, text=True)
+    ended = run_script(SCRIPTS[name].__file__, "--config", path, *options)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1, ended.stderr
     assert all(word in ended.stderr for word in words), ended.stderr

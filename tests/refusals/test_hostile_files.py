@@ -4,9 +4,6 @@ gives. FUZZ: real processes a kind.
 
 import hashlib
 import os
-import subprocess
-import sys
-import tempfile
 import time
 from contextlib import suppress
 
@@ -25,6 +22,7 @@ from hostile import (
     resaved,
 )
 from PIL import Image
+from started import Started
 
 import linear_probing_train
 import memorization_scores
@@ -37,27 +35,22 @@ PROCESSES = int(os.environ.get("FUZZ", 1))  # of three for each kind
 # --- as real processes ----------------------------------------------------------------------------
 
 
-def started(script, *arguments):
+def run_and_watch(script, *arguments):
     """(exit code, lines on stderr, peak of memory in bytes) of a script as a process of its own."""
-    memory, begin = 0, time.monotonic()
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            [sys.executable, script, *arguments], stdout=subprocess.DEVNULL, stderr=errors
-        )
-        while process.poll() is None:
-            with suppress(ValueError, FileNotFoundError):  # it has just ended
-                memory = max(memory, peak(process.pid))
-            if time.monotonic() - begin > 120:
-                process.kill()
-            time.sleep(0.01)
-        errors.seek(0)
-        return process.returncode, errors.read().decode().splitlines(), memory
+    memory, process, begin = 0, Started(script, *arguments), time.monotonic()
+    while process.poll() is None:
+        with suppress(ValueError, FileNotFoundError):  # it has just ended
+            memory = max(memory, peak(process.pid))
+        if time.monotonic() - begin > 120:
+            process.kill_group()
+        time.sleep(0.01)
+    return process.returncode, process.stderr.splitlines(), memory
 
 
 @pytest.fixture(scope="module")
 def undisturbed(scored_run):
     """The peak of memory of scoring the intact run."""
-    code, lines, memory = started("memorization_scores.py", "--config", scored_run[0])
+    code, lines, memory = run_and_watch("memorization_scores.py", "--config", scored_run[0])
     assert code == 0, lines
     return memory
 
@@ -122,7 +115,7 @@ def test_a_script_refuses_a_hostile_file_in_one_line(kind, number, run, undistur
 
 def assert_refused(kind, undisturbed, script, *arguments):
     """A script refuses in one line, and needs little more memory than an undisturbed process."""
-    code, lines, memory = started(script, *arguments)
+    code, lines, memory = run_and_watch(script, *arguments)
     assert code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
     assert memory < undisturbed + MOST_MEMORY
     print(f"{kind}: {(memory - undisturbed) / 2**20:.0f} MiB above an undisturbed process")
