@@ -1,9 +1,10 @@
-"""Train batch norms in several processes, each with its part of a batch: what test_shared_norms.py
-starts.
+"""Train batch norms in two and in three processes, each with its part of a batch: what
+test_shared_norms.py starts.
 
-    python tests/normalize_in_parts.py COUNT FOLDER
+    python tests/normalize_in_parts.py FOLDER
 
-Writes FOLDER/0.pt, FOLDER/1.pt, ...: of each process what `run_case` returns for every case.
+Writes FOLDER/2/0.pt, FOLDER/2/1.pt, FOLDER/3/0.pt, ...: of each process of two and of three what
+`run_case` returns for every case.
 """
 
 import os
@@ -15,12 +16,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch  # noqa: E402
+import torch._dynamo  # noqa: E402, F401; DistributedDataParallel imports it
 import torch.distributed as dist  # noqa: E402
 import torch.nn as nn  # noqa: E402
 
 from memorization.machine import processes  # noqa: E402
 from memorization.machine.shared_norms import share_norms  # noqa: E402
 
+COUNTS = 2, 3
 STEPS = 3
 
 
@@ -159,16 +162,20 @@ def run_process(rank, n_processes, folder):
     dist.destroy_process_group()
 
 
-def main(count, folder):
-    """Start the processes. They are forked: torch is imported once."""
-    started = []
-    for rank in range(int(count)):
-        pid = os.fork()
-        if pid == 0:
-            run_process(rank, int(count), Path(folder))
-            os._exit(0)
-        started.append(pid)
-    sys.exit(max(os.waitpid(pid, 0)[1] for pid in started) > 0)
+def main(folder):
+    """Start the processes. They are forked, so that torch is imported once."""
+    for n_processes in COUNTS:
+        files = Path(folder, str(n_processes))
+        files.mkdir()
+        started = []
+        for rank in range(n_processes):
+            pid = os.fork()
+            if pid == 0:
+                run_process(rank, n_processes, files)
+                os._exit(0)
+            started.append(pid)
+        if any([os.waitpid(pid, 0)[1] for pid in started]):
+            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import functools
 import os
 import re
 import time
+import warnings
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 
@@ -222,5 +223,10 @@ def share_gradients(module):
     """
     if count() == 1:
         return module
-    # Buffers are alike everywhere already: norms see the whole batch.
-    return DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)
+    with warnings.catch_warnings():
+        # torch 2.14 warns that broadcast_buffers gets another name, which torch 2.11 does not know
+        warnings.simplefilter("ignore", FutureWarning)
+        # Buffers are alike everywhere already: norms see the whole batch.
+        return DistributedDataParallel(
+            module, gradient_as_bucket_view=True, broadcast_buffers=False
+        )

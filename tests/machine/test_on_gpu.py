@@ -180,6 +180,20 @@ def test_a_norm_that_processes_share_is_that_of_a_cpu(dtype, layout, group_of_on
     assert max(off) <= (1e-5 if dtype == torch.float32 else 0.01)
 
 
+def test_a_norm_that_processes_share_does_not_wait_for_the_gpu(group_of_one):
+    if GPU.type == "cpu":
+        pytest.skip("a host waits for GPUs alone")
+    norm = SharedBatchNorm(8, momentum=None).to(GPU)
+    x = torch.randn(4, 8, 2, 2, device=GPU, requires_grad=True)
+    norm(x).square().sum().backward()  # prepares libraries, which waits
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        norm(x).square().sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_images_in_the_hosts_memory_become_the_views_of_those_on_the_gpu():
     near, far = (random_split().to(GPU, place) for place in ("cuda", "cpu"))
     batches = list(torch.arange(192).split(64))

@@ -78,6 +78,7 @@ def test_two_processes_train_what_one_trains_and_what_they_began_one_ends(method
     ended = start("tests/train_in_double.py", together, method, "32")
     errors = "".join(process.stderr for process in ended)
     assert "independent is saved after step 12 of 20" in errors, errors
+    assert "FutureWarning" not in errors, errors
     assert not (tmp_path / "run/seed_0/independent/encoder.pt").exists()
     assert read_checkpoint(tmp_path / "run/seed_0/independent/last.pt")["step"] == 12
     log = [
