@@ -20,7 +20,8 @@ def is_tiny(device):
 
 
 def cases_on_gpu(device):
-    """The cases, or tiny ones."""
+    """The cases, or tiny ones, of which those that only differed in batch size are one."""
     if not is_tiny(device):
         return CASES
-    return [replace(case, encoder=TINY_ENCODERS[case.encoder.name], batch_size=8) for case in CASES]
+    tiny = [replace(case, encoder=TINY_ENCODERS[case.encoder.name], batch_size=8) for case in CASES]
+    return list({str(case): case for case in tiny}.values())

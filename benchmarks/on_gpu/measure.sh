@@ -6,7 +6,7 @@
 #   pair        150 s   simclr_fashion_mnist.yaml for fewer epochs: pair, scores, Deja Vu, probe
 #   profile      30 s   training steps: the host's time beside the device's, the longest kernels
 #   benchmarks  150 s   views, scores and neighbours a second, by the project's benchmarks
-#   memory       60 s   the memory that a step of each config takes
+#   memory       60 s   the memory that a step of each config takes; on a CPU it is counted
 #   switches    150 s   what cuDNN's choice, fused optimizers, torch.compile and CUDA graphs bring
 #   compiled    120 s   the tests of compiled methods
 #
@@ -50,10 +50,11 @@ tests() { run_tests "not compiled"; }
 compiled() { run_tests compiled; }
 
 run_tests() {
-    local files
+    local files which=$1 processes=4
+    [ -z "$TINY" ] || which="$1 and (compiled or simclr-sgd)" processes=0
     files=$(grep -lE 'mark[.]gpu' tests/*/test_*.py)
     # figures of tests that passed come last
-    OMP_NUM_THREADS=2 "$PYTHON" -m pytest -m gpu -k "$1" -n 4 -v -rsP -W ignore \
+    OMP_NUM_THREADS=2 "$PYTHON" -m pytest -m gpu -k "$which" -n "$processes" -v -rsP -W ignore \
         -p no:cacheprovider -p no:benchmark $files |
         grep --line-buffered -vE '^(-|_|=)* *(Captured|$)|^ +(candidate|independent|shared|external)'
     return "${PIPESTATUS[0]}"
@@ -73,7 +74,7 @@ benchmarks() {
 config=configs/simclr_fashion_mnist.yaml
 small=""
 [ -z "$TINY" ] || small="--subsets.shared 192 --subsets.candidate 64 --subsets.independent 64
-    --subsets.external 64 --training.batch_size 64 --encoder.name resnet_small"
+    --subsets.external 64 --training.batch_size 64 --encoder.name resnet_small --data.verify false"
 
 pair() {
     # as many epochs as fit 40 s by RATE
