@@ -325,23 +325,24 @@ def _draw_scores_over_training(axes, summaries):
 
 
 def _draw_logs(axes, logs):
-    """The training loss of f, and its kNN accuracy on an axis at the right."""
-    right = axes.twinx()
+    """The training loss of f, and its kNN accuracy, if it was measured, on an axis at the right."""
     for seed, log in enumerate(logs):
         label = None if seed else "training loss of f (left)"
         epochs, losses = ([line[key] for line in log] for key in ("epoch", "loss"))
         axes.plot(epochs, losses, color="black", linewidth=1, label=label)
-        lines = [line for line in log if line["knn_accuracy"] is not None]
-        label = None if seed else "kNN accuracy of f (right)"
-        epochs = [line["epoch"] for line in lines]
-        accuracies = [100 * line["knn_accuracy"] for line in lines]
-        right.plot(epochs, accuracies, color="#CC79A7", marker="s", markersize=4, label=label)
     axes.set(xlabel="epoch", ylabel="training loss")
     mark_whole_numbers(axes.xaxis)
-    right.set_ylabel("kNN accuracy, %")
-    handles = [one.get_legend_handles_labels() for one in (axes, right)]
-    lines, labels = (of_loss + of_knn for of_loss, of_knn in zip(*handles))
-    axes.legend(lines, labels, loc="center right", **LEGEND)
+    lines, labels = axes.get_legend_handles_labels()
+    logs = [[line for line in log if line["knn_accuracy"] is not None] for log in logs]
+    if any(logs):
+        right, style = axes.twinx(), {"color": "#CC79A7", "marker": "s", "markersize": 4}
+        for log in logs:
+            accuracies = [100 * line["knn_accuracy"] for line in log]
+            (curve,) = right.plot([line["epoch"] for line in log], accuracies, **style)
+        right.set_ylabel("kNN accuracy, %")
+        lines, labels = [*lines, curve], [*labels, "kNN accuracy of f (right)"]
+    above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 2}  # no line lies there
+    axes.legend(lines, labels, **above, **LEGEND)
 
 
 def as_picture(pixels, normalization):

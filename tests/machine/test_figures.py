@@ -233,16 +233,47 @@ def test_pictures_of_a_crossover_name_the_pool_and_no_encoder(draw):
     assert not any("candidate encoder" in text or "(f, x)" in text for text in texts)
 
 
-@pytest.mark.parametrize("others", [[], ["shared", "independent"]], ids=["crossover", "fixed"])
-def test_the_training_curve_shows_the_top_tenth_of_s_e_beside_that_of_the_candidates(others):
+OF_A_PAIR = ["shared", "independent"]  # subsets that a crossover does not have
+
+
+def draw_two_checkpoints(others, accuracies=(None, None)):
+    """The figure of a training curve of two epochs. others: subsets beside candidates and S_E."""
+
     def values(mean):
         return {"raw": {"mean": mean, "standard_error": 0.1, "top_tenth_mean": mean + 5}}
 
     means = {"candidate": 2.0, "external": 0.0} | dict.fromkeys(others, 1.0)
     subsets = {name: values(mean) for name, mean in means.items()}
     summaries = [{"checkpoint": {"epoch": epoch}, "subsets": subsets} for epoch in (1, 2)]
-    log = [{"epoch": epoch, "loss": 1.0, "knn_accuracy": None} for epoch in (1, 2)]
-    figure = draw_training_curve.__wrapped__(summaries, [log], None)
+    log = [
+        {"epoch": epoch, "loss": 1.0, "knn_accuracy": accuracy}
+        for epoch, accuracy in zip((1, 2), accuracies)
+    ]
+    return draw_training_curve.__wrapped__(summaries, [log], None)
+
+
+@pytest.mark.parametrize("others", [[], OF_A_PAIR], ids=["crossover", "fixed"])
+def test_no_legend_of_the_training_curve_lies_on_a_line(others):
+    figure = draw_two_checkpoints(others, (0.5, 0.6))
+    figure.draw_without_rendering()
+    upper, lower, right = figure.axes
+    highest = max(max(line.get_ydata()) for line in upper.lines)
+    (_, top) = upper.transData.transform((1, highest))
+    assert upper.get_legend().get_window_extent().y0 > top
+    assert not lower.get_legend().get_window_extent().overlaps(lower.bbox)
+    assert right.get_legend() is None
+
+
+def test_an_accuracy_that_was_not_measured_has_no_axis_in_the_training_curve():
+    for accuracies, axes in (((None, None), 2), ((None, 0.5), 3)):
+        figure = draw_two_checkpoints([], accuracies)
+        texts = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
+        assert len(figure.axes) == axes and len(texts) == axes - 1
+
+
+@pytest.mark.parametrize("others", [[], OF_A_PAIR], ids=["crossover", "fixed"])
+def test_the_training_curve_shows_the_top_tenth_of_s_e_beside_that_of_the_candidates(others):
+    figure = draw_two_checkpoints(others)
     tops = [line for line in figure.axes[0].lines if "top 10 %" in line.get_label()]
     shown = {line.get_color(): list(line.get_ydata()) for line in tops}
     assert shown == {COLORS["candidate"]: [7.0, 7.0], COLORS["external"]: [5.0, 5.0]}
