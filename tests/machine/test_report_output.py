@@ -76,10 +76,11 @@ def test_a_run_without_scores_says_so_and_shows_the_rest(pool_copy, tmp_path):
     assert "training-loss" in page.data["figures"] and page.sheets == []
 
 
-def test_a_run_without_scores_has_its_page_without_its_data(pool, tmp_path):
+def test_a_run_without_scores_has_its_page_without_its_data(pool, tmp_path, monkeypatch):
+    monkeypatch.setattr("memorization.run.open_images", lambda _: pytest.fail("data were read"))
     run = derive_run(pool[1], tmp_path / "run")
     shutil.rmtree(tmp_path / "run/scores")
-    page = make_page(tmp_path, run, "--data.root", "nowhere")
+    page = make_page(tmp_path, run)
     assert "SimCLR, resnet_small, made-up images, 2 pairs of encoders" in page.text
     assert "There are no memorization scores" in page.text
 
