@@ -146,6 +146,28 @@ def test_a_batch_that_cannot_be_shared_is_refused(two_processes, write_config, r
     assert "training.batch_size: 15 is not a multiple of the 2 processes" in line
 
 
+OWN_NORM = """
+import torch.nn as nn
+
+class Own(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+def make_encoder(channels, size):
+    return nn.Sequential(nn.Conv2d(channels, 8, 3), Own(8), nn.Flatten())
+"""
+
+
+def test_a_norm_that_processes_cannot_share_is_refused_by_name(
+    two_processes, write_config, refusal, tmp_path
+):
+    (tmp_path / "own.py").write_text(OWN_NORM)
+    encoder = {"name": "function", "file": str(tmp_path / "own.py"), "function": "make_encoder"}
+    line = refusal(train_simclr.main, ["--config", write_config({"encoder": encoder})])
+    assert "encoder.name: function has a batch norm of a class of its own" in line
+    assert ".1), which 2 processes cannot share" in line and not (tmp_path / "run").exists()
+
+
 def test_compiling_for_several_processes_is_refused_by_name(
     two_processes, write_config, refusal, tmp_path
 ):

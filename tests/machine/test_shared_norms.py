@@ -71,11 +71,13 @@ def check(result, expected, tolerance, what):
 
 @pytest.fixture
 def two_processes(monkeypatch):
-    """As in the first of two processes, as long as the second one has numbers of 0."""
+    """As in the first of two processes, whose numbers the second one adds nothing to. Returns the
+    list of what they have summed.
+    """
     monkeypatch.setattr(processes, "count", lambda: 2)
-    collected = []
-    monkeypatch.setattr(torch.distributed, "all_reduce", collected.append)
-    return collected
+    sums = []
+    monkeypatch.setattr(torch.distributed, "all_reduce", sums.append)
+    return sums
 
 
 def test_a_norm_that_is_shared_keeps_its_name_its_weights_and_its_hooks(two_processes):
