@@ -33,7 +33,7 @@ from memorization.reporting.result_folders import (
     SUMMARIES,
     find_checkpoints,
     find_results,
-    missing,
+    missing_measurement,
 )
 from memorization.reporting.score_parts import (
     TITLES,
@@ -123,7 +123,9 @@ def _topics(run, scored, results, outcomes):
     checkpoints = find_checkpoints(run, "scores")
     how_much, which, is_real = [], [], []
     if scored is None:
-        how_much.append(part("scores", "Scores", missing(run, "scores", WITHOUT_SCORES)))
+        how_much.append(
+            part("scores", "Scores", missing_measurement(run, "scores", WITHOUT_SCORES))
+        )
     else:
         folder = results["scores"][0].folder
         with refuse_broken(folder, "not a whole summary of scores"):
@@ -173,7 +175,7 @@ def _measurement_part(run, results, section):
     """The part of a measurement, with all its results one after the other."""
     title, nothing, blocks_of = MEASUREMENTS[section]
     if not results[section]:
-        return part(section, title, missing(run, section, nothing))
+        return part(section, title, missing_measurement(run, section, nothing))
     blocks = []
     for place, result in enumerate(results[section]):
         with refuse_broken(result.folder, "not a whole summary of a result"):

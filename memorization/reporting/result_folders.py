@@ -86,25 +86,29 @@ def command_of(run, section, *options):
     return command(run, type(getattr(run.config, section)).SCRIPT, *options)
 
 
-def missing(run, section, what, *options):
+def missing_measurement(run, section, what, *options):
     """The block of a measurement of a Run without results: what, a sentence, and the command that
     makes them, if it can. options: of the command.
     """
-    roles, trained = getattr(run.config, section).roles, run.config.training is not None
+    trained, roles = run.config.training is not None, getattr(run.config, section).roles
     if section == "removal" and not trained:
         return missing_result(f"{what} Others trained the encoders.", None)
     if not set(roles) <= set(run.trained_roles):
         return missing_result(f"{what} It takes g, which this run does not have.", None)
     after = ""
-    if not all(_encoder_is_there(run, seed, role) for seed in run.seeds for role in roles):
+    if not all(map(exists, _encoder_files(run))):
         after = "After the training" if trained else "After the import"
     elif section == "removal" and not exists(run.scores_output().folder / SUMMARY):
         after = "After the memorization scores"
     return missing_result(what, command_of(run, section, *options), after)
 
 
-def _encoder_is_there(run, seed, role):
-    return exists(run.folder_of(seed, role) / "encoder.pt")
+def _encoder_files(run):
+    """The files of all encoders that a Run has once it is trained; what can be measured of f alone
+    is measured of g, too, if there is one.
+    """
+    folders = [run.folder_of(seed, role) for seed in run.seeds for role in run.trained_roles]
+    return [folder / "encoder.pt" for folder in folders]
 
 
 def command_of_encoders(run):

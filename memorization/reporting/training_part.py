@@ -14,7 +14,7 @@ from memorization.reporting.blocks import (
     trace,
     warning,
 )
-from memorization.reporting.result_folders import command_of_encoders, missing
+from memorization.reporting.result_folders import command_of_encoders, missing_measurement
 from memorization.reporting.score_parts import TITLES
 from memorization.training.log import whole_lines
 
@@ -149,7 +149,7 @@ def _scores(run, checkpoints):
         return [plot]
     if run.config.training.checkpoint_epochs:
         what = "The kept checkpoints are not scored, so there is no curve of memorization."
-        return [missing(run, "scores", what, "--checkpoint", "all")]
+        return [missing_measurement(run, "scores", what, "--checkpoint", "all")]
     epochs = run.config.training.epochs
     some = sorted({max(1, epochs * part // 4) for part in (1, 2, 3)})
     advice = (

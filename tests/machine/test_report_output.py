@@ -97,11 +97,9 @@ def test_a_command_that_cannot_work_yet_is_said_to_come_later(pool, tmp_path):
     log = last / "log.jsonl"
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
     page = make_page(tmp_path, run)
-    for section in ("scores", "layers", "dejavu", "removal"):
+    for section in ("scores", *SECTIONS):
         later = "After the training, the command for it:"
         assert words_before_command(page, section) == later
-    for section in ("membership", "units", "probe"):  # measured of f alone
-        assert words_before_command(page, section) == "The command for it:"
     assert "This command goes on:" in page.text
     assert shlex.split(command_in(page, "training"))[1] == "train_simclr.py"
 
