@@ -172,13 +172,13 @@ def _fill(views, images, indices, parameters, recipe, normalization):
     """
     B, C, size, _ = views.shape
     order = places_of_hue(parameters, C).argsort(stable=True) if recipe.jitter else torch.arange(B)
-    indices, parameters = indices[order], parameters[order]
     mean, std = map(torch.tensor, normalization)
     chunk = B
     if views.device.type == "cpu":
         chunk = max(1, CHUNK_BYTES // (4 * C * max(size, images.size) ** 2))
-    for rows in _equal_slices(B, math.ceil(B / chunk)):
-        put = partial(_put_normalized, views), [order[rows], mean, std]
+    for part in _equal_slices(B, math.ceil(B / chunk)):
+        rows = order[part]
+        put = partial(_put_normalized, views), [rows, mean, std]
         transform(images.gather(indices[rows]), parameters[rows], recipe, put)
 
 
@@ -254,7 +254,7 @@ def draw_parameters(recipe, keys, source_size):
     low = torch.tensor([*(max(0.0, 1 - s) for s in strengths), -hue], dtype=torch.float64)
     high = torch.tensor([*(1 + s for s in strengths), hue], dtype=torch.float64)
     sigma_low, sigma_high = recipe.blur_sigma
-    turns = torch.tensor(recipe.rotate) // 90
+    turns = torch.tensor([angle // 90 for angle in recipe.rotate])
     return Parameters(
         top=top,
         left=left,

@@ -75,20 +75,19 @@ def normalize(pixels, mean, std):
 
 def crop_step(parameters, size):
     """The step of `resized_crop`: (operation, tensors)."""
-    starts = torch.stack([parameters.left, parameters.top])
-    lengths = torch.stack([parameters.width, parameters.height])
+    sides = [parameters.left, parameters.top, parameters.width, parameters.height]
     mirrored = torch.stack([parameters.flip, torch.zeros_like(parameters.flip)])
-    return partial(resized_crop, size=size), [starts, lengths, mirrored]
+    return partial(resized_crop, size=size), [torch.stack(sides).unflatten(0, (2, 2)), mirrored]
 
 
-def resized_crop(pixels, starts, lengths, mirrored, size):
+def resized_crop(pixels, spans, mirrored, size):
     """Crop, resize and flip: torchvision's antialiased bilinear resized crop, first along the lines
     of an image and then across them.
 
-    pixels: (B, C, S, S) uint8; starts, lengths: (2, B) float64, of the crop along and across the
-    lines; mirrored: (2, B) bool. Returns (B, C, size, size) float32 in [0, 1].
+    pixels: (B, C, S, S) uint8; spans: (2, 2, B) float64, starts and lengths of the crop, each along
+    and across the lines; mirrored: (2, B) bool. Returns (B, C, size, size) float32 in [0, 1].
     """
-    columns, rows = zip(*_interpolation(starts, lengths, pixels.shape[2], size, mirrored))
+    columns, rows = zip(*_interpolation(*spans, pixels.shape[2], size, mirrored))
     # Transposed, the lines of x are the columns of the image.
     x = pixels.transpose(2, 3).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     x = weighted_lines(x, *columns).transpose(2, 3)
