@@ -9,7 +9,7 @@ in another order.
 import math
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, groupby
 from typing import NamedTuple
 
 import torch
@@ -92,23 +92,24 @@ def augment(images, indices, recipe, normalization, draw, view=0):
     ViewRecipe; normalization: (mean, std) of the channels; draw: a Draw; view: its number. Returns
     a View on the device of the images.
     """
-    return _make_views(images, indices, recipe, normalization, draw, [view])[0]
+    return _make_views(images, indices, [recipe], normalization, draw, [view])[0]
 
 
 def augment_all(images, indices, recipes, normalization, draw):
     """Views 0, 1, ... of each image, one by each of the recipes: a list of what `augment` returns.
 
-    Small views by the same recipe are made as one batch, which takes fewer calls of operations;
-    large ones are made by several threads.
+    Small views of one size are made as one batch, which takes fewer calls of operations; large ones
+    are made by several threads.
     """
     size = max(recipe.size for recipe in recipes)
     per_pixel = 4 * len(indices) * images.pixels.shape[1]  # bytes of a view, for each of its pixels
     limit = CHUNK_BYTES if images.device.type == "cpu" else CHUNK_BYTES_ON_GPU
     most = max(1, limit // max(1, per_pixel * max(size, images.size) ** 2))
-    groups = _group_by_recipe(recipes, most)
+    groups = _group_views(recipes, most)
 
     def make(group):
-        return _make_views(images, indices, recipes[group[0]], normalization, draw, group)
+        of_group = [recipes[view] for view in group]
+        return _make_views(images, indices, of_group, normalization, draw, group)
 
     # If there are too few groups for all threads, or the views are small, `_make_pixels` divides
     # the batch instead.
@@ -120,12 +121,15 @@ def augment_all(images, indices, recipes, normalization, draw):
     return [views[view] for view in range(len(recipes))]
 
 
-def _group_by_recipe(recipes, most):
-    """The numbers of the views, in lists of at most `most` views by one recipe."""
+def _group_views(recipes, most):
+    """The numbers of the views, in lists of at most `most` views that can be made together, those
+    by one recipe next to each other.
+    """
     groups = []
-    for view, recipe in enumerate(recipes):
+    for view in sorted(range(len(recipes)), key=lambda view: recipes.index(recipes[view])):
         for group in groups:
-            if recipes[group[0]] == recipe and len(group) < most:
+            alike = _fixed_settings(recipes[group[0]]) == _fixed_settings(recipes[view])
+            if alike and len(group) < most:
                 group.append(view)
                 break
         else:
@@ -133,21 +137,47 @@ def _group_by_recipe(recipes, most):
     return groups
 
 
-def _make_views(images, indices, recipe, normalization, draw, numbers):
-    """Views of these numbers by one recipe, a list; see `augment`. Their pixels lie in one tensor,
-    one view after the other.
+def _fixed_settings(recipe):
+    """The settings by which images are changed, not drawn for each. Views by recipes that share
+    them can be made together.
     """
-    indices, n_views = torch.as_tensor(indices), len(numbers)
+    return recipe.size, recipe.solarize_threshold, recipe.noise, recipe.mask_ratio
+
+
+def _make_views(images, indices, recipes, normalization, draw, numbers):
+    """Views of these numbers by recipes that share their fixed settings, a list; see `augment`.
+    Their pixels lie in one tensor, one view after the other.
+    """
+    indices, n_views, recipe = torch.as_tensor(indices), len(numbers), recipes[0]
     keys = draw.keys(images.name, numbers, indices)
 
     def draw_part(part):
-        return draw_parameters(recipe, keys[part], images.size)
+        return _draw_slice(recipes, keys, part, images.size)
 
     pixels = _make_pixels(images, indices.repeat(n_views), recipe, normalization, draw_part)
     visible = [None] * n_views
     if recipe.mask_ratio:
         visible = draw_visible(recipe, to_device(keys, images.device), draw.patch).chunk(n_views)
     return [View(*view) for view in zip(pixels.chunk(n_views), visible)]
+
+
+def _draw_slice(recipes, keys, part, source_size):
+    """The Parameters of some of the images of several views.
+
+    recipes: of the V views; keys: (V B,) int64, view by view; part: a slice of them, not empty;
+    source_size: see `draw_parameters`.
+    """
+    B, start, drawn = len(keys) // len(recipes), 0, []
+    for recipe, views in groupby(recipes):
+        stop = start + B * len(list(views))
+        rows = slice(max(start, part.start), min(stop, part.stop))
+        if rows.start < rows.stop:
+            drawn.append(draw_parameters(recipe, keys[rows], source_size))
+        start = stop
+    if len(drawn) == 1:
+        return drawn[0]
+    names = [field.name for field in fields(Parameters)]
+    return Parameters(*(torch.cat([getattr(each, name) for each in drawn]) for name in names))
 
 
 def _make_pixels(images, indices, recipe, normalization, draw_part):
@@ -171,7 +201,7 @@ def _fill(views, images, indices, parameters, recipe, normalization):
     place in the order of colour jitter are made next to each other.
     """
     B, C, size, _ = views.shape
-    order = places_of_hue(parameters, C).argsort(stable=True) if recipe.jitter else torch.arange(B)
+    order = places_of_hue(parameters, C).argsort(stable=True)
     mean, std = map(torch.tensor, normalization)
     chunk = B
     if views.device.type == "cpu":

@@ -47,19 +47,17 @@ def _steps(parameters, recipe, channels):
             steps.append((partial(_apply_to_rows, operation), tensors))
 
     steps.append(crop_step(parameters, recipe.size))
-    for turns in sorted({angle // 90 for angle in recipe.rotate} - {0}):
+    for turns in (1, 2, 3):
         turn = partial(torch.rot90, k=turns, dims=(2, 3))
         add_for_chosen(turn, parameters.quarter_turns == turns)
-    if recipe.jitter:
+    if parameters.jitter.any():
         steps.append(jitter_step(parameters, channels))
-    if recipe.grayscale and channels == 3:
+    if channels == 3:
         add_for_chosen(lambda x: _gray(x).expand_as(x), parameters.grayscale)
-    if recipe.blur:
-        radius = max(1, recipe.size // 20)  # a kernel of about a tenth of the view
-        add_for_chosen(partial(gaussian_blur, radius=radius), parameters.blur, parameters.sigma)
-    if recipe.solarize:
-        invert = partial(_invert_from, threshold=recipe.solarize_threshold)
-        add_for_chosen(invert, parameters.solarize)
+    radius = max(1, recipe.size // 20)  # a kernel of about a tenth of the view
+    add_for_chosen(partial(gaussian_blur, radius=radius), parameters.blur, parameters.sigma)
+    invert = partial(_invert_from, threshold=recipe.solarize_threshold)
+    add_for_chosen(invert, parameters.solarize)
     if recipe.noise:
         steps.append((partial(_add_noise, strength=recipe.noise), [parameters.noise_keys]))
     return steps

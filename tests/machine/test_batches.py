@@ -261,6 +261,45 @@ def test_views_come_out_the_same_one_by_one_together_and_shared_among_threads(
     assert (threading.get_ident() in {thread for _, thread in entered}) != shared
 
 
+MANY, FEW = ViewRecipe(size=8, **EVERY_OPERATION), ViewRecipe(size=8, flip=1.0, noise=0.05)
+MANY_TURNED = ViewRecipe(**MANY.model_dump() | {"rotate": [90], "blur_sigma": [1.0, 3.0]})
+
+
+@pytest.mark.parametrize("change, together", [
+    ({}, [[0, 2, 4, 1, 3]]), ({"solarize_threshold": 0.4}, [[0, 2, 4, 3], [1]]),
+    ({"noise": 0.1}, [[0, 2, 4, 3], [1]]), ({"size": 6}, [[0, 2, 4, 3], [1]]),
+    ({"mask_ratio": 0.5}, [[0, 2, 4, 3], [1]]),
+])  # fmt: skip
+def test_views_of_one_size_are_made_together_whatever_else_their_recipes_draw(
+    change, together, monkeypatch
+):
+    images, indices = made_up_split(20, 3, 8), torch.arange(20)
+    recipes = [MANY, FEW.model_copy(update=change), MANY, MANY_TURNED, MANY]
+    once, entered, made = Draw(0, "training", patch=2), [], augmentations._make_views
+    alone = [
+        augment(images, indices, recipe, NORMALIZATION[3], once, view)
+        for view, recipe in enumerate(recipes)
+    ]
+    monkeypatch.setattr(
+        augmentations, "_make_views", lambda *given: entered.append(given[5]) or made(*given)
+    )
+    views = augment_all(images, indices, recipes, NORMALIZATION[3], once)
+    assert entered == together
+    for view, expected in zip(views, alone, strict=True):
+        assert torch.equal(view.pixels, expected.pixels)
+
+
+def test_threads_divide_a_batch_wherever_its_views_change_their_recipe(monkeypatch):
+    images, indices = made_up_split(20, 3, 8), torch.arange(20)
+    given = (images, indices, [MANY, MANY, FEW], NORMALIZATION[3], Draw(0, "training"), [2, 0, 1])
+    whole = augmentations._make_views(*given)
+    for threads, images_of_a_part in ((2, 30), (3, 20), (3, 1)):
+        torch.set_num_threads(threads)
+        monkeypatch.setattr(augmentations, "CHUNK_BYTES", images_of_a_part * 4 * 3 * 8 * 8)
+        parts = augmentations._make_views(*given)
+        assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(parts, whole, strict=True))
+
+
 def test_small_views_of_large_images_are_not_made_together(monkeypatch):
     images, entered, made = made_up_split(20, 3, 32), [], augmentations._make_views
     monkeypatch.setattr(
