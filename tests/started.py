@@ -35,7 +35,7 @@ else:
     sys.exit()
 os.setsid()
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background
-files = [open(os.devnull), *(open(path, "w") for path in request["files"])]
+files = [open(os.devnull), *(open(path, "a") for path in request["files"])]
 for number, file in enumerate(files):
     os.dup2(file.fileno(), number)
     file.close()
@@ -44,25 +44,37 @@ os.environ.clear()
 os.environ.update(request["environment"])
 sys.argv = request["command"]
 places = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-sys.path[:1] = [os.path.dirname(sys.argv[0]), *filter(None, places)]
-runpy.run_path(sys.argv[0], run_name="__main__")
+if sys.argv[0] == "-m":
+    sys.argv = sys.argv[1:]
+    sys.path[:1] = [os.getcwd(), *filter(None, places)]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+else:
+    sys.path[:1] = [os.path.dirname(sys.argv[0]), *filter(None, places)]
+    runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
 @functools.cache
-def forking_process():
-    """The process that forks. It ends with this one, which closes the pipe that it reads."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+def pipes():
+    """(requests, answers): text files to and from the process that forks. It ends with this one,
+    which closes the pipe that it reads.
+
+    Of a child of the tests, tests/fork.py, they are those of the tests, which FORKS names.
+    """
+    if "FORKS" in os.environ:
+        return tuple(map(os.fdopen, map(int, os.environ["FORKS"].split()), "wr"))
+    ends = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     command = [sys.executable, "-c", FORKS]
-    return subprocess.Popen(command, text=True, start_new_session=True, **pipes)
+    process = subprocess.Popen(command, text=True, start_new_session=True, **ends)
+    return process.stdin, process.stdout
 
 
 def ask(request):
     """The answer of the process that forks to a request, both JSON."""
-    process = forking_process()
-    process.stdin.write(json.dumps(request) + "\n")
-    process.stdin.flush()
-    return json.loads(process.stdout.readline())
+    requests, answers = pipes()
+    requests.write(json.dumps(request) + "\n")
+    requests.flush()
+    return json.loads(answers.readline())
 
 
 class Started:
