@@ -41,15 +41,6 @@ performance.mark = (name) => {
 """
 
 
-# The browser is never idle until the test says so.
-HOLD_IDLE = """
-window.requestIdleCallback = (work) => {
-  window.whenIdle = work;
-  document.documentElement.classList.add("held");
-};
-"""
-
-
 def test_the_gallery_is_usable_before_plotly_is_evaluated(browser, report_file):
     page = browser.new_page()
     page.add_init_script(WATCH)
@@ -57,20 +48,6 @@ def test_the_gallery_is_usable_before_plotly_is_evaluated(browser, report_file):
     page.locator("#scatter").scroll_into_view_if_needed()
     page.wait_for_function("window.Plotly")
     assert page.evaluate("window.whenUsable") == {"cards": 40, "plotly": False}
-    page.close()
-
-
-def test_plotly_is_evaluated_once_the_browser_has_nothing_else_to_do(browser, report_file):
-    page = browser.new_page()
-    page.add_init_script(HOLD_IDLE)
-    page.goto(report_file.as_uri())
-    page.locator("#scatter").scroll_into_view_if_needed()
-    page.wait_for_selector("html.held")
-    page.locator("#gallery .card").first.click()  # answered meanwhile
-    page.wait_for_selector("#panel[open]")
-    assert not page.evaluate("Boolean(window.Plotly)")
-    page.evaluate("window.whenIdle()")
-    page.wait_for_selector("#scatter .main-svg")
     page.close()
 
 

@@ -1,27 +1,17 @@
 // Figures, drawn by plotly as SVG from descriptions of their traces, in the colours of the page.
 
 let plotly = null; // a promise of window.Plotly
-const MOST_WAITING = 2000;
 const drawn = new Map(); // figure's place: how to draw it again
 
-/** A promise of plotly. Its source is text until then. To evaluate it takes a second or so, in which
- * the page answers nothing, so that what the reader does in the meantime comes first. */
+/** A promise of plotly. Its source is text until then: to evaluate it takes a second or so. */
 function loadPlotly() {
   plotly ??= new Promise((resolve) => {
-    whenIdle(() => {
-      const source = document.getElementById("plotly-source");
-      document.head.append(element("script", { textContent: source.textContent }));
-      source.textContent = "";
-      resolve(window.Plotly);
-    });
+    const source = document.getElementById("plotly-source");
+    document.head.append(element("script", { textContent: source.textContent }));
+    source.textContent = "";
+    resolve(window.Plotly);
   });
   return plotly;
-}
-
-/** Call a function once the browser has nothing else to do, in MOST_WAITING milliseconds at last. */
-function whenIdle(work) {
-  if (window.requestIdleCallback) requestIdleCallback(work, { timeout: MOST_WAITING });
-  else setTimeout(work); // Safari
 }
 
 /** Draw every figure when it comes near to the window, and again when light and dark change. */
