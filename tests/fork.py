@@ -19,7 +19,8 @@ def main():
         request = {
             "command": sys.argv[1:],
             "folder": os.getcwd(),
-            "environment": dict(os.environ),
+            # not FORKS: the fork has no such pipes
+            "environment": {name: os.environ[name] for name in os.environ if name != "FORKS"},
             "files": [output.name, output.name],
         }
         pid = ask(request)

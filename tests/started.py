@@ -59,7 +59,7 @@ def pipes():
     """(requests, answers): text files to and from the process that forks. It ends with this one,
     which closes the pipe that it reads.
 
-    Of a child of the tests, tests/fork.py, they are those of the tests, which FORKS names.
+    tests/fork.py, which a test starts, gets those of the test; FORKS has their numbers.
     """
     if "FORKS" in os.environ:
         return tuple(map(os.fdopen, map(int, os.environ["FORKS"].split()), "wr"))
