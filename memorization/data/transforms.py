@@ -21,10 +21,11 @@ _FIRST_NOISE_SLOT = 64
 def transform(pixels, parameters, recipe, *last):
     """Apply drawn parameters, which are sent to the device of the pixels in one copy.
 
-    pixels: (B, C, H, W) uint8; parameters: Parameters, on the CPU; last: steps to be done after
-    those of the recipe, each an operation and the tensors on the CPU that it takes after the
-    pixels. Returns what comes out of the last step, without such (B, C, size, size) float32 in [0,
-    1], before normalization.
+    pixels: (B, C, H, W) uint8; parameters: Parameters, on the CPU, perhaps of several recipes;
+    recipe: one of them, whose settings count that are not drawn; last: steps to be done after those
+    of the recipe, each an operation and the tensors on the CPU that it takes after the pixels.
+    Returns what comes out of the last step; if none is given, (B, C, size, size) float32 in [0, 1],
+    before normalization.
     """
     operations, tensors = zip(*_steps(parameters, recipe, pixels.shape[1]), *last)
     x = pixels
@@ -34,7 +35,7 @@ def transform(pixels, parameters, recipe, *last):
 
 
 def _steps(parameters, recipe, channels):
-    """The operations of a recipe in order, each with the tensors that it takes after the pixels.
+    """The operations in order, each with the tensors that it takes after the pixels.
 
     An operation that changes no image is left out.
     """
