@@ -175,7 +175,7 @@ def maps_in(folder):
 
 def test_a_preparation_that_is_killed_again_and_again_ends_as_one_that_was_not(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 500, 500, 3), dtype=np.uint8)
-    for i in range(3000):
+    for i in range(600 + 200 * KILLS_OF_OTHERS):
         folder = tmp_path / "images" / ("val" if i % 30 == 0 else "train") / f"class_{i // 30 % 2}"
         folder.mkdir(parents=True, exist_ok=True)
         first = tmp_path / f"{i % 8}.jpg"
@@ -183,7 +183,7 @@ def test_a_preparation_that_is_killed_again_and_again_ends_as_one_that_was_not(t
             Image.fromarray(pixels[i]).save(first)
         os.link(first, folder / f"{i:04d}.jpg")  # the same bytes under another name
     data = {"name": "image_folder", "root": str(tmp_path / "images"), "size": 16}
-    subsets = {"shared": 1400, "candidate": 700, "independent": 700, "external": 90}
+    subsets = {"shared": 300, "candidate": 200, "independent": 200, "external": 24}
     changes = {"data": data, "subsets": subsets, "training.epochs": 1, "training.batch_size": 256}
     whole, killed, whole_run, killed_run = experiments(tmp_path, changes)
     finish(train_simclr, "--config", whole, "--data.prepared", str(tmp_path / "whole/maps"))
