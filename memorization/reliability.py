@@ -11,7 +11,7 @@ import itertools
 import math
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from memorization.significance import mean_and_spread
 
@@ -193,8 +193,8 @@ def expected_overlap(correlation):
     if not -1 <= correlation <= 1:
         return float("nan")
     covariance = [[1.0, correlation], [correlation, 1.0]]
-    both = stats.multivariate_normal([0.0, 0.0], covariance, allow_singular=True)
-    return float(both.cdf(np.full(2, stats.norm.ppf(1 / TOP))) * TOP)
+    both = scipy.stats.multivariate_normal([0.0, 0.0], covariance, allow_singular=True)
+    return float(both.cdf(np.full(2, scipy.stats.norm.ppf(1 / TOP))) * TOP)
 
 
 def _complete(*arrays):
@@ -216,11 +216,11 @@ def _has_ranking(scores):
 
 
 def _spearman(first, second):
-    return float(stats.spearmanr(first, second).statistic)
+    return float(scipy.stats.spearmanr(first, second).statistic)
 
 
 def _kendall(first, second):
-    return float(stats.kendalltau(first, second).statistic)
+    return float(scipy.stats.kendalltau(first, second).statistic)
 
 
 def _overlap(first, second):

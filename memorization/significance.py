@@ -6,7 +6,7 @@ show how much pairs differ.
 """
 
 import numpy as np
-from scipy import stats
+import scipy
 
 BOOTSTRAP_RESAMPLES = 2000
 LEVEL = 0.95  # of intervals
@@ -41,7 +41,7 @@ def welch_test(greater, smaller, noise=(0.0, 0.0)):
     noise: the mean variance of a value of each that the choice of views alone leaves. Returns t, p,
     Cohen's d, and Cohen's d free of that noise, as a dict.
     """
-    result = stats.ttest_ind(greater, smaller, equal_var=False, alternative="greater")
+    result = scipy.stats.ttest_ind(greater, smaller, equal_var=False, alternative="greater")
     return {
         "t": float(result.statistic),
         "p": float(result.pvalue),
@@ -55,7 +55,7 @@ def one_sample_test(values, alternative):
 
     alternative: "greater", "less" or "two-sided". Returns t, p and Cohen's d as a dict.
     """
-    result = stats.ttest_1samp(values, 0.0, alternative=alternative)
+    result = scipy.stats.ttest_1samp(values, 0.0, alternative=alternative)
     return {
         "t": float(result.statistic),
         "p": float(result.pvalue),
@@ -68,7 +68,7 @@ def paired_test(first, second):
 
     first, second: (n,), one value a seed. Returns t, p, n and the mean difference as a dict.
     """
-    result = stats.ttest_rel(first, second, alternative="greater")
+    result = scipy.stats.ttest_rel(first, second, alternative="greater")
     difference = float(np.mean(np.subtract(first, second)))
     return {
         "t": float(result.statistic),
@@ -128,7 +128,7 @@ def q_values(p):
     p = np.asarray(p, np.float64)
     q, known = np.full(p.shape, np.nan), ~np.isnan(p)
     if known.any():
-        q[known] = stats.false_discovery_control(p[known], method="bh")
+        q[known] = scipy.stats.false_discovery_control(p[known], method="bh")
     return q
 
 
@@ -169,7 +169,7 @@ def bootstrap_interval(statistic, *samples, seed=0):
 
 def _bootstrap(statistic, samples, seed):
     """scipy's result of a bootstrap; see `bootstrap_interval`."""
-    return stats.bootstrap(
+    return scipy.stats.bootstrap(
         samples,
         statistic,
         n_resamples=BOOTSTRAP_RESAMPLES,
@@ -207,8 +207,8 @@ def clopper_pearson(share, n):
     images; share * n need not be whole if it is a mean over encoders.
     """
     k, tail = share * n, (1 - LEVEL) / 2
-    low = stats.beta.ppf(tail, k, n - k + 1) if k > 0 else 0.0
-    high = stats.beta.ppf(1 - tail, k + 1, n - k) if k < n else 1.0
+    low = scipy.stats.beta.ppf(tail, k, n - k + 1) if k > 0 else 0.0
+    high = scipy.stats.beta.ppf(1 - tail, k + 1, n - k) if k < n else 1.0
     return [float(low), float(high)]
 
 
@@ -235,7 +235,7 @@ def interval_of_share(candidates, external):
     variance = of_images + of_seeds
     if variance:
         freedom = variance**2 / (of_images**2 / (n - 1) + of_seeds**2 / max(1, seeds - 1))
-        half = float(stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(variance))
+        half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(variance))
         low, high = min(low, max(0.0, share - half)), max(high, min(1.0, share + half))
     return [low, high]
 

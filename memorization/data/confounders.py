@@ -6,8 +6,7 @@ import itertools
 from collections import Counter
 
 import numpy as np
-from scipy.stats import chi2_contingency
-from scipy.stats.contingency import association
+import scipy
 
 from memorization.data.duplicates import digests_of_subsets, number_digests
 from memorization.data.subsets import SUBSETS
@@ -142,12 +141,14 @@ def compare_classes(histograms):
     table = table[:, table.any(axis=0)]
     if min(table.shape) < 2:
         return None
-    test = chi2_contingency(table, correction=False)
+    test = scipy.stats.chi2_contingency(table, correction=False)
     return {
         "chi_square": float(test.statistic),
         "degrees_of_freedom": int(test.dof),
         "p": float(test.pvalue),
-        "cramers_v": float(association(table, method="cramer", correction=False)),
+        "cramers_v": float(
+            scipy.stats.contingency.association(table, method="cramer", correction=False)
+        ),
     }
 
 

@@ -8,9 +8,8 @@ near duplicates if they are far closer to each other than other images are to ei
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from memorization.data.subsets import SUBSETS
@@ -276,7 +275,8 @@ def join_groups(groups, rows, columns):
     (n,) int64, numbers below n; rows, columns: (p,) int64, images.
     """
     links = np.ones(len(rows), dtype=bool), (groups[rows], groups[columns])
-    return connected_components(coo_array(links, shape=(len(groups),) * 2))[1][groups]
+    graph = scipy.sparse.coo_array(links, shape=(len(groups),) * 2)
+    return scipy.sparse.csgraph.connected_components(graph)[1][groups]
 
 
 def _nearest_distances(vectors, groups):

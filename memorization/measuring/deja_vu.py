@@ -7,9 +7,9 @@ from typing import Literal
 
 import numpy as np
 import pydantic
+import scipy
 import torch
 from pydantic import Field
-from scipy import stats
 
 from memorization.data.subsets import ROLES
 from memorization.errors import WrongUse
@@ -298,7 +298,7 @@ def mcnemar_p(right_target, right_reference):
     forgotten = (right_reference & ~right_target).sum()
     if memorized + forgotten == 0:
         return 1.0
-    return float(stats.binomtest(memorized, memorized + forgotten).pvalue)
+    return float(scipy.stats.binomtest(memorized, memorized + forgotten).pvalue)
 
 
 def agreement(one, other, top):
@@ -307,6 +307,6 @@ def agreement(one, other, top):
     """
     first, second = (set(by_confidence(values)[:top].tolist()) for values in (one, other))
     return {
-        "kendall_tau": float(stats.kendalltau(one, other).statistic),
+        "kendall_tau": float(scipy.stats.kendalltau(one, other).statistic),
         "top_overlap": len(first & second) / top,
     }

@@ -3,7 +3,7 @@ attentions and perceptrons of transformers.
 """
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from memorization.data.subsets import SUBSETS
 from memorization.results import Checkpoint, Summary
@@ -156,8 +156,8 @@ def rank_correlations(depths, rows):
     """Spearman's correlation of the depths with every row, (R,); NaN if all of a row are equal.
     depths: (L,); rows: (R, L).
     """
-    ranks = stats.rankdata(rows, axis=1)
-    x = stats.rankdata(depths) - (len(depths) + 1) / 2
+    ranks = scipy.stats.rankdata(rows, axis=1)
+    x = scipy.stats.rankdata(depths) - (len(depths) + 1) / 2
     y = ranks - (len(depths) + 1) / 2
     norms = np.sqrt((x @ x) * (y * y).sum(1))
     return np.divide(y @ x, norms, out=np.full(len(rows), np.nan), where=norms > 0)

@@ -9,8 +9,8 @@ import io
 from typing import Annotated, Literal
 
 import numpy as np
+import scipy
 from pydantic import Field
-from scipy import stats
 
 from memorization.data.subsets import ROLES, SUBSETS
 from memorization.errors import WrongUse
@@ -301,7 +301,7 @@ def _spearman(pairs):
     """
     if not pairs or not all(np.ptp(one) > 0 for pair in pairs for one in pair):
         return None
-    value = float(np.mean([stats.spearmanr(*pair).statistic for pair in pairs]))
+    value = float(np.mean([scipy.stats.spearmanr(*pair).statistic for pair in pairs]))
     half = 1.96 * np.sqrt((1 + value**2 / 2) / (len(pairs[0][0]) - 3))
     center = np.arctanh(np.clip(value, -1 + 1e-12, 1 - 1e-12))
     return {"value": value, "interval_95": [float(np.tanh(center + s * half)) for s in (-1, 1)]}

@@ -3,9 +3,9 @@ nothing.
 """
 
 import numpy as np
+import scipy
 import torch
 import torch.nn.functional as F
-from scipy.stats import rankdata
 
 from memorization.data.duplicates import find_duplicates, fingerprints_of
 from memorization.data.randomness import permutation
@@ -141,7 +141,7 @@ def _exchange_labels(is_member, fold):
 
 def _aucs_by_column(signals, labels):
     """The AUC of every column, (K,). signals, labels: (n, K), labels 1 or 0, of both kinds."""
-    ranks, n_members = rankdata(signals, axis=0), labels[:, 0].sum()
+    ranks, n_members = scipy.stats.rankdata(signals, axis=0), labels[:, 0].sum()
     below = (ranks * labels).sum(0) - n_members * (n_members + 1) / 2
     return below / (n_members * (len(labels) - n_members))
 

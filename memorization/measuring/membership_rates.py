@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
+import scipy
 
 from memorization.significance import LEVEL, clopper_pearson, mean_and_spread
 
@@ -43,7 +43,9 @@ def auc(losses_of_seen, losses_of_unseen, axis=-1):
     every seen image is aligned better (Mann and Whitney 1947). Both: (..., n).
     """
     n, m = losses_of_seen.shape[axis], losses_of_unseen.shape[axis]
-    ranks = rankdata(np.concatenate([losses_of_seen, losses_of_unseen], axis), axis=axis)
+    ranks = scipy.stats.rankdata(
+        np.concatenate([losses_of_seen, losses_of_unseen], axis), axis=axis
+    )
     of_seen = np.take(ranks, range(n), axis).sum(axis)
     return 1 - (of_seen - n * (n + 1) / 2) / (n * m)
 

@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.cluster.vq import kmeans2
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import connected_components
+import scipy
 
 from memorization.data.randomness import permutation
 from memorization.normalization import normalize_rows
@@ -110,8 +108,8 @@ def duplicate_groups(values, threshold):
             raise ValueError(f"{too_many} at a similarity of {threshold}")
     rows, columns = np.concatenate(rows), np.concatenate(columns)
     ones, shape = np.ones(len(rows), dtype=bool), (len(values), len(values))
-    links = csr_matrix((ones, (rows, columns)), shape=shape)
-    return connected_components(links, directed=False)[1].astype(np.int64)
+    links = scipy.sparse.csr_matrix((ones, (rows, columns)), shape=shape)
+    return scipy.sparse.csgraph.connected_components(links, directed=False)[1].astype(np.int64)
 
 
 def distances_to_centres(values, clusters, seed):
@@ -125,7 +123,7 @@ def distances_to_centres(values, clusters, seed):
     if clusters >= len(values) or np.ptp(values, axis=0).max() < 1e-6:
         too_few = f"{clusters} clusters of {len(values)} samples, or samples that are all alike"
         raise ValueError(f"{too_few}, tell nothing of what is typical")
-    centres, nearest = kmeans2(
+    centres, nearest = scipy.cluster.vq.kmeans2(
         values.astype(np.float64), clusters, iter=100, minit="++", rng=np.random.default_rng(seed)
     )
     return np.linalg.norm(values - centres[nearest], axis=1)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import numpy as np
 import pydantic
-from scipy import stats
+import scipy
 
 from memorization.data.subsets import SUBSETS
 from memorization.fields import Distinct, Seed
@@ -233,7 +233,7 @@ def error_of_precision(scores, pair, images, rows, settings, of_training):
     off = rough - exact.score
     correlation = None
     if np.ptp(rough) and np.ptp(exact.score):
-        correlation = float(stats.spearmanr(rough, exact.score).statistic)
+        correlation = float(scipy.stats.spearmanr(rough, exact.score).statistic)
     return {
         "against": "fp32",
         "seed": pair.seed,

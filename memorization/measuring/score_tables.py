@@ -5,7 +5,7 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.io
+import scipy
 
 from memorization.alignment import memorization_score
 from memorization.data.subsets import SUBSETS, first_by_hash

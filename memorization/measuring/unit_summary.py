@@ -1,7 +1,7 @@
 """What summary.json says of units, and what the screen shows."""
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from memorization.errors import escape
 from memorization.machine.screen import say
@@ -197,7 +197,7 @@ def _correlation(indices, counts, scores, seed):
         return {"images": len(places), "spearman": None, "interval_95": None}
 
     def correlation(rows, axis=-1):
-        ranks = [stats.rankdata(values[rows], axis=axis) for values in both]
+        ranks = [scipy.stats.rankdata(values[rows], axis=axis) for values in both]
         deviations = [of - of.mean(axis, keepdims=True) for of in ranks]
         products = (deviations[0] * deviations[1]).sum(axis)
         lengths = [np.sqrt(np.square(of).sum(axis)) for of in deviations]

@@ -320,8 +320,9 @@ def test_settings_of_other_encoders_are_not_recorded():
     }  # fmt: skip
 
 
-def test_help_imports_no_optional_package():
+def test_help_imports_no_optional_package_and_nothing_that_only_measuring_needs():
     code = "import sys, train_simclr\ntry: train_simclr.main(['--help'])\nexcept SystemExit: pass\n"
-    code += "assert not {'timm', 'transformers', 'safetensors', 'pyarrow'} & set(sys.modules)"
+    code += "assert not {'timm', 'transformers', 'safetensors', 'pyarrow'} & set(sys.modules)\n"
+    code += "assert not {'scipy.stats', 'scipy.cluster', 'matplotlib.figure'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "--encoder.model" in done.stdout, done.stderr
