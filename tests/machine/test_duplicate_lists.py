@@ -17,7 +17,7 @@ from conftest import (
     write_experiment,
 )
 from PIL import Image
-from test_processes import torchrun
+from test_processes import start_together
 
 from memorization.config import read_config
 from memorization.data.duplicates import Duplicates
@@ -284,9 +284,10 @@ def test_two_processes_list_and_draw_what_one_does(folder):
     }
     path = four_classes_config(folder, changes)
     train(path, *options)
-    ended = torchrun("train_simclr.py", "--config", path, "--run", str(folder / "two"), *options)
-    assert ended.returncode == 0, ended.stderr
-    assert len(re.findall("^duplicates: ", ended.stdout, re.MULTILINE)) == 1
+    options += ["--config", path, "--run", str(folder / "two")]
+    first, second = start_together("train_simclr.py", *options)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert len(re.findall("^duplicates: ", first.stdout + second.stdout, re.MULTILINE)) == 1
     for name in ("duplicates.csv",):
         assert (folder / "run" / name).read_bytes() == (folder / "two" / name).read_bytes()
     one, two = (load_subsets(folder / run / "subsets.npz") for run in ("run", "two"))

@@ -105,24 +105,21 @@ def test_two_processes_train_what_one_trains_and_what_they_began_one_ends(method
 
 def test_several_processes_measure_what_one_measures(scored_run, tmp_path):
     path, run = scored_run
-    measure = [
-        "--probe.train_images",
-        "300",
-        "--probe.epochs",
-        "3",
-        "--probe.warmup_epochs",
-        "1",
-        "--dejavu.k",
-        "5",
-        "--scores.batch_size",
-        "16",
-    ]
+    options = {
+        memorization_scores: ["--scores.batch_size", "16"],
+        dejavu: ["--dejavu.k", "5"],
+        linear_probing_train: [
+            *("--probe.train_images", "300"),
+            *("--probe.epochs", "3"),
+            *("--probe.warmup_epochs", "1"),
+        ],
+    }
     for folder in ("one", "two"):
         shutil.copytree(run, tmp_path / folder)
-    for script in (memorization_scores, dejavu, linear_probing_train):
-        script.main(["--config", path, *measure, "--run", str(tmp_path / "one")])
+    for script, changes in options.items():
+        script.main(["--config", path, *changes, "--run", str(tmp_path / "one")])
         start = torchrun if script is linear_probing_train else start_together
-        ended = start(script.__file__, "--config", path, *measure, "--run", str(tmp_path / "two"))
+        ended = start(script.__file__, "--config", path, *changes, "--run", str(tmp_path / "two"))
         for process in ended:
             assert process.returncode == 0, process.stderr
     for name in ("scores/scores.csv", "dejavu/k_5/dejavu.csv"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import four_classes_config, score, train, write_experiment
 from scipy import stats
-from test_processes import torchrun
+from test_processes import start_together
 
 import train_simclr
 import unit_memorization
@@ -212,8 +212,8 @@ def test_two_processes_measure_what_one_measures_in_other_batches(scored_run, tm
     one, two = (shutil.copytree(run, tmp_path / name) for name in ("one", "two"))
     folder = measure(path, one, *options)
     command = ["unit_memorization.py", "--config", path, "--run", str(two), *QUICK, *options]
-    ended = torchrun(*command, "--units.batch_size", "7")
-    assert ended.returncode == 0, ended.stderr
+    first, second = start_together(*command, "--units.batch_size", "7")
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert_alike(arrays_of(folder), arrays_of(two / folder.relative_to(one)))
 
 
