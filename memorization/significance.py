@@ -220,9 +220,10 @@ def interval_of_share(candidates, external):
     other images and other seeds. Its variance is a sum of two: that of a bootstrap of the
     candidates and of S_E, as the percentile is uncertain, too; and that of a jackknife, which
     leaves out one seed after the other. Degrees of freedom are those of Welch and Satterthwaite.
-    Chance in the score of one image by one seed is in both variances, so the interval is too wide
-    rather than too narrow. It is never narrower than Clopper and Pearson's. Of fewer than two
-    images in a list it is [0, 1].
+    Chance in the score of one image by one seed is in both variances, which makes the interval of
+    many seeds a little too wide. That of two or three seeds that differ much is too narrow, and so
+    is that of fewer than about 100 images of S_E: docs/reliability.md. It is never narrower than
+    Clopper and Pearson's. Of fewer than two images in a list it is [0, 1].
     """
     (seeds, n), m = candidates.shape, external.shape[1]
     if min(n, m) < 2:

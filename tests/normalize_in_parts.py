@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch  # noqa: E402
-import torch._dynamo  # noqa: E402, F401; DistributedDataParallel imports it
+import torch._dynamo  # noqa: E402, F401 - DistributedDataParallel imports it
 import torch.distributed as dist  # noqa: E402
 import torch.nn as nn  # noqa: E402
 

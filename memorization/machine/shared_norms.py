@@ -17,11 +17,9 @@ from memorization.machine import processes
 
 
 def find_own_norm(module):
-    """The name of a batch norm with a forward pass of its own, which processes cannot share, or
-    None.
-    """
+    """The name of a batch norm of a class of its own, which processes cannot share, or None."""
     for name, norm in _find_norms(module):
-        if type(norm).forward not in _shared_classes():
+        if type(norm) not in _shared_classes():
             return name
     return None
 
@@ -32,7 +30,7 @@ def share_norms(module):
     """
     if processes.count() > 1:
         for _, norm in _find_norms(module):
-            norm.__class__ = _shared_classes()[type(norm).forward]
+            norm.__class__ = _shared_classes()[type(norm)]
     return module
 
 
@@ -43,13 +41,11 @@ def _find_norms(module):
 
 
 def _shared_classes():
-    """{forward pass of a batch norm: the class that does the same with the whole batch}."""
-    classes = {
-        nn.modules.batchnorm._BatchNorm.forward: SharedBatchNorm,
-        nn.SyncBatchNorm.forward: SharedBatchNorm,
-    }
+    """{class of a batch norm: the one that does the same with the whole batch}."""
+    plain = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
+    classes = dict.fromkeys(plain, SharedBatchNorm)
     if "timm.layers" in sys.modules:
-        classes[sys.modules["timm.layers"].BatchNormAct2d.forward] = SharedBatchNormAct
+        classes[sys.modules["timm.layers"].BatchNormAct2d] = SharedBatchNormAct
     return classes
 
 

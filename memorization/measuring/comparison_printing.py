@@ -19,7 +19,7 @@ TABLE = {
     "reliability": ("reliability", ".2f"),
     "accuracy": ("accuracy", ".1%"),
 }
-OF_OTHERS = "for other images and other seeds"  # what this interval is of
+OF_OTHERS = "for other images and, of several seeds, other seeds"  # what this interval is of
 LONGEST = 24  # characters of a name
 MATRICES = {"tau": "Kendall's tau", "overlap": "first tenth in common"}
 

@@ -94,21 +94,25 @@ def missing_measurement(run, section, what, *options):
     if section == "removal" and not trained:
         return missing_result(f"{what} Others trained the encoders.", None)
     if not set(roles) <= set(run.trained_roles):
-        return missing_result(f"{what} It takes g, which this run does not have.", None)
+        instead = type(getattr(run.config, section)).WITHOUT_G
+        words = f"{what} It takes g, which this run does not have; {instead}."
+        return missing_result(words, None)
+    if section == "removal" and len(run.subsets.shared):
+        options = *options, "--removal.candidates_only", "true"  # the others have no score
     after = ""
-    if not all(map(exists, _encoder_files(run))):
+    if not has_encoders(run):
         after = "After the training" if trained else "After the import"
     elif section == "removal" and not exists(run.scores_output().folder / SUMMARY):
         after = "After the memorization scores"
     return missing_result(what, command_of(run, section, *options), after)
 
 
-def _encoder_files(run):
-    """The files of all encoders that a Run has once it is trained; what can be measured of f alone
-    is measured of g, too, if there is one.
+def has_encoders(run):
+    """Whether all encoders of a Run are there. What can be measured of f alone is measured of g,
+    too, if the run has one.
     """
     folders = [run.folder_of(seed, role) for seed in run.seeds for role in run.trained_roles]
-    return [folder / "encoder.pt" for folder in folders]
+    return all(exists(folder / "encoder.pt") for folder in folders)
 
 
 def command_of_encoders(run):

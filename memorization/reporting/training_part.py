@@ -14,7 +14,11 @@ from memorization.reporting.blocks import (
     trace,
     warning,
 )
-from memorization.reporting.result_folders import command_of_encoders, missing_measurement
+from memorization.reporting.result_folders import (
+    command_of_encoders,
+    has_encoders,
+    missing_measurement,
+)
 from memorization.reporting.score_parts import TITLES
 from memorization.training.log import whole_lines
 
@@ -31,8 +35,9 @@ def training_part(run, checkpoints):
     logs = {role: _read_logs(run, role) for role in ROLES}
     logs = {role: of_seeds for role, of_seeds in logs.items() if of_seeds}
     if not logs:
-        no_logs = missing_result("There are no training logs.", command_of_encoders(run))
-        return part("training", "Training", no_logs)
+        # a training that is finished is left alone, and writes no log again
+        command = None if has_encoders(run) else command_of_encoders(run)
+        return part("training", "Training", missing_result("There are no training logs.", command))
     state, scores = _unfinished(run), _scores(run, checkpoints)
     plots = _losses(logs, not state), _accuracies(logs)
     return part("training", "Training", *state, *plots, *scores)

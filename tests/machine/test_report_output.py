@@ -104,9 +104,25 @@ def test_a_command_that_cannot_work_yet_is_said_to_come_later(pool, tmp_path):
     assert shlex.split(command_in(page, "training"))[1] == "train_simclr.py"
 
 
+def test_a_removal_of_a_run_with_shared_images_ranks_the_candidates_alone(
+    scored_run, pool, tmp_path
+):
+    words = shlex.split(command_in(make_page(tmp_path, scored_run[1]), "removal"))
+    assert words[words.index("--removal.candidates_only") + 1] == "true"
+    assert "candidates_only" not in command_in(make_page(tmp_path, pool[1]), "removal")
+
+
 def test_a_training_that_has_not_begun_names_its_command(pool, tmp_path):
     run = derive_run(pool[1], tmp_path / "run")
     assert shlex.split(command_in(make_page(tmp_path, run), "training"))[1] == "train_simclr.py"
+
+
+def test_a_finished_training_without_logs_names_no_command(pool, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(pool[1], run, ignore=shutil.ignore_patterns("log.jsonl"))
+    page = make_page(tmp_path, run)
+    assert "There are no training logs." in page.text
+    assert "There are no training logs. The command" not in page.text
 
 
 def test_a_training_that_is_not_finished_is_said_to_be_so(run_copy, tmp_path):
