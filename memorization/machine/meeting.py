@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -170,7 +171,11 @@ def _meet(place, wait):
 
 
 def _connect(place, store, device, wait):
-    """Connect this process with the others, which have met in a store."""
+    """Connect this process with the others, which have met in a store.
+
+    It returns once all of them are connected: one that leaves earlier breaks the connections that
+    others are still making. Raises WrongUse, in all of them, if one cannot be connected.
+    """
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     wait.for_whom = (
         "connections to the others; GLOO_SOCKET_IFNAME names the network that leads to them"
@@ -184,8 +189,16 @@ def _connect(place, store, device, wait):
             world_size=place.n_processes,
             timeout=processes.PATIENCE,
         )
+        store.add("connected", 1)
+        while store.add("connected", 0) < place.n_processes:
+            if store.check(["unconnected"]):
+                raise RuntimeError(store.get("unconnected").decode())
+            wait.go_on(wait.for_whom)
     except RuntimeError as error:
         reason = _first_line(error)
+        with suppress(dist.DistError):  # the process of the store is gone
+            store.set("unconnected", reason)
+        processes.wait_for_farewells(store, place.n_processes, place.rank == 0)
         fault = f"no connection to the other processes ({reason})"
         raise WrongUse(f"{fault}; GLOO_SOCKET_IFNAME names the network") from None
 

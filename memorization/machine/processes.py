@@ -90,19 +90,22 @@ def exit_together(main):
             return main(argv)
         except SystemExit as end:
             if count() > 1 and meeting_point is not None:
-                with suppress(dist.DistError):  # the process of the store is gone
-                    _wait_for_farewells()
+                wait_for_farewells(meeting_point, count(), is_first())
                 os._exit(end.code)
             raise
 
     return run
 
 
-def _wait_for_farewells():
-    n_ended, start = meeting_point.add("ended", 1), time.monotonic()
-    while is_first() and n_ended < count() and time.monotonic() - start < FAREWELL:
-        time.sleep(0.05)
-        n_ended = meeting_point.add("ended", 0)
+def wait_for_farewells(store, n_processes, first):
+    """Say in a store that this process ends. If it is the first one, wait until all have said so,
+    FAREWELL seconds at most.
+    """
+    with suppress(dist.DistError):  # the process of the store is gone
+        n_ended, start = store.add("ended", 1), time.monotonic()
+        while first and n_ended < n_processes and time.monotonic() - start < FAREWELL:
+            time.sleep(0.05)
+            n_ended = store.add("ended", 0)
 
 
 def claim_report():

@@ -393,6 +393,35 @@ def test_processes_that_cannot_reach_each_other_end_with_one_line_each(tmp_path,
     )
 
 
+def connected_and_then(*lines):
+    """Lines of a script: the first process is connected and then does what these lines say, while
+    the second one goes on.
+    """
+    return [
+        "connect = torch.distributed.init_process_group",
+        "def connect_and_more(*arguments, rank, **options):",
+        "    connect(*arguments, rank=rank, **options)",
+        "    if rank == 0:",
+        *(f"        {line}" for line in lines),
+        "torch.distributed.init_process_group = connect_and_more",
+    ]
+
+
+def test_a_process_leaves_a_meeting_once_all_are_connected(tmp_path):
+    """Earlier it would break a connection that another one is still making."""
+    before = connected_and_then("time.sleep(0.5)", f"open('{tmp_path}/connected', 'w').close()")
+    body = [f"raise WrongUse('connected' if os.path.exists('{tmp_path}/connected') else 'early')"]
+    codes, lines = ended_together(body, tmp_path, before)
+    assert codes == [2, 2] and lines == ["error: connected"]
+
+
+def test_if_one_process_cannot_be_connected_all_end(tmp_path):
+    before = connected_and_then("raise RuntimeError('no way')")
+    codes, lines = ended_together(["pass"], tmp_path, before)
+    fault = "no connection to the other processes (no way); GLOO_SOCKET_IFNAME names the network"
+    assert codes == [2, 2] and lines == 2 * [f"error: {fault}"]
+
+
 def test_a_port_that_is_taken_is_named(environment):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -401,23 +430,20 @@ def test_a_port_that_is_taken_is_named(environment):
             meeting.join(torch.device("cpu"))
 
 
-def ended_together(body, tmp_path):
+def ended_together(body, tmp_path, before=()):
     """(exit codes, lines on stderr) of two processes that meet, and then do what the body of a
-    function says.
+    function says. before: lines that come before the meeting.
     """
     script = tmp_path / "script.py"
-    lines = ["import os, sys, torch", "from memorization.machine import meeting, processes"]
+    lines = ["import os, sys, time, torch", "from memorization.machine import meeting, processes"]
     lines += [
         "from memorization.errors import WrongUse",
         "from memorization.machine.command import one_line_errors",
         "@one_line_errors",
         "def main(argv):",
     ]
-    lines += [
-        "    meeting.join(torch.device('cpu'))",
-        *(f"    {line}" for line in body),
-        "main(None)",
-    ]
+    lines += [f"    {line}" for line in [*before, "meeting.join(torch.device('cpu'))", *body]]
+    lines += ["main(None)"]
     script.write_text("\n".join(lines))
     ended = start_together(script)
     lines = [line for process in ended for line in process.stderr.splitlines()]
