@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from started import Started, run_script
 import memorization_scores
 import remove_samples
 import train_simclr
+from memorization.data.prepared_maps import arrays_of_geometry, read_geometry
 
 KILLS = int(os.environ.get("KILLS", 1))
 KILLS_OF_OTHERS = max(1, KILLS // 2)
@@ -41,6 +43,12 @@ def kill(process):
     """Kill a process and those it has started, as a machine does that loses its power."""
     assert process.poll() is None, process.stderr
     process.kill_group()
+
+
+def wait_for_change(process, look, before):
+    """Wait until look() is no longer what it was, or a process has ended."""
+    while process.poll() is None and look() == before:
+        time.sleep(0.005)
 
 
 def saves(run):
@@ -81,8 +89,7 @@ def kill_at_random_moments(kills, run, script, arguments, seed, duration):
     chance, while_saving = random.Random(seed), 0
     for _ in range(kills):
         before, process = saves(run), Started(script.__file__, *arguments)
-        while process.poll() is None and saves(run) == before:
-            time.sleep(0.005)
+        wait_for_change(process, lambda: saves(run), before)
         # the work is not to end before the last kill, on a busy machine either
         time.sleep(chance.uniform(0, duration / (kills + 1) / 2))
         in_saving = chance.random() < 0.5
@@ -173,9 +180,19 @@ def maps_in(folder):
     return files
 
 
+def images_kept(folder):
+    """How many images the unfinished maps in a folder hold."""
+    kept_rows = 0
+    for path in folder.glob("*.partial"):
+        with suppress(OSError, ValueError, TypeError):  # it has just begun, or ended
+            _, rows = arrays_of_geometry(read_geometry(path))
+            kept_rows += int(rows.any(axis=1).sum())
+    return kept_rows
+
+
 def test_a_preparation_that_is_killed_again_and_again_ends_as_one_that_was_not(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 500, 500, 3), dtype=np.uint8)
-    for i in range(600 + 200 * KILLS_OF_OTHERS):
+    for i in range(900 + 200 * KILLS_OF_OTHERS):
         folder = tmp_path / "images" / ("val" if i % 30 == 0 else "train") / f"class_{i // 30 % 2}"
         folder.mkdir(parents=True, exist_ok=True)
         first = tmp_path / f"{i % 8}.jpg"
@@ -189,15 +206,17 @@ def test_a_preparation_that_is_killed_again_and_again_ends_as_one_that_was_not(t
     finish(train_simclr, "--config", whole, "--data.prepared", str(tmp_path / "whole/maps"))
     maps, chance, half_way = tmp_path / "killed/maps", random.Random(0), 0
     arguments = ["--config", killed, "--data.prepared", str(maps)]
-    for _ in range(KILLS_OF_OTHERS):
-        process = Started(train_simclr.__file__, *arguments)
-        while process.poll() is None and not any(maps.glob("*.lock")):
-            time.sleep(0.005)
-        time.sleep(chance.uniform(0, 0.5))
+    for number in range(KILLS_OF_OTHERS):
+        before, process = images_kept(maps), Started(train_simclr.__file__, *arguments)
+        if number % 2 == 0:
+            wait_for_change(process, lambda: images_kept(maps), before)
+        else:
+            wait_for_change(process, lambda: any(maps.glob("*.lock")), False)
+            time.sleep(chance.uniform(0, 0.5))
         kill(process)
-        half_way += any(maps.glob("*.partial"))
+        half_way += images_kept(maps) > 0
     finish(train_simclr, *arguments)
     prepared = maps_in(tmp_path / "whole/maps")
     assert len(prepared) == 6 and maps_in(maps) == prepared
     assert_alike(whole_run, killed_run, count=4)
-    print(f"\npreparation: {KILLS_OF_OTHERS} kills, {half_way} of them with a map half filled")
+    print(f"\npreparation: {KILLS_OF_OTHERS} kills, {half_way} of them left a map half filled")
