@@ -121,14 +121,22 @@ def temporary_file(path):
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | AS_IT_IS, 0o666)
-        with os.fdopen(descriptor, "r+b", buffering=0) as file:
-            try:
-                if try_flock(descriptor) is not False and _leads_to(temporary, descriptor):
-                    yield file, temporary
-                    return
-            finally:
-                with suppress(OSError):  # the next writer deletes it
-                    temporary.unlink(missing_ok=True)
+        with os.fdopen(descriptor, "r+b", buffering=0) as file, _deleting(temporary):
+            if try_flock(descriptor) is not False and _leads_to(temporary, descriptor):
+                yield file, temporary
+                return
+
+
+@contextmanager
+def _deleting(temporary):
+    """Delete a temporary file in the end, unless the body renames it."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # the first error matters, and the next writer deletes the file
+            temporary.unlink(missing_ok=True)
+        raise
+    temporary.unlink(missing_ok=True)
 
 
 def _delete_abandoned(path):

@@ -496,6 +496,24 @@ def test_a_lock_that_cannot_be_had_is_one_line_and_nothing_is_left(tmp_path, mon
     assert os.listdir(tmp_path) == []
 
 
+def test_a_disk_that_deletes_nothing_is_found_before_the_work(tmp_path, monkeypatch):
+    """A trial that passed over it would leave its file for good."""
+
+    def fail(path):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "unlink", fail)
+        with pytest.raises(WrongUse, match="cannot be written .Input/output error"):
+            check_writable(tmp_path)
+        with pytest.raises(WrongUse), sole_process(tmp_path / "lock"):
+            pass
+    check_writable(tmp_path)
+    with sole_process(tmp_path / "lock"):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_full_disk_is_found_before_the_work(tmp_path, monkeypatch):
     check_writable(tmp_path / "not/yet/made")
     assert os.listdir(tmp_path) == []

@@ -28,6 +28,7 @@ import linear_probing_train
 import memorization_scores
 import remove_samples
 import train_simclr
+from memorization.measuring.representations import DIGEST_BYTES, OF
 
 PROCESSES = int(os.environ.get("FUZZ", 1))  # of three for each kind
 
@@ -152,6 +153,13 @@ def folder_experiment(tmp_path_factory):
     return path, folder
 
 
+def hostile_representations(intact):
+    """Hostile arrays in files of the cache that tell their origin, and whose checksums fit."""
+    array, mark, origin = intact[:-DIGEST_BYTES].rpartition(OF)
+    contents = [hostile + mark + origin for hostile in hostile_arrays(array)]
+    return [content + hashlib.sha256(content).digest() for content in contents]
+
+
 # As REAL; every file of a name with a star.
 REAL_OF_A_FOLDER = {
     "image": ("images/train/c0/0.png", "memorization_scores.py", [], lambda path: [b"GIF89a", b""]),
@@ -166,10 +174,7 @@ REAL_OF_A_FOLDER = {
         b'<!DOCTYPE x [<!ENTITY a "ha">]><annotation>&a;</annotation>', b"<a><bndbox/></a>",
     ]),
     "kept representations": ("run/probe/representations/*.npy", "linear_probing_train.py", [],
-        lambda path: [
-            content + hashlib.sha256(content).digest()
-            for content in hostile_arrays(path.read_bytes()[:-32])
-        ]),
+        lambda path: hostile_representations(path.read_bytes())),
     "kept probe": ("run/removal/probes/*.json", "remove_samples.py", ["--retrain"],
         lambda path: HOSTILE_JSON),
 }  # fmt: skip
