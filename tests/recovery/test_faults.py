@@ -192,7 +192,7 @@ def images_kept(folder):
 
 def test_a_preparation_that_is_killed_again_and_again_ends_as_one_that_was_not(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 500, 500, 3), dtype=np.uint8)
-    for i in range(900 + 200 * KILLS_OF_OTHERS):
+    for i in range(500 + 600 * KILLS_OF_OTHERS):
         folder = tmp_path / "images" / ("val" if i % 30 == 0 else "train") / f"class_{i // 30 % 2}"
         folder.mkdir(parents=True, exist_ok=True)
         first = tmp_path / f"{i % 8}.jpg"
