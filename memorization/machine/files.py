@@ -48,7 +48,7 @@ def atomically(path):
     """
     content = io.BytesIO()
     yield content
-    write_atomically(path, content.getbuffer())
+    write_atomically(path, content.getvalue())  # no copy; a buffer would outlive an error
 
 
 @on_first_process
@@ -129,14 +129,16 @@ def temporary_file(path):
 
 @contextmanager
 def _deleting(temporary):
-    """Delete a temporary file in the end, unless the body renames it."""
+    """Delete a temporary file in the end, unless the body renames it. Raises WrongUse if that
+    cannot be done.
+    """
     try:
         yield
     except BaseException:
-        with suppress(OSError):  # the first error matters, and the next writer deletes the file
-            temporary.unlink(missing_ok=True)
+        with suppress(WrongUse):  # the first error matters, and the next writer deletes the file
+            delete_file(temporary)
         raise
-    temporary.unlink(missing_ok=True)
+    delete_file(temporary)
 
 
 def _delete_abandoned(path):

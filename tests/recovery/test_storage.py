@@ -83,6 +83,19 @@ def test_a_file_that_is_filled_piece_by_piece_is_whole_or_not_there(tmp_path):
     assert path.read_bytes() == b"ontwo" and os.listdir(path.parent) == ["file"]
 
 
+def test_a_write_that_fails_keeps_no_hold_on_what_was_to_be_written(tmp_path, monkeypatch):
+    """Python 3.12.1 crashes if a buffer of a BytesIO is still held by the traceback of an error."""
+
+    def fail(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(WrongUse) as failure, atomically(tmp_path / "file") as file:
+        file.write(b"content")
+    file.truncate(0)  # a BufferError while a buffer is held
+    assert "No space left" in str(failure.value)
+
+
 def test_processes_beside_the_first_write_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "rank", lambda: 1)
     write_atomically(tmp_path / "file", "text")
